@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. They need Python 3.10 or newer and nothing else of ours.
+PYTHON ?= python3
+VENV ?= .venv
+VENV_55 ?= .venv-hub55
+VENV_LOWEST ?= .venv-lowest
+ARGS ?=
+# Most tests wait for hubs and proxies: three at a time keep two cores busy.
+PYTEST = pytest -q -n 3
+BIN = $(CURDIR)/$(VENV)/bin
+export PYTHON
+
+.PHONY: demo test test-long lint setup
+
+setup:
+	@sh .ci/setup $(VENV) 'jupyterhub>=6.1,<7'
+
+demo: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/hubguard demo $(ARGS)
+
+lint: setup
+	PATH="$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
+
+test: lint
+	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
+
+# The long tier on the newest hub, the whole suite on the second hub version, and what needs no browser with every
+# dependency at the lowest version that setup.cfg allows.
+test-long: setup
+	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m long $(ARGS)
+	@sh .ci/setup $(VENV_55) 'jupyterhub==5.5.*'
+	PATH="$(CURDIR)/$(VENV_55)/bin:$$PATH" $(CURDIR)/$(VENV_55)/bin/$(PYTEST) $(ARGS)
+	@$(BIN)/python -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
+	    print(c["options"]["install_requires"].strip().replace(">=", "=="))' >$(VENV)/lowest.txt
+	@sh .ci/setup $(VENV_LOWEST) -c $(VENV)/lowest.txt
+	PATH="$(CURDIR)/$(VENV_LOWEST)/bin:$$PATH" $(CURDIR)/$(VENV_LOWEST)/bin/$(PYTEST) tests/unit tests/contract tests/migration

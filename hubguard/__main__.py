@@ -1,0 +1,7 @@
+"""``python -m hubguard`` is the ``hubguard`` command."""
+
+import sys
+
+from hubguard.cli import main
+
+sys.exit(main())

@@ -1,0 +1,286 @@
+"""The service: binds first, then works. Wires settings, hub, journal, guard and pages together, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from hubguard.act.lease import Books
+from hubguard.clients.budget import Budget, Lane
+from hubguard.clients.clock import SystemClock
+from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
+from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.errors import ConfigError
+from hubguard.idle_culler import settings_from
+from hubguard.inhub import SCOPES
+from hubguard.loop import Guard
+from hubguard.web.auth import HubLogin
+from hubguard.web.routes import make_application
+
+log = logging.getLogger(__name__)
+
+DEFAULT_API_URL = "http://127.0.0.1:8081/hub/api"
+"""Where a hub on this machine answers unless it is told otherwise (JupyterHub's own default)."""
+
+REBIND_S = 2.0
+"""Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
+
+PARENT_CHECK_S = 1.0
+
+LARGEST_REQUEST = 65536
+"""In bytes. Nothing that HubGuard is asked needs more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a service finds itself: what the hub that runs it, or its environment, has told it.
+
+    ``url`` is where the proxy reaches us, "" for a command that serves nothing. ``generation`` is the start time of the hub
+    that manages us (unix, seconds), 0 for an external service; ``hub_pid`` is that hub's process, or None. ``base_url``
+    begins and ends with a slash. ``registration`` is what the include passed on.
+    """
+
+    api_url: str
+    token: str = field(repr=False)
+    url: str = ""
+    base_url: str = "/"
+    hub_host: str = ""
+    generation: float = 0.0
+    hub_pid: int | None = None
+    registration: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def prefix(self) -> str:
+        """The path of our pages, with a slash at both ends."""
+        return f"{self.base_url}services/hubguard/"
+
+    @property
+    def hub_prefix(self) -> str:
+        """The path of the hub's own pages, with a slash at both ends."""
+        return f"{self.base_url}hub/"
+
+
+def place_from(environ: Mapping[str, str]) -> Place:
+    """What the environment tells, as every JupyterHub service gets it. Raises ConfigError where the token is missing."""
+    token = environ.get("JUPYTERHUB_API_TOKEN", "")
+    if not token:
+        raise ConfigError(
+            "JUPYTERHUB_API_TOKEN",
+            "is not set. Run HubGuard through the include, or give it the token of a service that has the role it needs.",
+        )
+    api_url = environ.get("JUPYTERHUB_API_URL") or DEFAULT_API_URL
+    if urlsplit(api_url).scheme not in {"http", "https"} or not urlsplit(api_url).hostname:
+        raise ConfigError("JUPYTERHUB_API_URL", f"{api_url!r} is no URL such as {DEFAULT_API_URL}")
+    try:
+        told = json.loads(environ.get("HUBGUARD_REGISTRATION") or "{}")
+    except ValueError:
+        told = {"errors": ["HUBGUARD_REGISTRATION: what the include passed on can't be read"]}
+    return Place(
+        api_url=api_url,
+        token=token,
+        base_url=environ.get("JUPYTERHUB_BASE_URL") or _base_url(api_url),
+        hub_host=environ.get("JUPYTERHUB_HOST", ""),
+        registration=told if isinstance(told, dict) else {},
+    )
+
+
+def _base_url(api_url: str) -> str:
+    """The hub's base_url by where its API is, for a service of its own that wasn't told."""
+    path = urlsplit(api_url).path.rstrip("/")
+    return path.removesuffix("hub/api") if path.endswith("/hub/api") else "/"
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a guard must know besides its settings; the fields are those of :class:`hubguard.loop.Guard`."""
+
+    observe_only: str = ""
+    took_over: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circumstances]:
+    """The settings from a former culler, the hub's config and our own file, the later over the earlier. Never raises."""
+    told = place.registration
+    circumstances = Circumstances()
+    layers: list[Mapping[str, Mapping[str, object]]] = []
+    errors = [str(line) for line in told.get("errors", ())]
+    culler = told.get("idle_culler")
+    if culler:
+        circumstances, taken_over = _beside_a_culler(culler)
+        layers.append(taken_over)
+    layers.append(told.get("sections", {}))
+    environ = {**os.environ, **told.get("environ", {})}
+    if config_file is None and environ.get("HUBGUARD_CONFIG"):
+        # Set for the hub's process: a managed service doesn't inherit it, and learns of it by the include alone.
+        config_file = Path(environ["HUBGUARD_CONFIG"])
+    if config_file is not None:
+        try:
+            layers.append(sections_of(read_file(config_file)))
+        except ConfigError as error:
+            errors.append(str(error))
+    settings = load(*layers, environ=environ)
+    return replace(settings, errors=(*errors, *settings.errors)), circumstances
+
+
+def _beside_a_culler(culler: Mapping[str, Any]) -> tuple[Circumstances, Mapping[str, Mapping[str, object]]]:
+    """What an idle culler that is registered, too, means for us; ``culler`` is what the include found out about it."""
+    name = str(culler.get("name", "an idle culler"))
+    taken = settings_from(culler.get("command", ()))
+    if not culler.get("stood_down"):
+        why = f"{name} is running, too, and only one of the two may act. {culler.get('why', '')}".strip(" .")
+        return Circumstances(observe_only=why), {}
+    if not taken.understood:
+        why = f"the settings of {name}, whose place HubGuard takes, can't be understood: {' '.join(taken.notes)}"
+        return Circumstances(observe_only=why, notes=taken.notes), {}
+    note = f"HubGuard has taken over from {name}, which the hub no longer starts, and goes on with its settings."
+    return Circumstances(took_over=name, notes=(note, *taken.notes)), taken.settings
+
+
+def make_guard(
+    settings: Settings, place: Place, hub: HubAPI, budget: Budget, circumstances: Circumstances | None = None
+) -> Guard:
+    """The guard of the hub at ``place``, not yet running."""
+    url = settings.guard.db_url
+    circumstances = circumstances or Circumstances()
+    return Guard(
+        settings,
+        hub,
+        budget,
+        lambda: Books.open(url),
+        SystemClock(),
+        random.random,
+        holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
+        address=place.url.rstrip("/") + place.prefix if place.url else "",
+        generation=place.generation,
+        observe_only=circumstances.observe_only,
+        took_over=circumstances.took_over,
+        notes=circumstances.notes,
+        features={scope: need.feature for scope, need in SCOPES.items()},
+    )
+
+
+def make_budget(settings: Settings) -> Budget:
+    """The one budget of a guard, as the settings have it."""
+    budget = settings.budget
+    return Budget(
+        rate=budget.rate,
+        burst=budget.burst,
+        concurrency=budget.concurrency,
+        breaker_failures=budget.breaker_failures,
+        breaker_open_s=budget.breaker_open_s,
+    )
+
+
+async def serve(place: Place, config_file: Path | None) -> int:
+    """Run the service until it is told to end, is superseded by the guard of a newer hub, or loses the hub that runs it.
+
+    The exit code. Nothing that goes wrong in here ends it: a port that is taken is tried again, a database that can't be
+    reached is tried again, a wrong setting is shown on the page.
+    """
+    settings, circumstances = settings_for(place, config_file)
+    for error in settings.errors:
+        log.error("Nothing is done until this setting is right: %s", error)
+    budget = make_budget(settings)
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, ending.set)
+    async with HTTPHubAPI(
+        place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s
+    ) as hub:
+        guard = make_guard(settings, place, hub, budget, circumstances)
+        server = HTTPServer(_application(guard, place, budget), xheaders=True, max_body_size=LARGEST_REQUEST)
+        tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
+        await asyncio.sleep(0)  # the first try to bind comes before any work
+        tasks += [asyncio.create_task(guard.run()), asyncio.create_task(_until_over(place, guard, ending))]
+        await asyncio.wait(tasks[-2:], return_when=asyncio.FIRST_COMPLETED)
+        server.stop()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await server.close_all_connections()
+    for result in results:
+        if isinstance(result, Exception):
+            log.error("HubGuard ends by a defect", exc_info=result)
+            return 1
+    return 0
+
+
+def _application(guard: Guard, place: Place, budget: Budget) -> Application:
+    login = HubLogin(
+        api_url=place.api_url,
+        token=place.token,
+        prefix=place.prefix,
+        hub_prefix=place.hub_prefix,
+        hub_host=place.hub_host,
+        redirect_uri=str(place.registration.get("redirect_uri") or ""),
+        lane=lambda: budget.slot(Lane.RESERVED, safe=True),
+    )
+    hub_pages = place.hub_host + place.hub_prefix
+    # From the token, so that a guard that is started again doesn't send every open page to the login.
+    secret = hashlib.sha256(f"HubGuard's cookies {place.token}".encode()).digest()
+    return make_application(
+        guard, login, policy=guard.policy, prefix=place.prefix, hub_prefix=hub_pages, cookie_secret=secret
+    )
+
+
+async def _bind(server: HTTPServer, place: Place, bind_ip: str) -> None:
+    """The port is ours, at once or as soon as whoever has it lets go."""
+    parts = urlsplit(place.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = bind_ip or parts.hostname or "127.0.0.1"
+    told = False
+    while True:
+        try:
+            server.add_sockets(bind_sockets(port, address))
+        except OSError as error:
+            if not told:
+                log.error(
+                    "Can't listen on %s port %d (%s). The page is missing until that works; the rest goes on.",
+                    address,
+                    port,
+                    error.strerror,
+                )
+            told = True
+            await asyncio.sleep(REBIND_S)
+        else:
+            log.info("Listening on %s port %d, pages at %s", address, port, place.prefix)
+            return
+
+
+async def _until_over(place: Place, guard: Guard, ending: asyncio.Event) -> None:
+    """Returns when this process is to end, with the reason in the log."""
+    waiting = [asyncio.create_task(ending.wait()), asyncio.create_task(guard.superseded.wait())]
+    try:
+        while True:
+            await asyncio.wait(waiting, timeout=PARENT_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+            if ending.is_set():
+                log.info("Told to end.")
+                return
+            if guard.superseded.is_set():
+                log.warning("The guard of a newer hub has taken over. This one ends.")
+                return
+            if place.hub_pid is not None and os.getppid() != place.hub_pid:
+                # After kill -9 of a hub its services live on (tried on 5.5 and 6.1), with tokens that still work.
+                log.warning("The hub that ran this guard is gone. This guard ends; the next hub brings its own.")
+                return
+    finally:
+        for task in waiting:
+            task.cancel()

@@ -1,0 +1,374 @@
+"""The ``hubguard`` command. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 held or braked, 4 findings exist."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hubguard import __version__, config
+from hubguard.errors import ConfigError, HubGuardError
+
+FINE, FAILED, USAGE, HELD, FINDINGS = 0, 1, 2, 3, 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. An error is one line on stderr, never a traceback."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.INFO if arguments.command == "serve" else logging.WARNING,
+        format="[%(levelname).1s %(asctime)s hubguard] %(message)s",
+    )
+    if not arguments.debug:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        return _fail(error, USAGE)
+    except HubGuardError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Nothing more may be written, at interpreter exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def _fail(error: HubGuardError, code: int) -> int:
+    print(f"hubguard: {error}", file=sys.stderr)
+    if error.detail:
+        print(error.detail, file=sys.stderr)
+    return code
+
+
+# -- the commands ---------------------------------------------------------------------------------------------------------
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from hubguard import app
+
+    place = app.place_from(os.environ)
+    place = replace(
+        place,
+        url=arguments.url or os.environ.get("JUPYTERHUB_SERVICE_URL", ""),
+        generation=arguments.generation,
+        hub_pid=arguments.hub_pid,
+    )
+    return asyncio.run(app.serve(place, arguments.config))
+
+
+def _cull(arguments: argparse.Namespace) -> int:
+    from hubguard import once
+    from hubguard.web import present
+
+    settings = _settings(arguments)
+    if settings.errors:
+        raise ConfigError(*_setting_and_text(settings.errors[0]))
+    _the_guards_journal(settings)
+    report = asyncio.run(
+        once.cull(
+            settings,
+            os.environ,
+            actor=_actor(),
+            policy_known=arguments.config is not None or arguments.timeout is not None,
+            dry_run=arguments.dry_run,
+            idle_timeout_s=arguments.timeout,
+            concurrency=arguments.concurrency,
+            rate=arguments.rate,
+        )
+    )
+    print(json.dumps(report, indent=2) if arguments.json else present.report_text(report))
+    return once.exit_code(report, dry_run=arguments.dry_run)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hubguard import doctor
+
+    checks = asyncio.run(doctor.examine(_settings(arguments), os.environ))
+    if arguments.json:
+        print(json.dumps([doctor.as_json(check) for check in checks], indent=2))
+    else:
+        print(doctor.as_text(checks))
+    return FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else FINE
+
+
+def _stance(arguments: argparse.Namespace) -> int:
+    """arm, observe, hold and resume go straight into the journal, so that they work with hub, proxy and guard down."""
+    from datetime import datetime, timezone
+
+    from hubguard.journal.store import Journal, open_journal
+
+    change = {"arm": Journal.arm, "observe": Journal.observe, "hold": Journal.hold, "resume": Journal.resume}
+    journal = open_journal(_the_guards_journal(_settings(arguments)))
+    try:
+        stance = change[arguments.command](journal, _actor(), arguments.why, datetime.now(timezone.utc))
+    finally:
+        journal.close()
+    print(
+        ("acting is on hold" if stance.held else "not on hold") + ", " + ("armed" if stance.armed else "observing only")
+    )
+    return FINE
+
+
+def _journal(arguments: argparse.Namespace) -> int:
+    from hubguard.journal.store import open_journal
+    from hubguard.web import present
+
+    journal = open_journal(_the_guards_journal(_settings(arguments)))
+    try:
+        entries = journal.entries(limit=arguments.limit, user=arguments.user)
+    finally:
+        journal.close()
+    for entry in entries:
+        print(json.dumps(present.entry_json(entry)) if arguments.json else present.entry_text(entry))
+    return FINE
+
+
+def _config_check(arguments: argparse.Namespace) -> int:
+    from hubguard import doctor
+
+    checks = doctor.examine_config(arguments.file)
+    print(doctor.as_text(checks))
+    return FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else FINE
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from hubguard.journal.database import without_password
+
+    settings = _settings(arguments)
+    if arguments.markdown:
+        print(config.settings_markdown(), end="")
+        return FINE
+    for name, default, text in config.settings_table():
+        section, trait = name.split(".")
+        holder = {type(part).__name__: part for part in (settings.guard, settings.cull, settings.budget)}[section]
+        value = repr(getattr(holder, trait))
+        if name == "HubGuard.db_url":
+            value = repr(without_password(getattr(holder, trait)))
+        print(f"{name} = {value}" + ("" if value == default else f"  (default: {default})"))
+        print(f"    {text}")
+    for error in settings.errors:
+        print(f"wrong: {error}", file=sys.stderr)
+    return USAGE if settings.errors else FINE
+
+
+def _config_install(arguments: argparse.Namespace) -> int:
+    spec = find_spec("hubguard.config_d")
+    assert spec is not None
+    assert spec.origin is not None
+    snippet = Path(spec.origin).with_name("hubguard.py")
+    # Not hubguard.py: a hub that runs in that folder would take it for the package.
+    target = Path(arguments.folder) / "50-hubguard.py"
+    if not target.parent.is_dir():
+        raise ConfigError(str(target.parent), "there is no such folder")
+    if target.exists() and target.read_bytes() != snippet.read_bytes():
+        raise ConfigError(str(target), "is there already, and differs. Nothing was written; remove it to get a new one")
+    shutil.copyfile(snippet, target)
+    print(f"{target} is in place. It takes effect when the hub restarts and its config includes it.")
+    return FINE
+
+
+def _db(arguments: argparse.Namespace) -> int:
+    from hubguard.journal import migrate
+    from hubguard.journal.store import open_journal
+
+    url = _settings(arguments).guard.db_url
+    if arguments.action == "upgrade":
+        open_journal(url).close()
+    found, newest = migrate.revisions(url)
+    print(f"revision {found or 'none yet'}, newest {newest}")
+    return FINE if found == newest else FINDINGS
+
+
+def _seed(arguments: argparse.Namespace) -> int:
+    from hubguard.testbed.seed import seed
+
+    if not arguments.hub_db_url:
+        raise ConfigError(
+            "--hub-db-url", "is needed: the database of a hub that hasn't started yet (or HUBGUARD_HUB_DB_URL)"
+        )
+    summary = seed(
+        arguments.hub_db_url,
+        users=arguments.users,
+        running=arguments.running,
+        groups=arguments.groups,
+        named=arguments.named,
+    )
+    print(summary)
+    return FINE
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    try:
+        from hubguard.testbed.demo import run_demo
+    except ImportError as error:
+        raise HubGuardError(f"The demo needs {error.name}: pip install 'hubguard[demo]'") from None
+
+    return asyncio.run(run_demo(check=arguments.check))
+
+
+# -- their arguments -----------------------------------------------------------------------------------------------------
+
+
+def _settings(arguments: argparse.Namespace) -> config.Settings:
+    path: Path | None = arguments.config
+    return config.load(*([config.sections_of(config.read_file(path))] if path else []))
+
+
+def _the_guards_journal(settings: config.Settings) -> str:
+    """The journal's URL. Raises ConfigError where a new one would begin in whatever folder this is.
+
+    The guard reads its own, so that a hold in the new one would hold nobody, and a cull beside it two would act at once.
+    """
+    from hubguard.journal.database import Database
+
+    database = Database(settings.guard.db_url)
+    if database.missing and database.file is not None and not database.file.is_absolute():
+        text = (
+            f"there is no {database.file} in this folder. Set HUBGUARD_DB_URL to the guard's, or go to the hub's folder"
+        )
+        raise ConfigError("HubGuard.db_url", text)
+    return settings.guard.db_url
+
+
+def _actor() -> str:
+    """Who is named in the journal for what is done by command."""
+    try:
+        return f"{getpass.getuser()} (command)"
+    except (KeyError, OSError):
+        return "somebody (command)"
+
+
+def _setting_and_text(line: str) -> tuple[str, str]:
+    setting, _, text = line.partition(": ")
+    return setting, text
+
+
+def _idle_timeout(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= config.YEAR_S:
+        raise ValueError(text)
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 1000:
+        raise ValueError(text)
+    return value
+
+
+def _width(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 500:
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _count_or_0(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+# argparse names a type in its message: "argument --rate: invalid number from 0.1 to 1000 value: '-1'".
+_idle_timeout.__name__ = "number above 0 and up to a year"
+_rate.__name__ = "number from 0.1 to 1000"
+_width.__name__ = "count from 1 to 500"
+_count.__name__ = "count of 1 or more"
+_count_or_0.__name__ = "count of 0 or more"
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="log more")
+    shared.add_argument(
+        "--config",
+        type=Path,
+        default=os.environ.get("HUBGUARD_CONFIG") and Path(os.environ["HUBGUARD_CONFIG"]),
+        metavar="FILE",
+        help="a config file with c.HubGuard… lines; jupyterhub_config.py will do (default: $HUBGUARD_CONFIG)",
+    )
+    parser = argparse.ArgumentParser(prog="hubguard", description="Keeps a JupyterHub healthy.", epilog=__doc__)
+    parser.add_argument("--version", action="version", version=f"hubguard {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, group: Any = commands) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text, parents=[shared])
+        made.set_defaults(run=run)
+        return made
+
+    serve = command("serve", _serve, "run the service: the guard, its pages and its API")
+    serve.add_argument("--url", help="where the proxy reaches us (default: $JUPYTERHUB_SERVICE_URL)")
+    # Set by the include alone: they tell a guard which hub's process runs it.
+    serve.add_argument("--generation", type=float, default=0.0, help=argparse.SUPPRESS)
+    serve.add_argument("--hub-pid", type=int, default=None, help=argparse.SUPPRESS)
+
+    cull = command("cull", _cull, "stop the servers that are due, once, even when HubGuard only observes")
+    cull.add_argument("--once", action="store_true", required=True, help="one cycle (the service does the others)")
+    cull.add_argument("--dry-run", action="store_true", help="say what would be stopped, and stop nothing")
+    cull.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    cull.add_argument("--timeout", type=_idle_timeout, metavar="S", help="idle timeout for this cycle, in seconds")
+    cull.add_argument("--concurrency", type=_width, metavar="N", help="stop at most N at a time")
+    cull.add_argument("--rate", type=_rate, metavar="PER_SECOND", help="at most so many requests per second")
+
+    for name, text in (
+        ("arm", "let HubGuard act by itself"),
+        ("observe", "let HubGuard only observe"),
+        ("hold", "nothing more is sent, whoever asks, until resumed; works with hub and proxy down"),
+        ("resume", "end a hold"),
+    ):
+        command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
+
+    journal = command("journal", _journal, "show what was done and decided, newest first")
+    journal.add_argument("--limit", type=_count, default=50, metavar="N")
+    journal.add_argument("--user", help="only what concerns this user")
+    journal.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    doctor = command("doctor", _doctor, "check hub, scopes, proxy, database and other cullers; say what to do")
+    doctor.add_argument("--json", action="store_true")
+
+    settings = commands.add_parser("config", help="check, show or install the config").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    check = command("check", _config_check, "say what is wrong with a config file before it is deployed", settings)
+    check.add_argument("file", type=Path, help="jupyterhub_config.py, or a file of HubGuard's own")
+    show = command("show", _config_show, "every setting with its value, default and meaning", settings)
+    show.add_argument("--markdown", action="store_true", help="the table of defaults, as it stands in the docs")
+    install = command("install", _config_install, "put the include into a config folder", settings)
+    install.add_argument("folder", help="for instance /opt/tljh/config/jupyterhub_config.d")
+
+    database = command("db", _db, "show or upgrade the revision of HubGuard's own database")
+    database.add_argument("action", choices=["status", "upgrade"])
+
+    seed = command("seed", _seed, "fill a hub's database with made-up users and servers, before that hub first starts")
+    seed.add_argument("--hub-db-url", "--hub-db", default=os.environ.get("HUBGUARD_HUB_DB_URL"), metavar="URL")
+    seed.add_argument("--users", type=_count_or_0, default=100, metavar="N")
+    seed.add_argument(
+        "--running", type=_count_or_0, default=10, metavar="M", help="how many of them have a server running"
+    )
+    seed.add_argument("--groups", type=_count_or_0, default=0, metavar="N")
+    seed.add_argument("--named", type=_count_or_0, default=0, metavar="N", help="how many of those are named servers")
+
+    demo = command("demo", _demo, "a real hub with a few dozen little servers, guarded by HubGuard")
+    demo.add_argument("--check", action="store_true", help="watch it work, print what was seen, exit 0 or 1")
+    return parser

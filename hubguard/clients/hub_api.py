@@ -1,0 +1,430 @@
+"""The hub's REST API: the one way in which HubGuard talks to the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from hubguard.clients.budget import Budget, Lane, Slot
+from hubguard.clients.hub_models import Page, read_page, read_retry_after, read_servers, read_services, read_text
+from hubguard.errors import (
+    BudgetExhausted,
+    ConfigError,
+    HubBusy,
+    HubError,
+    HubFailed,
+    HubGarbled,
+    HubRefused,
+    HubUnreachable,
+)
+from hubguard.model import Server
+
+T = TypeVar("T")
+
+RETRIES = 2
+"""So often a read is repeated when the hub was busy or the connection broke. What changes something is never repeated."""
+
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes. 200 users with a few servers each take well under one of these 64 MiB."""
+
+OVERLAP = 10
+"""So many users of a page are asked for again with the next one."""
+
+LONGEST_QUOTE = 300
+"""Characters of the hub's own words that an error repeats."""
+
+
+class HubAPI(Protocol):
+    """The port to the hub. Names go in as they are; clients quote them. Every call passes the budget.
+
+    Every call may also raise BudgetExhausted, and nothing was sent then.
+    """
+
+    async def list_servers(self) -> tuple[Server, ...]:
+        """Every server that the hub calls active (ready or pending), sorted by (user, name), from all pages.
+
+        Raises HubError when any page is missing: half a list is never returned.
+        """
+        ...
+
+    async def get_server(self, user: str, name: str) -> Server | None:
+        """That server as the hub sees it now; None when the hub says it isn't active, or knows no such user.
+
+        Raises HubError when the hub didn't say.
+        """
+        ...
+
+    async def stop_server(
+        self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """Ask the hub to stop it; ``remove`` also deletes a named server. True: answered 204; False: 202, stopping slowly.
+
+        ``confirm`` is awaited when all waiting is over and the request is about to go out; what it raises is raised here,
+        and then nothing is sent.
+        Neither proves anything: read again. A user or server that is unknown by now (404) counts as True.
+        Raises HubError; after HubUnreachable the request may have taken effect all the same.
+        """
+        ...
+
+    async def list_services(self) -> dict[str, tuple[str, ...]]:
+        """The command of each of the hub's services, by name; empty for one that the hub doesn't run. Raises HubError."""
+        ...
+
+    async def version(self) -> str:
+        """The hub's version, such as ``6.1.1``. Needs no scope. Raises HubError."""
+        ...
+
+    async def whoami(self) -> tuple[str, frozenset[str]]:
+        """(name of the token's owner, its expanded scopes). Raises HubError."""
+        ...
+
+
+def tell(slot: Slot, error: HubError | None) -> None:
+    """Tell the budget what came of a request: nothing worse than ``error``, or None where all went well."""
+    if error is None:
+        slot.succeeded()
+        return
+    if isinstance(error, HubBusy) and error.retry_after_s is not None:
+        slot.retry_after(error.retry_after_s)
+    overload = isinstance(error, (HubBusy, HubUnreachable)) or (isinstance(error, HubFailed) and error.status >= 500)
+    slot.failed(overload=overload)
+
+
+class HTTPHubAPI:
+    """The hub behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
+
+    ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
+    count. The token is in no error, repr or log line of this class.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        token: str,
+        budget: Budget,
+        *,
+        request_timeout_s: float = 60.0,
+        page_size: int = 200,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """``api_url`` is what the hub calls JUPYTERHUB_API_URL; ``page_size`` users are asked for at once.
+
+        ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
+        """
+        self._api_url = _checked_url(api_url)
+        self._token = _checked_token(token)
+        self._budget = budget
+        self._page_size = page_size
+        self._timeout_s = request_timeout_s
+        self._ssl = ssl_context
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        return f"<HTTPHubAPI {self._api_url}>"
+
+    async def __aenter__(self) -> HTTPHubAPI:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. It may be used again afterwards, and opens new ones then."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def list_servers(self) -> tuple[Server, ...]:
+        """See HubAPI. Pages overlap, so that users who come and go while they are read push nobody out of the list."""
+        users: dict[str, tuple[Server, ...]] = {}
+        offset, overlap, steps_back, bound = 0, 0, 0, 0
+        while True:
+            page = await self._page(offset)
+            bound = bound or 2 * page.total + 10_000
+            if page.offset + page.limit > bound:
+                raise HubGarbled(
+                    f"The hub's list of users grows without end (now {page.total}), so it isn't used. Is the API's URL right?"
+                )
+            if overlap and not users.keys() & page.users.keys():
+                # So many have left that the pages no longer meet: somebody in between may not have been read.
+                steps_back += 1
+                if steps_back > 10:
+                    raise HubGarbled(
+                        "The hub's list of users changes faster than it can be read; it is read again later."
+                    )
+                offset = max(0, offset - page.limit)
+                overlap = overlap if offset else 0
+                continue
+            users.update(page.users)
+            if page.next_offset is None:
+                servers = [server for of_user in users.values() for server in of_user]
+                return tuple(sorted(servers, key=lambda server: server.key))
+            overlap = min(OVERLAP, page.limit // 2)
+            offset = page.next_offset - overlap
+
+    async def get_server(self, user: str, name: str) -> Server | None:
+        """See HubAPI."""
+        call = _Call("GET", f"/users/{_quoted(user)}", f"read {_label(user, name)}", "read:servers", known=(200, 404))
+        answer = await self._read(call)
+        if answer.status == 404:
+            return None
+        servers = _understood(lambda: read_servers(answer.json, of=user))
+        return next((server for server in servers if server.name == name), None)
+
+    async def stop_server(
+        self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """See HubAPI. ``remove`` says nothing about a default server."""
+        path = f"/users/{_quoted(user)}/" + (f"servers/{_quoted(name)}" if name else "server")
+        body = {"remove": True} if remove and name else None
+        call = _Call("DELETE", path, f"stop {_label(user, name)}", "delete:servers", known=(204, 202, 404), body=body)
+        answer = await self._once(call, confirm)
+        return answer.status != 202
+
+    async def list_services(self) -> dict[str, tuple[str, ...]]:
+        """See HubAPI."""
+        call = _Call("GET", "/services", "list its services", "list:services and read:services", known=(200,))
+        answer = await self._read(call)
+        return _understood(lambda: read_services(answer.json))
+
+    async def version(self) -> str:
+        """See HubAPI."""
+        answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
+        return _understood(lambda: read_text(answer.json, "version"))
+
+    async def whoami(self) -> tuple[str, frozenset[str]]:
+        """See HubAPI."""
+        answer = await self._read(_Call("GET", "/user", "tell whose token this is", "", known=(200,)))
+        scopes = answer.json.get("scopes") if isinstance(answer.json, dict) else None
+        if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
+            raise HubGarbled("The hub told whose token this is, but not with which scopes. Is the API's URL right?")
+        return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
+
+    async def _page(self, offset: int) -> Page:
+        query = {"state": "active", "sort": "id", "offset": str(offset), "limit": str(self._page_size)}
+        call = _Call("GET", "/users", "list its servers", "list:users and read:servers", known=(200,), query=query)
+        answer = await self._read(call)
+        return _understood(lambda: read_page(answer.json, asked_offset=offset))
+
+    async def _read(self, call: _Call) -> _Answer:
+        failed: HubError | None = None
+        for _ in range(RETRIES + 1):
+            try:
+                return await self._once(call)
+            except _TooSlow:
+                # Asking again is no help to a hub that is too slow already.
+                raise
+            except (HubBusy, HubUnreachable) as error:
+                failed = error
+            except BudgetExhausted:
+                if failed is None:
+                    raise
+                break
+        assert failed is not None
+        raise failed
+
+    async def _once(self, call: _Call, confirm: Callable[[], Awaitable[None]] | None = None) -> _Answer:
+        async with self._budget.slot(Lane.ACT if call.method == "DELETE" else Lane.RESERVED, safe=call.safe) as slot:
+            if confirm is not None:
+                await confirm()
+            result = await self._exchange(call)
+            if isinstance(result, _Answer):
+                result = self._judged(call, result)
+            tell(slot, result if isinstance(result, HubError) else None)
+        if isinstance(result, HubError):
+            raise result
+        return result
+
+    async def _exchange(self, call: _Call) -> _Answer | HubError:
+        """The answer, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
+        url = URL(self._api_url + call.path + _query(call.query), encoded=True)
+        try:
+            async with self._open_session().request(
+                call.method, url, json=call.body, allow_redirects=False
+            ) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > LARGEST_ANSWER:
+                        response.close()
+                        return HubGarbled(f"The hub was asked to {call.what}, and its answer is larger than 64 MiB.")
+                return _Answer(response.status, bytes(body), response.headers.get("Retry-After"))
+        except asyncio.TimeoutError:
+            return _TooSlow(
+                f"The hub didn't {call.what} within {self._timeout_s:g} s: it hangs or is overloaded, or the network is."
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return HubUnreachable(
+                f"The hub didn't {call.what}: no answer from {self._api_url} ({self._cut(_reason(error))})."
+                " Is it running, and is this its API's URL?"
+            )
+
+    def _judged(self, call: _Call, answer: _Answer) -> _Answer | HubError:
+        status, said = answer.status, self._said(answer)
+        if status in (401, 403):
+            missing = f"lacks the scope {call.scope}, or " if call.scope else ""
+            return HubRefused(
+                f"The hub refused to {call.what} ({status}{said}): the token {missing}isn't valid. Give HubGuard's role"
+                " what is missing, or HubGuard a valid token."
+            )
+        if status in (429, 503):
+            return HubBusy(
+                f"The hub is too busy to {call.what} ({status}{said}). HubGuard slows down and tries again later.",
+                retry_after_s=read_retry_after(answer.retry_after),
+            )
+        if status == 404 and 404 in call.known and _is_hubs_404(answer.json):
+            return answer
+        if status == 404 and 404 in call.known:
+            return HubGarbled(
+                f"Asked to {call.what}, something that isn't a hub answered 404{said}. Is {self._api_url} the API's URL?"
+            )
+        if 200 <= status < 300:
+            if status not in call.known:
+                return HubGarbled(f"Asked to {call.what}, the hub answered {status}, which its API never does.")
+            if call.safe and answer.json is None:
+                return HubGarbled(
+                    f"The hub was asked to {call.what}, and its answer isn't JSON{said}. Is {self._api_url} the API's URL?"
+                )
+            return answer
+        hint = f" Redirects aren't followed. Is {self._api_url} the API's URL?" if 300 <= status < 400 else ""
+        return HubFailed(f"The hub failed to {call.what} ({status}{said}).{hint}", status=status)
+
+    def _said(self, answer: _Answer) -> str:
+        said = answer.json.get("message") if isinstance(answer.json, dict) else None
+        if answer.json is None:
+            said = answer.body[: 4 * LONGEST_QUOTE].decode("utf-8", "replace")
+        return f": {self._cut(said)}" if isinstance(said, str) and said.strip() else ""
+
+    def _cut(self, text: str) -> str:
+        text = _printable(" ".join(text.replace(self._token, "[token]").split()))
+        return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # How many are in flight is the budget's business: a second queue here would count as the hub's time.
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl or True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                headers={
+                    "Authorization": f"token {self._token}",
+                    "Accept": "application/jupyterhub-pagination+json",
+                    "User-Agent": "hubguard",
+                },
+                middlewares=(_send_once,),
+            )
+        return self._session
+
+
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Without this, aiohttp repeats a GET or DELETE by itself when the connection breaks, past the budget."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        reason = _reason(error)
+    raise aiohttp.ClientError(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request; ``what`` completes "the hub was asked to"; ``known`` are the statuses that mean something."""
+
+    method: str
+    path: str
+    what: str
+    scope: str
+    known: tuple[int, ...]
+    query: Mapping[str, str] | None = None
+    body: Mapping[str, object] | None = None
+
+    @property
+    def safe(self) -> bool:
+        return self.method == "GET"
+
+
+class _Answer:
+    """What came back. ``json`` is the decoded body, or None where it is none."""
+
+    def __init__(self, status: int, body: bytes, retry_after: str | None) -> None:
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        try:
+            self.json: Any = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            self.json = None
+
+
+def _understood(read: Callable[[], T]) -> T:
+    """What ``read`` gives. Its errors lose their way here, on which lie answers that may echo our own headers."""
+    try:
+        return read()
+    except (HubGarbled, HubRefused) as error:
+        nonsense = error.with_traceback(None)
+    raise nonsense
+
+
+class _TooSlow(HubUnreachable):
+    """No answer in time."""
+
+
+def _is_hubs_404(answer: Any) -> bool:
+    """Whether the hub itself says so. A 404 from anything else would make every server look gone."""
+    return isinstance(answer, dict) and answer.get("status") == 404
+
+
+def _reason(error: Exception) -> str:
+    """In words, without the request that some of aiohttp's errors carry along."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{type(error).__name__}: {error.message}"
+    return str(error) or type(error).__name__
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _query(query: Mapping[str, str] | None) -> str:
+    return "?" + "&".join(f"{name}={_quoted(value)}" for name, value in query.items()) if query else ""
+
+
+def _label(user: str, name: str) -> str:
+    return _printable(f"the server {user}/{name}" if name else f"the server of {user}")
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _checked_url(api_url: str) -> str:
+    try:
+        parts = urlsplit(api_url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError(
+            "JUPYTERHUB_API_URL", "must be a URL such as http://127.0.0.1:8081/hub/api, with http or https and a host"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError("JUPYTERHUB_API_URL", "must not have a user, a password, a query or a fragment in it")
+    return api_url.rstrip("/")
+
+
+def _checked_token(token: str) -> str:
+    if not token:
+        raise ConfigError("JUPYTERHUB_API_TOKEN", "is empty. Set it to the token of a service or user of the hub")
+    if not all("!" <= character <= "~" for character in token):
+        raise ConfigError("JUPYTERHUB_API_TOKEN", "has a space, a line break or another character that no token has")
+    return token

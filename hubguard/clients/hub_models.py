@@ -1,0 +1,162 @@
+"""What the hub's JSON says, as nouns. Anything that its API doesn't promise raises HubGarbled and says what was wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from hubguard.errors import HubGarbled, HubRefused
+from hubguard.model import Server
+
+TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of users, with the active servers of each. ``next_offset`` is None on the last one."""
+
+    users: dict[str, tuple[Server, ...]]
+    offset: int
+    limit: int
+    total: int
+    next_offset: int | None
+
+
+def read_page(answer: Any, *, asked_offset: int) -> Page:
+    """A page of the list of users. Raises HubGarbled also where the numbers on it would skip or repeat users."""
+    told = answer.get("_pagination") if isinstance(answer, dict) else None
+    if not isinstance(told, dict) or not isinstance(answer.get("items"), list):
+        raise _garbled("the list of users has no pagination, so it can't be told whether it is whole")
+    offset, limit, total = (_count(told, key) for key in ("offset", "limit", "total"))
+    items = answer["items"]
+    next_page = told.get("next")
+    next_offset = None
+    if offset != asked_offset or limit < 1 or len(items) > limit:
+        raise _garbled(
+            f"asked for users from {asked_offset} on, it gave {len(items)} from {offset} on, {limit} at most"
+        )
+    if next_page is not None:
+        if not isinstance(next_page, dict):
+            raise _garbled(f"the next page of users is {_short(next_page)}")
+        next_offset = _count(next_page, "offset")
+        if not offset < next_offset <= offset + limit or next_offset >= total:
+            raise _garbled(
+                f"after the users {offset} to {offset + limit} of {total}, the next page is at {next_offset}"
+            )
+    elif offset + limit < total:
+        raise _garbled(f"the list of users ends at {offset + limit} of {total}")
+    users = {}
+    for item in items:
+        name = read_text(item, "name")
+        users[name] = read_servers(item, of=name)
+    return Page(users, offset, limit, total, next_offset)
+
+
+def read_servers(user: Any, *, of: str) -> tuple[Server, ...]:
+    """The active servers in the model of the user ``of``.
+
+    Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers.
+    """
+    if not isinstance(user, dict) or user.get("name") != of:
+        raise _garbled(f"asked for the user {of!r}, it gave {_short(user)} without that name")
+    if "servers" not in user:
+        raise HubRefused(
+            f"The hub doesn't show the servers of {of}: the token lacks the scope read:servers."
+            " Give it to HubGuard's role; without it, nothing can be known or done."
+        )
+    servers, admin = user["servers"], user.get("admin")
+    if not isinstance(servers, dict) or not isinstance(admin, bool):
+        raise _garbled(f"the user {of!r} has the servers {_short(servers)} and admin {_short(admin)}")
+    read = (_read_server(of, name, server, admin=admin) for name, server in servers.items())
+    return tuple(server for server in read if server.ready or server.pending is not None)
+
+
+def read_services(answer: Any) -> dict[str, tuple[str, ...]]:
+    """The command of each service, by its name."""
+    if not isinstance(answer, dict) or not all(isinstance(model, dict) for model in answer.values()):
+        raise _garbled(f"it gave {_short(answer)} where its services belong")
+    return {name: tuple(map(str, model.get("command") or ())) for name, model in answer.items()}
+
+
+def read_text(answer: Any, key: str) -> str:
+    """The text under ``key``, never empty."""
+    text = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(text, str) or not text:
+        raise _garbled(f"it gave {_short(answer)} where one with a {key} belongs")
+    return text
+
+
+def read_time(text: Any, what: str) -> datetime | None:
+    """A time, UTC-aware. Without a zone it is UTC, as the hub means it; None stays None."""
+    if text is None:
+        return None
+    match = TIME.fullmatch(text) if isinstance(text, str) else None
+    try:
+        if match is not None:
+            *parts, fraction, _, sign, hours, minutes = match.groups()
+            ahead = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
+            year, month, day, hour, minute, second = (int(part) for part in parts)
+            micros = int((fraction or "0").ljust(6, "0")[:6])
+            return datetime(year, month, day, hour, minute, second, micros, tzinfo=timezone.utc) - ahead
+    except (ValueError, OverflowError):
+        pass
+    raise _garbled(f"{what} is {_short(text)}, which is no time")
+
+
+def read_retry_after(header: str | None) -> float | None:
+    """The header Retry-After, a number of seconds or an HTTP date, in seconds from now; None where it is neither."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header)
+        except (ValueError, TypeError, IndexError):
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=timezone.utc)
+        seconds = (until - datetime.now(timezone.utc)).total_seconds()
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _read_server(user: str, name: str, model: Any, *, admin: bool) -> Server:
+    label = f"{user}/{name}" if name else user
+    if not isinstance(model, dict) or model.get("name", name) != name:
+        raise _garbled(f"the server {label!r} is {_short(model)}")
+    ready, pending = model.get("ready"), model.get("pending")
+    if not isinstance(ready, bool) or not (pending is None or (isinstance(pending, str) and pending)):
+        raise _garbled(f"the server {label!r} has ready {_short(ready)} and pending {_short(pending)}")
+    return Server(
+        user=user,
+        name=name,
+        ready=ready,
+        pending=pending,
+        started=read_time(model.get("started"), f"the start of {label!r}"),
+        last_activity=read_time(model.get("last_activity"), f"the last activity of {label!r}"),
+        admin=admin,
+    )
+
+
+def _count(answer: dict[str, Any], key: str) -> int:
+    number = answer.get(key)
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise _garbled(f"{key} is {_short(number)}, which is no count")
+    return number
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        # Not what is in it: where something else answers, that may be our own request, with its headers.
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def _garbled(what: str) -> HubGarbled:
+    return HubGarbled(f"The hub's answer makes no sense: {what}. Nothing is concluded from it. Is the API's URL right?")

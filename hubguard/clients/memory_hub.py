@@ -1,0 +1,217 @@
+"""A hub in memory, with the semantics of the real one, for tests and simulations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+
+from hubguard.clients.budget import Budget, Lane
+from hubguard.clients.clock import Clock, SystemClock
+from hubguard.clients.hub_api import tell
+from hubguard.errors import HubError, HubFailed, HubUnreachable
+from hubguard.model import Server
+
+COMES_BACK_S = 30.0
+"""How long a hub whose proxy is down tries before the server is ready again."""
+
+
+class Stops(str, Enum):
+    """How a server takes being stopped."""
+
+    WORKS = "works"
+    RAISES = "raises"  # the spawner's stop() raises: answered 204, the hub forgets it, its backend lives on
+    POLL_RAISES = "poll-raises"  # answered 500, and it stays ready
+    GHOST = "ghost"  # answered 204, and nothing happens
+    COMES_BACK = "comes-back"  # answered 202, and ready again half a minute later, as with the proxy down
+    ANSWER_LOST = "answer-lost"  # it works, but the connection breaks before the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the hub was asked, and when: ``call`` is list, get, stop, services, version or whoami."""
+
+    at: datetime
+    at_s: float
+    call: str
+    user: str = ""
+    name: str = ""
+    remove: bool = False
+
+
+@dataclass(slots=True)
+class _Record:
+    server: Server
+    stops: Stops
+    stop_s: float
+    active: bool = True
+    ends_at_s: float | None = None
+    removed_then: bool = False
+
+
+class MemoryHub:
+    """Implements HubAPI. What was asked stands in ``requests``, in order.
+
+    ``fault`` may be set to a function that is given each request and returns the HubError to raise, or None; the request
+    has no effect then. ``backends`` holds (user, name) of every process that is alive, whatever the hub believes.
+    ``takes_s`` is how long each answer takes.
+    """
+
+    slow_stop_timeout_s = 10.0
+
+    def __init__(self, *, clock: Clock | None = None, budget: Budget | None = None, takes_s: float = 0.0) -> None:
+        self._clock = clock or SystemClock()
+        self._budget = budget
+        self._records: dict[tuple[str, str], _Record] = {}
+        self.takes_s = takes_s
+        self.requests: list[Request] = []
+        self.fault: Callable[[Request], HubError | None] | None = None
+        self.backends: set[tuple[str, str]] = set()
+        self.owner = "hubguard"
+        self.services: dict[str, tuple[str, ...]] = {"hubguard": ()}
+        self.scopes = frozenset({"list:users", "read:servers", "delete:servers"})
+
+    def add(self, server: Server, *, stops: Stops = Stops.WORKS, stop_s: float = 0.0) -> None:
+        """Have that server, in place of any by that name; stopping it takes ``stop_s`` seconds."""
+        self._records[server.key] = _Record(server, stops, stop_s)
+        self.backends.add(server.key)
+
+    def change(
+        self,
+        user: str,
+        name: str = "",
+        *,
+        last_activity: datetime | None = None,
+        started: datetime | None = None,
+        ready: bool | None = None,
+        pending: str | None = None,
+        stops: Stops | None = None,
+    ) -> None:
+        """Something happened to that server; None leaves a thing as it is. ``ready`` True also ends what is pending."""
+        record = self._records[(user, name)]
+        server = record.server
+        record.stops = stops or record.stops
+        record.server = replace(
+            server,
+            last_activity=last_activity or server.last_activity,
+            started=started or server.started,
+            ready=pending is None and (server.ready if ready is None else ready),
+            pending=pending or (None if ready else server.pending),
+        )
+
+    async def list_servers(self) -> tuple[Server, ...]:
+        """See HubAPI."""
+        async with self._asked("list"):
+            active = [record.server for record in self._settled().values() if record.active]
+            return tuple(sorted(active, key=lambda server: server.key))
+
+    async def get_server(self, user: str, name: str) -> Server | None:
+        """See HubAPI."""
+        async with self._asked("get", user, name):
+            record = self._settled().get((user, name))
+            return record.server if record is not None and record.active else None
+
+    async def stop_server(
+        self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """See HubAPI."""
+        async with self._asked("stop", user, name, remove=remove, confirm=confirm):
+            record = self._settled().get((user, name))
+            if record is None:
+                return True
+            removed_then = remove and bool(name)
+            if record.server.pending == "stop":
+                record.removed_then = record.removed_then or removed_then
+                return False
+            self._refuse_what_cannot_stop(record)
+            if not record.active:
+                if removed_then:
+                    del self._records[(user, name)]
+                return True
+            if record.stops is Stops.GHOST:
+                return True
+            record.removed_then = removed_then
+            takes_s = COMES_BACK_S if record.stops is Stops.COMES_BACK else record.stop_s
+            record.server = replace(record.server, ready=False, pending="stop")
+            record.ends_at_s = self._clock.monotonic_s() + takes_s
+            if takes_s > 0:
+                await self._clock.sleep(min(takes_s, self.slow_stop_timeout_s))
+            self._settled()
+            if record.stops is Stops.ANSWER_LOST:
+                raise HubUnreachable(f"The hub didn't stop {user}: the connection broke before an answer came.")
+            return record.server.pending != "stop"
+
+    async def list_services(self) -> dict[str, tuple[str, ...]]:
+        """See HubAPI."""
+        async with self._asked("services"):
+            return dict(self.services)
+
+    async def version(self) -> str:
+        """See HubAPI."""
+        async with self._asked("version"):
+            return "6.1.1"
+
+    async def whoami(self) -> tuple[str, frozenset[str]]:
+        """See HubAPI."""
+        async with self._asked("whoami"):
+            return self.owner, self.scopes
+
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self,
+        call: str,
+        user: str = "",
+        name: str = "",
+        *,
+        remove: bool = False,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            slot = None
+            if self._budget is not None:
+                lane = Lane.ACT if call == "stop" else Lane.RESERVED
+                slot = await stack.enter_async_context(self._budget.slot(lane, safe=call != "stop"))
+            if confirm is not None:
+                await confirm()
+            request = Request(self._clock.now(), self._clock.monotonic_s(), call, user, name, remove)
+            self.requests.append(request)
+            try:
+                if self.takes_s > 0:
+                    await self._clock.sleep(self.takes_s)
+                error = self.fault(request) if self.fault else None
+                if error is not None:
+                    raise error
+                yield
+            except HubError as error:
+                if slot is not None:
+                    tell(slot, error)
+                raise
+            if slot is not None:
+                tell(slot, None)
+
+    def _refuse_what_cannot_stop(self, record: _Record) -> None:
+        label = record.server.label
+        if record.server.pending == "rename":
+            raise HubFailed(f"The hub failed to stop {label} (400): it is being renamed.", status=400)
+        poll_raises = record.active and record.server.pending is None and record.stops is Stops.POLL_RAISES
+        if record.server.pending == "check" or poll_raises:
+            raise HubFailed(f"The hub failed to stop {label} (500).", status=500)
+
+    def _settled(self) -> dict[tuple[str, str], _Record]:
+        """The records, with every stop that is over by now carried out."""
+        for key, record in list(self._records.items()):
+            if record.ends_at_s is None or self._clock.monotonic_s() < record.ends_at_s:
+                continue
+            record.ends_at_s = None
+            if record.stops is Stops.COMES_BACK:
+                record.server = replace(record.server, ready=True, pending=None)
+                continue
+            record.server = replace(record.server, pending=None)
+            record.active = False
+            if record.stops is not Stops.RAISES:
+                self.backends.discard(key)
+            if record.removed_then:
+                del self._records[key]
+        return self._records

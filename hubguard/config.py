@@ -1,0 +1,286 @@
+"""Every setting, with its help, default and unit. Read from HubGuard's own config file and from jupyterhub_config.py.
+
+A wrong setting never raises out of here: :func:`load` collects what is wrong, so that the service can name it on a page
+and act on nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
+from traitlets.config import Config, Configurable
+from traitlets.config.loader import PyFileConfigLoader
+
+from hubguard.errors import ConfigError
+
+DAY_S = 86400.0
+YEAR_S = 366 * DAY_S
+
+
+class HubGuard(Configurable):
+    """The service itself."""
+
+    armed = Bool(
+        None,
+        allow_none=True,
+        help="""Whether HubGuard may act by itself. None: an admin decides, on the page, through the API or with
+        `hubguard arm`; until then it only observes and shows what it would do. True or False overrule that.""",
+    ).tag(config=True)
+    url = Unicode(
+        "http://127.0.0.1:0",
+        help="""Where the hub's proxy reaches HubGuard's pages. Port 0 picks a free port at each start of the hub. Where the
+        proxy runs on another machine or in another pod, a URL that it can reach. Read when the include runs: set it before
+        the include.""",
+    ).tag(config=True)
+    bind_ip = Unicode(
+        "",
+        help="""The address to listen on. Empty: the host in `HubGuard.url`. Set it, for instance to 0.0.0.0, where that
+        host is a name that stands for this machine only from outside.""",
+    ).tag(config=True)
+    db_url = Unicode(
+        "sqlite:///hubguard.sqlite",
+        help="""SQLAlchemy URL of HubGuard's own database: the journal, the lease and what people have set. One
+        database serves one hub. A relative SQLite path is taken from the folder that the hub runs in. The environment
+        variable HUBGUARD_DB_URL is its default.""",
+    ).tag(config=True)
+    on_idle_culler = Enum(
+        ["take over", "refuse"],
+        default_value="take over",
+        help="""What to do where jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
+        it, and HubGuard goes on with its settings, armed. "refuse": it keeps running, and HubGuard only observes.""",
+    ).tag(config=True)
+    lease_s = Float(
+        30.0,
+        help="""Seconds after which a guard that has gone silent loses the right to act to another one. It is renewed three
+        times as often. Range: 3 to 3600.""",
+    ).tag(config=True, low=3.0, high=3600.0)
+    journal_days = Int(
+        400,
+        help="""Days after which the journal forgets an entry. What is still open is never forgotten. Range: 8 to 36,600.
+        (More than a year, so that a semester can be compared with the one a year before.)""",
+    ).tag(config=True, low=8, high=36_600)
+
+
+class HubGuardCull(Configurable):
+    """Which servers are stopped, and when."""
+
+    idle_timeout_s = Float(
+        3600.0,
+        help="Seconds without activity after which a server is stopped. 0: never for idleness. (z2jh's default.)",
+    ).tag(config=True, low=0.0, high=YEAR_S)
+    max_age_s = Float(
+        0.0,
+        help="Seconds after its start at which a server is stopped even when it is in use. 0: never for its age.",
+    ).tag(config=True, low=0.0, high=10 * YEAR_S)
+    every_s = Float(
+        60.0,
+        help="""Seconds from the end of one cycle to the start of the next, give or take 10 %, so that several hubs, or
+        the hub's own checks, stay out of step. Range: 1 to a day.""",
+    ).tag(config=True, low=1.0, high=DAY_S)
+    admin_servers = Bool(True, help="Whether servers of hub admins are stopped, too.").tag(config=True)
+    default_servers = Bool(True, help="Whether default servers are stopped.").tag(config=True)
+    named_servers = Bool(True, help="Whether named servers are stopped.").tag(config=True)
+    remove_named_servers = Bool(
+        False, help="Whether a named server that was stopped is also removed from the hub, with its options."
+    ).tag(config=True)
+    plan_cap = Int(
+        1000,
+        help="The most servers that one cycle stops; what is over it waits for the next cycle. At least 1.",
+    ).tag(config=True, low=1, high=1_000_000)
+    verify_s = Float(
+        60.0,
+        help="""Seconds for which HubGuard reads a server again after a stop until the hub shows it gone. Longer stops end as
+        "unverified" and are looked at again in the next cycle. Range: 1 to an hour.""",
+    ).tag(config=True, low=1.0, high=3600.0)
+    retry_base_s = Float(
+        30.0,
+        help="""The longest wait after the first failed stop of a server. It doubles with every further failure, and the
+        actual wait is drawn between 0 and that (full jitter). Range: 1 to a day.""",
+    ).tag(config=True, low=1.0, high=DAY_S)
+    retry_max_s = Float(
+        3600.0, help="The longest wait between two tries to stop the same server, in seconds. Range: 1 to a week."
+    ).tag(config=True, low=1.0, high=7 * DAY_S)
+
+
+class HubGuardBudget(Configurable):
+    """How fast HubGuard may talk to the hub, all its parts together."""
+
+    rate = Float(
+        20.0,
+        help="""Requests to the hub per second, sustained. A stop takes about three. One fifth is reserved for verification
+        and for people. Range: 0.1 to 1000.""",
+    ).tag(config=True, low=0.1, high=1000.0)
+    burst = Int(10, help="Requests that may go out at once after a quiet spell. Range: 1 to 1000.").tag(
+        config=True, low=1, high=1000
+    )
+    concurrency = Int(
+        10,
+        help="""The most requests in flight, and the most servers being stopped at once. HubGuard goes down by halves when
+        the hub answers 429 or 5xx or not at all, and up by one when it is used and all is well. Range: 1 to 500.""",
+    ).tag(config=True, low=1, high=500)
+    request_timeout_s = Float(
+        60.0,
+        help="""Seconds for one request, from sending it to the end of the answer; waiting for the budget doesn't count. The
+        environment variable JUPYTERHUB_REQUEST_TIMEOUT is its default. Range: 1 to 600.""",
+    ).tag(config=True, low=1.0, high=600.0)
+    breaker_failures = Int(
+        5,
+        help="""Failed requests in a row after which HubGuard stops asking and only probes with a harmless GET until the hub
+        answers again. Range: 1 to 1000.""",
+    ).tag(config=True, low=1, high=1000)
+    breaker_open_s = Float(15.0, help="Seconds between such probes, growing to ten times that. Range: 1 to 3600.").tag(
+        config=True, low=1.0, high=3600.0
+    )
+
+
+SECTIONS: tuple[type[Configurable], ...] = (HubGuard, HubGuardCull, HubGuardBudget)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings as they hold now. With ``errors``, HubGuard acts on nothing; each starts with the setting's name.
+
+    ``errors`` is in the order of the sections, then by name; the wrong setting itself has its default value here.
+    """
+
+    guard: HubGuard
+    cull: HubGuardCull
+    budget: HubGuardBudget
+    errors: tuple[str, ...] = ()
+
+
+def load(
+    *layers: Mapping[str, Mapping[str, object]],
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Settings from ``layers`` of section → name → value; a later layer wins over an earlier one, all win over ``environ``.
+
+    Never raises for a wrong value: it is in ``errors``, with the name of the setting.
+    """
+    merged, errors = _from_environment(environ)
+    known = {section.__name__: section for section in SECTIONS}
+    for layer in layers:
+        for name, values in layer.items():
+            if name not in known:
+                errors.append(f"{name}: no such section of settings{_closest(name, list(known))}")
+                continue
+            merged.setdefault(name, {}).update(values)
+    made: dict[str, Any] = {}
+    for name, section in known.items():
+        instance = section()
+        made[name] = instance
+        for trait, value in sorted(merged.get(name, {}).items()):
+            try:
+                _set(instance, trait, value)
+            except ConfigError as error:
+                errors.append(str(error))
+    guard, cull, budget = (made[section.__name__] for section in SECTIONS)
+    errors += [str(error) for error in _together(guard, cull)]
+    return Settings(guard, cull, budget, tuple(dict.fromkeys(errors)))
+
+
+def read_file(path: Path) -> Config:
+    """What a config file sets: one of HubGuard's own (``c.HubGuard.armed = True``), or the hub's.
+
+    The file is Python and is executed. Raises ConfigError, naming the file and what is wrong in it.
+    """
+    loader = PyFileConfigLoader(path.name, str(path.parent.absolute()))
+    try:
+        config = loader.load_config()
+    except Exception as error:
+        raise ConfigError(str(path), f"can't be read: {type(error).__name__}: {error}") from error
+    return config
+
+
+def sections_of(config: Config) -> dict[str, dict[str, object]]:
+    """The ``HubGuard*`` sections of a traitlets config, with lazy values (``.append`` and the like) left out."""
+    return {
+        name: {trait: value for trait, value in values.items() if not trait.startswith("_")}
+        for name, values in config.items()
+        if name.startswith("HubGuard") and isinstance(values, Mapping)
+    }
+
+
+def settings_table() -> list[tuple[str, str, str]]:
+    """(name, default as written in Python, help on one line) of every setting, in the order of the sections."""
+    return [
+        (f"{section.__name__}.{name}", repr(trait.default_value), " ".join(str(trait.help).split()))
+        for section in SECTIONS
+        for name, trait in section.class_own_traits(config=True).items()
+    ]
+
+
+def settings_markdown() -> str:
+    """The page of the docs that lists every setting, as Markdown."""
+    lines = [
+        "# Every setting",
+        "",
+        "Made from the code by `hubguard config show --markdown`; a test compares the two.",
+        "",
+    ]
+    lines += ["| setting | default | what it is |", "| --- | --- | --- |"]
+    lines += [f"| `c.{name}` | `{default}` | {text.replace('|', '/')} |" for name, default, text in settings_table()]
+    return "\n".join(lines) + "\n"
+
+
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, object]], list[str]]:
+    found: dict[str, dict[str, object]] = {}
+    errors: list[str] = []
+    if url := environ.get("HUBGUARD_DB_URL"):
+        found["HubGuard"] = {"db_url": url}
+    if text := environ.get("JUPYTERHUB_REQUEST_TIMEOUT"):
+        try:
+            found["HubGuardBudget"] = {"request_timeout_s": float(text)}
+        except ValueError:
+            errors.append(f"JUPYTERHUB_REQUEST_TIMEOUT: {text!r} is not a number of seconds")
+    return found, errors
+
+
+def _set(instance: Configurable, name: str, value: object) -> None:
+    section = type(instance).__name__
+    traits = type(instance).class_own_traits(config=True)
+    setting = f"{section}.{name}"
+    if name not in traits:
+        raise ConfigError(setting, f"no such setting{_closest(name, list(traits))}")
+    trait = traits[name]
+    if isinstance(value, bool) and isinstance(trait, (Float, Int)):
+        raise ConfigError(setting, f"is a number, and {value!r} is not")
+    low, high = trait.metadata.get("low"), trait.metadata.get("high")
+    # Written as "not inside" so that NaN, which compares with nothing, is refused, too.
+    if low is not None and high is not None and isinstance(value, (int, float)) and not low <= value <= high:
+        raise ConfigError(setting, f"{value!r} is out of range: from {low:g} to {high:g} it can be")
+    try:
+        setattr(instance, name, value)
+    except TraitError as error:
+        raise ConfigError(setting, f"{value!r} can't be used: {_first_line(error)}") from None
+
+
+def _together(guard: HubGuard, cull: HubGuardCull) -> list[ConfigError]:
+    """What is wrong with settings that are fine one by one."""
+    errors = []
+    if cull.retry_base_s > cull.retry_max_s:
+        errors.append(ConfigError("HubGuardCull.retry_base_s", "is longer than HubGuardCull.retry_max_s"))
+    try:
+        parts = urlsplit(guard.url)
+        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:
+        fine = False
+    if not fine:
+        errors.append(ConfigError("HubGuard.url", f"{guard.url!r} is no URL such as http://127.0.0.1:10101"))
+    return errors
+
+
+def _closest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names))}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

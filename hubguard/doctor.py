@@ -1,0 +1,231 @@
+"""Checks what HubGuard needs, one thing after another, and says what to do about each that is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import aiohttp
+from traitlets.config.loader import LazyConfigValue
+
+from hubguard.app import make_budget, place_from
+from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
+from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
+from hubguard.inhub import SCOPES, runs_a_culler
+from hubguard.journal.migrate import revisions
+
+OLDEST_HUB = (5, 2)
+
+HUB_PATIENCE_S = 10.0
+"""A person waits: what takes longer than this is told as not answering."""
+
+
+class Finding(str, Enum):
+    """How a check came out."""
+
+    FINE = "fine"
+    WARNING = "warning"  # HubGuard works, with something less than it could
+    WRONG = "wrong"  # HubGuard can't do its work
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: ``what`` was found, in one line, and what to ``do`` about it ("" where it is fine)."""
+
+    subject: str
+    finding: Finding
+    what: str
+    do: str = ""
+
+
+async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check, ...]:
+    """Every check, in the order in which a failure of one explains those after it.
+
+    Never raises for what it finds, and changes nothing anywhere.
+    """
+    checks = _settings(settings)
+    try:
+        place = place_from(environ)
+        hub = HTTPHubAPI(place.api_url, place.token, make_budget(settings), request_timeout_s=HUB_PATIENCE_S)
+    except ConfigError as error:
+        checks.append(Check("hub", Finding.WRONG, str(error), "Set it as the hub does for its services."))
+    else:
+        async with hub:
+            for look in (_version, _scopes, _servers, _cullers):
+                found = await _unless_unreachable(look, hub)
+                checks += found
+                if any(check.subject == "hub" and check.finding is Finding.WRONG for check in found):
+                    break
+    checks.append(await _proxy(environ))
+    checks += await asyncio.to_thread(_journal, settings)
+    return tuple(checks)
+
+
+def examine_config(path: Path) -> tuple[Check, ...]:
+    """What a config file, the hub's or our own, would do, before it is deployed. It is executed; no hub is asked."""
+    try:
+        config = read_file(path)
+    except ConfigError as error:
+        return (Check("file", Finding.WRONG, str(error), "Mend the file."),)
+    checks = _settings(load(sections_of(config)))
+    if "JupyterHub" not in config:
+        return tuple(checks)
+    services = config.JupyterHub.get("services", [])
+    services = services.get_value([]) if isinstance(services, LazyConfigValue) else services
+    names = [spec.get("name") for spec in services if isinstance(spec, Mapping)]
+    if "hubguard" not in names:
+        what = "HubGuard isn't among the services in the end: there is no include, or a later line sets services anew"
+        checks.append(
+            Check("service", Finding.WRONG, what, "Include it last, or add to c.JupyterHub.services with extend().")
+        )
+    elif names[0] != "hubguard-process":
+        what = "another service comes before HubGuard, so that an idle culler among those couldn't be taken over"
+        checks.append(Check("service", Finding.WARNING, what, "Include HubGuard after the other services are set."))
+    else:
+        checks.append(Check("service", Finding.FINE, "HubGuard is registered as a service"))
+    return tuple(checks)
+
+
+def as_json(check: Check) -> dict[str, str]:
+    """One check as JSON has it."""
+    return {"subject": check.subject, "finding": check.finding.value, "what": check.what, "do": check.do}
+
+
+def as_text(checks: Sequence[Check]) -> str:
+    """All checks for a terminal: a line each, and what to do below those that aren't fine."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.finding.value:8}{check.subject:10}{check.what}")
+        if check.do:
+            lines.append(f"{'':18}→ {check.do}")
+    return "\n".join(lines)
+
+
+def _settings(settings: Settings) -> list[Check]:
+    if not settings.errors:
+        return [Check("settings", Finding.FINE, "all settings are right")]
+    return [
+        Check("settings", Finding.WRONG, error, "Mend it in the config file; HubGuard acts on nothing until then.")
+        for error in settings.errors
+    ]
+
+
+async def _unless_unreachable(look: Callable[[HubAPI], Awaitable[list[Check]]], hub: HubAPI) -> list[Check]:
+    try:
+        return await look(hub)
+    except HubRefused as error:
+        return [Check("token", Finding.WRONG, str(error), "Give HubGuard's service its role: see the include.")]
+    except HubGuardError as error:
+        return [
+            Check(
+                "hub",
+                Finding.WRONG,
+                str(error),
+                "Check JUPYTERHUB_API_URL, and that the hub is up and reached from here.",
+            )
+        ]
+
+
+async def _version(hub: HubAPI) -> list[Check]:
+    version = await hub.version()
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < OLDEST_HUB:
+        return [
+            Check("hub", Finding.WRONG, f"the hub is JupyterHub {version}", "HubGuard needs JupyterHub 5.2 or newer.")
+        ]
+    return [Check("hub", Finding.FINE, f"the hub answers; it is JupyterHub {version}")]
+
+
+async def _scopes(hub: HubAPI) -> list[Check]:
+    name, held = await hub.whoami()
+    checks = []
+    for scope, need in SCOPES.items():
+        if scope in held:
+            continue
+        finding = Finding.WRONG if need.required else Finding.WARNING
+        checks.append(
+            Check(
+                "scopes",
+                finding,
+                f"{scope} is missing: no {need.feature}",
+                f"Add it to the role of the service {name!r}.",
+            )
+        )
+    return checks or [Check("scopes", Finding.FINE, f"the service {name!r} has every scope it can use")]
+
+
+async def _servers(hub: HubAPI) -> list[Check]:
+    servers = await hub.list_servers()
+    return [Check("servers", Finding.FINE, f"{len(servers)} servers are active")]
+
+
+async def _cullers(hub: HubAPI) -> list[Check]:
+    try:
+        services = await hub.list_services()
+    except HubRefused:
+        what = "whether another culler is at work can't be seen: list:services and read:services are missing"
+        return [Check("cullers", Finding.WARNING, what, "Add them to the role of HubGuard's service.")]
+    return [
+        Check(
+            "cullers",
+            Finding.WRONG,
+            f"the service {name} is an idle culler, too"
+            + (", and it deletes users" if _deletes_users(command) else ""),
+            "Only one may act. Remove it from c.JupyterHub.services, or let HubGuard's include take over from it.",
+        )
+        for name, command in services.items()
+        if runs_a_culler(command)
+    ] or [Check("cullers", Finding.FINE, "no other culler is run by the hub")]
+
+
+def _deletes_users(command: Sequence[str]) -> bool:
+    return any(
+        word.replace("_", "-").startswith("--cull-users") and not word.lower().endswith("false") for word in command
+    )
+
+
+async def _proxy(environ: Mapping[str, str]) -> Check:
+    url, token = environ.get("CONFIGPROXY_API_URL"), environ.get("CONFIGPROXY_AUTH_TOKEN")
+    if not url or not token:
+        what = "the proxy isn't asked: CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN aren't both set here"
+        return Check(
+            "proxy", Finding.WARNING, what, "Set them to check it, too; the include passes them to the service."
+        )
+    timeout = aiohttp.ClientTimeout(total=HUB_PATIENCE_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"token {token}"}) as session,
+            session.get(f"{url.rstrip('/')}/api/routes", allow_redirects=False) as response,
+        ):
+            status = response.status
+    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+        what = f"the proxy's API doesn't answer at {url} ({type(error).__name__})"
+        return Check("proxy", Finding.WRONG, what, "Check CONFIGPROXY_API_URL, and that the proxy runs.")
+    if status == 403:
+        return Check(
+            "proxy", Finding.WRONG, "the proxy refuses its token", "Make CONFIGPROXY_AUTH_TOKEN the proxy's own."
+        )
+    if status != 200:
+        return Check("proxy", Finding.WRONG, f"the proxy's API answers {status}", "Check CONFIGPROXY_API_URL.")
+    return Check("proxy", Finding.FINE, "the proxy's API answers, and takes the token")
+
+
+def _journal(settings: Settings) -> list[Check]:
+    try:
+        found, newest = revisions(settings.guard.db_url)
+    except JournalError as error:
+        return [Check("journal", Finding.WRONG, str(error), error.detail or "Mend HubGuard.db_url or the database.")]
+    if found is None:
+        return [Check("journal", Finding.FINE, "HubGuard's database is empty; the service makes its tables")]
+    if found != newest:
+        what = f"HubGuard's database is at revision {found}, this version needs {newest}"
+        return [
+            Check(
+                "journal", Finding.WARNING, what, "Start the service, which upgrades it, or run `hubguard db upgrade`."
+            )
+        ]
+    return [Check("journal", Finding.FINE, f"HubGuard's database is at the newest revision, {newest}")]

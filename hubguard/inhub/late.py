@@ -1,0 +1,221 @@
+"""What the hub tells HubGuard's process when it starts it, which is later than the include runs."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from traitlets.config.loader import DeferredConfigString, LazyConfigValue
+
+from hubguard.idle_culler import DEFAULT_CONFIG_FILE, settings_from
+from hubguard.inhub.scopes import SERVICE
+
+CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
+"""How a command that runs an idle culler is recognised: z2jh's, TLJH's, the project's own, and the one before it."""
+
+PASSED_ON = ("HUBGUARD_", "CONFIGPROXY_", "JUPYTERHUB_REQUEST_TIMEOUT")
+
+log = logging.getLogger("hubguard.inhub")
+
+LONGEST = 100_000
+"""Linux lets one environment variable have 131,072 bytes; a longer one keeps the process from starting, and that the hub."""
+
+
+class LateRegistration(str):
+    """The value of HUBGUARD_REGISTRATION: a text for the hub's database, and the real value when the process is started.
+
+    The hub stores the environment of its services as JSON, so what is there must be a text, and no secret. A value that can
+    be called is called with the spawner whenever the process is started (documented for Spawner.environment, and so with
+    5.5 and 6.1). By then all of the config is read, whatever the order of its lines, and the proxy has its token.
+
+    That moment is also the last one before the hub waits for our page, and keeps it from that.
+    """
+
+    problems: tuple[str, ...]
+    took_over: dict[str, Any] | None
+
+    def __new__(cls, *problems: str) -> LateRegistration:
+        """``problems`` are told along with what is found later, before it."""
+        made = super().__new__(cls, "(told when the process is started)")
+        made.problems = problems
+        made.took_over = None
+        return made
+
+    def __deepcopy__(self, memo: object) -> LateRegistration:
+        return self  # a copy would neither know whom it took over from, nor be callable if it were made by way of str
+
+    def __call__(self, spawner: Any) -> str:
+        """The registration as JSON. Never raises: what fails is told in ``errors``."""
+        told: dict[str, Any] = {"errors": list(self.problems)}
+        try:
+            app = spawner.user.service.app
+        except AttributeError as error:
+            told["errors"].append(f"HubGuard's include: it can't see the hub it runs in ({error})")
+            return json.dumps(told)
+        with contextlib.suppress(Exception):  # a hub that waits a while is still a hub
+            _do_not_wait(app)
+        for name, find in (
+            ("sections", _sections),
+            ("proxy", _proxy),
+            ("redirect_uri", _redirect_uri),
+            ("environ", _environ),
+            ("idle_culler", self._idle_culler),
+        ):
+            try:
+                told[name] = find(app, told["errors"])
+            except Exception as error:
+                told["errors"].append(
+                    f"HubGuard's include: {name} can't be found out ({type(error).__name__}: {error})"
+                )
+        text = json.dumps(told)
+        if len(text) > LONGEST:
+            told["errors"].append("HubGuard's settings in the hub's config: they are too long to be passed on.")
+            text = json.dumps({"errors": told["errors"]})
+        return text
+
+    def _idle_culler(self, app: Any, errors: list[str]) -> dict[str, Any] | None:
+        """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
+        if self.took_over is not None:
+            # The hub starts our process again when it has ended. By then nothing else tells of the culler any more.
+            return self.took_over
+        found = [service for service in app._service_map.values() if service.managed and runs_a_culler(service.command)]
+        if not found:
+            return None
+        culler = {"name": " and ".join(service.name for service in found), "command": list(found[0].command)}
+        if why := _why_it_stays(app, found):
+            app.log.warning("HubGuard only observes, since the service %s does the culling. %s", culler["name"], why)
+            return {**culler, "stood_down": False, "why": why}
+        # Without a command the hub takes it for an external service and starts nothing. Its entry stays, since its role
+        # names it, and a role for a service that isn't there keeps a hub from starting.
+        found[0].command = []
+        app.log.warning("HubGuard takes over from the service %s, with its settings. It isn't started.", culler["name"])
+        self.took_over = {**culler, "stood_down": True}
+        return self.took_over
+
+
+class Members(list[str]):
+    """The services that a role is for, as far as the hub has them in the end.
+
+    A line after the include may set the hub's services anew. A role for a service that isn't there would keep the hub from
+    starting; this list is empty then, and says so in the log.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            services = _running_hub().services
+            there = {spec.get("name") for spec in services}
+        except Exception:  # no hub runs here, or not one that we know: then this is a list like any other
+            there = set(super().__iter__())
+        for name in super().__iter__():
+            if name in there:
+                yield name
+            else:
+                log.error(
+                    "HubGuard isn't started: a line after its include sets c.JupyterHub.services anew. Add to what is there"
+                    " instead, or include HubGuard last."
+                )
+
+    def __deepcopy__(self, memo: object) -> Members:
+        return self  # copying asks for the members, at a time when nobody can tell yet
+
+
+def _running_hub() -> Any:
+    # Where a hub runs, its module is loaded; importing it to find that none does would take a second.
+    return sys.modules["jupyterhub.app"].JupyterHub._instance
+
+
+def _sections(app: Any, errors: list[str]) -> dict[str, dict[str, Any]]:
+    """All ``c.HubGuard*`` settings as they stand in the end, the command line's among them."""
+    found: dict[str, dict[str, Any]] = {}
+    for section, values in app.config.items():
+        if not section.startswith("HubGuard") or not isinstance(values, Mapping):
+            continue
+        found[section] = {}
+        for name, value in values.items():
+            if isinstance(value, LazyConfigValue) and not value.to_dict():
+                continue  # what comes of merely reading a setting that isn't set
+            if isinstance(value, DeferredConfigString):
+                value = _from_command_line(value)  # noqa: PLW2901
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError):
+                what = "a function" if callable(value) else f"a value of type {type(value).__name__}"
+                errors.append(
+                    f"{section}.{name}: {what} can't cross into the service's process. Name it by an import string, or set"
+                    " it in a config file of HubGuard's own (HUBGUARD_CONFIG)."
+                )
+            else:
+                found[section][name] = value
+    return found
+
+
+def _proxy(app: Any, errors: list[str]) -> dict[str, str]:
+    """Where the proxy's API is and its token, for as much as this kind of proxy has them."""
+    names = ("api_url", "auth_token")
+    return {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
+
+
+def _redirect_uri(app: Any, errors: list[str]) -> str:
+    """Where the hub sends logins at our pages back to: with subdomains, only the hub knows the host."""
+    page = app._service_map.get("hubguard")
+    return str(page.oauth_redirect_uri) if page is not None else ""
+
+
+def _environ(app: Any, errors: list[str]) -> dict[str, str]:
+    """Managed services inherit next to nothing of the hub's environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+
+
+def _do_not_wait(app: Any) -> None:
+    """The hub goes on with its start without waiting for our page.
+
+    A 6.1 hub waits five minutes, without a route to itself, for a page that takes connections and doesn't answer, whatever
+    the service's ``timeout``; 5.5 waits for 20 s. It waits for services with a url, next for ours. So ours has none until
+    the hub's event loop comes around: by then it is past that, and nothing else has looked.
+    """
+    page = app._service_map[SERVICE]
+    if page.url:
+        asyncio.get_running_loop().call_soon(setattr, page, "url", page.url)
+        page.url = ""
+
+
+def runs_a_culler(command: Any) -> bool:
+    """Whether a service's command runs an idle culler, by itself or in a shell. A folder of such a name isn't one."""
+    words = [part for word in command for part in str(word).split()]
+    return any(PurePath(word.strip("'\"")).name.removesuffix(".py") in CULLERS for word in words)
+
+
+def _why_it_stays(app: Any, cullers: list[Any]) -> str:
+    """Why these cullers go on themselves, as a sentence; "" where the one there is can be taken over from."""
+    (culler, *others) = cullers
+    wanted = app.config.get("HubGuard", {}).get("on_idle_culler", "take over")
+    if not isinstance(wanted, LazyConfigValue) and wanted != "take over":
+        return f"HubGuard.on_idle_culler is {str(wanted)!r}."
+    if others:
+        return "There are several, and HubGuard can take over from one only. Remove all but one."
+    if getattr(culler, "spawner", None) is not None:
+        return "The hub had started it before HubGuard. Include HubGuard last, so that it comes first."
+    taken = settings_from(culler.command)
+    if not taken.understood:
+        return f"HubGuard can't take over its settings: {' '.join(taken.notes)}"
+    if Path(getattr(culler, "cwd", "") or ".", DEFAULT_CONFIG_FILE).exists():
+        return f"HubGuard can't take over its settings: some stand in {DEFAULT_CONFIG_FILE}, a file that it reads."
+    return ""
+
+
+def _from_command_line(text: str) -> Any:
+    """The value that a setting on the hub's command line stands for: the hub doesn't know our settings' types."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return str(text)

@@ -1,0 +1,469 @@
+"""The journal: the lease, what people have set, what is intended and what came of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
+
+from hubguard.errors import ActingRefused, LeaseLost
+from hubguard.journal import tables
+from hubguard.journal.database import Database
+from hubguard.journal.migrate import upgrade
+from hubguard.model import Action, Entry, Failures, Lease, Outcome, OutcomeKind, Stance
+
+# A detail is a line; what a hub may send in place of one shouldn't fill the disk.
+DETAIL_LENGTH = 2000
+_FORGET_AT_ONCE = 500
+_FORGET_AT_MOST = 5000
+
+_lease = tables.lease
+_stance = tables.stance
+_entry = tables.entry
+
+
+def open_journal(url: str) -> Journal:
+    """The journal at a SQLAlchemy URL, its tables made or upgraded. Several guards may open the same one at once.
+
+    ``sqlite://`` is a journal in memory, for one thread at a time, gone when it is closed. Raises JournalError when the
+    URL is wrong, its driver is missing, or the database can't be used, is of a newer revision or isn't HubGuard's.
+    """
+    database = Database(url)
+    try:
+        upgrade(database)
+    except BaseException:
+        database.close()
+        raise
+    return Journal(database)
+
+
+class Journal:
+    """One hub's journal. Made by :func:`open_journal`; every method raises JournalError when the database fails.
+
+    Each method is one transaction, on disk when it returns. Methods block for a few milliseconds; a database that is
+    locked or doesn't answer makes them raise after seconds. ``now`` is the caller's clock. Names are held as they are,
+    up to 255 characters; details are cut to 2000.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def place(self) -> str:
+        """Where it is kept, for people: without account, password or options."""
+        return self._database.place
+
+    def close(self) -> None:
+        """Every connection is closed; a journal in memory is gone. It isn't used afterwards."""
+        self._database.close()
+
+    # The lease
+
+    def take_lease(
+        self, hub: str, holder: str, address: str, generation: float, now: datetime, ttl_s: float
+    ) -> Lease | None:
+        """The lease on ``hub``, ours for ``ttl_s`` seconds; None when another one holds it.
+
+        It is taken when nobody holds it, when it was released or has run out, and when ``generation`` is greater than
+        the holder's (a newer hub started us). Then the fence has risen by 1, and an entry says so. One that is ours
+        already is renewed, with the same fence, and takes on ``address`` and ``generation``. Of several that try at
+        the same moment one gets it. ``holder`` must not be "" (ValueError).
+        """
+        if not holder:
+            raise ValueError("a lease needs a holder with a name")
+        expires_at = now + timedelta(seconds=ttl_s)
+        with self._database.writing() as connection:
+            seen = self._lease_row(connection, hub, now)
+            same = sa.and_(_lease.c.hub == hub, _lease.c.fence == seen.fence, _lease.c.holder == seen.holder)
+            change = sa.update(_lease).values(
+                holder=holder, address=address, generation=generation, expires_at=expires_at
+            )
+            if seen.holder == holder:
+                if connection.execute(change.where(same)).rowcount != 1:
+                    return None
+                return Lease(holder, address, seen.fence, generation, seen.taken_at, expires_at)
+            takeable = sa.or_(_lease.c.holder == "", _lease.c.expires_at <= now, _lease.c.generation < generation)
+            taking = change.values(fence=seen.fence + 1, taken_at=now).where(same, takeable)
+            if connection.execute(taking).rowcount != 1:
+                return None
+            _add(connection, now, "lease", holder, seen.fence + 1, detail=_how_taken(seen, now))
+            return Lease(holder, address, seen.fence + 1, generation, now, expires_at)
+
+    def renew_lease(self, hub: str, lease: Lease, now: datetime, ttl_s: float) -> Lease:
+        """The same lease, good until ``ttl_s`` seconds from now. Raises LeaseLost when it is another's or was released.
+
+        One that ran out is renewed as long as nobody has taken it: holder and fence are still in place, so nobody else
+        can have acted meanwhile, and intents of ours were refused while it was out.
+        """
+        expires_at = now + timedelta(seconds=ttl_s)
+        with self._database.writing() as connection:
+            renewal = sa.update(_lease).where(_is_held(hub, lease)).values(expires_at=expires_at)
+            if connection.execute(renewal).rowcount != 1:
+                raise _lost(connection, hub, now)
+        return Lease(lease.holder, lease.address, lease.fence, lease.generation, lease.taken_at, expires_at)
+
+    def release_lease(self, hub: str, lease: Lease, now: datetime) -> None:
+        """Nobody holds the lease, if it was ours: the next one needn't wait. The fence stays, to rise from there."""
+        with self._database.writing() as connection:
+            connection.execute(sa.update(_lease).where(_is_held(hub, lease)).values(holder="", expires_at=now))
+
+    def lease(self, hub: str) -> Lease | None:
+        """Who has the lease, run out or not (see ``expires_at``); None when nobody ever had, or it was released."""
+        with self._database.reading() as connection:
+            row = connection.execute(sa.select(_lease).where(_lease.c.hub == hub)).one_or_none()
+        if row is None or not row.holder:
+            return None
+        return Lease(row.holder, row.address, row.fence, row.generation, row.taken_at, row.expires_at)
+
+    # What people have set
+
+    def stance(self) -> Stance:
+        """Whether HubGuard may act, as people have set it."""
+        with self._database.reading() as connection:
+            return _read_stance(connection)
+
+    def arm(self, actor: str, why: str, now: datetime) -> Stance:
+        """HubGuard may act by itself; the new stance."""
+        return self._set("armed", "armed", actor, why, now)
+
+    def observe(self, actor: str, why: str, now: datetime) -> Stance:
+        """HubGuard only observes; the new stance."""
+        return self._set("armed", "observing", actor, why, now)
+
+    def hold(self, actor: str, why: str, now: datetime) -> Stance:
+        """Acting is on hold: from now on no intent is recorded, by whomever, until :meth:`resume`. The new stance."""
+        return self._set("held", "held", actor, why, now)
+
+    def resume(self, actor: str, why: str, now: datetime) -> Stance:
+        """Acting is no longer on hold; the new stance."""
+        return self._set("held", "resumed", actor, why, now)
+
+    # Intents and outcomes
+
+    def intend(
+        self, hub: str, lease: Lease, action: Action, actor: str, now: datetime, *, asked: bool, armed: bool | None
+    ) -> int:
+        """The intent is on disk; its id. Only then may the request go out.
+
+        ``armed`` is what the settings say; None leaves it to the stance. ``asked``: a person wants this one by name,
+        so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out, ActingRefused when acting
+        is on hold, or is neither armed nor asked for. From these checks until the commit nobody can take the lease
+        or put acting on hold: whoever does so afterwards finds this intent in the journal.
+        """
+        with self._database.writing() as connection:
+            # A change that changes nothing: it checks the row and locks it in one statement, on every database.
+            touch = (
+                sa.update(_lease).where(_is_held(hub, lease), _lease.c.expires_at > now).values(fence=_lease.c.fence)
+            )
+            if connection.execute(touch).rowcount != 1:
+                raise _lost(connection, hub, now)
+            stance = _read_stance(connection, lock=True)
+            _refuse_unless_allowed(stance, asked=asked, armed=armed)
+            return _add(
+                connection,
+                now,
+                "intent",
+                actor,
+                lease.fence,
+                user_name=action.user,
+                server_name=action.name,
+                started=action.started,
+                action=action.kind,
+                reason=action.reason.value,
+                detail="and remove it from the hub" if action.remove else "",
+            )
+
+    def settle(self, intent_id: int, outcome: Outcome, now: datetime) -> bool:
+        """The outcome of that intent is on disk. False, and nothing changed: it has one, or there is no such intent.
+
+        Needs no lease: what has happened may always be recorded.
+        """
+        with self._database.writing() as connection:
+            intent = connection.execute(
+                sa.select(_entry).where(_entry.c.id == intent_id, _entry.c.event == "intent")
+            ).one_or_none()
+            if intent is None:
+                return False
+            try:
+                with connection.begin_nested():
+                    _add(
+                        connection,
+                        now,
+                        "outcome",
+                        intent.actor,
+                        intent.fence,
+                        user_name=intent.user_name,
+                        server_name=intent.server_name,
+                        started=intent.started,
+                        action=intent.action,
+                        reason=intent.reason,
+                        outcome=outcome.kind.value,
+                        detail=outcome.detail,
+                        refers_to=intent_id,
+                    )
+            except IntegrityError:
+                return False
+            return True
+
+    def open_intents(self) -> tuple[Entry, ...]:
+        """Intents that have no outcome, oldest first: those under way, and those that a crash has left behind."""
+        settled = _entry.alias("settled")
+        query = (
+            sa.select(_entry)
+            .where(_entry.c.event == "intent")
+            .where(~sa.exists().where(settled.c.refers_to == _entry.c.id))
+            .order_by(_entry.c.id)
+        )
+        with self._database.reading() as connection:
+            return tuple(map(_to_entry, connection.execute(query)))
+
+    def failures(self, since: datetime) -> dict[tuple[str, str, datetime | None], Failures]:
+        """By run (user, server, started): its outcomes failed or unverified since its last done, and since ``since``.
+
+        A run without any isn't in it. Skipped outcomes count for nothing.
+        """
+        run = (_entry.c.user_name, _entry.c.server_name, _entry.c.started)
+        failed = sa.and_(
+            _entry.c.outcome.in_([OutcomeKind.FAILED.value, OutcomeKind.UNVERIFIED.value]), _entry.c.at >= since
+        )
+        tally = (*run, sa.func.count().label("times"), sa.func.max(_entry.c.at).label("last_at"))
+        first_id = sa.func.min(_entry.c.id).label("first_id")
+        # Grouped before it is asked what worked later: for each failed entry, that would take minutes in the long run.
+        runs = sa.select(*tally, first_id).where(failed).group_by(*run).subquery()
+        done = _entry.alias("done")
+        last_done_id = (
+            sa.select(sa.func.max(done.c.id))
+            .where(
+                done.c.user_name == runs.c.user_name,
+                done.c.server_name == runs.c.server_name,
+                done.c.id > runs.c.first_id,
+                done.c.outcome == OutcomeKind.DONE.value,
+                done.c.started.is_not_distinct_from(runs.c.started),
+            )
+            .scalar_subquery()
+        )
+        found: dict[tuple[str, str, datetime | None], Failures] = {}
+        with self._database.reading() as connection:
+            for row in connection.execute(sa.select(runs, last_done_id.label("last_done_id"))).all():
+                key = (row.user_name, row.server_name, row.started)
+                told: sa.Row[Any] | None = row
+                if row.last_done_id is not None:
+                    # A run that is over and failed again is rare: it came back after it was seen gone.
+                    same = (column.is_not_distinct_from(value) for column, value in zip(run, key, strict=True))
+                    since_then = sa.select(*tally).where(failed, *same, _entry.c.id > row.last_done_id).group_by(*run)
+                    told = connection.execute(since_then).one_or_none()
+                if told is not None:
+                    found[key] = Failures(told.times, told.last_at)
+        return found
+
+    # Entries
+
+    def note(
+        self,
+        event: Literal["cycle", "lease", "note"],
+        actor: str,
+        fence: int,
+        now: datetime,
+        detail: str = "",
+        *,
+        user: str | None = None,
+        server: str | None = None,
+        started: datetime | None = None,
+        action: str | None = None,
+        reason: str | None = None,
+    ) -> int:
+        """One more entry; its id. ``fence`` is 0 without a lease.
+
+        Other events have methods of their own, which do more than write: naming one here raises ValueError.
+        """
+        if event not in ("cycle", "lease", "note"):
+            raise ValueError(f"an entry {event!r} is written by the method that does what it tells of")
+        with self._database.writing() as connection:
+            return _add(
+                connection,
+                now,
+                event,
+                actor,
+                fence,
+                user_name=user,
+                server_name=server,
+                started=started,
+                action=action,
+                reason=reason,
+                detail=detail,
+            )
+
+    def note_each(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
+        """One more entry of event note for each of ``actions``, all or none; ``fence`` is 0.
+
+        One whose names the journal can't hold is left out.
+        """
+        with self._database.writing() as connection:
+            for action in actions:
+                if not (tables.holds(action.user) and tables.holds(action.name)):
+                    continue
+                _add(
+                    connection,
+                    now,
+                    "note",
+                    actor,
+                    0,
+                    user_name=action.user,
+                    server_name=action.name,
+                    started=action.started,
+                    action=action.kind,
+                    reason=action.reason.value,
+                    detail=detail,
+                )
+
+    def entries(
+        self,
+        before_id: int | None = None,
+        limit: int = 100,
+        user: str | None = None,
+        server: str | None = None,
+        event: str | None = None,
+    ) -> tuple[Entry, ...]:
+        """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
+
+        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server.
+        """
+        query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
+        wanted = {_entry.c.user_name: user, _entry.c.server_name: server, _entry.c.event: event}
+        for column, value in wanted.items():
+            if value is not None:
+                query = query.where(column == value)
+        if before_id is not None:
+            query = query.where(_entry.c.id < before_id)
+        with self._database.reading() as connection:
+            return tuple(map(_to_entry, connection.execute(query)))
+
+    def forget(self, before: datetime) -> int:
+        """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
+
+        They go a few hundred at a time, so that others get their turn in between, and about 5,000 at the most: while this
+        returns more than 0, call it again.
+        """
+        gone = 0
+        with self._database.reading() as connection:
+            old = list(itertools.islice(_ids_to_forget(connection, before), _FORGET_AT_MOST))
+        for start in range(0, len(old), _FORGET_AT_ONCE):
+            ids = {one for group in old[start : start + _FORGET_AT_ONCE] for one in group}
+            with self._database.writing() as connection:
+                gone += connection.execute(sa.delete(_entry).where(_entry.c.id.in_(ids))).rowcount
+        return gone
+
+    def _lease_row(self, connection: Connection, hub: str, now: datetime) -> Any:
+        """The row of that hub; where there was none there is now one that nobody holds."""
+        query = sa.select(_lease).where(_lease.c.hub == hub)
+        row = connection.execute(query).one_or_none()
+        if row is None:
+            nobody = {"holder": "", "address": "", "fence": 0, "generation": 0.0, "taken_at": now, "expires_at": now}
+            try:
+                with connection.begin_nested():
+                    connection.execute(sa.insert(_lease).values(hub=hub, **nobody))
+            except IntegrityError:
+                pass  # another one was quicker, and its row is as good
+            row = connection.execute(query).one()
+        return row
+
+    def _set(self, column: str, event: str, actor: str, why: str, now: datetime) -> Stance:
+        why = _one_text(why)
+        change = {column: event in ("armed", "held"), f"{column}_by": actor, f"{column}_at": now, f"{column}_why": why}
+        with self._database.writing() as connection:
+            if connection.execute(sa.update(_stance).where(_stance.c.id == 1).values(**change)).rowcount != 1:
+                raise self._database.refuse("has lost the row that says whether HubGuard may act", "Restore a backup.")
+            _add(connection, now, event, actor, 0, detail=why)
+            return _read_stance(connection)
+
+
+def _add(connection: Connection, now: datetime, event: str, actor: str, fence: int, **values: Any) -> int:
+    values["detail"] = _one_text(values.get("detail", ""))
+    added = connection.execute(sa.insert(_entry).values(at=now, event=event, actor=actor, fence=fence, **values))
+    key = added.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _one_text(text: str) -> str:
+    """The text as every database can hold it: recording what happened must not fail for what a hub has sent."""
+    return text[:DETAIL_LENGTH].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def _is_held(hub: str, lease: Lease) -> sa.ColumnElement[bool]:
+    return sa.and_(_lease.c.hub == hub, _lease.c.fence == lease.fence, _lease.c.holder == lease.holder)
+
+
+def _how_taken(seen: Any, now: datetime) -> str:
+    if not seen.holder:
+        return "taken: nobody held it"
+    if seen.expires_at <= now:
+        return f"taken: {seen.holder} had let it run out"
+    return f"taken over from {seen.holder}, which an earlier start of the hub had begun"
+
+
+def _lost(connection: Connection, hub: str, now: datetime) -> LeaseLost:
+    row = connection.execute(sa.select(_lease).where(_lease.c.hub == hub)).one_or_none()
+    if row is None or not row.holder:
+        state = "nobody holds the lease any more"
+    elif row.expires_at <= now:
+        state = f"the lease ran out at {row.expires_at:%Y-%m-%d %H:%M:%S} UTC"
+    else:
+        state = f"{row.holder} holds the lease now"
+    return LeaseLost(f"This guard may not act: {state}. Nothing was sent; it acts again when the lease is its own.")
+
+
+def _read_stance(connection: Connection, *, lock: bool = False) -> Stance:
+    """``lock``: nobody changes it before this transaction ends."""
+    query = sa.select(_stance).where(_stance.c.id == 1)
+    row = connection.execute(query.with_for_update() if lock else query).one()
+    return Stance(
+        row.armed, row.armed_by, row.armed_at, row.armed_why, row.held, row.held_by, row.held_at, row.held_why
+    )
+
+
+def _refuse_unless_allowed(stance: Stance, *, asked: bool, armed: bool | None) -> None:
+    if stance.held:
+        raise ActingRefused(
+            f"Acting is on hold: {stance.held_by} put it on hold at {stance.held_at:%Y-%m-%d %H:%M:%S} UTC"
+            f" ({stance.held_why or 'no reason given'}). Nothing was sent; resume to go on."
+        )
+    if not asked and not (stance.armed if armed is None else armed):
+        raise ActingRefused("HubGuard only observes: it isn't armed. Nothing was sent; arm it to let it act by itself.")
+
+
+def _ids_to_forget(connection: Connection, before: datetime) -> Iterator[tuple[int, ...]]:
+    """Groups of ids that go together: (intent, its outcome), and other entries one by one."""
+    outcome = _entry.alias("outcome")
+    pairs = (
+        sa.select(_entry.c.id, outcome.c.id)
+        .join(outcome, outcome.c.refers_to == _entry.c.id)
+        .where(_entry.c.at < before, outcome.c.at < before)
+    )
+    others = sa.select(_entry.c.id).where(_entry.c.at < before, _entry.c.event.not_in(["intent", "outcome"]))
+    for query in (pairs, others):
+        for row in connection.execute(query):
+            yield tuple(row)
+
+
+def _to_entry(row: Any) -> Entry:
+    return Entry(
+        id=row.id,
+        at=row.at,
+        event=row.event,
+        actor=row.actor,
+        fence=row.fence,
+        user=row.user_name,
+        server=row.server_name,
+        started=row.started,
+        action=row.action,
+        reason=row.reason,
+        outcome=None if row.outcome is None else OutcomeKind(row.outcome),
+        detail=row.detail,
+        refers_to=row.refers_to,
+    )

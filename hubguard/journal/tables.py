@@ -1,0 +1,136 @@
+"""The tables, as they are declared. The migrations lead to exactly these; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+PREFIX = "hubguard_"
+VERSION_TABLE = "hubguard_version"
+NAME_LENGTH = 255
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A moment with microseconds: stored as naive UTC, read back UTC-aware. A naive one is refused."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """MySQL drops the microseconds unless it is told to keep them."""
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(sa.DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To naive UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("the journal takes datetimes with a time zone only")
+        return value.astimezone(timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To aware UTC."""
+        return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+def holds(name: str) -> bool:
+    """Whether every database can hold that name as it is."""
+    return len(name) <= NAME_LENGTH and "\0" not in name
+
+
+class Name(TypeDecorator[str]):
+    """A name that is compared as it is, letter by letter: at most 255 characters, of any script.
+
+    Binding one that is longer, or holds a NUL, raises ValueError: databases differ in what they make of those, and a
+    name that was cut is another name.
+    """
+
+    impl = sa.String(NAME_LENGTH)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """MySQL would take ``Ann`` for ``ann``, unless it is told not to."""
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.VARCHAR(NAME_LENGTH, charset="utf8mb4", collation="utf8mb4_bin"))
+        return dialect.type_descriptor(sa.String(NAME_LENGTH))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The same name, when every database can hold it."""
+        if value is not None and not holds(value):
+            raise ValueError(f"not a name that the journal can hold (over {NAME_LENGTH} characters, or a NUL in it)")
+        return value
+
+
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+ON_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+
+metadata = sa.MetaData()
+
+# One row a hub. holder "" means that nobody holds it; the fence stays, so that it only ever rises.
+lease = sa.Table(
+    "hubguard_lease",
+    metadata,
+    sa.Column("hub", Name, primary_key=True),
+    sa.Column("holder", Name, nullable=False),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("generation", sa.Double, nullable=False),
+    sa.Column("taken_at", UTCDateTime, nullable=False),
+    sa.Column("expires_at", UTCDateTime, nullable=False),
+    **ON_MYSQL,
+)
+
+# One row, with id 1, put there by the first migration: a row that always exists can be locked.
+stance = sa.Table(
+    "hubguard_stance",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("armed", sa.Boolean),
+    sa.Column("armed_by", Name),
+    sa.Column("armed_at", UTCDateTime),
+    sa.Column("armed_why", sa.Text),
+    sa.Column("held", sa.Boolean, nullable=False),
+    sa.Column("held_by", Name),
+    sa.Column("held_at", UTCDateTime),
+    sa.Column("held_why", sa.Text),
+    **ON_MYSQL,
+)
+
+# Rows are added and, when they are old, forgotten; none is ever changed.
+entry = sa.Table(
+    "hubguard_entry",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sa.Column("event", sa.String(16), nullable=False),
+    sa.Column("actor", Name, nullable=False),
+    sa.Column("fence", sa.BigInteger, nullable=False),
+    sa.Column("user_name", Name),
+    sa.Column("server_name", Name),
+    sa.Column("started", UTCDateTime),
+    sa.Column("action", sa.String(64)),
+    sa.Column("reason", sa.String(64)),
+    sa.Column("outcome", sa.String(16)),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("refers_to", sa.BigInteger),
+    # An intent has one outcome.
+    sa.Index("hubguard_entry_refers_to", "refers_to", unique=True),
+    # What became of one server, newest last; also whether a run was stopped after it had failed.
+    sa.Index("hubguard_entry_server", "user_name", "server_name", "id"),
+    # The failed ones of late, among many that went well.
+    sa.Index("hubguard_entry_outcome", "outcome", "at"),
+    # One kind of event, newest last.
+    sa.Index("hubguard_entry_event", "event", "id"),
+    # What is old.
+    sa.Index("hubguard_entry_at", "at"),
+    # An id that was forgotten is never given again: outcomes and page positions refer to ids.
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)

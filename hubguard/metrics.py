@@ -1,0 +1,103 @@
+"""Metrics for Prometheus, read from the guard's status at each scrape: nothing is counted twice or kept here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import hubguard
+from hubguard.model import BudgetUse, CycleReport, Mode, OutcomeKind, Standing, Status
+
+
+def registry(status: Callable[[], Status]) -> CollectorRegistry:
+    """A registry of its own that asks ``status`` at each scrape, with this process's memory, CPU and files beside it."""
+    made = CollectorRegistry()
+    made.register(GuardCollector(status))
+    ProcessCollector(registry=made)
+    return made
+
+
+class GuardCollector(Collector):
+    """The guard in numbers. What isn't known yet has no sample, rather than a 0."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask the guard."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """See the class."""
+        status = self._status()
+        versions = {"version": hubguard.__version__, "hub_version": status.hub_version or ""}
+        yield InfoMetricFamily("hubguard", "HubGuard, and the hub it guards", versions)
+        yield _labelled("hubguard_mode", "1 for the mode it is in", "mode", {m.value: m is status.mode for m in Mode})
+        yield _gauge("hubguard_armed", "1 when people have armed it", bool(status.stance.armed))
+        yield _gauge("hubguard_held", "1 when people have put acting on hold", status.stance.held)
+        yield _gauge("hubguard_settings_errors", "Wrong settings; with any, it acts on nothing", len(status.errors))
+        yield _gauge("hubguard_holds_lease", "1 when this guard may act for the hub", status.holds_lease)
+        if status.lease is not None:
+            yield _gauge("hubguard_lease_fence", "Rises with every change of the guard that acts", status.lease.fence)
+        yield from _time("hubguard_start_time_seconds", "When this guard started", status.started_at)
+        yield from _time(
+            "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", status.last_good_cycle_at
+        )
+        yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", status.next_cycle_at)
+        if status.last_cycle is not None:
+            yield from _of_cycle(status.last_cycle, status.at)
+        if status.budget is not None:
+            yield from _of_budget(status.budget)
+
+
+def _of_cycle(report: CycleReport, now: datetime) -> Iterator[Metric]:
+    standings = Counter(verdict.standing for verdict in report.verdicts)
+    servers = {standing.value: standings[standing] for standing in Standing}
+    yield _labelled(
+        "hubguard_servers", "Servers seen by the last cycle, by what is to happen to them", "standing", servers
+    )
+    kinds = Counter(outcome.kind for _, outcome in report.outcomes)
+    outcomes = {kind.value: kinds[kind] for kind in OutcomeKind}
+    yield _labelled("hubguard_last_cycle_actions", "Actions of the last cycle, by how they ended", "outcome", outcomes)
+    yield _gauge(
+        "hubguard_last_cycle_left_out", "Due servers that the cap left to the next cycle", report.plan.left_out
+    )
+    took_s = (report.ended_at - report.began_at).total_seconds()
+    yield _gauge("hubguard_last_cycle_duration_seconds", "How long the last cycle took", took_s)
+    ages = {one.source.value: max(0.0, (now - one.at).total_seconds()) for one in report.snapshot.readings}
+    yield _labelled("hubguard_source_age_seconds", "How old the last reading of a source is", "source", ages)
+    complete = {one.source.value: one.complete for one in report.snapshot.readings}
+    yield _labelled("hubguard_source_complete", "1 when that reading is all there", "source", complete)
+
+
+def _of_budget(use: BudgetUse) -> Iterator[Metric]:
+    yield _gauge("hubguard_budget_in_flight", "Requests to the hub in flight", use.in_flight)
+    yield _gauge("hubguard_budget_concurrency", "Requests in flight that are allowed now", use.concurrency)
+    yield _gauge("hubguard_budget_concurrency_cap", "Requests in flight that are allowed at most", use.concurrency_cap)
+    yield _gauge("hubguard_budget_rate", "Requests per second that are allowed", use.rate)
+    states = {state: state == use.breaker for state in ("closed", "open", "probing")}
+    yield _labelled("hubguard_breaker", "1 for the state of the breaker", "state", states)
+    yield CounterMetricFamily("hubguard_hub_requests", "Requests to the hub", use.requests)
+    yield CounterMetricFamily("hubguard_hub_request_failures", "Requests to the hub that failed", use.failures)
+    yield CounterMetricFamily("hubguard_budget_wait_seconds", "Time that requests waited for the budget", use.waited_s)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _time(name: str, text: str, at: datetime | None) -> Iterator[Metric]:
+    if at is not None:
+        yield _gauge(name, f"{text} (unix time)", at.timestamp())
+
+
+def _labelled(name: str, text: str, label: str, values: dict[str, float] | dict[str, bool] | dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family

@@ -1,0 +1,317 @@
+"""Who asks, and what they may do. Rights are judged on the scopes of the caller's own token or login, never on ours."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
+
+from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler
+from tornado.httputil import url_concat
+from tornado.web import HTTPError, RequestHandler
+
+from hubguard.clients.budget import Slot
+from hubguard.errors import BudgetExhausted, HubUnreachable
+from hubguard.web.harden import harden
+
+log = logging.getLogger("hubguard.web")
+
+SERVICE = "hubguard"
+"""The service's name at the hub."""
+
+READ_SCOPE = "custom:hubguard:read"
+ACT_SCOPE = "custom:hubguard:act"
+PRUNE_SCOPE = "custom:hubguard:prune"
+
+HUB_READ_SCOPES = frozenset({"list:users", "read:servers"})
+"""With all of these, unfiltered, one sees by hand what the pages show."""
+
+HUB_ACT_SCOPES = frozenset({"admin:servers", "delete:servers"})
+"""With one of these, unfiltered, one may stop anyone's server by hand."""
+
+HUB_PRUNE_SCOPES = frozenset({"delete:users", "admin:users"})
+"""With one of these, unfiltered, one may delete anyone by hand."""
+
+KNOWN_S = 300.0
+"""How long reading goes on by what the hub said last about a token, before it is asked again."""
+
+DENIED_S = 30.0
+"""The same where it said no."""
+
+HUB_DOWN_S = 3600.0
+"""How long known logins may go on reading while the hub gives no answer."""
+
+LOOKUP_S = 10.0
+"""The longest that the hub may take to say whose token it is."""
+
+LOOKUPS_AT_ONCE = 2
+"""Lookups in flight at most: a flood of made-up tokens gets no more of the budget than this."""
+
+KNOWN_MOST = 10_000
+
+_PLAUSIBLE = re.compile(r"[!-~]{1,2048}")
+# Anything else can't be passed on in a header, and would look like a hub in trouble.
+
+_CODE_REFUSED = "Failed to check authorization:"
+# How JupyterHub's client begins what it says of a 4xx. Made-up codes must not look like a hub in trouble: enough of them
+# would open the breaker, and anyone can send them.
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: a user or a service, by its name at the hub, with its expanded scopes. ``admin``: of the hub, for a link."""
+
+    name: str
+    kind: str
+    scopes: frozenset[str]
+    admin: bool = False
+
+    @property
+    def actor(self) -> str:
+        """How the journal names who did it."""
+        return self.name if self.kind == "user" else f"service {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a caller may do here. ``act``: stop servers, arm, hold. ``prune``: delete users."""
+
+    read: bool
+    act: bool
+    prune: bool
+
+
+def rights(scopes: frozenset[str]) -> Rights:
+    """What ``scopes`` allow. A scope with a filter (``!user=…``) is another string than the scope itself, so it never counts.
+
+    Reading never grants acting. ``custom:hubguard:act`` includes reading; hub scopes to act grant no more than they do at
+    the hub.
+    """
+    return Rights(
+        read=bool(scopes & {READ_SCOPE, ACT_SCOPE}) or scopes >= HUB_READ_SCOPES,
+        act=ACT_SCOPE in scopes or bool(scopes & HUB_ACT_SCOPES),
+        prune=PRUNE_SCOPE in scopes or bool(scopes & HUB_PRUNE_SCOPES),
+    )
+
+
+class AuthPort(Protocol):
+    """Tells who sent a request."""
+
+    async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
+        """Who sent it, None for nobody that the hub knows. ``fresh``: the hub is asked now, whatever is known.
+
+        Raises HubUnreachable where that can't be told: the hub doesn't answer, and nothing usable is known.
+        """
+        ...
+
+    def session(self, handler: RequestHandler) -> str | None:
+        """The secret of the login cookie that authenticates the request; None when a token in a header does, or nothing.
+
+        What comes with a cookie may have been sent by a foreign page, and has to prove itself.
+        """
+        ...
+
+    def login_url(self, handler: RequestHandler) -> str:
+        """Where a browser goes to log in; it comes back to the page asked for. Sets cookies on ``handler``."""
+        ...
+
+    def callback(self) -> tuple[type[RequestHandler], dict[str, Any]] | None:
+        """The handler, with its arguments, for ``oauth_callback`` below the prefix; None where there is no such login."""
+        ...
+
+
+class PacedOAuth(HubOAuth):
+    """JupyterHub's OAuth client whose requests to the hub all go through ``paced``; always asynchronous, never cached."""
+
+    def __init__(self, paced: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._paced = paced
+
+    def user_for_token(self, token: str, use_cache: bool = True, session_id: str = "", *, sync: bool = True) -> Any:
+        """Awaitable: whose token it is, as the hub says now; None for nobody's. Raises HubUnreachable."""
+        ask: Any = super().user_for_token
+        return self._paced(lambda: ask(token, use_cache=False, session_id=session_id, sync=False))
+
+    async def token_for_code(self, code: str, *, sync: bool = True, **more: Any) -> Any:
+        """The token of a login at the hub. Raises HubUnreachable, and HTTPError (400) for a code that the hub refuses."""
+        ask: Any = super().token_for_code
+
+        async def exchange() -> Any:
+            try:
+                return await ask(code, sync=False, **more)
+            except HTTPError as error:
+                if (error.log_message or "").startswith(_CODE_REFUSED):
+                    return None
+                raise
+
+        token = await self._paced(exchange)
+        if token is None:
+            raise HTTPError(400, "The hub refuses this login: it has been used already, or has taken too long.")
+        return token
+
+
+class Callback(HubOAuthCallbackHandler):
+    """Where the hub sends a browser back to after a login."""
+
+    def initialize(self, login: HubLogin) -> None:
+        """Use the login's own client of the hub."""
+        self.login = login
+        self.hub_auth = login.hub_auth
+
+    def set_default_headers(self) -> None:
+        """See harden."""
+        harden(self)
+
+    async def prepare(self) -> None:
+        """Settle who it is here, since JupyterHub's own way blocks the event loop."""
+        self.current_user = None
+        if self.login.session(self) is not None:
+            self.current_user = await self.login.caller(self, fresh=False)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """503 where the hub doesn't answer."""
+        unreachable = isinstance((kwargs.get("exc_info") or (None, None))[1], HubUnreachable)
+        super().send_error(503 if unreachable else status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """One clear line, as plain text: part of it may come from the address."""
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        message = "The login didn't work; HubGuard's log says more."
+        if isinstance(error, HubUnreachable):
+            message = str(error)
+        elif isinstance(error, HTTPError) and status_code < 500 and error.log_message:
+            message = error.log_message
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{message} To log in once more, open {self.login.hub_auth.base_url}\n")
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """One line, without the address: it holds the code that a login is made with."""
+        log.warning("a login didn't work: %s", getattr(value, "log_message", None) or value)
+
+
+class HubLogin:
+    """The AuthPort over a hub: OAuth logins by cookie, tokens by ``Authorization: token …`` or ``bearer …``.
+
+    ``lane`` gives the budget's slot that each request to the hub passes. ``hub_host`` is set where the hub is at another
+    host than the service (``JUPYTERHUB_HOST``). ``redirect_uri`` is where the hub sends logins back to;
+    "" for what it is without subdomains.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        token: str,
+        prefix: str,
+        hub_prefix: str,
+        hub_host: str = "",
+        redirect_uri: str = "",
+        lane: Callable[[], Slot] | None = None,
+    ) -> None:
+        self.access_scope = f"access:services!service={SERVICE}"
+        self.hub_auth: Any = PacedOAuth(
+            self._paced,
+            api_url=api_url,
+            api_token=token,
+            base_url=prefix,
+            hub_prefix=hub_prefix,
+            hub_host=hub_host,
+            oauth_client_id=f"service-{SERVICE}",
+            # Said outright: the environment of the process is that of another service entry than the page's.
+            oauth_redirect_uri=redirect_uri or f"{prefix}oauth_callback",
+            access_scopes={self.access_scope},
+        )
+        self._lane = lane
+        self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._known: dict[str, tuple[float, Caller | None]] = {}
+
+    async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
+        """See AuthPort. Whoever lacks the scope to access this service has no scopes here."""
+        token = self.hub_auth.get_token(handler)
+        if not token or not _PLAUSIBLE.fullmatch(token):
+            return None
+        key = hashlib.sha256(f"{self.hub_auth.get_session_id(handler)}:{token}".encode()).hexdigest()
+        told_s, known = self._known.get(key, (None, None))
+        passed_s = time.monotonic() - told_s if told_s is not None else float("inf")
+        welcome = known is not None and any(astuple(rights(known.scopes)))
+        if not fresh and passed_s < (KNOWN_S if welcome else DENIED_S):
+            return known
+        try:
+            caller = await self._ask(token)
+        except HubUnreachable:
+            if not fresh and known is not None and passed_s < HUB_DOWN_S:
+                return known
+            raise
+        self._remember(key, caller)
+        return caller
+
+    async def _ask(self, token: str) -> Caller | None:
+        async with self._lookups:
+            model = await self.hub_auth.user_for_token(token, sync=False)
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            return None
+        scopes = frozenset(scope for scope in model.get("scopes") or () if isinstance(scope, str))
+        if not self.hub_auth.check_scopes({self.access_scope}, {"scopes": scopes}):
+            scopes = frozenset()
+        kind = "service" if model.get("kind") == "service" else "user"
+        return Caller(model["name"], kind, scopes, bool(model.get("admin")) or "admin-ui" in scopes)
+
+    async def _paced(self, request: Callable[[], Awaitable[Any]]) -> Any:
+        """What ``request`` to the hub gives, sent when the budget allows. Raises HubUnreachable."""
+        if self._lane is None:
+            return await self._send(request)
+        try:
+            async with self._lane() as slot:
+                try:
+                    answer = await self._send(request)
+                except HubUnreachable:
+                    slot.failed(overload=True)
+                    raise
+                slot.succeeded()
+                return answer
+        except BudgetExhausted as error:
+            raise HubUnreachable(f"The hub can't be asked who you are: {error}") from error
+
+    async def _send(self, request: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            return await asyncio.wait_for(request(), LOOKUP_S)
+        except (HTTPError, OSError, ValueError, asyncio.TimeoutError):
+            # Without its cause: JupyterHub's own message and its traceback may show what was sent.
+            raise HubUnreachable(
+                "The hub doesn't tell who you are. Nothing is known of it being wrong with you: try again when it answers."
+                " `hubguard hold` on the machine works without it."
+            ) from None
+
+    def _remember(self, key: str, caller: Caller | None) -> None:
+        now_s = time.monotonic()
+        if len(self._known) >= KNOWN_MOST:
+            self._known = {key: told for key, told in self._known.items() if told[1] and now_s - told[0] < HUB_DOWN_S}
+            if len(self._known) >= KNOWN_MOST:
+                self._known.clear()
+        self._known[key] = (now_s, caller)
+
+    def session(self, handler: RequestHandler) -> str | None:
+        """See AuthPort."""
+        if self.hub_auth.get_token(handler, in_cookie=False):
+            return None
+        return self.hub_auth.get_token(handler) or None
+
+    def login_url(self, handler: RequestHandler) -> str:
+        """See AuthPort. With PKCE, where this JupyterHub knows it (6.0 and later)."""
+        query: dict[str, str] = {}
+        extra: dict[str, str] = {}
+        if getattr(self.hub_auth, "pkce_enabled", False):
+            verifier, challenge, method = self.hub_auth.generate_pkce_code_challenge()
+            extra["code_verifier"] = verifier
+            query.update(code_challenge=challenge, code_challenge_method=method)
+        query["state"] = self.hub_auth.set_state_cookie(handler, next_url=handler.request.uri, **extra)
+        return url_concat(self.hub_auth.login_url, query)
+
+    def callback(self) -> tuple[type[RequestHandler], dict[str, Any]]:
+        """See AuthPort."""
+        return Callback, {"login": self}

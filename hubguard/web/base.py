@@ -1,0 +1,208 @@
+"""What every answer has in common: headers, who asks, whether they may, and errors in one clear line."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from jinja2 import Environment
+from prometheus_client import CollectorRegistry
+from tornado.web import HTTPError, RequestHandler
+
+from hubguard.decide.cull import CullPolicy
+from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
+from hubguard.loop import GuardPort
+from hubguard.web import auth, htmx, present
+from hubguard.web.auth import AuthPort, Caller, Rights
+from hubguard.web.harden import harden
+from hubguard.web.openapi import Operation, Refused
+
+log = logging.getLogger("hubguard.web")
+
+_PLAIN_WORDS = {
+    400: "The request can't be read",
+    404: "There is nothing at this address",
+    405: "This address doesn't take that method",
+    500: "HubGuard made a mistake, and did nothing; its log says more",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What every handler has at hand. ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens,
+    ``operations`` is the API: path template → method → operation.
+    """
+
+    guard: GuardPort
+    auth: AuthPort
+    policy: CullPolicy
+    prefix: str
+    hub_prefix: str
+    env: Environment
+    metrics: CollectorRegistry
+    operations: Mapping[str, Mapping[str, Operation]]
+    secret: bytes = field(repr=False)
+
+
+class Base(RequestHandler):
+    """A handler that knows who asks. ``needs`` names the rights, of auth.Rights, that every method takes."""
+
+    needs: tuple[str, ...] = ()
+    site: Site
+    who: Caller | None = None
+    may: Rights = Rights(False, False, False)
+
+    def initialize(self, site: Site) -> None:
+        """Take what the application hands to every handler."""
+        self.site = site
+
+    def set_default_headers(self) -> None:
+        """See harden."""
+        harden(self)
+
+    def compute_etag(self) -> str | None:
+        """None: nothing that is not stored can be asked for again by its tag."""
+        return None
+
+    async def prepare(self) -> None:
+        """Afterwards the caller is known and has the rights, or the request has been answered."""
+        if not self.needs:
+            return
+        session = self.site.auth.session(self)
+        if session is not None and not self._navigates() and not self._proved(session):
+            if htmx.is_htmx(self):
+                htmx.reload_page(self)
+            raise Refused(
+                403, "This didn't come from a page of HubGuard, or its login is over: reload the page, and try again."
+            )
+        reading = self.request.method in {"GET", "HEAD"}
+        self.who = await self.site.auth.caller(self, fresh=not reading)
+        if self.who is None:
+            self._unknown_caller()
+            return
+        self.may = auth.rights(self.who.scopes)
+        lacking = [right for right in self.needs if not getattr(self.may, right)]
+        if lacking:
+            raise Refused(403, _lacks(self.who, lacking))
+
+    def _navigates(self) -> bool:
+        """Whether a person is opening a page, as far as the browser tells: not a script that fetches."""
+        mode = self.request.headers.get("Sec-Fetch-Mode", "navigate")
+        return self.request.method in {"GET", "HEAD"} and mode == "navigate" and not htmx.is_htmx(self)
+
+    def form_token(self) -> str:
+        """What forms and scripts of our pages send along, to prove that they are ours; bound to the login."""
+        session = self.site.auth.session(self) or ""
+        return hmac.new(self.site.secret, b"form:" + session.encode(), hashlib.sha256).hexdigest()
+
+    def _proved(self, session: str) -> bool:
+        given = self.request.headers.get("X-XSRFToken") or self.get_body_argument("_xsrf", "")
+        wanted = hmac.new(self.site.secret, b"form:" + session.encode(), hashlib.sha256).hexdigest()
+        return hmac.compare_digest(given.encode(), wanted.encode())
+
+    def _unknown_caller(self) -> None:
+        """To the login where a person opens a page; else 401, since each redirected fetch would start a login."""
+        if self.page and self._navigates() and not self.request.headers.get("Authorization"):
+            self.redirect(self.site.auth.login_url(self))
+            return
+        if htmx.is_htmx(self):
+            htmx.reload_page(self)
+        raise Refused(
+            401, "The hub doesn't know this token or login: log in, or send a valid `Authorization: token …`."
+        )
+
+    # -- answering ------------------------------------------------------------------------------------------------
+
+    page = False
+    """Whether people read the answer in a browser; errors are pages, then."""
+
+    def write_json(self, value: Any) -> None:
+        """Answer with ``value`` as JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(present.json_text(value))
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer with an error; HubGuard's own ones have their status and their line."""
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        if isinstance(error, HubUnreachable | JournalError | HubError):
+            status_code = 503
+        elif isinstance(error, HubGuardError):
+            status_code = 409
+        keep = {name: self._headers[name] for name in ("HX-Refresh",) if name in self._headers}
+        super().send_error(status_code, **kwargs, keep=keep)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """One clear line, as JSON or as a page."""
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        for name, value in kwargs.get("keep", {}).items():
+            self.set_header(name, value)
+        message = _message(status_code, error)
+        if not self.page:
+            self.write_json({"status": status_code, "message": message})
+            return
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        html = self.site.env.get_template("error.html").render(
+            site=self.site, who=self.who, status=status_code, title=HTTPStatus(status_code).phrase, message=message
+        )
+        self.finish(html)
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Ours and the caller's mistakes are one line; only defects have a traceback. Queries are never logged."""
+        where = f"{self.request.method} {self.request.path}"
+        if isinstance(value, Refused | HubGuardError):
+            log.info("%s: %s", where, getattr(value, "message", value))
+        elif isinstance(value, HTTPError):
+            log.info("%s: %d", where, value.status_code)
+        else:
+            log.error("%s ended in a defect of HubGuard", where, exc_info=(typ, value, tb))
+
+
+class NotFound(Base):
+    """Every address that isn't in the table."""
+
+    page = True
+
+    async def prepare(self) -> None:
+        """Answer 404, as a page for people and as JSON below ``api/``."""
+        self.page = "/api/" not in self.request.path
+        raise Refused(404, _PLAIN_WORDS[404] + ".")
+
+
+def log_request(handler: RequestHandler) -> None:
+    """One line an answer, without the query: it may hold what a login passes on."""
+    status = handler.get_status()
+    who = getattr(handler, "who", None)
+    level = logging.WARNING if status >= 500 else logging.DEBUG if handler.request.method == "GET" else logging.INFO
+    took_ms = 1000 * handler.request.request_time()
+    log.log(
+        level,
+        "%d %s %s (%s) %.0f ms",
+        status,
+        handler.request.method,
+        handler.request.path,
+        who.actor if isinstance(who, Caller) else "-",
+        took_ms,
+    )
+
+
+def _message(status: int, error: BaseException | None) -> str:
+    if isinstance(error, Refused):
+        return error.message
+    if isinstance(error, HubGuardError):
+        return str(error)
+    return _PLAIN_WORDS.get(status, HTTPStatus(status).phrase) + "."
+
+
+def _lacks(who: Caller, lacking: list[str]) -> str:
+    ways = {
+        "read": f"{auth.READ_SCOPE}, or {' and '.join(sorted(auth.HUB_READ_SCOPES))}",
+        "act": f"{auth.ACT_SCOPE}, or {' or '.join(sorted(auth.HUB_ACT_SCOPES))}",
+        "prune": f"{auth.PRUNE_SCOPE}, or {' or '.join(sorted(auth.HUB_PRUNE_SCOPES))}",
+    }
+    needed = "; and ".join(ways[right] for right in lacking)
+    return f"{who.actor} may not do this. It takes the hub's scope {needed}: for all users, and with access to this service."

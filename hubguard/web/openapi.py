@@ -1,0 +1,283 @@
+"""What the API takes and gives, declared once: requests are checked by it, and ``openapi.json`` is made from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import types
+import typing
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from http import HTTPStatus
+from typing import Any
+
+from tornado.web import HTTPError
+
+import hubguard
+
+# Not what str.isprintable() refuses: that would be the full-width space and what joins letters and emoji, too.
+_BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}
+
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+class Refused(HTTPError):
+    """A request that gets an answer of its own: ``message`` is one line for whoever sent it, and holds no secret."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status)
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A parameter in the query or in a JSON body. ``low`` and ``high`` bound a number, or the length of a text.
+
+    ``above`` is a bound that a number has to lie above. ``default`` None: it may be left out, and means what ``help`` says.
+    """
+
+    name: str
+    kind: type
+    help: str
+    default: Any = None
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def from_text(self, text: str) -> Any:
+        """The value that ``text`` in a query means. Raises Refused (400)."""
+        if self.kind is str:
+            return self.checked(text)
+        try:
+            return self.checked(self.kind(text))
+        except (ValueError, OverflowError):
+            raise self._refused(text) from None
+
+    def checked(self, value: Any) -> Any:
+        """``value``, as JSON has it, when it is of the right kind and within its bounds. Raises Refused (400)."""
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**53 else math.inf
+        if type(value) is not self.kind or (self.choices and value not in self.choices):
+            raise self._refused(value)
+        size: Any = len(value) if isinstance(value, str) else value
+        if isinstance(size, float) and not math.isfinite(size):
+            raise self._refused(value)
+        if (self.low is not None and size < self.low) or (self.high is not None and size > self.high):
+            raise self._refused(value)
+        if self.above is not None and size <= self.above:
+            raise self._refused(value)
+        if isinstance(value, str) and any(unicodedata.category(char) in _BREAKS_LINES for char in value):
+            raise Refused(400, f"{self.name}: must not contain control characters")
+        return value
+
+    def _refused(self, value: object) -> Refused:
+        got = repr(value)
+        return Refused(400, f"{self.name}: must be {self._wanted()}, not {got if len(got) <= 60 else got[:57] + '...'}")
+
+    def _wanted(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is str:
+            return f"a text of at most {self.high:g} characters" if self.high else "a text"
+        if self.kind is bool:
+            return "true or false"
+        noun = "a whole number" if self.kind is int else "a number"
+        low = (
+            f" above {self.above:g}"
+            if self.above is not None
+            else f" from {self.low:g}"
+            if self.low is not None
+            else ""
+        )
+        return f"{noun}{low}{f' to {self.high:g}' if self.high is not None else ''}"
+
+    def schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        made: dict[str, Any] = {"type": _KINDS[self.kind]}
+        bounds = {"low": ("minLength", "minimum"), "high": ("maxLength", "maximum"), "above": ("", "exclusiveMinimum")}
+        for field, (of_text, of_number) in bounds.items():
+            if (bound := getattr(self, field)) is not None:
+                made[of_text if self.kind is str else of_number] = bound
+        if self.choices:
+            made["enum"] = list(self.choices)
+        if self.default is not None:
+            made["default"] = self.default
+        return made
+
+
+def from_query(params: Iterable[Param], arguments: Mapping[str, list[bytes]]) -> dict[str, Any]:
+    """A value for each of ``params`` from a query. Raises Refused (400) for an unknown, repeated or bad one."""
+    known = {param.name: param for param in params}
+    values = {name: param.default for name, param in known.items()}
+    for name, given in arguments.items():
+        if name not in known:
+            raise _unknown(name, known)
+        if len(given) != 1:
+            raise Refused(400, f"{name}: is given {len(given)} times, and may be given once")
+        try:
+            text = given[0].decode()
+        except UnicodeDecodeError:
+            raise Refused(400, f"{name}: is not UTF-8") from None
+        values[name] = known[name].from_text(text)
+    return values
+
+
+def from_body(params: Iterable[Param], body: bytes) -> dict[str, Any]:
+    """A value for each of ``params`` from a JSON object; an empty body is an empty object, null means left out.
+
+    Raises Refused (400) for what isn't one, and for an unknown or bad value.
+    """
+    known = {param.name: param for param in params}
+    try:
+        given = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError):
+        raise Refused(400, "The body must be a JSON object, and is not JSON") from None
+    if not isinstance(given, dict):
+        raise Refused(400, "The body must be a JSON object")
+    values = {name: param.default for name, param in known.items()}
+    for name, value in given.items():
+        if name not in known:
+            raise _unknown(name, known)
+        if value is not None:
+            values[name] = known[name].checked(value)
+    return values
+
+
+def _unknown(name: str, known: Mapping[str, Param]) -> Refused:
+    shown = name if name.isprintable() and len(name) <= 60 else repr(name[:57])
+    return Refused(400, f"{shown}: no such parameter here; there {'are ' + ', '.join(known) if known else 'is none'}")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one method of one path does. ``answer`` is a dataclass, or None for text; ``listed``: a list of them.
+
+    ``needs`` is the right it takes: read, act, both as ``act and read``, or none.
+    """
+
+    summary: str
+    answer: type | None
+    needs: str
+    query: tuple[Param, ...] = ()
+    body: tuple[Param, ...] | None = None
+    listed: bool = False
+    paged: bool = False
+    fails: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorShape:
+    """Every error: the HTTP status, and one line that says what is wrong."""
+
+    status: int
+    message: str
+
+
+def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 description of ``paths``: path template → method → operation."""
+    components: dict[str, Any] = {}
+    schema_of(ErrorShape, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "HubGuard",
+            "version": hubguard.__version__,
+            "description": "Rights: read, act. All times are UTC (ISO 8601, Z), all durations seconds.",
+        },
+        "servers": [{"url": prefix.rstrip("/") or "/"}],
+        "security": [{"token": []}],
+        "paths": {
+            f"/{path}": {method: _operation(path, one, components) for method, one in methods.items()}
+            for path, methods in sorted(paths.items())
+        },
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "token": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "Authorization",
+                    "description": "`token <a JupyterHub API token>`, or `Bearer <…>`",
+                }
+            },
+        },
+    }
+
+
+def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if path.endswith(".json"):
+        content = {"application/json": {"schema": {"type": "object"}}}
+    if one.answer is not None:
+        schema = schema_of(one.answer, components)
+        content = {"application/json": {"schema": {"type": "array", "items": schema} if one.listed else schema}}
+        if one.paged:
+            page = {"type": "object", "properties": {"items": {"type": "array", "items": schema}, "_pagination": {}}}
+            content["application/jupyterhub-pagination+json"] = {"schema": page}
+    statuses = {400, *one.fails} if one.query or one.body else set(one.fails)
+    if one.needs != "none":
+        statuses |= {401, 403, 503}
+    described: dict[str, Any] = {
+        "summary": one.summary,
+        "description": f"Needs the right: {one.needs}.",
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]
+        + [
+            {"name": param.name, "in": "query", "description": param.help, "schema": param.schema()}
+            for param in one.query
+        ],
+        "responses": {"200": {"description": "OK", "content": content}}
+        | {
+            str(status): {
+                "description": HTTPStatus(status).phrase,
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorShape"}}},
+            }
+            for status in sorted(statuses)
+        },
+    }
+    if one.needs == "act":
+        described["responses"]["204"] = {"description": "Done; the caller may not read, so there is nothing to tell."}
+    if one.needs == "none":
+        described["security"] = []
+    if one.body is not None:
+        properties = {param.name: param.schema() | {"description": param.help} for param in one.body}
+        schema = {"type": "object", "additionalProperties": False, "properties": properties}
+        described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+    return described
+
+
+def schema_of(kind: Any, components: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a type; dataclasses are put into ``components`` once and referred to. Raises TypeError."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in {typing.Union, types.UnionType}:
+        return {"anyOf": [schema_of(one, components) for one in arguments]}
+    if origin is tuple:
+        return {"type": "array", "items": schema_of(arguments[0], components)}
+    if kind is type(None):
+        return {"type": "null"}
+    if kind is datetime:
+        return {"type": "string", "format": "date-time"}
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return {"type": "string", "enum": [member.value for member in kind]}
+    if kind in _KINDS:
+        return {"type": _KINDS[kind]}
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise TypeError(f"no schema is known for {kind!r}")
+    name = kind.__name__
+    if name not in components:
+        components[name] = {}
+        hints = typing.get_type_hints(kind)
+        components[name] = {
+            "type": "object",
+            "description": (kind.__doc__ or "").strip(),
+            "properties": {field.name: schema_of(hints[field.name], components) for field in fields(kind)},
+            "required": [field.name for field in fields(kind) if field.default is MISSING],
+        }
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -1,0 +1,267 @@
+"""The pages: complete without JavaScript; with it, their live part is asked for every few seconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
+
+from jinja2_fragments import render_block
+from markupsafe import Markup
+
+from hubguard.errors import JournalError
+from hubguard.model import Entry, Mode, Source, Standing, Status
+from hubguard.web import htmx, present, shapes
+from hubguard.web.api import EVENTS, WHY, not_running
+from hubguard.web.base import Base
+from hubguard.web.openapi import Param, Refused
+
+ROWS = 100
+"""Rows on a page of the Servers and Journal tables."""
+
+SOURCE_WORDS: dict[Source, str] = {
+    Source.HUB_API: "Hub's API",
+    Source.HUB_DB: "Hub's database",
+    Source.PROXY: "Proxy",
+    Source.BACKEND: "Backend",
+}
+
+
+class Page(Base):
+    """A page, or its live part when asked for below ``fragments/``. ``values`` gives what ``template`` shows."""
+
+    page = True
+    needs = ("read",)
+    template: ClassVar[str] = ""
+    tab: ClassVar[str] = ""
+
+    def here(self, path: str = "", **query: Any) -> str:
+        """The address of ``path`` below the prefix, with what is set of ``query``."""
+        given = {name: value for name, value in query.items() if value not in {None, ""}}
+        return self.site.prefix + path + (f"?{urlencode(given)}" if given else "")
+
+    def asked(self, name: str) -> str:
+        """The text of a parameter in the query, "" where it isn't given; control characters are dropped."""
+        return "".join(char for char in self.get_query_argument(name, "")[:255] if char.isprintable())
+
+    def common(self, status: Status) -> dict[str, Any]:
+        """What every template may use."""
+        return {
+            "site": self.site,
+            "who": self.who,
+            "may": self.may,
+            "tab": self.tab,
+            "status": status,
+            "now": status.at,
+            "p": present,
+            "form_token": self.form_token(),
+            "url": self.here,
+            "server_url": self.server_url,
+            "row_id": row_id,
+        }
+
+    def server_url(self, user: str, name: str) -> str:
+        """The address of a server's own page."""
+        return self.here(f"servers/{quote(user, safe='')}/{quote(name, safe='')}")
+
+    async def show(self, path: str, live: Mapping[str, Any], *, poll: bool = True, **around: Any) -> None:
+        """Answer with the page at ``path``, whose live part shows ``live`` and the rest ``around``, too.
+
+        ``poll`` False: it doesn't change.
+        """
+        fragment = self.site.prefix + "fragments/"
+        if self.request.path.startswith(fragment):
+            htmx.finish_fragment(self, self.site.env, self.template, "live", **live)
+            return
+        html = render_block(self.site.env, self.template, "live", **live)
+        query = f"?{self.request.query}" if self.request.query else ""
+        self.finish(
+            self.site.env.get_template(self.template).render(
+                **{**live, **around},
+                live_html=Markup(html),  # noqa: S704  # rendered a line above, with autoescaping
+                live_tag=htmx.ptag(html),
+                live_url=fragment + path + query if poll else None,
+                htmx_config=htmx.CONFIG,
+            )
+        )
+
+
+def row_id(*parts: str) -> str:
+    """An element id that is the same for the same thing from refresh to refresh, whatever is in its name."""
+    return "r" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+class Overview(Page):
+    """What HubGuard is doing, and why."""
+
+    template = "overview.html"
+    tab = "overview"
+
+    async def get(self) -> None:
+        """See the class."""
+        status = self.site.guard.status()
+        trouble, entries = "", tuple[Entry, ...]()
+        try:
+            entries = last_actions(await self.site.guard.entries(limit=50))
+        except JournalError as error:
+            trouble = str(error)
+        await self.show(
+            "overview",
+            {
+                **self.common(status),
+                "shape": shapes.of_status(status),
+                "entries": entries,
+                "journal_trouble": trouble,
+                "source_words": SOURCE_WORDS,
+            },
+        )
+
+
+def last_actions(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The newest few of ``entries``, without the intents that an outcome tells of anyway."""
+    settled = {entry.refers_to for entry in entries}
+    return tuple(entry for entry in entries if entry.id not in settled)[:8]
+
+
+class Servers(Page):
+    """Every server, with why it will or won't be stopped; filter, order and page stand in the address."""
+
+    template = "servers.html"
+    tab = "servers"
+
+    async def get(self) -> None:
+        """See the class. What makes no sense in the address counts as not given."""
+        status = self.site.guard.status()
+        q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
+        wanted = Standing(standing) if standing in {one.value for one in Standing} else None
+        sort = sort if sort.removeprefix("-") in shapes.SORTS else "due"
+        rows = shapes.running(status.last_cycle)
+        found = shapes.chosen(rows, q=q, standing=wanted, sort=sort)
+        pages = max(1, -(-len(found) // ROWS))
+        number = min(max(1, _whole(self.asked("page"))), pages)
+        begin = (number - 1) * ROWS
+        kept = {"q": q, "standing": wanted.value if wanted else "", "sort": "" if sort == "due" else sort}
+        live = {
+            **self.common(status),
+            "rows": [
+                (row, present.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome))
+                for row in found[begin : begin + ROWS]
+            ],
+            "begin": begin,
+            "found": len(found),
+            "total": len(rows),
+            "counts": shapes.counts(rows),
+            "empty": empty_words(status, total=len(rows)),
+            "sort": sort,
+            "kept": kept,
+            "number": number,
+            "pages": pages,
+        }
+        await self.show("servers", live, q=q, standing=wanted, standings=present.STANDING_WORDS)
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 1
+
+
+def empty_words(status: Status, *, total: int) -> str:
+    """Why a table of servers is empty."""
+    if status.last_cycle is None:
+        return {
+            Mode.TROUBLED: "HubGuard is in trouble and hasn't read the hub's servers. The Overview says what is wrong.",
+            Mode.STANDBY: "Another guard acts for this hub, and knows its servers. This one only stands by.",
+        }.get(
+            status.mode,
+            "The hub's servers haven't been read yet. Reload the page in a moment, where it doesn't fill by itself.",
+        )
+    incomplete = next((one for one in status.last_cycle.snapshot.readings if not one.complete), None)
+    if total:
+        return f"No server matches. {present.count(total, 'server')} {'is' if total == 1 else 'are'} running."
+    if incomplete:
+        return f"The hub's servers couldn't be read: {incomplete.detail.rstrip('.')}. Nothing is concluded from that."
+    return "No server is running: there is nothing to stop."
+
+
+class ServerPage(Page):
+    """One server: why, why not, what next, when; and what was done about it."""
+
+    template = "server.html"
+    tab = "servers"
+
+    async def get(self, user: str, name: str) -> None:
+        """See the class. 404 for what neither runs nor is in the journal."""
+        status = self.site.guard.status()
+        row = shapes.find(status.last_cycle, user, name)
+        trouble, entries = "", tuple[Entry, ...]()
+        try:
+            entries = await self.site.guard.entries(limit=20, user=user, server=name)
+        except JournalError as error:
+            trouble = str(error)
+        label = f"{user}/{name}" if name else user
+        absent = not_running(label, known=status.last_cycle is not None)
+        if row is None and not entries and not trouble:
+            raise Refused(404, absent)
+        explanation = (
+            present.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome) if row else None
+        )
+        await self.show(
+            f"servers/{quote(user, safe='')}/{quote(name, safe='')}",
+            {
+                **self.common(status),
+                "label": label,
+                "row": row,
+                "explanation": explanation,
+                "absent": absent,
+                "entries": entries,
+                "journal_trouble": trouble,
+            },
+        )
+
+
+class JournalPage(Page):
+    """What was decided and done, newest first."""
+
+    template = "journal.html"
+    tab = "journal"
+
+    async def get(self) -> None:
+        """See the class. Older pages don't change, and aren't asked for again."""
+        user, event = self.asked("user").strip(), self.asked("event")
+        event = event if event in EVENTS else ""
+        before = _whole(self.asked("before_id")) if self.asked("before_id") else None
+        entries = await self.site.guard.entries(
+            before_id=before, limit=ROWS + 1, user=user or None, event=event or None
+        )
+        live = {
+            **self.common(self.site.guard.status()),
+            "entries": entries[:ROWS],
+            "older": entries[ROWS - 1].id if len(entries) > ROWS else None,
+            "before": before,
+            "user": user,
+            "event": event,
+        }
+        await self.show("journal", live, poll=before is None, events=EVENTS)
+
+
+class Change(Page):
+    """Arm, observe, hold, resume, by a form; arm and resume are confirmed on a page of their own."""
+
+    needs = ("act",)
+    tab = "overview"
+    template = "confirm.html"
+    words: ClassVar[tuple[str, ...]] = ("arm", "observe", "hold", "resume")
+
+    async def get(self, word: str) -> None:
+        """The question, with how many servers are due right now."""
+        status = self.site.guard.status()
+        due = shapes.counts(shapes.running(status.last_cycle)).stop
+        template = self.site.env.get_template(self.template)
+        self.finish(template.render(**self.common(status), word=word, due=due, htmx_config=htmx.CONFIG))
+
+    async def post(self, word: str) -> None:
+        """It is done, and the Overview shows it."""
+        why = Param("why", str, WHY.help, high=WHY.high).checked(self.get_body_argument("why", "").strip())
+        assert self.who is not None
+        await getattr(self.site.guard, word)(self.who.actor, why)
+        self.redirect(self.site.prefix, status=303)

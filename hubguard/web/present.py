@@ -1,0 +1,299 @@
+"""The words and numbers that pages, API and CLI share. Text in, text out: no HTML, no clock, no I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import Any
+
+from hubguard.decide.cull import CullPolicy
+from hubguard.model import Entry, Mode, Outcome, OutcomeKind, Reason, Standing, Status, Verdict
+
+MODE_WORDS: dict[Mode, str] = {
+    Mode.STARTING: "Starting",
+    Mode.ACTING: "Acting",
+    Mode.OBSERVING: "Observing",
+    Mode.HELD: "On hold",
+    Mode.BRAKED: "Braked",
+    Mode.STANDBY: "Standing by",
+    Mode.TROUBLED: "In trouble",
+}
+
+STANDING_WORDS: dict[Standing, str] = {
+    Standing.STOP: "Due",
+    Standing.WAIT: "Waiting",
+    Standing.KEEP: "Running",
+    Standing.EXEMPT: "Exempt",
+    Standing.UNKNOWN: "Unknown",
+}
+
+_EXEMPT_WHY: dict[Reason, str] = {
+    Reason.ADMIN: "servers of admins are left alone (HubGuardCull.admin_servers)",
+    Reason.DEFAULT_SERVER: "default servers are left alone (HubGuardCull.default_servers)",
+    Reason.NAMED_SERVER: "named servers are left alone (HubGuardCull.named_servers)",
+    Reason.NO_LIMITS: "both limits are switched off (HubGuardCull.idle_timeout_s and max_age_s are 0)",
+}
+
+_WHEN_DUE: dict[Mode, str] = {
+    Mode.STARTING: "judged anew when HubGuard has started",
+    Mode.ACTING: "stopped in the next cycle",
+    Mode.OBSERVING: "would be stopped now, if armed",
+    Mode.HELD: "would be stopped now, but acting is on hold",
+    Mode.BRAKED: "would be stopped now, but HubGuard holds back",
+    Mode.STANDBY: "left to the guard that holds the lease",
+    Mode.TROUBLED: "would be stopped now, but HubGuard is in trouble",
+}
+
+
+def duration(seconds: float) -> str:
+    """How long, as people say it: ``12 s``, ``5 min``, ``1 h 12 min``, ``3 d 4 h``. Rounded down; negative counts as 0."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return _units(whole - whole % 60)
+
+
+def limit(seconds: float) -> str:
+    """A limit as it is set, to the second below an hour: ``1 min 30 s``, ``2 h``; parts of a second only below one."""
+    return f"{seconds:g} s" if seconds < 1 else _units(int(seconds))
+
+
+def _units(whole: int) -> str:
+    parts = []
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, whole = divmod(whole, size)
+        if count:
+            parts.append(f"{count} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
+
+
+def age(at: datetime, now: datetime) -> str:
+    """``12 s ago``, or ``just now`` for what lies less than a second back or, by a skewed clock, ahead."""
+    passed_s = (now - at).total_seconds()
+    return f"{duration(passed_s)} ago" if passed_s >= 1 else "just now"
+
+
+def until(at: datetime, now: datetime) -> str:
+    """``in 48 min``, or ``now`` for what is due."""
+    left_s = (at - now).total_seconds()
+    return f"in {duration(left_s)}" if left_s >= 1 else "now"
+
+
+def clock(at: datetime, now: datetime) -> str:
+    """``at 14:05 UTC``, with the date where it isn't today's: ``on 22 Nov at 14:05 UTC``."""
+    at = at.astimezone(timezone.utc)
+    time = f"at {at:%H:%M} UTC"
+    if at.date() == now.astimezone(timezone.utc).date():
+        return time
+    year = "" if at.year == now.astimezone(timezone.utc).year else f" {at.year}"
+    return f"on {at.day} {at:%b}{year} {time}"
+
+
+def stamp(at: datetime) -> str:
+    """The full time, to the second: ``2026-11-21 14:05:09 UTC``."""
+    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 server``, ``12,000 servers``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a server has its standing, what happens next and when. ``sentence`` says it all; ``facts`` is what it rests on.
+
+    ``facts`` holds (what, text) pairs in reading order; what isn't known is left out.
+    """
+
+    sentence: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def explain(
+    verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, outcome: Outcome | None = None
+) -> Explanation:
+    """Why, why not, what next and when. ``outcome`` is what came of acting on it in the cycle of the verdict, or None.
+
+    In any mode but ACTING it says what *would* be done.
+    """
+    return Explanation(_sentence(verdict, policy, now, mode, outcome), _facts(verdict, policy, now))
+
+
+def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, outcome: Outcome | None) -> str:
+    reason = verdict.reason
+    if outcome is not None:
+        return f"{_measure(verdict, policy, now)}; {_outcome_words(outcome)}."
+    if verdict.standing is Standing.EXEMPT:
+        return f"Never stopped: {_EXEMPT_WHY.get(reason, 'the policy leaves it alone')}."
+    if verdict.standing is Standing.UNKNOWN:
+        return "Left alone: the hub tells neither when it was last used nor when it started."
+    if verdict.standing is Standing.STOP:
+        return f"{_measure(verdict, policy, now)}; {_WHEN_DUE[mode]}."
+    if reason is Reason.PENDING:
+        doing = f"the hub is in the middle of something with it ({verdict.server.pending})"
+        return f"Due, but {doing}; judged again in the next cycle."
+    if reason is Reason.NOT_READY:
+        return "Due, but the hub doesn't call it ready; judged again in the next cycle."
+    if reason is Reason.BACKING_OFF:
+        tries = "the last try" if verdict.failures == 1 else f"{verdict.failures} tries"
+        again = f"; tried again {_when(verdict.not_before, now)}" if verdict.not_before else ""
+        return f"Due, but {tries} to stop it failed{again}."
+    return _not_yet(verdict, policy, now, mode)
+
+
+def _not_yet(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode) -> str:
+    would = "stopped" if mode is Mode.ACTING else "would be stopped"
+    when = f", {clock(verdict.due_at, now)}" if verdict.due_at else ""
+    if _by_age(verdict, policy) and verdict.server.started:
+        running = duration((now - verdict.server.started).total_seconds())
+        return f"Running for {running}; {would} at the age of {limit(policy.max_age_s)} even when in use{when}."
+    idle_s = (now - verdict.idle_since).total_seconds() if verdict.idle_since else 0.0
+    begin = f"Idle for {duration(idle_s)}" if idle_s >= 60 else "In use within the last minute"
+    return f"{begin}; {would} when idle for {limit(policy.idle_timeout_s)}{when}."
+
+
+def _measure(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
+    if verdict.reason is Reason.TOO_OLD and verdict.server.started:
+        running = duration((now - verdict.server.started).total_seconds())
+        return f"Running for {running}, over the limit of {limit(policy.max_age_s)}"
+    if verdict.idle_since is None:
+        return "Due"
+    over = f", over the limit of {limit(policy.idle_timeout_s)}" if policy.idle_timeout_s > 0 else ""
+    return f"Idle for {duration((now - verdict.idle_since).total_seconds())}{over}"
+
+
+def _outcome_words(outcome: Outcome) -> str:
+    detail = f": {outcome.detail}" if outcome.detail else ""
+    return {
+        OutcomeKind.DONE: "stopped",
+        OutcomeKind.SKIPPED: f"left alone{detail}",
+        OutcomeKind.FAILED: f"stopping it failed{detail}",
+        OutcomeKind.UNVERIFIED: f"asked the hub to stop it, not confirmed yet{detail}",
+    }[outcome.kind].rstrip(".")
+
+
+def _by_age(verdict: Verdict, policy: CullPolicy) -> bool:
+    """Whether the maximum age is the limit that ``due_at`` comes from."""
+    started = verdict.server.started
+    if policy.max_age_s <= 0 or started is None:
+        return False
+    return verdict.due_at == started + timedelta(seconds=policy.max_age_s)
+
+
+def _when(at: datetime | None, now: datetime) -> str:
+    if at is None:
+        return ""
+    return f"{clock(at, now)} ({until(at, now)})" if at > now else "in the next cycle"
+
+
+def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[str, str], ...]:
+    server = verdict.server
+    named = [
+        ("The hub says", "ready" if server.ready else f"pending: {server.pending}" if server.pending else "not ready"),
+        ("Started", f"{stamp(server.started)}, {age(server.started, now)}" if server.started else "unknown"),
+        (
+            "Last activity",
+            f"{stamp(server.last_activity)}, {age(server.last_activity, now)}" if server.last_activity else "unknown",
+        ),
+        ("Idle limit", limit(policy.idle_timeout_s) if policy.idle_timeout_s > 0 else "off"),
+        ("Maximum age", limit(policy.max_age_s) if policy.max_age_s > 0 else "off"),
+    ]
+    if verdict.due_at is not None:
+        named.append(("Due", f"{stamp(verdict.due_at)}, {until(verdict.due_at, now)}"))
+    if verdict.failures:
+        named.append(("Failed tries", str(verdict.failures)))
+    if verdict.not_before is not None:
+        named.append(("Not before", stamp(verdict.not_before)))
+    return tuple(named)
+
+
+def headline(status: Status, due: int) -> str:
+    """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look."""
+    if status.mode is Mode.ACTING:
+        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due" if due else "none is due right now"
+        return f"HubGuard is armed and stops servers that are due; {now}."
+    if status.mode is Mode.OBSERVING:
+        return f"HubGuard only observes: it would stop {count(due, 'server') if due else 'nothing'} now. {status.why}"
+    if status.mode is Mode.HELD:
+        return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
+    return status.why
+
+
+def as_json(value: Any) -> Any:
+    """``value`` as JSON knows it: dataclasses as objects, times as ISO 8601 in UTC with a ``Z``, tuples as lists."""
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    return value
+
+
+def json_text(value: Any) -> str:
+    """``as_json`` as text; ``<`` is escaped, so that no browser ever takes it for a page."""
+    return json.dumps(as_json(value), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """A journal entry as the API gives it."""
+    plain: dict[str, Any] = as_json(entry)
+    return plain
+
+
+def entry_sentence(entry: Entry) -> str:
+    """What happened, in words, without the time and who did it."""
+    whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
+    detail = f": {entry.detail}" if entry.detail else ""
+    if entry.event == "intent":
+        why = f" ({entry.reason})" if entry.reason else ""
+        return f"going to stop {whose}{why}"
+    if entry.event == "outcome":
+        kind = entry.outcome.value if entry.outcome else "ended"
+        return f"stopping {whose}: {kind}{f', {entry.detail}' if entry.detail else ''}"
+    words = {
+        "armed": "armed HubGuard",
+        "observing": "set HubGuard to observe only",
+        "held": "put acting on hold",
+        "resumed": "resumed acting",
+    }.get(entry.event)
+    if words:
+        return words + detail
+    return f"{whose}{detail}" if whose and entry.event == "note" else entry.detail or entry.event
+
+
+def entry_text(entry: Entry) -> str:
+    """One line for a terminal."""
+    return f"{stamp(entry.at)}  {entry.event:<9}  {entry.actor}: {entry_sentence(entry)}"
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """A cycle's report, in the form in which the API gives it, as lines for a terminal."""
+    actions = report["actions"]
+    lines = [f"{count(report['servers'], 'server')} seen, {len(actions)} to be stopped."]
+    if report["skipped_why"]:
+        lines.append(f"Nothing was done: {report['skipped_why']}.")
+    lines += [
+        f"The {source['source']} reading is incomplete: {source['detail']}"
+        for source in report["sources"]
+        if not source["complete"]
+    ]
+    for action in actions:
+        outcome = action["outcome"] or "would be stopped"
+        detail = f": {action['detail']}" if action["detail"] else ""
+        lines.append(
+            f"  {action['user']}{'/' + action['name'] if action['name'] else ''}  {outcome} ({action['reason']}){detail}"
+        )
+    if report["left_out"]:
+        lines.append(f"{count(report['left_out'], 'server')} more over the cap, left to the next cycle.")
+    return "\n".join(lines)

@@ -1,0 +1,111 @@
+"""The whole route table, and the application that serves it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from tornado.web import Application, RedirectHandler, StaticFileHandler
+
+from hubguard import metrics
+from hubguard.decide.cull import CullPolicy
+from hubguard.loop import GuardPort
+from hubguard.web import api, pages
+from hubguard.web.auth import AuthPort
+from hubguard.web.base import Base, NotFound, Site, log_request
+from hubguard.web.harden import harden
+
+HERE = Path(__file__).resolve().parent.parent
+
+PAGES: dict[str, type[Base]] = {
+    "": pages.Overview,
+    "servers": pages.Servers,
+    "servers/{user}/{name}": pages.ServerPage,
+    "journal": pages.JournalPage,
+    "actions/{word}": pages.Change,
+}
+
+FRAGMENTS: dict[str, type[Base]] = {
+    "fragments/overview": pages.Overview,
+    "fragments/servers": pages.Servers,
+    "fragments/servers/{user}/{name}": pages.ServerPage,
+    "fragments/journal": pages.JournalPage,
+}
+
+API: dict[str, type[api.Api]] = {
+    "api/v1/status": api.StatusApi,
+    "api/v1/servers": api.ServersApi,
+    "api/v1/servers/{user}/{name}": api.ServerApi,
+    "api/v1/journal": api.JournalApi,
+    "api/v1/arm": api.stance_api("arm"),
+    "api/v1/observe": api.stance_api("observe"),
+    "api/v1/hold": api.stance_api("hold"),
+    "api/v1/resume": api.stance_api("resume"),
+    "api/v1/cycles": api.CyclesApi,
+    "openapi.json": api.OpenApi,
+    "metrics": api.MetricsApi,
+    "health": api.HealthApi,
+}
+
+_PATTERNS = {"{user}": "([^/]+)", "{name}": "([^/]*)", "{word}": f"({'|'.join(pages.Change.words)})"}
+
+
+class Static(StaticFileHandler):
+    """The scripts and the style sheet. They hold nothing secret, and are open."""
+
+    def set_default_headers(self) -> None:
+        """As any answer of ours; the cache header is set by what the address says of the version."""
+        harden(self)
+        self.clear_header("Cache-Control")
+
+
+def make_application(
+    guard: GuardPort,
+    auth: AuthPort,
+    *,
+    prefix: str,
+    hub_prefix: str,
+    policy: CullPolicy,
+    cookie_secret: bytes | None = None,
+) -> Application:
+    """The pages and the API over ``guard``, below ``prefix`` (with a slash at both ends).
+
+    ``hub_prefix`` is where the hub is, for links: its path, or a URL where it is at another host. ``policy`` is what the
+    guard culls by. ``cookie_secret`` None: a new one, so that everyone logs in once more after a restart.
+    """
+    env = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    secret = cookie_secret or secrets.token_bytes(32)
+    operations = {path: handler.operations for path, handler in API.items()}
+    site = Site(guard, auth, policy, prefix, hub_prefix, env, metrics.registry(guard.status), operations, secret)
+    handlers: list[Any] = [
+        (prefix + _pattern(path), handler, {"site": site}) for path, handler in {**PAGES, **FRAGMENTS, **API}.items()
+    ]
+    if (callback := auth.callback()) is not None:
+        handlers.append((f"{prefix}oauth_callback", *callback))
+    if prefix != "/":
+        handlers.append((prefix.rstrip("/"), RedirectHandler, {"url": prefix, "permanent": False}))
+    settings: dict[str, Any] = {
+        "static_path": str(HERE / "static"),
+        "static_url_prefix": f"{prefix}static/",
+        "static_handler_class": Static,
+        "cookie_secret": secret,
+        "default_handler_class": NotFound,
+        "default_handler_args": {"site": site},
+        "log_function": log_request,
+    }
+    env.globals["static"] = lambda name: Static.make_static_url(settings, name)
+    return Application(handlers, **settings)
+
+
+def _pattern(path: str) -> str:
+    for placeholder, pattern in _PATTERNS.items():
+        path = path.replace(placeholder, pattern)
+    return path.replace(".", r"\.") if "(" not in path else path

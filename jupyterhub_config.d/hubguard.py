@@ -1,0 +1,14 @@
+"""Runs HubGuard beside this hub: include it from jupyterhub_config.py, or put it where your distribution looks for config.
+
+Settings may stand before it or after it (c.HubGuard, c.HubGuardCull, c.HubGuardBudget); only c.HubGuard.url goes before.
+"""
+
+import logging
+
+try:
+    from hubguard.inhub import register
+except ImportError as error:
+    # HubGuard never keeps a hub from starting, not even by being absent.
+    logging.getLogger("hubguard").error("HubGuard isn't in the hub's environment (%s): the hub runs without it.", error)
+else:
+    register(c)

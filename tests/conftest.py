@@ -1,0 +1,37 @@
+"""What every test may use: real hubs that leave nothing running."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from hubguard.testbed.hub import TestbedHub
+
+pytest_plugins = ["databases"] if importlib.util.find_spec("databases") else []
+
+# The interpreter that runs the hubs under test, so that the same suite runs against another JupyterHub.
+HUB_PYTHON = os.environ.get("HUBGUARD_TEST_HUB_PYTHON") or sys.executable
+
+
+def pytest_report_header() -> str:
+    ask = "import jupyterhub; print(jupyterhub.__version__)"
+    asked = subprocess.run([HUB_PYTHON, "-c", ask], capture_output=True, text=True, check=False)
+    return f"hub under test: JupyterHub {asked.stdout.strip() or 'missing'} ({HUB_PYTHON})"
+
+
+@pytest.fixture
+async def testbed_hub() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
+    """Makes running hubs: ``hub = await testbed_hub(config=…)`` takes what TestbedHub takes; all are ended afterwards."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**settings: Any) -> TestbedHub:
+            return await stack.enter_async_context(TestbedHub(**{"python": HUB_PYTHON, **settings}))
+
+        yield make

@@ -1,0 +1,658 @@
+"""Pages and API over a made-up guard: rights, forgery, bad input, paging, empty states, and what must never be shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from fake_guard import CALLERS, NOW, POLICY, FakeAuth, FakeGuard, done, guard_with, made_up, minutes, report_of
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from hubguard.errors import HubGuardError, JournalError
+from hubguard.model import Failures, Mode, Outcome, OutcomeKind, Server, Stance
+from hubguard.web.routes import API, FRAGMENTS, PAGES, make_application
+
+PREFIX = "/services/hubguard/"
+STATES = [f"api/v1/{word}" for word in ("arm", "observe", "hold", "resume")]
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Site:
+    """The application over a fake guard, and a client that is nobody unless told."""
+
+    def __init__(self, guard: FakeGuard, auth: FakeAuth, session: aiohttp.ClientSession, url: str) -> None:
+        self.guard, self.auth, self.session, self.url = guard, auth, session, url
+
+    async def ask(
+        self,
+        path: str,
+        token: str | None = None,
+        *,
+        method: str = "GET",
+        login: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if token:
+            sent["Authorization"] = f"token {token}"
+        if login:
+            sent["Cookie"] = f"login={login}"
+        data = body if isinstance(body, str | bytes | dict) or body is None else json.dumps(body)
+        url = aiohttp.client.URL(self.url + path, encoded=True)
+        async with self.session.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
+            return Answer(answer.status, answer.headers, await answer.text())
+
+    async def post(self, path: str, token: str, body: str = "{}") -> Answer:
+        return await self.ask(path, token, method="POST", body=body)
+
+
+@pytest.fixture
+async def site_of() -> AsyncIterator[Callable[[FakeGuard], Site]]:
+    servers: list[HTTPServer] = []
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+
+        def make(guard: FakeGuard) -> Site:
+            auth = FakeAuth()
+            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=POLICY)
+            sockets = bind_sockets(0, "127.0.0.1")
+            server = HTTPServer(app)
+            server.add_sockets(sockets)
+            servers.append(server)
+            return Site(guard, auth, session, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}")
+
+        yield make
+    for server in servers:
+        server.stop()
+        await server.close_all_connections()
+
+
+@pytest.fixture
+def site(site_of: Callable[[FakeGuard], Site]) -> Site:
+    return site_of(guard_with(made_up(40)))
+
+
+def pages() -> list[str]:
+    return ["", "servers", "servers/student-00000/", "journal"]
+
+
+# -- who may ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*pages(), *[p for p in API if "{" not in p and p not in {"health", "openapi.json"}]])
+async def test_nobody_sees_anything(site: Site, path: str) -> None:
+    method = "POST" if path in {*STATES, "api/v1/cycles"} else "GET"
+    fetched = {"Sec-Fetch-Mode": "cors"}
+    for token in (None, "wrong", "nobody", "filtered"):
+        answer = await site.ask(path, token, method=method, headers=fetched)
+        assert answer.status == (403 if token in {"nobody", "filtered"} else 401)
+        assert "student-" not in answer.text
+    assert site.guard.asked == []
+
+
+@pytest.mark.parametrize("path", [*STATES, "api/v1/cycles"])
+async def test_reading_does_not_grant_acting(site: Site, path: str) -> None:
+    answer = await site.post(path, "reader")
+    assert answer.status == 403
+    assert "custom:hubguard:act" in answer.json["message"]
+    assert site.guard.asked == []
+
+
+async def test_the_reader_sees_no_buttons_and_the_actor_does(site: Site) -> None:
+    assert "actions/hold" not in (await site.ask("", "reader")).text
+    assert "actions/hold" in (await site.ask("", "actor")).text
+
+
+async def test_who_may_only_stop_servers_learns_no_names_here(site: Site) -> None:
+    assert (await site.ask("api/v1/servers", "stopper")).status == 403
+    assert (await site.post("api/v1/cycles", "stopper")).status == 403
+    held = await site.post("api/v1/hold", "stopper")
+    assert (held.status, held.text) == (204, "")
+
+
+async def test_health_and_the_description_are_open_and_name_nobody(site: Site) -> None:
+    site.guard.change(stance=Stance(armed=True, armed_by="ann"))
+    for path in ("health", "openapi.json"):
+        answer = await site.ask(path)
+        assert answer.status == 200
+        assert not re.search("student|ann\\b|hub-1", answer.text)
+    assert (await site.ask("health")).json == {"ok": True, "mode": "acting", "last_good_cycle_age_s": 60.0}
+
+
+async def test_health_answers_200_and_not_ok_when_nothing_works(site: Site) -> None:
+    for change in ({"mode": Mode.TROUBLED}, {"mode": Mode.STARTING}, {"last_good_cycle_at": NOW - minutes(60)}):
+        before = site.guard.state
+        site.guard.change(**change)
+        answer = await site.ask("health")
+        assert (answer.status, answer.json["ok"]) == (200, False)
+        site.guard.state = before
+
+
+async def test_what_changes_something_asks_the_hub_anew(site: Site) -> None:
+    await site.ask("", "actor")
+    await site.post("api/v1/hold", "actor")
+    assert site.auth.lookups == [False, True]
+
+
+async def test_with_the_hub_down_pages_and_api_say_so(site: Site) -> None:
+    site.auth.down = True
+    page, api = await site.ask("", login="actor"), await site.ask("api/v1/status", "actor")
+    assert (page.status, api.status) == (503, 503)
+    assert "The hub doesn&#39;t tell who you are" in page.text
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert api.json["status"] == 503
+    assert "The hub doesn't tell" in api.json["message"]
+
+
+# -- logins and forgery ----------------------------------------------------------------------------------------------
+
+
+async def test_only_a_person_opening_a_page_is_sent_to_the_login(site: Site) -> None:
+    opened = await site.ask("servers?q=a", headers={"Sec-Fetch-Mode": "navigate"})
+    assert (opened.status, opened.headers["Location"]) == (302, f"/hub/login?next={PREFIX}servers?q=a")
+    assert (await site.ask("")).status == 302  # browsers don't tell on http
+    for headers in ({"Sec-Fetch-Mode": "cors"}, {"Sec-Fetch-Mode": "no-cors"}, {"HX-Request": "true"}):
+        assert (await site.ask("servers", headers=headers)).status == 401
+    assert (await site.ask("servers", "wrong")).status == 401
+    assert (await site.ask("api/v1/status", headers={"Sec-Fetch-Mode": "navigate"})).status == 401
+
+
+async def test_a_poll_after_the_login_ended_has_the_page_loaded_anew(site: Site) -> None:
+    answer = await site.ask("fragments/servers", headers={"HX-Request": "true", "Sec-Fetch-Mode": "cors"})
+    assert (answer.status, answer.headers["HX-Refresh"]) == (401, "true")
+
+
+async def form_token(site: Site, login: str = "actor") -> str:
+    found = re.search(r'name="_xsrf" value="(\w+)"', (await site.ask("", login=login)).text)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("word", ["arm", "observe", "hold", "resume"])
+async def test_a_form_from_a_foreign_page_changes_nothing(site: Site, word: str) -> None:
+    for path, body in ((f"actions/{word}", {"_xsrf": "0" * 64}), (f"actions/{word}", {}), (f"api/v1/{word}", "{}")):
+        answer = await site.ask(path, method="POST", login="actor", body=body)
+        assert answer.status == 403
+    assert site.guard.asked == []
+
+
+async def test_the_form_token_of_one_login_does_not_serve_another(site: Site) -> None:
+    token = await form_token(site, "actor")
+    answer = await site.ask("actions/hold", method="POST", login="service", body={"_xsrf": token})
+    assert answer.status == 403
+    assert site.guard.asked == []
+
+
+async def test_a_form_of_our_own_works_and_comes_back_to_the_overview(site: Site) -> None:
+    token = await form_token(site)
+    answer = await site.ask("actions/hold", method="POST", login="actor", body={"_xsrf": token, "why": "exam"})
+    assert (answer.status, answer.headers["Location"]) == (303, PREFIX)
+    assert site.guard.asked == [("hold", "ann", "exam")]
+    shown = (await site.ask("", login="actor")).text
+    assert "On hold" in shown
+    assert "ann has put acting on hold: exam" in shown
+
+
+async def test_a_script_of_another_page_cannot_read_with_the_login(site: Site) -> None:
+    """Same-origin scripts, such as those of user servers on the same host, are refused for reading, too."""
+    for path in ("", "servers", "fragments/servers", "api/v1/servers"):
+        answer = await site.ask(path, login="actor", headers={"Sec-Fetch-Mode": "same-origin"})
+        assert answer.status == 403
+        assert "student-" not in answer.text
+    token = await form_token(site)
+    headers = {"Sec-Fetch-Mode": "cors", "X-XSRFToken": token}
+    assert (await site.ask("fragments/servers", login="actor", headers=headers)).status == 200
+
+
+async def test_a_token_in_the_header_needs_no_form_token(site: Site) -> None:
+    answer = await site.ask("api/v1/hold", "service", method="POST", login="actor", body='{"why": "drill"}')
+    assert answer.status == 200
+    assert answer.json["mode"] == "held"
+    assert site.guard.asked == [("hold", "service report", "drill")]
+
+
+async def test_arm_and_resume_are_confirmed_and_say_how_many_are_due(site: Site) -> None:
+    for word in ("arm", "resume"):
+        page = await site.ask(f"actions/{word}", login="actor")
+        assert page.status == 200
+        assert re.search(r"<strong>\d+ servers</strong>\s+are due", page.text)
+    assert site.guard.asked == []
+
+
+# -- headers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [*pages(), "nothing", "api/nothing", "api/v1/status", "health", "static/live.js", "static/x"]
+)
+async def test_every_answer_is_hardened(site: Site, path: str) -> None:
+    answer = await site.ask(path, "actor")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert "Server" not in answer.headers
+    if not path.startswith("static/"):
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "ETag" not in answer.headers
+
+
+async def test_no_page_has_inline_script_or_style(site: Site) -> None:
+    for path in pages():
+        text = (await site.ask(path, "actor")).text
+        assert not re.search(r"<style|style=|<script(?![^>]*src=)|\son\w+=|javascript:", text)
+        assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+# -- names and texts that want to be something else -------------------------------------------------------------------
+
+AWKWARD = [
+    "a/b",
+    "a?b",
+    "a#b",
+    "100%",
+    'q"uote',
+    "<b>bold</b>",
+    "żółć",
+    "a b",
+    "'; drop",
+    "..",
+    "%2e%2e",
+    "a\\b",
+    "{{7*7}}",
+]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+async def test_awkward_names_are_shown_as_they_are_and_found_again(
+    site_of: Callable[[FakeGuard], Site], name: str
+) -> None:
+    servers = [Server(name, server, True, None, NOW - minutes(60), NOW - minutes(5)) for server in ("", name)]
+    site = site_of(guard_with(servers))
+    page = await site.ask("servers", "reader")
+    assert "<b>bold" not in page.text
+    for server in ("", name):
+        path = f"servers/{quote(name, safe='')}/{quote(server, safe='')}"
+        found = await site.ask(f"api/v1/{path}", "reader")
+        assert (found.status, found.json["user"], found.json["name"]) == (200, name, server)
+        shown = await site.ask(path, "reader")
+        assert shown.status == 200
+        assert "<b>bold" not in shown.text
+    assert len((await site.ask(f"api/v1/servers?q={quote(name, safe='')}", "reader")).json) == 2
+
+
+async def test_a_reason_full_of_markup_stays_text(site: Site) -> None:
+    evil = "<script>alert(1)</script>"
+    site.guard.write("held", actor=evil, detail=evil)
+    site.guard.change(notes=(evil,), stance=Stance(held=True, held_by=evil, held_at=NOW, held_why=evil))
+    for path in ("", "journal", "api/v1/journal", "api/v1/status"):
+        assert "<script>alert" not in (await site.ask(path, "actor")).text
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("api/v1/servers?limit=0", "limit"),
+        ("api/v1/servers?limit=1001", "limit"),
+        ("api/v1/servers?limit=ten", "limit"),
+        ("api/v1/servers?limit=", "limit"),
+        ("api/v1/servers?offset=-1", "offset"),
+        ("api/v1/servers?offset=99999999999999999999", "offset"),
+        ("api/v1/servers?offset=1e3", "offset"),
+        ("api/v1/servers?limit=1&limit=2", "limit"),
+        ("api/v1/servers?standing=gone", "standing"),
+        ("api/v1/servers?sort=colour", "sort"),
+        ("api/v1/servers?usr=ann", "usr"),
+        ("api/v1/servers?q=%ff", "q"),
+        ("api/v1/servers?q=%00", "q"),
+        ("api/v1/servers?q=" + "x" * 300, "q"),
+        ("api/v1/journal?before_id=0", "before_id"),
+        ("api/v1/journal?event=party", "event"),
+        ("api/v1/journal?limit=nan", "limit"),
+    ],
+)
+async def test_a_bad_parameter_is_named(site: Site, path: str, named: str) -> None:
+    answer = await site.ask(path, "reader")
+    assert answer.status == 400
+    assert answer.json["message"].startswith(f"{named}: ")
+    assert "\n" not in answer.json["message"]
+    assert len(answer.json["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ('{"dry_run": 1}', "dry_run"),
+        ('{"dry_run": "true"}', "dry_run"),
+        ('{"idle_timeout_s": 0}', "idle_timeout_s"),
+        ('{"idle_timeout_s": -5}', "idle_timeout_s"),
+        ('{"idle_timeout_s": NaN}', "idle_timeout_s"),
+        ('{"idle_timeout_s": Infinity}', "idle_timeout_s"),
+        ('{"idle_timeout_s": 1e300}', "idle_timeout_s"),
+        ('{"idle_timeout_s": ' + "9" * 400 + "}", "idle_timeout_s"),
+        ('{"idle_timeout_s": true}', "idle_timeout_s"),
+        ('{"rate": "fast"}', "rate"),
+        ('{"concurrency": 1.5}', "concurrency"),
+        ('{"concurrency": 0}', "concurrency"),
+        ('{"dryrun": true}', "dryrun"),
+        ("[]", "The body"),
+        ("{", "The body"),
+        ("[" * 100_000, "The body"),
+        ('"x"', "The body"),
+    ],
+)
+async def test_a_bad_body_is_refused_and_no_cycle_runs(site: Site, body: str, named: str) -> None:
+    answer = await site.post("api/v1/cycles", "actor", body)
+    assert answer.status == 400
+    assert answer.json["message"].startswith(named)
+    assert site.guard.asked == []
+
+
+async def test_a_reason_may_not_break_the_journals_lines(site: Site) -> None:
+    for why in ("a\nb", "\u001b[31m", "x" * 501):
+        assert (await site.post("api/v1/hold", "actor", json.dumps({"why": why}))).status == 400
+        await site.ask("actions/hold", method="POST", token="actor", body={"why": f"a{why}b"})
+    assert all(why.isprintable() and len(why) <= 500 for _, _, why in site.guard.asked)
+
+
+async def test_unknown_addresses_and_methods_get_one_clear_line(site: Site) -> None:
+    for path, method, status in (
+        ("api/v1/nothing", "GET", 404),
+        ("api/v1/hold", "GET", 405),
+        ("api/v1/status", "POST", 405),
+        ("api/v1/status", "DELETE", 405),
+        ("api/v1/servers/nobody/", "GET", 404),
+    ):
+        answer = await site.ask(path, "actor", method=method)
+        assert answer.status == status
+        assert set(answer.json) == {"status", "message"}
+    assert (await site.ask("servers/nobody/", "actor")).status == 404
+    assert (await site.ask("actions/explode", "actor", method="POST")).status == 404
+
+
+async def test_pages_take_odd_addresses_as_if_nothing_was_asked(site: Site) -> None:
+    for query in (
+        "page=-1",
+        "page=x",
+        "page=9999999999999",
+        "sort=%3Cb%3E",
+        "standing=gone",
+        "page=%C2%B2",
+        "before_id=x",
+    ):
+        for path in ("servers", "journal"):
+            assert (await site.ask(f"{path}?{query}", "reader")).status == 200
+
+
+# -- what the API tells --------------------------------------------------------------------------------------------------
+
+
+async def test_every_server_is_in_one_page_or_another_once(site_of: Callable[[FakeGuard], Site]) -> None:
+    site = site_of(guard_with(made_up(257), skipped_why="a drill"))
+    plain, url = [], "api/v1/servers?limit=50"
+    while url:
+        answer = await site.ask(url, "reader")
+        plain += [(row["user"], row["name"]) for row in answer.json]
+        found = re.match(r'<(.+)>; rel="next"', answer.headers.get("Link", ""))
+        url = found[1].removeprefix(PREFIX) if found else ""
+    asked, offset = [], 0
+    while True:
+        headers = {"Accept": "application/jupyterhub-pagination+json"}
+        told = (await site.ask(f"api/v1/servers?limit=50&offset={offset}", "reader", headers=headers)).json
+        asked += [(row["user"], row["name"]) for row in told["items"]]
+        assert told["_pagination"]["total"] == 257
+        if told["_pagination"]["next"] is None:
+            break
+        offset = told["_pagination"]["next"]["offset"]
+    assert plain == asked
+    assert len(set(plain)) == 257
+
+
+async def test_ten_thousand_servers_are_filtered_sorted_and_paged(site_of: Callable[[FakeGuard], Site]) -> None:
+    site = site_of(guard_with(made_up(10_000), skipped_why="a drill"))
+    first = (await site.ask("api/v1/servers", "reader")).json
+    assert len(first) == 100
+    dues = [row["due_at"] for row in first if row["due_at"]]
+    assert dues == sorted(dues)
+    only = (await site.ask("api/v1/servers?standing=exempt&limit=1000&sort=-name", "reader")).json
+    assert {row["standing"] for row in only} == {"exempt"}
+    assert [row["user"] for row in only] == sorted((row["user"] for row in only), reverse=True)
+    assert [row["user"] for row in (await site.ask("api/v1/servers?q=T-09999", "reader")).json] == ["student-09999"]
+    page = await site.ask("servers?page=3", "reader")
+    assert "201\N{EN DASH}300 of 10,000 servers" in page.text
+    assert page.text.count('<tr id="r') == 100
+    assert len(page.text) < 300_000
+
+
+async def test_a_server_that_the_last_cycle_stopped_is_no_longer_listed(site_of: Callable[[FakeGuard], Site]) -> None:
+    servers = [
+        Server(user, "", True, None, NOW - minutes(600), NOW - minutes(300 - i)) for i, user in enumerate("abcd")
+    ]
+    outcomes = [
+        *done(""),
+        Outcome(OutcomeKind.FAILED, "the hub said 500"),
+        Outcome(OutcomeKind.UNVERIFIED, "still stopping"),
+    ]
+    site = site_of(guard_with(servers, outcomes=outcomes))
+    told = {row["user"]: row for row in (await site.ask("api/v1/servers", "reader")).json}
+    assert {user: row["outcome"] for user, row in told.items()} == {"b": "failed", "c": "unverified", "d": None}
+    assert "stopping it failed: the hub said 500" in told["b"]["explanation"]
+    assert (await site.ask("api/v1/status", "reader")).json["servers"]["running"] == 3
+
+
+async def test_a_cycle_that_is_asked_for_is_reported_with_each_action(site_of: Callable[[FakeGuard], Site]) -> None:
+    site = site_of(guard_with(made_up(30), outcomes=done("gone")))
+    answer = await site.post("api/v1/cycles", "actor", '{"dry_run": true, "idle_timeout_s": 60, "rate": null}')
+    assert answer.status == 200
+    overrides = {"dry_run": True, "idle_timeout_s": 60.0, "rate": None, "concurrency": None}
+    assert site.guard.asked == [("cycle", "ann", overrides)]
+    assert [action["outcome"] for action in answer.json["actions"]][:2] == ["done", None]
+
+
+async def test_the_guards_own_refusals_are_one_line_with_the_right_status(site: Site) -> None:
+    for error, status in ((HubGuardError("Another guard acts for this hub."), 409), (JournalError("It is full."), 503)):
+        site.guard.fails = error
+        answer = await site.post("api/v1/cycles", "actor")
+        assert (answer.status, answer.json["message"]) == (status, str(error))
+        assert (await site.post("api/v1/hold", "actor")).status == status
+
+
+async def test_a_defect_tells_the_caller_nothing_of_its_insides(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.guard.fails = RuntimeError("secret insides")
+    answer = await site.post("api/v1/hold", "actor")
+    assert answer.status == 500
+    assert "secret" not in answer.text
+    assert "secret insides" in caplog.text  # the log is for the operator
+
+
+async def test_tokens_and_queries_stay_out_of_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(0)
+    for path in ("servers?token=sesame", "nothing?code=sesame", "api/v1/status?code=sesame"):
+        await site.ask(path, "sesame-open")
+        await site.ask(path, login="sesame-open")
+    assert "sesame" not in caplog.text.replace(site.url, "")
+
+
+async def test_the_journal_is_paged_and_filtered(site: Site) -> None:
+    for i in range(250):
+        site.guard.write("outcome", user=f"u{i % 2}", server="", outcome=OutcomeKind.DONE, detail=f"no {i}")
+    seen, url = [], "api/v1/journal?user=u1&limit=60"
+    while url:
+        answer = await site.ask(url, "reader")
+        seen += [entry["id"] for entry in answer.json]
+        found = re.match(r"<(.+)>", answer.headers.get("Link", ""))
+        url = found[1].removeprefix(PREFIX) if found else ""
+    assert seen == [i for i in range(250, 0, -1) if i % 2 == 0]
+    assert 'href="/services/hubguard/journal?before_id=151"' in (await site.ask("journal", "reader")).text
+
+
+async def test_every_answer_is_as_described(site: Site) -> None:
+    site.guard.write("outcome", user="u", server="", outcome=OutcomeKind.DONE)
+    described = (await site.ask("openapi.json")).json
+    assert set(described["paths"]) == {f"/{path}" for path in API}
+    for path in ("api/v1/status", "api/v1/servers", "api/v1/servers/student-00000/", "api/v1/journal", "health"):
+        template = "api/v1/servers/{user}/{name}" if "student" in path else path
+        schema = described["paths"][f"/{template}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        conforms((await site.ask(path, "reader")).json, schema, described["components"]["schemas"], path)
+    posted = described["paths"]["/api/v1/cycles"]["post"]
+    report = (await site.post("api/v1/cycles", "actor")).json
+    conforms(
+        report, posted["responses"]["200"]["content"]["application/json"]["schema"], described["components"]["schemas"]
+    )
+
+
+def conforms(value: Any, schema: dict[str, Any], known: dict[str, Any], where: str = "") -> None:
+    """``value`` is as ``schema`` says, with nothing more in it."""
+    if "$ref" in schema:
+        conforms(value, known[schema["$ref"].rsplit("/", 1)[1]], known, where)
+    elif "anyOf" in schema:
+        fits = [one for one in schema["anyOf"] if (one.get("type") == "null") == (value is None)]
+        conforms(value, fits[0], known, where)
+    elif schema["type"] == "array":
+        assert isinstance(value, list), where
+        for item in value:
+            conforms(item, schema["items"], known, where + "[]")
+    elif schema["type"] == "object":
+        assert set(value) == set(schema["properties"]), where
+        for name, item in value.items():
+            conforms(item, schema["properties"][name], known, f"{where}.{name}")
+    else:
+        kinds_of = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
+        assert isinstance(value, kinds_of[schema["type"]]), (where, value)
+        assert value in schema.get("enum", [value]), where
+
+
+async def test_metrics_are_prometheus_text_and_leave_out_what_is_not_known(site: Site) -> None:
+    text = (await site.ask("metrics", "reader")).text
+    assert 'hubguard_mode{mode="acting"} 1.0' in text
+    assert 'hubguard_source_complete{source="hub_api"} 1.0' in text
+    assert "hubguard_hub_requests_total 1234.0" in text
+    assert 'hubguard_servers{standing="keep"}' in text
+    assert "student" not in text
+    site.guard.change(last_cycle=None, last_good_cycle_at=None, budget=None, mode=Mode.STARTING)
+    text = (await site.ask("metrics", "reader")).text
+    assert "hubguard_servers" not in text
+    assert "last_good" not in text
+
+
+# -- what the pages say ----------------------------------------------------------------------------------------------------
+
+
+async def test_with_a_wrong_setting_the_overview_names_it_first(site: Site) -> None:
+    error = "HubGuardCull.idle_timeout_s: must be at least 0, not -5"
+    site.guard.change(mode=Mode.TROUBLED, errors=(error,), last_cycle=None, lease=None, last_good_cycle_at=None)
+    text = (await site.ask("", "actor")).text
+    main = text[text.index("<main") :]
+    assert main.index("HubGuardCull.idle_timeout_s") < main.index("<h2")
+    assert "must be at least 0, not -5" in main
+    assert (await site.ask("servers", "actor")).status == 200
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+async def test_every_mode_has_a_page_a_word_and_a_shape(site: Site, mode: Mode) -> None:
+    site.guard.change(mode=mode, stance=Stance(held=mode is Mode.HELD))
+    for path in pages():
+        assert (await site.ask(path, "actor")).status == 200
+    overview = (await site.ask("", "actor")).text
+    assert f'class="pill is-{mode.value}"><svg' in overview
+    site.guard.change(
+        last_cycle=None, last_good_cycle_at=None, next_cycle_at=None, lease=None, hub_version=None, budget=None
+    )
+    for path in ["", "servers", "journal"]:
+        assert (await site.ask(path, "actor")).status == 200
+
+
+async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[[FakeGuard], Site]) -> None:
+    site = site_of(guard_with(()))
+    assert "No server is running" in (await site.ask("servers", "reader")).text
+    site.guard.change(last_cycle=report_of((), incomplete="page 3 of 7 didn't come"))
+    assert "couldn&#39;t be read: page 3 of 7" in (await site.ask("servers", "reader")).text
+    site.guard.change(last_cycle=None, mode=Mode.STARTING)
+    assert "haven&#39;t been read yet" in (await site.ask("servers", "reader")).text
+    site.guard.change(last_cycle=report_of(made_up(12)))
+    assert "No server matches. 12 servers are running." in (await site.ask("servers?q=zzz", "reader")).text
+
+
+async def test_while_observing_the_pages_say_what_would_be_done(site: Site) -> None:
+    site.guard.change(mode=Mode.OBSERVING, stance=Stance())
+    servers = (await site.ask("servers", "reader")).text
+    assert "would be stopped" in servers
+    assert not re.search(r"over the limit of 2 h; stopped", servers)
+    assert "it would stop" in (await site.ask("", "reader")).text
+
+
+async def test_a_journal_that_fails_does_not_take_the_overview_down(site: Site) -> None:
+    site.guard.fails = JournalError("The journal's database is full.")
+    for path in ("", "servers/student-00000/"):
+        answer = await site.ask(path, "reader")
+        assert answer.status == 200
+        assert "database is full" in answer.text
+    assert (await site.ask("journal", "reader")).status == 503
+
+
+async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Callable[[FakeGuard], Site]) -> None:
+    server = Server("bo", "", True, None, NOW - minutes(600), NOW - minutes(300))
+    policy = replace(POLICY, retry_base_s=3600.0)
+    failures = {server.run: Failures(9, NOW - minutes(0.01))}
+    site = site_of(guard_with([server], policy=policy, failures=failures))
+    site.guard.write("outcome", user="bo", server="", outcome=OutcomeKind.FAILED, detail="the hub said 500")
+    site.guard.write("outcome", user="bob", server="", outcome=OutcomeKind.DONE, detail="someone else's")
+    text = (await site.ask("servers/bo/", "reader")).text
+    assert "9 tries to stop it failed" in text
+    assert "the hub said 500" in text
+    assert "someone else" not in text
+
+
+@pytest.mark.parametrize("path", [path for path in FRAGMENTS if "{" not in path])
+async def test_an_unchanged_part_is_answered_without_a_body(site: Site, path: str) -> None:
+    first = await site.ask(path, "reader", headers={"HX-Request": "true"})
+    tag = first.headers["HX-PTag"]
+    page = await site.ask(path.removeprefix("fragments/").replace("overview", ""), "reader")
+    assert f'hx-ptag="{tag}"' in page.text
+    assert "<html" not in first.text
+    same = await site.ask(path, "reader", headers={"HX-Request": "true", "HX-PTag": tag})
+    assert (same.status, same.text) == (204, "")
+    site.guard.change(at=NOW + minutes(5), mode=Mode.BRAKED)
+    site.guard.write("note", detail="something new")
+    other = await site.ask(path, "reader", headers={"HX-Request": "true", "HX-PTag": tag})
+    assert other.status == 200
+
+
+async def test_links_lead_back_to_the_hub_and_admin_is_for_admins(site: Site) -> None:
+    assert CALLERS["actor"].admin
+    for caller, shown in (("actor", True), ("reader", False)):
+        text = (await site.ask("", caller)).text
+        assert ('href="/hub/admin"' in text) is shown
+        for path in ("home", "token", "logout"):
+            assert f'href="/hub/{path}"' in text
+
+
+async def test_every_address_is_below_the_prefix(site: Site) -> None:
+    assert set(PAGES) & set(API) == set()
+    outside = site.url.removesuffix(PREFIX)
+    async with site.session.get(f"{outside}/health") as answer:
+        assert answer.status == 404
+    async with site.session.get(f"{outside}{PREFIX.rstrip('/')}", allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["Location"]) == (302, PREFIX)

@@ -1,0 +1,141 @@
+"""The commands against a real hub: through the guard that runs, and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from guarded import ARMED, OBSERVING, gone, guards, mode, servers
+
+from hubguard.testbed.hub import TestbedHub
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+
+async def command(hub: TestbedHub, *words: str, cwd: Path | None = None, **environ: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command in a service's environment; the tester's token unless told otherwise."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTERHUB_", "HUBGUARD_"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "hubguard", *words,
+        cwd=cwd or hub.folder,
+        env={**inherited, "JUPYTERHUB_API_URL": hub.api_url, "JUPYTERHUB_API_TOKEN": hub.token, **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert "Traceback" not in err.decode()
+    assert hub.token not in out.decode() + err.decode()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+def told(guard: int) -> dict[str, Any]:
+    """What the hub has told that guard: its own token, and the proxy's."""
+    parts = Path(f"/proc/{guard}/environ").read_bytes().decode().split("\0")
+    environ = dict(part.split("=", 1) for part in parts if "=" in part)
+    proxy = json.loads(environ["HUBGUARD_REGISTRATION"])["proxy"]
+    return {
+        "JUPYTERHUB_API_TOKEN": environ["JUPYTERHUB_API_TOKEN"],
+        "CONFIGPROXY_API_URL": proxy["api_url"],
+        "CONFIGPROXY_AUTH_TOKEN": proxy["auth_token"],
+    }
+
+
+async def test_cull_once_goes_through_the_guard_that_runs(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
+    await mode(hub, "observing")
+    code, out, _ = await command(hub, "cull", "--once", "--dry-run", "--json")
+    assert code == 0
+    assert [action["user"] for action in json.loads(out)["actions"]] == ["idle"]
+    assert ("idle", "") in await hub.servers()
+    code, out, err = await command(hub, "cull", "--once")
+    assert code == 0, err
+    assert "idle  done" in out
+    await gone(hub, "idle")
+    assert ("busy", "") in await hub.servers()
+
+
+async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(testbed_hub: MakeHub, tmp_path: Path):
+    hub = await testbed_hub(population=servers(idle=7200, busy=60))
+    journal = f"sqlite:///{tmp_path / 'journal.sqlite'}"
+    for _ in range(2):
+        code, out, err = await command(
+            hub, "cull", "--once", "--timeout", "600", "--json", cwd=tmp_path, HUBGUARD_DB_URL=journal
+        )
+        assert code == 0, err
+    assert json.loads(out)["actions"] == [], "the second time there is nothing left to do, and no lease in the way"
+    assert ("idle", "") not in await hub.servers()
+    assert ("busy", "") in await hub.servers()
+
+
+async def test_cull_once_says_what_failed_and_exits_1(testbed_hub: MakeHub, tmp_path: Path):
+    hub = await testbed_hub(population=servers(idle=7200))
+    token = (await hub.api("POST", "users/idle/tokens", json={})).data["token"]
+    code, out, _ = await command(
+        hub,
+        "cull",
+        "--once",
+        "--timeout",
+        "600",
+        "--json",
+        JUPYTERHUB_API_TOKEN=token,
+        HUBGUARD_DB_URL=f"sqlite:///{tmp_path / 'journal.sqlite'}",
+    )
+    assert code == 1
+    assert "list:users" in json.loads(out)["sources"][0]["detail"]
+    assert ("idle", "") in await hub.servers()
+
+
+async def test_a_hold_from_a_terminal_stops_a_running_guard_and_a_person_who_asks(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED)
+    await mode(hub, "acting")
+    code, _, _ = await command(hub, "hold", "an exam")
+    assert code == 0
+    await hub.start_server("ada")
+    code, out, _ = await command(hub, "cull", "--once", "--timeout", "0.001", "--json")
+    assert code == 3, out
+    assert ("ada", "") in await hub.servers()
+    await command(hub, "resume")
+    code, out, _ = await command(hub, "cull", "--once", "--timeout", "0.001")
+    assert code == 0, out
+    await gone(hub, "ada")
+
+
+async def test_the_doctor_finds_nothing_wrong_with_what_the_include_sets_up(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED)
+    await mode(hub, "acting")
+    (guard,) = guards(hub)
+    code, out, _ = await command(hub, "doctor", "--json", **told(guard))
+    checks = json.loads(out)
+    assert {check["finding"] for check in checks} == {"fine"}, out
+    assert code == 0
+    assert {check["subject"] for check in checks} >= {
+        "settings",
+        "hub",
+        "scopes",
+        "servers",
+        "cullers",
+        "proxy",
+        "journal",
+    }
+
+
+async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_and_a_deaf_proxy(testbed_hub: MakeHub):
+    hub = await testbed_hub(population=servers(ada=60))
+    code, out, _ = await command(hub, "doctor", "--json", JUPYTERHUB_API_TOKEN="0" * 32)
+    assert code == 1
+    assert any(check["finding"] == "wrong" and "token" in check["what"] for check in json.loads(out))
+    token = (await hub.api("POST", "users/ada/tokens", json={})).data["token"]
+    code, out, _ = await command(
+        hub, "doctor", "--json", JUPYTERHUB_API_TOKEN=token,
+        CONFIGPROXY_API_URL=hub.proxy_api_url, CONFIGPROXY_AUTH_TOKEN="wrong",
+    )  # fmt: skip
+    wrong = [check for check in json.loads(out) if check["finding"] == "wrong"]
+    assert code == 1
+    assert any("delete:servers is missing" in check["what"] for check in wrong)
+    assert any(check["subject"] == "proxy" for check in wrong)
+    assert all(check["do"] for check in wrong)

@@ -1,0 +1,343 @@
+"""The include in real hubs: loaded in every way, broken in every way, and the hub serves all the same.
+
+The process is replaced by stand-ins where it is the hub's part that is tried; tests/e2e/test_service.py has the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from guarded import INCLUDE, SNIPPET
+from yarl import URL
+
+from hubguard.testbed.hub import TestbedHub
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+IMPORTED = "from hubguard.inhub import register\nregister(c)\n"
+
+TELLING = (
+    "import json, os, pathlib, time;"
+    " told = json.loads(os.environ['HUBGUARD_REGISTRATION']); told['pid'] = os.getpid();"
+    " told['token'] = os.environ['JUPYTERHUB_API_TOKEN'];"
+    " pathlib.Path('told.new').write_text(json.dumps(told)); os.replace('told.new', 'told.json'); time.sleep(600)"
+)
+"""A stand-in for the process that writes down what it was told, and then hangs."""
+
+
+def stand_in(code: str = TELLING) -> str:
+    """Config lines that let the hub run ``code`` in place of HubGuard's process."""
+    return (
+        "import sys\n"
+        "_services = c.JupyterHub.services\n"
+        "for _service in _services if isinstance(_services, list) else [*_services._prepend, *_services._extend]:\n"
+        "    if _service['name'] == 'hubguard-process':\n"
+        f"        _service['command'] = [sys.executable, '-c', {code!r}]\n"
+    )
+
+
+def culler(*options: str, name: str = "jupyterhub-idle-culler") -> str:
+    """Config lines that register an idle culler as z2jh does."""
+    command = ["-m", "jupyterhub_idle_culler", "--timeout=86000", *options]
+    return (
+        "import sys\n"
+        f"c.JupyterHub.services.append({{'name': {name!r}, 'command': [sys.executable, *{command!r}]}})\n"
+        f"c.JupyterHub.load_roles.append({{'name': {name!r}, 'services': [{name!r}], 'scopes': ['list:users',"
+        " 'read:users:activity', 'read:servers', 'delete:servers']})\n"
+    )
+
+
+async def told(hub: TestbedHub, *, after: int = 0) -> dict[str, Any]:
+    """What the stand-in was told; by another process than ``after``."""
+    file = hub.folder / "told.json"
+    found: dict[str, Any] = {}
+
+    async def there() -> bool:
+        if file.exists():
+            found.update(json.loads(file.read_text()))
+        return found.get("pid", after) != after
+
+    await hub.wait_for(there, "the process to be told", 60)
+    return found
+
+
+async def serves(hub: TestbedHub) -> None:
+    """The hub answers, people log in, and servers start."""
+    assert (await hub.api("GET", "users")).status == 200
+    await hub.start_server("ada")
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session, "ada")
+        async with session.get(f"{hub.url}hub/home") as home:
+            assert home.status == 200
+    assert hub.pid is not None
+
+
+async def registered(hub: TestbedHub) -> list[str]:
+    services = (await hub.api("GET", "services")).data
+    return [name for name in services if name.startswith("hubguard")]
+
+
+WAYS = {
+    "imported": IMPORTED,
+    "load_subconfig": INCLUDE,
+    "exec'd": f"exec(open({str(SNIPPET)!r}).read(), {{'c': c, 'get_config': lambda: c}})\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_however_it_is_included_the_process_is_started_and_knows_what_was_set(testbed_hub: MakeHub, way: str):
+    config = WAYS[way] * 2 + stand_in() + "c.HubGuardCull.idle_timeout_s = 4321\n"
+    hub = await testbed_hub(config=config, environment={"HUBGUARD_DB_URL": "sqlite:///elsewhere.sqlite"})
+    found = await told(hub)
+    assert found["errors"] == []
+    assert found["sections"] == {"HubGuardCull": {"idle_timeout_s": 4321}}
+    assert found["environ"]["HUBGUARD_DB_URL"] == "sqlite:///elsewhere.sqlite"
+    assert sorted(await registered(hub)) == ["hubguard", "hubguard-process"]
+    # The token of the proxy, which the hub has made up for itself, opens the proxy's API.
+    headers = {"Authorization": f"token {found['proxy']['auth_token']}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.get(f"{found['proxy']['api_url']}/api/routes") as routes,
+    ):
+        assert routes.status == 200
+    whoami = await hub.api("GET", "user", token=found["token"])
+    assert (whoami.data["kind"], whoami.data["name"]) == ("service", "hubguard")
+    assert "delete:servers" in whoami.data["scopes"]
+    assert not {scope for scope in whoami.data["scopes"] if scope.startswith(("admin", "delete:users", "custom"))}
+
+
+async def test_a_file_that_sets_the_services_anew_before_it_includes_us_works(testbed_hub: MakeHub, tmp_path: Path):
+    inner = tmp_path / "inner.py"
+    inner.write_text("c.JupyterHub.services = [{'name': 'theirs', 'api_token': 'x' * 32}]\n" + INCLUDE + stand_in())
+    # What the inner file has replaced is put back, so that the testbed can ask.
+    config = f"_mine = c.JupyterHub.services\nload_subconfig({str(inner)!r})\nc.JupyterHub.services += _mine\n"
+    hub = await testbed_hub(config=config)
+    assert (await told(hub))["errors"] == []
+    assert sorted(await registered(hub)) == ["hubguard", "hubguard-process"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("raise SystemExit(3)", id="ends"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", id="is killed", marks=pytest.mark.long),
+        pytest.param("import time; time.sleep(600)", id="hangs", marks=pytest.mark.long),
+        pytest.param(
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+            id="hangs and ignores SIGTERM",
+        ),
+    ],
+)
+async def test_a_process_that_serves_nothing_costs_the_hub_nothing(testbed_hub: MakeHub, code: str):
+    hub = await testbed_hub(config=INCLUDE + stand_in(code))
+    await serves(hub)
+    await hub.restart()
+    await serves(hub)
+
+
+@pytest.mark.parametrize("answers", ["nothing", pytest.param("500", marks=pytest.mark.long)])
+async def test_a_page_that_never_answers_or_fails_costs_the_hub_nothing(testbed_hub: MakeHub, answers: str):
+    """A 6.1 hub would wait five minutes for the one that takes connections and says nothing, with no route to itself."""
+    code = {
+        "nothing": "import socket, time; s = socket.create_server(('127.0.0.1', PORT)); time.sleep(600)",
+        "500": "from http.server import *; HTTPServer(('127.0.0.1', PORT), BaseHTTPRequestHandler).serve_forever()",
+    }[answers]
+    config = INCLUDE + stand_in(code)
+    config += "_url = next(s['url'] for s in c.JupyterHub.services if s['name'] == 'hubguard')\n"
+    config += "c.JupyterHub.services[0]['command'][2] = "
+    config += "c.JupyterHub.services[0]['command'][2].replace('PORT', _url.rpartition(':')[2])\n"
+    hub = await testbed_hub(config=config)
+    await serves(hub)
+
+
+@pytest.mark.long
+async def test_the_hub_outlives_its_own_polls_and_health_checks_of_a_broken_guard(testbed_hub: MakeHub):
+    """It polls managed services every 30 s, and asks those with a url every 60 s by default; here every 5 s."""
+    config = INCLUDE + stand_in("raise SystemExit(3)") + culler() + "c.JupyterHub.service_check_interval = 5\n"
+    hub = await testbed_hub(config=config)
+
+    async def again() -> bool:
+        return hub.log_text().count("Service hubguard-process exited with status 3") >= 2
+
+    await hub.wait_for(again, "two polls of the hub", 90)
+    assert "Cannot connect to external service hubguard" in hub.log_text()
+    await serves(hub)
+
+
+LATER = {
+    "services": "c.JupyterHub.services = [s for s in c.JupyterHub.services if s['name'] == 'tester']\n",
+    "custom scopes": "c.JupyterHub.custom_scopes = {'custom:mine': {'description': 'x'}}\n",
+    "roles": "c.JupyterHub.load_roles = [r for r in c.JupyterHub.load_roles if r['name'] == 'tester']\n",
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+async def test_a_later_line_that_sets_it_anew_costs_the_guard_and_not_the_hub(testbed_hub: MakeHub, what: str):
+    hub = await testbed_hub(config=INCLUDE + stand_in() + LATER[what])
+    await serves(hub)
+    if what == "services":
+        assert await registered(hub) == []
+        assert "HubGuard isn't started: a line after its include sets c.JupyterHub.services anew" in hub.log_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "environment"),
+    [
+        pytest.param("", {"HUBGUARD_API_TOKEN": "short", "HUBGUARD_DB_URL": "x" * 120_000}, id="environment"),
+        pytest.param("c.HubGuard.url = 'http://127.0.0.1:99999'\n", {}, id="port", marks=pytest.mark.long),
+        pytest.param("c.HubGuard.url = lambda: 1\n", {}, id="function", marks=pytest.mark.long),
+        pytest.param("c.HubGuard.url = 'http://nowhere.invalid:1'\n", {}, id="host", marks=pytest.mark.long),
+        pytest.param("c.HubGuardCull.x = 'x' * 1_000_000\n", {}, id="length", marks=pytest.mark.long),
+    ],
+)
+async def test_nonsense_around_the_include_costs_the_hub_nothing(
+    testbed_hub: MakeHub, config: str, environment: dict[str, str]
+):
+    hub = await testbed_hub(config=config + INCLUDE + stand_in(), environment=environment)
+    await serves(hub)
+
+
+# -- beside an idle culler ----------------------------------------------------------------------------------------------
+
+
+def cullers_of(hub: TestbedHub) -> list[int]:
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in hub.leftovers()}
+    return [pid for pid, file in commands.items() if file.exists() and b"jupyterhub_idle_culler" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+async def test_an_idle_culler_is_taken_over_and_never_started(testbed_hub: MakeHub, order: str):
+    lines = [culler("--cull-every=600"), INCLUDE + stand_in()]
+    hub = await testbed_hub(config="".join(lines if order == "before" else reversed(lines)))
+    found = (await told(hub))["idle_culler"]
+    assert found["stood_down"] is True
+    assert found["command"][1:] == ["-m", "jupyterhub_idle_culler", "--timeout=86000", "--cull-every=600"]
+    await serves(hub)
+    assert cullers_of(hub) == []
+    assert "HubGuard takes over from the service jupyterhub-idle-culler" in hub.log_text()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        culler() + INCLUDE + "c.HubGuard.on_idle_culler = 'refuse'\n",
+        culler("--spare-the-professor") + INCLUDE,
+        culler() + culler(name="another") + INCLUDE,
+    ],
+    ids=["refused", "not understood", "two of them"],
+)
+async def test_a_culler_that_is_not_taken_over_is_started_as_ever(testbed_hub: MakeHub, config: str):
+    hub = await testbed_hub(config=config + stand_in())
+    found = (await told(hub))["idle_culler"]
+    assert found["stood_down"] is False
+    assert found["why"]
+    assert f"Starting managed service {found['name'].split(' and ')[0]}" in hub.log_text()
+
+
+@pytest.mark.long
+async def test_a_process_that_the_hub_starts_again_is_told_of_the_culler_again(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=culler() + INCLUDE + stand_in())
+    first = await told(hub)
+    os.kill(first["pid"], signal.SIGKILL)
+    again = await told(hub, after=first["pid"])
+    assert again["idle_culler"] == first["idle_culler"]
+    assert again["idle_culler"]["stood_down"] is True
+    assert again["token"] == first["token"]
+    assert cullers_of(hub) == []
+
+
+# -- tokens and rights ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+async def test_no_token_is_in_the_database_the_log_or_a_command_line(testbed_hub: MakeHub):
+    given = secrets.token_hex(16)
+    hub = await testbed_hub(config=culler() + INCLUDE + stand_in(), environment={"HUBGUARD_API_TOKEN": given})
+    found = await told(hub)
+    assert found["token"] == given
+    await hub.restart()  # whatever the hub writes when it ends is written, too
+    with sqlite3.connect(hub.folder / "jupyterhub.sqlite") as database:
+        stored = "\n".join(database.iterdump())
+    assert "(told when the process is started)" in stored
+    commands = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in hub.leftovers())
+    for secret in (given, found["proxy"]["auth_token"]):
+        assert len(secret) >= 32
+        assert secret not in stored
+        assert secret.encode() not in (hub.folder / "jupyterhub.sqlite").read_bytes()
+        assert secret not in hub.log_text()
+        assert secret.encode() not in commands
+
+
+async def login_scopes(hub: TestbedHub, user: str, secret: str) -> set[str] | None:
+    """What a login of ``user`` at our pages carries: the hub's OAuth, step by step, as the page goes through it.
+
+    None where the hub doesn't let that user in.
+    """
+    form = {"client_id": "service-hubguard", "redirect_uri": f"{hub.hub_prefix}services/hubguard/oauth_callback"}
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session, user)
+        ask = URL(f"{hub.url}hub/api/oauth2/authorize").with_query({**form, "response_type": "code", "state": "x"})
+        async with session.get(ask, allow_redirects=False) as answer:
+            if answer.status == 403:
+                return None
+            assert answer.status == 302, "oauth_no_confirm: nobody is asked"
+            code = URL(answer.headers["Location"]).query["code"]
+    form |= {"client_secret": secret, "grant_type": "authorization_code", "code": code}
+    token = (await hub.api("POST", "oauth2/token", data=form)).data["access_token"]
+    return set((await hub.api("GET", "user", token=token)).data["scopes"])
+
+
+async def test_a_login_carries_what_the_user_may_do_anyway_and_no_more(testbed_hub: MakeHub):
+    access = "access:services!service=hubguard"
+    role = (
+        f"c.JupyterHub.load_roles.append({{'name': 'may-come', 'users': ['bo', 'cy'], 'scopes': [{access!r}]}})\n"
+        "c.JupyterHub.load_roles.append({'name': 'may-see', 'users': ['bo'], 'scopes': ['custom:hubguard:read']})\n"
+    )
+    hub = await testbed_hub(config=INCLUDE + stand_in() + role)
+    secret = (await told(hub))["token"]
+    await hub.api("POST", "users/ada")
+
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session)
+        async with session.get(f"{hub.url}hub/home") as home:
+            assert "/services/hubguard/" in await home.text(), "the page stands in the menu"
+    routes = (await hub.api("GET", "proxy")).data
+    assert "/services/hubguard/" in routes
+
+    admin = await login_scopes(hub, "admin", secret)
+    assert admin is not None
+    assert {"list:users", "read:users", "read:servers", "delete:servers", "delete:users", "admin-ui"} <= admin
+    assert not {
+        scope for scope in admin if scope.startswith(("admin:", "tokens", "servers", "access:servers", "proxy"))
+    }
+
+    assert await login_scopes(hub, "ada", secret) is None, "the hub gives people no access to services by itself"
+    cy = await login_scopes(hub, "cy", secret)
+    assert cy is not None
+    assert {scope for scope in cy if "!user=cy" not in scope} == {access}, "what is cy's own is nobody else's"
+    bo = await login_scopes(hub, "bo", secret)
+    assert bo is not None
+    assert {scope for scope in bo if "!user=bo" not in scope} == {access, "custom:hubguard:read"}
+
+
+async def test_a_snippet_in_the_hubs_own_folder_is_not_taken_for_the_package(testbed_hub: MakeHub, tmp_path: Path):
+    """Where a hub runs in the folder that the snippet was copied to, Python would find the snippet first."""
+    if sys.version_info < (3, 11):
+        pytest.skip("Python has no -P before 3.11; the snippet is installed under a name that can't be imported")
+    shadow = f"import pathlib, shutil\nshutil.copy({str(SNIPPET)!r}, 'hubguard.py')\n"
+    hub = await testbed_hub(config=INCLUDE + shadow)
+
+    async def listens() -> bool:
+        return "pages at /services/hubguard/" in hub.log_text()
+
+    await hub.wait_for(listens, "HubGuard to listen")

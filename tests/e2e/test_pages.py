@@ -1,0 +1,363 @@
+"""The pages in a real browser: over made-up servers, and behind the login of a real hub."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fake_guard import NOW, POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
+from guarded import OBSERVING, mode, servers
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from hubguard.model import Mode, Stance
+from hubguard.testbed.hub import TestbedHub
+from hubguard.web.routes import make_application
+
+CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+ARGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+PREFIX = "/services/hubguard/"
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield launched
+        await launched.close()
+
+
+@dataclass
+class Visit:
+    """The pages over a fake guard, as someone with a browser sees them; what the browser complains of is collected."""
+
+    guard: FakeGuard
+    auth: FakeAuth
+    url: str
+    context: BrowserContext
+    server: HTTPServer
+    complaints: list[str] = field(default_factory=list)
+
+    async def open(self, path: str = "") -> Page:
+        page = await self.context.new_page()
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        await page.goto(self.url + path)
+        return page
+
+
+@asynccontextmanager
+async def visiting(browser: Browser, guard: FakeGuard, **settings: object) -> AsyncIterator[Visit]:
+    auth = FakeAuth()
+    sockets = bind_sockets(0, "127.0.0.1")
+    server = HTTPServer(make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=POLICY))
+    server.add_sockets(sockets)
+    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
+    context = await browser.new_context(**settings)  # type: ignore[arg-type]
+    await context.add_cookies([{"name": "login", "value": "actor", "url": url}])
+    try:
+        yield Visit(guard, auth, url, context, server)
+    finally:
+        await context.close()
+        server.stop()
+        await server.close_all_connections()
+
+
+async def refreshed(page: Page) -> None:
+    """Have the live part asked for now, and wait for the answer to be shown."""
+    async with page.expect_response(lambda answer: "/fragments/" in answer.url):
+        await page.evaluate("document.getElementById('live').dispatchEvent(new CustomEvent('hg:now'))")
+    await page.wait_for_timeout(50)
+
+
+@pytest.mark.parametrize(("theme", "width"), list(itertools.product(("light", "dark"), (1280, 390))))
+async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
+    guard = guard_with(made_up(120), Mode.OBSERVING)
+    guard.write("held", actor="ann", detail="exam " * 30)
+    guard.write("note", user="a" * 200, server="", detail="would be stopped now")
+    viewport = {"width": width, "height": 800}
+    async with visiting(browser, guard, color_scheme=theme, viewport=viewport) as visit:
+        for path in ("", "servers", "servers/student-00003/gpu", "journal", "actions/arm"):
+            page = await visit.open(path)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
+            assert await unreadable(page) == [], path
+            if await page.locator("#live").count():
+                await refreshed(page)
+            await page.close()
+        assert visit.complaints == []
+
+
+async def unreadable(page: Page) -> list[str]:
+    """Texts whose contrast with what is behind them is below WCAG AA (4.5)."""
+    found: list[str] = await page.evaluate(
+        """() => {
+        const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+        const rgba = (colour) => {
+            canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+            return [...canvas.getImageData(0, 0, 1, 1).data];
+        };
+        const light = (colour) => {
+            const [r, g, b] = rgba(colour).map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+            return .2126 * r + .7152 * g + .0722 * b;
+        };
+        const behind = (element) => {
+            for (; element; element = element.parentElement) {
+                const colour = getComputedStyle(element).backgroundColor;
+                if (rgba(colour)[3] === 255) return colour;
+            }
+        };
+        const bad = [];
+        for (const element of document.querySelectorAll("body *")) {
+            const own = [...element.childNodes].some(n => n.nodeType === 3 && n.nodeValue.trim());
+            if (!own || !element.offsetParent) continue;
+            const a = light(getComputedStyle(element).color), b = light(behind(element));
+            const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+            if (contrast < 4.5) bad.push(`${contrast.toFixed(2)}: ${element.textContent.trim().slice(0, 40)}`);
+        }
+        return bad;
+    }"""
+    )
+    return found
+
+
+async def test_the_theme_picked_at_the_hub_wins_over_the_systems(browser: Browser) -> None:
+    async with visiting(browser, guard_with(made_up(3)), color_scheme="light") as visit:
+        page = await visit.open()
+        look = "getComputedStyle(document.body).backgroundColor"
+        assert await page.evaluate(look) == "rgb(255, 255, 255)"
+        await page.evaluate("localStorage.setItem('jupyterhub-bs-theme', 'dark')")
+        await page.reload()
+        assert await page.evaluate(look) == "rgb(33, 37, 41)"
+        assert visit.complaints == []
+
+
+async def test_a_refresh_takes_no_typed_text_focus_selection_or_open_row_away(browser: Browser) -> None:
+    guard = guard_with(made_up(120), Mode.OBSERVING)
+    async with visiting(browser, guard) as visit:
+        page = await visit.open("servers")
+        await page.locator("details").nth(4).locator("summary").click()
+        opened = await page.locator("tr:has(details[open])").get_attribute("id")
+        field = page.get_by_label("Name")
+        await field.fill("student-000")
+        await field.evaluate("field => field.setSelectionRange(2, 5)")
+        guard.change(at=NOW + minutes(3))
+        await refreshed(page)
+        await expect(page.locator("#live")).to_contain_text("read 4 min ago")
+        await expect(field).to_have_value("student-000")
+        await expect(field).to_be_focused()
+        assert await field.evaluate("field => [field.selectionStart, field.selectionEnd]") == [2, 5]
+        assert await page.locator("tr:has(details[open])").get_attribute("id") == opened
+
+        overview = await visit.open()
+        why = overview.get_by_label("Why")
+        await why.fill("exam until")
+        guard.change(at=NOW + minutes(9))
+        await refreshed(overview)
+        await expect(overview.locator("#live")).to_contain_text("read 10 min ago")
+        await expect(why).to_have_value("exam until")
+        await expect(why).to_be_focused()
+        assert visit.complaints == []
+
+
+async def test_an_open_row_stays_open_when_others_come_and_go(browser: Browser) -> None:
+    guard = guard_with(made_up(60))
+    async with visiting(browser, guard) as visit:
+        page = await visit.open("servers")
+        row = page.locator("tbody tr").nth(10)
+        name = await row.locator("th a").inner_text()
+        await row.locator("summary").click()
+        gone = {await one.inner_text() for one in (await page.locator("tbody th a").all())[:5]}
+        guard.change(last_cycle=report_of([one for one in made_up(60) if one.label not in gone]))
+        await refreshed(page)
+        await expect(page.locator("tbody tr")).to_have_count(55)
+        open_rows = page.locator("tr:has(details[open])")
+        await expect(open_rows).to_have_count(1)
+        await expect(open_rows.locator("th a")).to_have_text(name)
+
+
+async def test_a_refresh_that_fails_is_said_and_then_taken_back(browser: Browser) -> None:
+    async with visiting(browser, guard_with(made_up(12))) as visit:
+        page = await visit.open("servers")
+        stale = page.locator("#stale")
+        await expect(stale).to_be_hidden()
+        visit.auth.down = True
+        await refreshed(page)
+        await expect(stale).to_contain_text("Stale since")
+        await expect(page.locator("tbody tr")).to_have_count(12)
+        visit.auth.down = False
+        await refreshed(page)
+        await expect(stale).to_be_hidden()
+        await visit.context.set_offline(True)
+        await page.evaluate("document.getElementById('live').dispatchEvent(new CustomEvent('hg:now'))")
+        await expect(stale).to_contain_text("HubGuard doesn't answer")
+        await expect(page.locator("tbody tr")).to_have_count(12)
+
+
+async def test_a_hidden_tab_asks_for_nothing(browser: Browser) -> None:
+    async with visiting(browser, guard_with(made_up(3))) as visit:
+        page = await visit.open()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url) if "/fragments/" in request.url else None)
+        await page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        await page.evaluate("document.getElementById('live').dispatchEvent(new CustomEvent('hg:now'))")
+        await page.wait_for_timeout(200)
+        assert asked == []
+        await page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+        await page.wait_for_timeout(200)
+        assert len(asked) == 1
+
+
+async def test_the_page_asks_by_itself_and_shows_what_changed(browser: Browser) -> None:
+    guard = guard_with(made_up(3))
+    async with visiting(browser, guard) as visit:
+        page = await visit.open()
+        guard.change(mode=Mode.HELD, stance=Stance(armed=True, held=True, held_by="ann"))
+        await expect(page.locator(".mode")).to_have_text("On hold", timeout=15_000)
+        await expect(page.get_by_role("link", name="Resume…")).to_be_visible()
+
+
+async def test_filters_and_pages_stand_in_the_address(browser: Browser) -> None:
+    async with visiting(browser, guard_with(made_up(250))) as visit:
+        page = await visit.open("servers")
+        await page.get_by_role("link", name="Next").click()
+        await expect(page.locator("#live")).to_contain_text("101\N{EN DASH}200 of 250")
+        assert "page=2" in page.url
+        await page.get_by_label("Name").fill("0001")
+        await page.get_by_label("Standing").select_option("exempt")
+        await page.get_by_role("button", name="Show").click()
+        await expect(page).to_have_url(re.compile(r"\?q=0001&standing=exempt$"))
+        await refreshed(page)
+        await expect(page.locator("tbody tr")).to_have_count(1)
+        await page.get_by_role("link", name="Running").click()
+        assert "sort=started" in page.url
+        assert "q=0001" in page.url
+        await page.go_back()
+        await expect(page.get_by_label("Name")).to_have_value("0001")
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_hold_is_one_click_and_resume_is_confirmed_with_and_without_javascript(
+    browser: Browser, javascript: bool
+) -> None:
+    guard = guard_with(made_up(30))
+    async with visiting(browser, guard, java_script_enabled=javascript) as visit:
+        page = await visit.open()
+        await page.get_by_label("Why").fill("exam")
+        await page.get_by_role("button", name="Hold").click()
+        await expect(page.locator(".mode")).to_have_text("On hold")
+        await page.get_by_role("link", name="Resume…").click()
+        assert [asked[0] for asked in guard.asked] == ["hold"]
+        await page.get_by_role("button", name="Resume").click()
+        await expect(page.locator(".mode")).to_have_text("Acting")
+        assert [asked[:2] for asked in guard.asked] == [("hold", "ann"), ("resume", "ann")]
+        assert visit.complaints == []
+
+
+async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser) -> None:
+    async with visiting(browser, guard_with(made_up(5))) as visit:
+        for path in ("", "servers", "journal", "actions/arm"):
+            page = await visit.open(path)
+            nameless = await page.evaluate(
+                """() => [...document.querySelectorAll("a, button, input:not([type=hidden]), select, summary")]
+                .filter(e => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map(e => e.outerHTML)"""
+            )
+            assert nameless == []
+            await page.keyboard.press("Tab")
+            await expect(page.get_by_text("Skip to content")).to_be_focused()
+            assert await page.locator("h1").count() == 1
+            await page.close()
+
+
+# -- a real hub ------------------------------------------------------------------------------------------------------------
+
+
+async def log_in(page: Page, hub: TestbedHub, user: str) -> None:
+    await page.get_by_label("Username").fill(user)
+    await page.get_by_label("Password").fill(hub.password)
+    await page.get_by_role("button", name=re.compile("sign in", re.IGNORECASE)).click()
+
+
+async def test_an_admin_comes_through_the_hubs_login_sees_and_arms(browser: Browser, testbed_hub: MakeHub) -> None:
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
+    await mode(hub, "observing")
+    complaints: list[str] = []
+    # As people do, by one name: cookies and the hub's own checks go by it.
+    page = await browser.new_page()
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    await page.goto(f"{hub.url}services/hubguard/servers")
+    await log_in(page, hub, hub.admin)
+    if await page.get_by_role("button", name="Authorize").count():
+        await page.get_by_role("button", name="Authorize").click()
+    await expect(page).to_have_url(f"{hub.url}services/hubguard/servers")
+    await expect(page.locator("tbody tr")).to_have_count(2)
+    await expect(page.locator("tbody tr").first).to_contain_text("would be stopped now, if armed")
+    await refreshed(page)
+    await expect(page.locator("#stale")).to_be_hidden()
+    await page.get_by_role("link", name="Overview").click()
+    await expect(page.get_by_role("link", name="Admin", exact=True)).to_be_visible()
+    await page.get_by_role("link", name="Arm…").click()
+    await page.get_by_label("Why").fill("looks right")
+    await page.get_by_role("button", name="Arm").click()
+    await expect(page.locator(".mode")).to_have_text("Acting", timeout=15_000)
+
+    async def stopped() -> bool:
+        return ("idle", "") not in await hub.servers()
+
+    await hub.wait_for(stopped, "the idle server to be stopped")
+    assert ("busy", "") in await hub.servers()
+    assert complaints == []
+    if shots := os.environ.get("HUBGUARD_TEST_SCREENSHOTS"):
+        await page.screenshot(path=Path(shots) / "real-hub.png")
+    await page.get_by_role("link", name="Log out").click()
+    await page.goto(f"{hub.url}services/hubguard/")
+    await expect(page.get_by_label("Password")).to_be_visible()
+    await page.close()
+
+
+async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser, testbed_hub: MakeHub) -> None:
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
+    await mode(hub, "observing")
+    page = await browser.new_page()
+    await page.goto(f"{hub.url}services/hubguard/")
+    await log_in(page, hub, "mallory")
+    await page.wait_for_load_state()
+    await expect(page.locator("body")).to_contain_text(re.compile("403|Forbidden"))
+    assert "idle" not in await page.locator("body").inner_text()
+    await page.close()
+
+
+async def test_an_open_page_leaves_no_trail_of_logins_at_the_hub(browser: Browser, testbed_hub: MakeHub) -> None:
+    """An incident elsewhere: fetches that were redirected to the login made a token each."""
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
+    await mode(hub, "observing")
+    async with aiohttp.ClientSession() as session:
+        for headers in ({"Sec-Fetch-Mode": "cors"}, {"HX-Request": "true"}):
+            for _ in range(5):
+                url = f"{hub.url}services/hubguard/fragments/servers"
+                async with session.get(url, headers=headers, allow_redirects=False) as answer:
+                    assert answer.status == 401
+                    assert "Set-Cookie" not in answer.headers
+    page = await browser.new_page()
+    await page.goto(f"{hub.url}services/hubguard/")
+    await log_in(page, hub, hub.admin)
+    await expect(page.locator(".mode")).to_be_visible()
+    for _ in range(5):
+        await refreshed(page)
+    told = (await hub.api("GET", f"users/{hub.admin}/tokens")).data
+    assert len([one for one in told["api_tokens"] if "hubguard" in (one.get("oauth_client") or "")]) == 1, told
+    await page.close()

@@ -1,0 +1,300 @@
+"""HubGuard on a real hub, a real proxy and real little servers: it does its work, and nothing it suffers hurts the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from guarded import ARMED, INCLUDE, OBSERVING, QUICK, ask, external, gone, guards, mode, servers, status
+
+from hubguard.testbed.hub import TestbedHub
+from hubguard.testbed.population import Population, SeededServer
+from hubguard.testbed.processes import free_ports
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+
+async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED, population=servers(idle=7200, busy=60))
+    await gone(hub, "idle")
+    assert ("busy", "") in await hub.servers()
+    code, journal = await ask(hub, "api/v1/journal")
+    assert code == 200
+    outcomes = [entry for entry in journal if entry["event"] == "outcome"]
+    assert [(entry["user"], entry["outcome"]) for entry in outcomes] == [("idle", "done")]
+
+
+async def test_names_that_need_quoting_are_stopped_like_any_other(testbed_hub: MakeHub):
+    names = ["sl/ash", "que?stion", "ha#sh", "per%2fcent", 'quo"te', "less<than", "käthe", "李雷", "sp ace"]
+    population = Population(servers=tuple(SeededServer(name, idle_for_s=7200) for name in names))
+    hub = await testbed_hub(config=ARMED, population=population)
+    await gone(hub, *names)
+
+
+async def test_a_first_install_only_observes_until_an_admin_arms_it(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
+    await mode(hub, "observing")
+    await asyncio.sleep(2)
+    assert ("idle", "") in await hub.servers()
+    code, answer = await ask(hub, "api/v1/arm", method="POST", json={"why": "we have looked long enough"})
+    assert code == 200, answer
+    await gone(hub, "idle")
+
+
+async def test_settings_may_stand_after_the_include_and_in_the_command_line(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=INCLUDE + "c.HubGuardCull.idle_timeout_s = 12345.0\n", population=servers(idle=7200))
+    await mode(hub, "observing")
+    _, answer = await ask(hub, "api/v1/servers/idle/")
+    assert "12345" not in answer["explanation"]
+    assert "3 h 25 min" in answer["explanation"], answer
+
+
+async def test_a_config_file_of_its_own_holds_for_a_guard_that_the_hub_runs(testbed_hub: MakeHub, tmp_path: Path):
+    """A managed service doesn't inherit HUBGUARD_CONFIG; the file was ignored, and servers stopped by the defaults."""
+    file = tmp_path / "hubguard_config.py"
+    file.write_text("c.HubGuardCull.idle_timeout_s = 7200.0\n")
+    hub = await testbed_hub(config=ARMED, population=servers(idle=3600), environment={"HUBGUARD_CONFIG": str(file)})
+    await mode(hub, "acting")
+    (row,) = (await ask(hub, "api/v1/servers"))[1]
+    assert "idle for 2 h" in row["explanation"], row
+
+
+async def test_a_wrong_setting_is_named_on_the_page_and_nothing_is_done(testbed_hub: MakeHub):
+    config = ARMED + "c.HubGuardCull.idle_timeout = 60\nc.HubGuardCull.verify_s = -1\n"
+    hub = await testbed_hub(config=config, population=servers(idle=7200))
+    found = await mode(hub, "troubled")
+    assert "HubGuardCull.idle_timeout" in found["why"]
+    assert len(found["errors"]) == 2
+    await asyncio.sleep(2)
+    assert ("idle", "") in await hub.servers()
+
+
+async def test_a_function_among_the_settings_is_named_and_nothing_is_done(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED + "c.HubGuardCull.hook = lambda server: True\n", population=servers(idle=7200))
+    found = await mode(hub, "troubled")
+    assert "HubGuardCull.hook: a function" in found["errors"][0]
+
+
+async def test_a_database_that_cannot_be_reached_hurts_nobody_and_is_named(testbed_hub: MakeHub):
+    (port,) = free_ports(1)
+    config = ARMED + f"c.HubGuard.db_url = 'postgresql://u:hunter2@127.0.0.1:{port}/x'\n"
+    hub = await testbed_hub(config=config, population=servers(idle=7200))
+    found = await mode(hub, "troubled")
+    assert "hunter2" not in str(found)
+    assert str(port) in found["why"]
+    assert "hunter2" not in hub.log_text()
+    assert ("idle", "") in await hub.servers()
+
+
+async def test_a_port_that_is_taken_costs_the_page_and_nothing_else(testbed_hub: MakeHub):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        config = f"c.HubGuard.url = 'http://127.0.0.1:{port}'\n" + ARMED
+        hub = await testbed_hub(config=config, population=servers(idle=7200))
+        await gone(hub, "idle")
+        assert "Can't listen on 127.0.0.1 port" in hub.log_text()
+    await mode(hub, "acting")
+
+
+@pytest.mark.parametrize("way", ["crashes", "hangs"])
+async def test_a_process_that_crashes_or_hangs_leaves_the_hub_as_it_is(testbed_hub: MakeHub, way: str):
+    code = {"crashes": "raise SystemExit(3)", "hangs": "import time; time.sleep(600)"}[way]
+    change = f"import sys\nc.JupyterHub.services[0]['command'] = [sys.executable, '-c', {code!r}]\n"
+    hub = await testbed_hub(config=ARMED + change)
+    await hub.start_server("ada")
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session)
+    assert hub.pid is not None
+
+
+@pytest.mark.long
+async def test_a_process_that_crashes_again_and_again_leaves_the_hub_as_it_is(testbed_hub: MakeHub):
+    """The hub looks after its managed services every 30 s, and starts them again."""
+    change = "import sys\nc.JupyterHub.services[0]['command'] = [sys.executable, '-c', 'raise SystemExit(3)']\n"
+    hub = await testbed_hub(config=ARMED + change)
+    await asyncio.sleep(75)
+    assert hub.log_text().count("Service hubguard-process exited with status 3") >= 2
+    assert (await hub.api("GET", "users")).status == 200
+
+
+async def test_it_takes_over_from_an_idle_culler_with_its_settings(testbed_hub: MakeHub):
+    culler = (
+        "import sys\nc.JupyterHub.services.append({'name': 'jupyterhub-idle-culler', 'command':"
+        " [sys.executable, '-m', 'jupyterhub_idle_culler', '--timeout=5000', '--cull-every=1', '--concurrency=3']})\n"
+        "c.JupyterHub.load_roles.append({'name': 'jupyterhub-idle-culler', 'scopes': ['list:users', 'read:users:activity',"
+        " 'read:servers', 'delete:servers'], 'services': ['jupyterhub-idle-culler']})\n"
+    )
+    # The culler is set after the include, and before a change of its own settings: neither matters.
+    config = INCLUDE + culler + "c.HubGuardCull.verify_s = 30.0\n"
+    hub = await testbed_hub(config=config, population=servers(idle=7200, fresh=4000))
+    await gone(hub, "idle")
+    found = await status(hub)
+    assert ("fresh", "") in await hub.servers()
+    assert "taken over from jupyterhub-idle-culler" in " ".join(found["notes"])
+    assert found["stance"]["armed"] is True
+    assert not [pid for pid in hub.leftovers() if b"idle_culler" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def test_beside_a_culler_that_is_to_stay_it_only_observes(testbed_hub: MakeHub):
+    culler = (
+        "import sys\nc.HubGuard.on_idle_culler = 'refuse'\nc.JupyterHub.services.append({'name': 'culler',"
+        " 'command': [sys.executable, '-c', 'import time; time.sleep(600)  # jupyterhub_idle_culler']})\n"
+    )
+    hub = await testbed_hub(config=ARMED + culler, population=servers(idle=7200))
+    found = await mode(hub, "observing")
+    assert "culler is running, too" in found["why"]
+    await asyncio.sleep(2)
+    assert ("idle", "") in await hub.servers()
+
+
+async def test_no_token_is_in_the_hubs_database_its_log_or_any_command_line(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED, population=servers(idle=7200))
+    await gone(hub, "idle")
+    (guard,) = guards(hub)
+    environ = dict(
+        part.split(b"=", 1) for part in Path(f"/proc/{guard}/environ").read_bytes().split(b"\0") if b"=" in part
+    )
+    import json
+
+    proxy_token = json.loads(environ[b"HUBGUARD_REGISTRATION"])["proxy"]["auth_token"].encode()
+    secrets = {environ[b"JUPYTERHUB_API_TOKEN"], proxy_token}
+    assert all(len(secret) >= 32 for secret in secrets)
+    stores = [path for path in hub.folder.rglob("*") if path.is_file() and path.name != "jupyterhub_config.py"]
+    assert hub.folder / "hubguard.sqlite" in stores
+    places = {str(path): path.read_bytes() for path in stores}
+    places |= {f"cmdline {pid}": Path(f"/proc/{pid}/cmdline").read_bytes() for pid in hub.leftovers()}
+    for secret in secrets:
+        assert [place for place, data in places.items() if secret in data] == []
+
+
+async def test_after_kill_9_of_the_hub_the_old_guard_ends_and_the_new_one_acts_alone(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED, population=servers(idle=7200))
+    await gone(hub, "idle")
+    (old,) = guards(hub)
+    await hub.kill()
+    await hub.start()
+
+    async def replaced() -> bool:
+        return len(guards(hub)) == 1 and guards(hub) != [old]
+
+    await hub.wait_for(replaced, "the old guard to end")
+    assert (await mode(hub, "acting"))["holds_lease"]
+
+
+async def test_a_frozen_old_guard_acts_no_more_when_it_thaws(testbed_hub: MakeHub):
+    """SIGSTOP is the worst kind of survivor: it holds what it believes to be its lease, and wakes up much later."""
+    hub = await testbed_hub(config=ARMED, population=servers(busy=60))
+    await mode(hub, "acting")
+    (old,) = guards(hub)
+    os.kill(old, signal.SIGSTOP)
+    await hub.kill()
+    await hub.start()
+
+    async def acting() -> bool:
+        return (await status(hub))["mode"] == "acting" and (await status(hub))["holds_lease"]
+
+    await hub.wait_for(acting, "the new guard to act")
+    with sqlite3.connect(hub.folder / "hubguard.sqlite") as journal:
+        fence = journal.execute("select max(fence) from hubguard_entry").fetchone()[0]
+    os.kill(old, signal.SIGCONT)
+
+    async def ended() -> bool:
+        return old not in guards(hub)
+
+    await hub.wait_for(ended, "the thawed guard to end")
+    with sqlite3.connect(hub.folder / "hubguard.sqlite") as journal:
+        later = journal.execute("select max(fence) from hubguard_entry where event = 'intent'").fetchone()[0]
+    assert later is None or later >= fence
+
+
+async def test_two_external_guards_on_one_postgresql_take_turns(
+    testbed_hub: MakeHub, postgresql_url: str, tmp_path: Path
+):
+    """The one without the lease waits; when the other is killed it takes over, and never do both act."""
+    hub = await testbed_hub(population=servers(idle=7200, late=60))
+    settings = tmp_path / "hubguard_config.py"
+    settings.write_text("c = get_config()\n" + QUICK + "c.HubGuard.armed = True\n")
+    processes: list[asyncio.subprocess.Process] = []
+    ports = free_ports(2)
+    try:
+        for port in ports:
+            command, environ = external(hub, port, postgresql_url, HUBGUARD_CONFIG=str(settings))
+            with (tmp_path / f"log{port}").open("wb") as log:
+                processes.append(
+                    await asyncio.create_subprocess_exec(*command, env=environ, cwd=tmp_path, stdout=log, stderr=log)
+                )
+        await gone(hub, "idle")
+
+        async def modes() -> dict[int, str]:
+            found = {}
+            async with aiohttp.ClientSession(headers={"Authorization": f"token {hub.token}"}) as session:
+                for port in ports:
+                    try:
+                        async with session.get(f"http://127.0.0.1:{port}/services/hubguard/api/v1/status") as answer:
+                            found[port] = (await answer.json())["mode"]
+                    except aiohttp.ClientError:
+                        found[port] = "no answer"
+            return found
+
+        async def one_acts() -> bool:
+            return sorted((await modes()).values()) == ["acting", "standby"]
+
+        await hub.wait_for(one_acts, "one guard to act and the other to stand by")
+        acting = next(port for port, found in (await modes()).items() if found == "acting")
+        processes[ports.index(acting)].kill()
+
+        async def other_acts() -> bool:
+            return sorted((await modes()).values()) == ["acting", "no answer"]
+
+        await hub.wait_for(other_acts, "the other guard to take over")
+        await hub.api("POST", "users/late/activity", json={})
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.terminate()
+            await asyncio.wait_for(process.wait(), 20)
+
+
+async def test_who_has_no_rights_at_the_hub_gains_none_here(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=OBSERVING, population=servers(ada=60))
+    await status(hub)
+    token = (await hub.api("POST", "users/ada/tokens", json={})).data["token"]
+    for method, path in [
+        ("GET", "api/v1/status"),
+        ("GET", "api/v1/servers"),
+        ("GET", "metrics"),
+        ("POST", "api/v1/arm"),
+        ("POST", "api/v1/cycles"),
+    ]:
+        code, _ = await ask(hub, path, method=method, token=token)
+        assert code == 403, path
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session, "ada")
+        async with session.get(f"{hub.url}services/hubguard/") as page:
+            assert page.status == 403
+
+
+async def test_an_admin_needs_no_extra_role_to_see_and_arm(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
+    await mode(hub, "observing")
+    async with aiohttp.ClientSession() as session:
+        await hub.login(session)
+        async with session.get(f"{hub.url}hub/home") as home:
+            assert "/services/hubguard/" in await home.text()
+        async with session.get(f"{hub.url}services/hubguard/") as page:
+            assert page.status == 200
+            assert "observ" in (await page.text()).lower()
+        async with session.post(f"{hub.url}services/hubguard/actions/arm", data={"why": "no token"}) as refused:
+            assert refused.status == 403, "a POST without the XSRF token must be refused"
+    token = (await hub.api("POST", "users/admin/tokens", json={})).data["token"]
+    code, _ = await ask(hub, "api/v1/arm", method="POST", token=token, json={})
+    assert code == 200
+    await gone(hub, "idle")

@@ -1,0 +1,112 @@
+"""What tests of a guarded hub share: the include's line, and ways to ask the guard through the proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from hubguard.testbed.hub import TestbedHub
+from hubguard.testbed.population import Population, SeededServer
+
+SNIPPET = Path(__file__).parents[1] / "jupyterhub_config.d" / "hubguard.py"
+INCLUDE = f"load_subconfig({str(SNIPPET)!r})\n"
+QUICK = """
+c.HubGuardCull.idle_timeout_s = 600.0
+c.HubGuardCull.every_s = 1.0
+c.HubGuardBudget.rate = 200.0
+c.HubGuard.lease_s = 3.0
+"""
+ARMED = INCLUDE + QUICK + "c.HubGuard.armed = True\n"
+OBSERVING = INCLUDE + QUICK
+
+
+def servers(**idle_for_s: float) -> Population:
+    """A running server for each name, idle for so many seconds."""
+    return Population(servers=tuple(SeededServer(user, idle_for_s=idle) for user, idle in idle_for_s.items()))
+
+
+async def ask(
+    hub: TestbedHub, path: str, *, method: str = "GET", token: str | None = None, **request: Any
+) -> tuple[int, Any]:
+    """(status, JSON or text) of the guard's answer, reached through the proxy like by anyone."""
+    url = f"{hub.url}services/hubguard/{path}"
+    headers = {"Authorization": f"token {token or hub.token}"}
+    async with (
+        aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=10)) as session,
+        session.request(method, url, allow_redirects=False, **request) as answer,
+    ):
+        text = await answer.text()
+        return answer.status, await answer.json() if "json" in answer.content_type else text
+
+
+async def status(hub: TestbedHub) -> dict[str, Any]:
+    """The guard's status once it serves; waits for that."""
+    found: dict[str, Any] = {}
+
+    async def serves() -> bool:
+        try:
+            code, answer = await ask(hub, "api/v1/status")
+        except asyncio.TimeoutError:
+            return False
+        if code == 200:
+            found.update(answer)
+        return code == 200
+
+    await hub.wait_for(serves, "HubGuard to serve", 30)
+    return found
+
+
+async def mode(hub: TestbedHub, *wanted: str) -> dict[str, Any]:
+    """The guard's status, once its mode is one of ``wanted``."""
+    found: dict[str, Any] = {}
+
+    async def there() -> bool:
+        found.clear()
+        found.update(await status(hub))
+        return found["mode"] in wanted
+
+    try:
+        await hub.wait_for(there, f"HubGuard to be {' or '.join(wanted)}", 30)
+    except Exception as error:
+        raise AssertionError(f"{found}\n{error}") from error
+    return found
+
+
+async def gone(hub: TestbedHub, *users: str) -> None:
+    """Returns when none of ``users`` has a server any more."""
+
+    async def check() -> bool:
+        return not {user for user, _ in await hub.servers()} & set(users)
+
+    await hub.wait_for(check, f"the servers of {users} to be gone", 30)
+
+
+def guards(hub: TestbedHub) -> list[int]:
+    """The pids of the guards that this hub's folder has running."""
+    found = []
+    for pid in hub.leftovers():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"hubguard" in words and b"serve" in words:
+            found.append(pid)
+    return found
+
+
+def external(hub: TestbedHub, port: int, db_url: str, **more: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a guard that the hub doesn't run, with the tester's token."""
+    command = [sys.executable, "-m", "hubguard", "serve", "--url", f"http://127.0.0.1:{port}"]
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTERHUB_", "HUBGUARD_"))}
+    return command, {
+        **environ,
+        "JUPYTERHUB_API_URL": hub.api_url,
+        "JUPYTERHUB_API_TOKEN": hub.token,
+        "HUBGUARD_DB_URL": db_url,
+        **more,
+    }

@@ -1,0 +1,269 @@
+"""Upgrading leads to the declared tables, whoever opens the journal at once, and never touches what isn't HubGuard's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from hubguard.errors import JournalError
+from hubguard.journal import migrate, open_journal, tables
+from hubguard.journal.database import Database
+
+pytest_plugins = ["databases"]
+
+
+def engine(url: str) -> sa.Engine:
+    return sa.create_engine(url, poolclass=sa.NullPool)
+
+
+def table_names(url: str) -> set[str]:
+    with engine(url).connect() as connection:
+        return set(sa.inspect(connection).get_table_names())
+
+
+def run_sql(url: str, *statements: str) -> None:
+    with engine(url).begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def test_upgrading_an_empty_database_gives_exactly_the_declared_tables(database_url: str) -> None:
+    database = Database(database_url)
+    migrate.upgrade(database)
+    with database.reading() as connection:
+        options = {"version_table": tables.VERSION_TABLE, "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, tables.metadata) == []
+        assert set(sa.inspect(connection).get_table_names()) == {*tables.metadata.tables, tables.VERSION_TABLE}
+    database.close()
+
+
+def test_every_table_of_ours_can_be_told_from_others_by_its_name() -> None:
+    assert all(name.startswith(tables.PREFIX) for name in [*tables.metadata.tables, tables.VERSION_TABLE])
+
+
+def test_mysql_is_given_the_declared_tables_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No MySQL is at hand: at least what it would be told is the same from the migrations and from the declared tables."""
+    declared = [str(CreateTable(table).compile(dialect=mysql.dialect())) for table in tables.metadata.tables.values()]
+    indexes = [index for table in tables.metadata.tables.values() for index in table.indexes]
+    declared += [str(CreateIndex(index).compile(dialect=mysql.dialect())) for index in indexes]
+
+    told: list[str] = []
+    context = MigrationContext.configure(dialect_name="mysql", opts={"as_sql": True})
+    monkeypatch.setattr(context.impl, "static_output", told.append)
+    scripts = ScriptDirectory.from_config(migrate.alembic_config())
+    with Operations.context(context):
+        for script in reversed(list(scripts.walk_revisions())):
+            script.module.upgrade()
+
+    def plain(statements: list[str]) -> set[str]:
+        return {" ".join(one.split()).rstrip("; ") for one in statements if one.lstrip().startswith("CREATE")}
+
+    assert plain(told) == plain(declared)
+    assert any("DATETIME(6)" in one and "utf8mb4_bin" in one for one in declared)
+
+
+def test_opening_again_changes_nothing_and_keeps_what_was_recorded(shared_database_url: str) -> None:
+    from datetime import datetime, timezone
+
+    first = open_journal(shared_database_url)
+    first.hold("ann", "exam", datetime(2025, 3, 1, tzinfo=timezone.utc))
+    first.close()
+    second = open_journal(shared_database_url)
+    assert second.stance().held
+    assert len(second.entries()) == 1
+    second.close()
+
+
+def test_eight_threads_that_open_an_empty_journal_at_once_all_get_it(shared_database_url: str) -> None:
+    gate = threading.Barrier(8)
+
+    def opens() -> bool:
+        gate.wait(30)
+        journal = open_journal(shared_database_url)
+        held = journal.stance().held
+        journal.close()
+        return held
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [job.result() for job in [pool.submit(opens) for _ in range(8)]] == [False] * 8
+    with engine(shared_database_url).connect() as connection:
+        assert len(connection.exec_driver_sql("SELECT * FROM hubguard_version").all()) == 1
+        assert len(connection.exec_driver_sql("SELECT * FROM hubguard_stance").all()) == 1
+
+
+def test_eight_threads_that_open_journals_of_their_own_at_once_do_not_mix_them_up() -> None:
+    """Alembic keeps the upgrade that is under way in its module: two at once would write into each other's database."""
+    gate = threading.Barrier(8)
+
+    def opens() -> int:
+        gate.wait(30)
+        journal = open_journal("sqlite://")
+        entries = len(journal.entries())
+        journal.close()
+        return entries
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [job.result() for job in [pool.submit(opens) for _ in range(8)]] == [0] * 8
+
+
+OPEN = """
+import sys
+from hubguard.journal import open_journal
+print("ready", flush=True)
+sys.stdin.readline()
+journal = open_journal(sys.argv[1])
+print(journal.stance().held)
+journal.close()
+"""
+
+
+def test_processes_that_open_an_empty_journal_at_once_all_get_it(shared_database_url: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", OPEN, shared_database_url]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    openers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    try:
+        for opener in openers:
+            assert opener.stdout.readline() == "ready\n"
+        for opener in openers:
+            opener.stdin.write("\n")
+            opener.stdin.flush()
+        answers = [opener.communicate(timeout=60) for opener in openers]
+    finally:
+        for opener in openers:
+            if opener.poll() is None:
+                opener.kill()
+                opener.communicate()
+    assert answers == [("False\n", "")] * 3
+
+
+def test_an_upgrade_that_fails_halfway_leaves_the_database_empty(
+    shared_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if "hubguard_entry_outcome" in statement:
+            raise sa.exc.OperationalError(statement, {}, Exception("database or disk is full"))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", fails)
+    try:
+        with pytest.raises(JournalError, match="is full"):
+            open_journal(shared_database_url)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", fails)
+    assert table_names(shared_database_url) == set()
+    open_journal(shared_database_url).close()
+
+
+def test_a_database_of_a_newer_revision_is_refused_naming_both_and_left_alone(shared_database_url: str) -> None:
+    open_journal(shared_database_url).close()
+    run_sql(shared_database_url, "UPDATE hubguard_version SET version_num = '9999'")
+    newest = migrate.newest_revision()
+    with pytest.raises(JournalError, match=f"is at revision 9999, .*knows none after {newest}") as error:
+        open_journal(shared_database_url)
+    assert "\n" not in str(error.value)
+    assert migrate.revisions(shared_database_url) == ("9999", newest)
+
+
+def test_a_hubs_own_database_is_refused_and_not_changed_by_a_byte(tmp_path: Path) -> None:
+    from jupyterhub import orm
+
+    path = tmp_path / "jupyterhub.sqlite"
+    orm.new_session_factory(f"sqlite:///{path}").kw["bind"].dispose()
+    before, when = path.read_bytes(), path.stat().st_mtime_ns
+    with pytest.raises(JournalError, match="is the database of a JupyterHub"):
+        open_journal(f"sqlite:///{path}")
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, when)
+    assert os.listdir(tmp_path) == ["jupyterhub.sqlite"]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE users (id INTEGER)", "CREATE TABLE spawners (id INTEGER)"],
+        ["CREATE TABLE spawners (id INTEGER)", "CREATE TABLE api_tokens (id INTEGER)"],
+        [
+            "CREATE TABLE alembic_version (version_num VARCHAR(32))",
+            "INSERT INTO alembic_version VALUES ('4621fec11365')",
+        ],
+    ],
+)
+def test_whatever_looks_like_a_hubs_database_is_refused(shared_database_url: str, statements: list[str]) -> None:
+    run_sql(shared_database_url, *statements)
+    before = table_names(shared_database_url)
+    with pytest.raises(JournalError, match="is the database of a JupyterHub"):
+        open_journal(shared_database_url)
+    assert table_names(shared_database_url) == before
+
+
+def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/books.sqlite"
+    run_sql(url, "CREATE TABLE books (id INTEGER)")
+    with pytest.raises(JournalError, match="belongs to another program .*books"):
+        open_journal(url)
+    assert table_names(url) == {"books"}
+
+
+def test_a_postgresql_database_is_shared_with_another_program_that_uses_alembic_and_has_users(
+    postgresql_url: str,
+) -> None:
+    run_sql(
+        postgresql_url,
+        "CREATE TABLE users (id INTEGER)",
+        "CREATE TABLE alembic_version (version_num VARCHAR(32))",
+        "INSERT INTO alembic_version VALUES ('abcdef')",
+    )
+    open_journal(postgresql_url).close()
+    assert {"users", "alembic_version", *tables.metadata.tables} <= table_names(postgresql_url)
+    with engine(postgresql_url).connect() as connection:
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "abcdef"
+
+
+def test_tables_of_ours_without_a_revision_are_refused_rather_than_guessed_at(shared_database_url: str) -> None:
+    open_journal(shared_database_url).close()
+    run_sql(shared_database_url, "DROP TABLE hubguard_version")
+    before = table_names(shared_database_url)
+    with pytest.raises(JournalError, match="no revision"):
+        open_journal(shared_database_url)
+    assert table_names(shared_database_url) == before
+
+
+def test_asking_for_the_revision_makes_no_file(tmp_path: Path) -> None:
+    assert migrate.revisions(f"sqlite:///{tmp_path}/none.sqlite") == (None, migrate.newest_revision())
+    assert os.listdir(tmp_path) == []
+
+
+def test_asking_for_the_revision_tells_what_an_upgrade_has_reached(shared_database_url: str) -> None:
+    assert migrate.revisions(shared_database_url) == (None, migrate.newest_revision())
+    open_journal(shared_database_url).close()
+    assert migrate.revisions(shared_database_url) == (migrate.newest_revision(), migrate.newest_revision())
+
+
+def test_no_revision_offers_a_way_back() -> None:
+    """A downgrade would drop what was recorded. Restoring a backup is the way back."""
+    revisions = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions())
+    assert revisions
+    assert [script.revision for script in revisions if hasattr(script.module, "downgrade")] == []
+
+
+def test_the_migrations_are_found_by_an_absolute_path_even_where_only_the_checkout_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = migrate.migrations_folder()
+    monkeypatch.setattr(migrate, "find_spec", lambda name: None)
+    checkout = migrate.migrations_folder()
+    for folder in (installed, checkout):
+        assert folder.is_absolute()
+        assert (folder / "env.py").is_file()

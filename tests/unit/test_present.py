@@ -1,0 +1,225 @@
+"""The words: each sentence says why, what next and when, and never promises what the mode won't do."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from fake_guard import NOW, POLICY, guard_with, made_up, minutes, report_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubguard.decide.cull import CullPolicy, judge
+from hubguard.model import Entry, Failures, Mode, Outcome, OutcomeKind, Server, Standing
+from hubguard.web import present, shapes
+
+
+def server(idle_min: float | None = 5, *, age_min: float = 600, name: str = "", **fields: object) -> Server:
+    last = None if idle_min is None else NOW - minutes(idle_min)
+    return Server(
+        **{
+            **{"user": "ann", "name": name, "ready": True, "pending": None},
+            **{"started": NOW - minutes(age_min), "last_activity": last},
+            **fields,
+        }  # type: ignore[arg-type]
+    )
+
+
+def says(
+    one: Server,
+    policy: CullPolicy = POLICY,
+    mode: Mode = Mode.ACTING,
+    failures: Failures | None = None,
+    outcome: Outcome | None = None,
+) -> str:
+    return present.explain(judge(one, policy, failures, NOW), policy, NOW, mode, outcome).sentence
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5, "0 s"),
+        (0, "0 s"),
+        (0.9, "0 s"),
+        (59.99, "59 s"),
+        (60, "1 min"),
+        (119, "1 min"),
+        (3600, "1 h"),
+        (4320, "1 h 12 min"),
+        (7200, "2 h"),
+        (86399, "23 h 59 min"),
+        (86400, "1 d"),
+        (86400 + 60, "1 d"),
+        (3 * 86400 + 4 * 3600 + 59, "3 d 4 h"),
+        (400 * 86400, "400 d"),
+    ],
+)
+def test_a_duration_reads_as_people_say_it(seconds: float, text: str) -> None:
+    assert present.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (1, "1 s"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (7200, "2 h")]
+)
+def test_a_limit_is_told_to_the_second(seconds: float, text: str) -> None:
+    assert present.limit(seconds) == text
+
+
+@given(st.floats(min_value=-1e6, max_value=1e9))
+def test_a_duration_never_says_more_than_has_passed(seconds: float) -> None:
+    sizes = {"d": 86400, "h": 3600, "min": 60, "s": 1}
+    told = sum(int(number) * sizes[unit] for number, unit in re.findall(r"(\d+) (\w+)", present.duration(seconds)))
+    assert told <= max(0.0, seconds)
+    assert max(0.0, seconds) - told < max(60, told)
+
+
+def test_a_clock_time_has_its_date_only_on_another_day() -> None:
+    assert present.clock(NOW, NOW) == "at 12:00 UTC"
+    assert present.clock(NOW + timedelta(days=1), NOW) == "on 22 Nov at 12:00 UTC"
+    assert present.clock(NOW + timedelta(days=100), NOW) == "on 1 Mar 2027 at 12:00 UTC"
+    paris = datetime(2026, 11, 22, 0, 30, tzinfo=timezone(timedelta(hours=1)))
+    assert present.clock(paris, NOW) == "at 23:30 UTC"
+
+
+def test_a_skewed_clock_gives_no_negative_age() -> None:
+    assert present.age(NOW + minutes(5), NOW) == "just now"
+    assert present.until(NOW - minutes(5), NOW) == "now"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        (says(server(72)), "Idle for 1 h 12 min; stopped when idle for 2 h, at 12:48 UTC."),
+        (says(server(0)), "In use within the last minute; stopped when idle for 2 h, at 14:00 UTC."),
+        (says(server(125)), "Idle for 2 h 5 min, over the limit of 2 h; stopped in the next cycle."),
+        (says(server(5, admin=True)), "Never stopped: servers of admins are left alone (HubGuardCull.admin_servers)."),
+        (
+            says(server(None, started=None)),
+            "Left alone: the hub tells neither when it was last used nor when it started.",
+        ),
+        (
+            says(server(125, ready=False, pending="stop")),
+            "Due, but the hub is in the middle of something with it (stop); judged again in the next cycle.",
+        ),
+        (says(server(125, ready=False)), "Due, but the hub doesn't call it ready; judged again in the next cycle."),
+        (
+            says(server(125), outcome=Outcome(OutcomeKind.SKIPPED, "it was used in the meantime")),
+            "Idle for 2 h 5 min, over the limit of 2 h; left alone: it was used in the meantime.",
+        ),
+    ],
+)
+def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
+    assert sentence == expected
+
+
+def test_the_limit_that_comes_first_is_the_one_named() -> None:
+    policy = CullPolicy(idle_timeout_s=7200, max_age_s=8 * 3600)
+    assert says(server(5, age_min=420), policy) == (
+        "Running for 7 h; stopped at the age of 8 h even when in use, at 13:00 UTC."
+    )
+    assert says(server(5, age_min=60), policy).startswith("Idle for 5 min; stopped when idle for 2 h")
+    assert (
+        says(server(5, age_min=500), policy)
+        == "Running for 8 h 20 min, over the limit of 8 h; stopped in the next cycle."
+    )
+
+
+def test_a_back_off_says_how_often_it_failed_and_when_it_is_tried_again() -> None:
+    told = says(server(125), failures=Failures(9, NOW))
+    assert re.fullmatch(r"Due, but 9 tries to stop it failed; tried again (at|on) .* UTC \(in .*\)\.", told)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.ACTING])
+@given(idle_min=st.integers(0, 5000), age_min=st.integers(0, 9000), max_age_s=st.sampled_from([0, 3600, 80000]))
+def test_only_an_acting_guard_says_that_it_stops(mode: Mode, idle_min: int, age_min: int, max_age_s: int) -> None:
+    policy = CullPolicy(idle_timeout_s=7200, max_age_s=max_age_s)
+    told = says(server(idle_min, age_min=age_min), policy, mode)
+    assert not re.search(r"(?<!would be )stopped", told)
+
+
+@given(
+    idle_min=st.one_of(st.none(), st.integers(-100, 5000)),
+    age_min=st.integers(-100, 9000),
+    name=st.sampled_from(["", "gpu"]),
+    ready=st.booleans(),
+    pending=st.sampled_from([None, "spawn", "stop", "check"]),
+    admin=st.booleans(),
+    mode=st.sampled_from(Mode),
+    idle_timeout_s=st.sampled_from([0.0, 0.5, 60.0, 7200.0]),
+    max_age_s=st.sampled_from([0.0, 3600.0]),
+    kinds=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    tries=st.integers(0, 3),
+)
+def test_every_verdict_has_one_whole_sentence(
+    idle_min: int | None,
+    age_min: int,
+    name: str,
+    ready: bool,
+    pending: str | None,
+    admin: bool,
+    mode: Mode,
+    idle_timeout_s: float,
+    max_age_s: float,
+    kinds: tuple[bool, bool, bool],
+    tries: int,
+) -> None:
+    policy = CullPolicy(idle_timeout_s, max_age_s, *kinds)
+    failures = Failures(tries, NOW) if tries else None
+    told = says(
+        server(idle_min, age_min=age_min, name=name, ready=ready, pending=pending, admin=admin), policy, mode, failures
+    )
+    assert told[0].isupper()
+    assert told.endswith(".")
+    assert ".." not in told
+    assert "None" not in told
+
+
+def test_the_headline_counts_what_would_be_stopped_while_observing() -> None:
+    status = guard_with((), Mode.OBSERVING).status()
+    assert present.headline(status, 12).startswith("HubGuard only observes: it would stop 12 servers now.")
+    assert present.headline(status, 0).startswith("HubGuard only observes: it would stop nothing now.")
+
+
+def test_a_report_reads_the_same_from_the_api_and_the_command() -> None:
+    report = report_of(
+        made_up(30), outcomes=[Outcome(OutcomeKind.DONE, ""), Outcome(OutcomeKind.FAILED, "the hub said 500")]
+    )
+    told = present.report_text(json.loads(present.json_text(shapes.cycle(report))))
+    assert told.startswith("30 servers seen, ")
+    assert "failed (idle): the hub said 500" in told
+    assert "would be stopped (idle)" in told
+    held = present.report_text(present.as_json(shapes.cycle(report_of((), skipped_why="acting is on hold"))))
+    assert "Nothing was done: acting is on hold." in held
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"event": "intent", "user": "ann", "server": "", "reason": "idle"}, "going to stop ann (idle)"),
+        (
+            {"event": "outcome", "user": "ann", "server": "gpu", "outcome": OutcomeKind.FAILED, "detail": "500"},
+            "stopping ann/gpu: failed, 500",
+        ),
+        ({"event": "held", "detail": "exam"}, "put acting on hold: exam"),
+        ({"event": "armed"}, "armed HubGuard"),
+        ({"event": "note", "user": "ann", "server": "", "detail": "would be stopped now"}, "ann: would be stopped now"),
+        ({"event": "lease", "detail": "taken over"}, "taken over"),
+        ({"event": "cycle"}, "cycle"),
+    ],
+)
+def test_a_journal_entry_is_a_sentence(fields: dict[str, object], sentence: str) -> None:
+    entry = Entry(id=1, at=NOW, actor="hubguard", fence=1, **fields)  # type: ignore[arg-type]
+    assert present.entry_sentence(entry) == sentence
+    assert sentence in present.entry_text(entry)
+
+
+def test_times_leave_as_utc_whatever_they_came_as() -> None:
+    paris = datetime(2026, 11, 21, 13, 0, tzinfo=timezone(timedelta(hours=1)))
+    assert present.as_json({"at": paris, "what": (Standing.STOP,)}) == {"at": "2026-11-21T12:00:00Z", "what": ["stop"]}
+
+
+def test_json_never_opens_a_tag() -> None:
+    assert "<" not in present.json_text({"why": "</script>"})
+    assert json.loads(present.json_text({"why": "</script>"})) == {"why": "</script>"}

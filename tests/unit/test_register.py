@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jupyterhub.app import JupyterHub
+from traitlets.config import Config
+from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
+
+from hubguard.inhub import CUSTOM_SCOPES, SCOPES, register, runs_a_culler
+from hubguard.inhub.late import LateRegistration, Members
+
+SNIPPET = Path(__file__).parents[2] / "jupyterhub_config.d" / "hubguard.py"
+
+
+def loaded(folder: Path, text: str) -> Config:
+    """What a hub has in the end from a jupyterhub_config.py with ``text``."""
+    (folder / "jupyterhub_config.py").write_text(text)
+    return PyFileConfigLoader("jupyterhub_config.py", str(folder)).load_config()
+
+
+def value(config: Config, name: str, initial: Any) -> Any:
+    found = config.JupyterHub[name]
+    return found.get_value(initial) if isinstance(found, LazyConfigValue) else found
+
+
+WAYS = {
+    "imported": "from hubguard.inhub import register\nregister(c)\n",
+    "load_subconfig": f"load_subconfig({str(SNIPPET)!r})\n",
+    "exec'd": f"import pathlib\nexec(pathlib.Path({str(SNIPPET)!r}).read_text(), {{'c': c, 'get_config': lambda: c}})\n",
+}
+BEFORE = {
+    "nothing": "",
+    "lists": "c.JupyterHub.services = [{'name': 'mine'}]\nc.JupyterHub.load_roles = [{'name': 'mine'}]\n"
+    "c.JupyterHub.custom_scopes = {'custom:mine': {'description': 'x'}}\n",
+    "lazy": "c.JupyterHub.services.append({'name': 'mine'})\nc.JupyterHub.load_roles.extend([{'name': 'mine'}])\n"
+    "c.JupyterHub.custom_scopes.update({'custom:mine': {'description': 'x'}})\n",
+    "tuples": "c.JupyterHub.services = ({'name': 'mine'},)\nc.JupyterHub.load_roles = ({'name': 'mine'},)\n"
+    "c.JupyterHub.custom_scopes = {'custom:mine': {'description': 'x'}}\n",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_include_adds_itself_once_and_keeps_what_is_there(tmp_path: Path, way: str, before: str, times: int):
+    config = loaded(tmp_path, BEFORE[before] + WAYS[way] * times)
+    mine = [] if before == "nothing" else ["mine"]
+    assert [spec["name"] for spec in value(config, "services", [])] == ["hubguard-process", "hubguard", *mine]
+    assert sorted(role["name"] for role in value(config, "load_roles", [])) == sorted([*mine, "hubguard"])
+    assert set(value(config, "custom_scopes", {})) == {*CUSTOM_SCOPES, *(["custom:mine"] if mine else [])}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_added_after_the_include_is_kept_too(tmp_path: Path, way: str):
+    config = loaded(tmp_path, WAYS[way] + "c.JupyterHub.services.append({'name': 'mine'})\n")
+    assert [spec["name"] for spec in value(config, "services", [])] == ["hubguard-process", "hubguard", "mine"]
+
+
+def test_a_role_of_ours_that_an_admin_has_defined_stays_theirs():
+    c = Config()
+    c.JupyterHub.load_roles = [{"name": "hubguard", "scopes": ["list:users"]}]
+    register(c)
+    assert c.JupyterHub.load_roles == [{"name": "hubguard", "scopes": ["list:users"]}]
+
+
+def test_an_include_in_a_file_that_sets_the_services_anew_is_kept(tmp_path: Path):
+    """What a file that is loaded by another one assigns replaces what was there: so that is where the entries have to be."""
+    inner = tmp_path / "inner.py"
+    inner.write_text(
+        "c.HubGuard.url = 'http://10.0.0.1:777'\n"
+        "c.JupyterHub.services = [{'name': 'theirs'}]\nc.JupyterHub.custom_scopes = {'custom:theirs': {'description': 'x'}}\n"
+        + WAYS["load_subconfig"]
+    )
+    config = loaded(tmp_path, BEFORE["lists"] + f"load_subconfig({str(inner)!r})\n" + WAYS["imported"])
+    assert [spec["name"] for spec in value(config, "services", [])] == ["hubguard-process", "hubguard", "theirs"]
+    assert config.JupyterHub.services[1]["url"] == "http://10.0.0.1:777"
+    assert set(config.JupyterHub.custom_scopes) == {*CUSTOM_SCOPES, "custom:theirs"}
+    assert [role["name"] for role in config.JupyterHub.load_roles] == ["mine", "hubguard"]
+
+
+def test_a_scope_of_ours_that_an_admin_has_defined_stays_theirs():
+    c = Config()
+    c.JupyterHub.custom_scopes = {"custom:hubguard:act": {"description": "theirs"}}
+    register(c)
+    assert c.JupyterHub.custom_scopes["custom:hubguard:act"] == {"description": "theirs"}
+    assert set(c.JupyterHub.custom_scopes) == set(CUSTOM_SCOPES)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_role_names_no_scope_that_a_later_line_could_take_away(scope: str):
+    assert not scope.startswith("custom:")
+
+
+def test_the_role_is_for_nobody_once_the_service_is_gone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The hub doesn't start for a role whose service isn't there."""
+    members = copy.deepcopy({"services": Members(["hubguard"])})["services"]
+    assert list(members) == ["hubguard"], "no hub runs here"
+    monkeypatch.setattr(JupyterHub, "_instance", SimpleNamespace(services=[{"name": "hubguard"}]))
+    assert list(members) == ["hubguard"]
+    monkeypatch.setattr(JupyterHub, "_instance", SimpleNamespace(services=[{"name": "other"}]))
+    assert list(members) == []
+    assert "sets c.JupyterHub.services anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [("short", "fewer than 8"), ("with spaces in it", "no HTTP header"), ("ünïcödé-token", "no HTTP header")],
+)
+def test_a_token_that_the_hub_would_not_start_with_is_told_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, token: str, said: str
+):
+    monkeypatch.setenv("HUBGUARD_API_TOKEN", token)
+    c = Config()
+    c.JupyterHub.services = []
+    register(c)
+    process, page = c.JupyterHub.services
+    assert process["api_token"] == page["api_token"] != token
+    (error,) = json.loads(process["environment"]["HUBGUARD_REGISTRATION"](spawner()))["errors"]
+    assert error.startswith("HUBGUARD_API_TOKEN: ")
+    assert said in error
+    assert token not in error
+
+
+def test_a_token_given_to_the_hub_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HUBGUARD_API_TOKEN", "a-token-from-a-file\n")
+    c = Config()
+    c.JupyterHub.services = []
+    register(c)
+    assert [spec["api_token"] for spec in c.JupyterHub.services] == ["a-token-from-a-file"] * 2
+
+
+def test_neither_entry_can_make_the_hub_exit():
+    """The hub exits for a managed service with a url that doesn't answer: so none is both."""
+    c = Config()
+    c.JupyterHub.services = []
+    register(c)
+    process, page = c.JupyterHub.services
+    assert process["command"]
+    assert "url" not in process
+    assert page["url"].startswith("http://127.0.0.1:")
+    assert "command" not in page
+    assert process["api_token"] == page["api_token"]
+
+
+def test_the_token_is_neither_in_the_command_nor_in_what_the_hub_stores():
+    c = Config()
+    c.JupyterHub.services = []
+    register(c)
+    for spec in c.JupyterHub.services:
+        token = spec.pop("api_token")
+        assert token not in json.dumps(spec)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "http://host:99999", "ftp://host:1", 7, "http://[::1", "http://a b:1", "http://%zz:1"),
+        *("http://", "http://me:hunter2@host:1", "http://" + "a" * 300, ["http://host:1"]),
+    ],
+)
+def test_a_wrong_url_is_told_later_and_the_hub_gets_one_that_works(url: object):
+    c = Config()
+    c.JupyterHub.services = []
+    c.HubGuard.url = url
+    register(c)
+    process, page = c.JupyterHub.services
+    assert page["url"].startswith("http://127.0.0.1:")
+    told = json.loads(process["environment"]["HUBGUARD_REGISTRATION"](spawner()))
+    assert told["errors"][0].startswith("HubGuard.url: ")
+    assert "hunter2" not in json.dumps(c.JupyterHub.services) + json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        ("http://10.0.0.1:777", "http://10.0.0.1:777"),
+        ("https://hub/", "https://hub:443"),
+        ("http://[::1]:777", "http://[::1]:777"),
+    ],
+)
+def test_a_url_is_used_with_its_port(url: str, used: str):
+    c = Config()
+    c.JupyterHub.services = []
+    c.HubGuard.url = url
+    register(c)
+    assert c.JupyterHub.services[1]["url"] == used
+
+
+@pytest.mark.parametrize("broken", [None, 7, "text"])
+def test_a_config_that_is_none_never_raises(broken: object, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.ERROR):
+        register(broken)  # type: ignore[arg-type]
+    assert "The hub starts without it" in caplog.text
+
+
+# -- what is told when the process is started ---------------------------------------------------------------------------
+
+
+class Service(SimpleNamespace):
+    @property
+    def managed(self) -> bool:
+        return bool(self.command)
+
+
+class App(SimpleNamespace):
+    pass
+
+
+def spawner(config: Config | None = None, services: list[Service] | None = None, **proxy: Any) -> Any:
+    app = App(
+        config=config or Config(),
+        proxy=SimpleNamespace(**proxy),
+        _service_map={service.name: service for service in services or []},
+        log=logging.getLogger("hub"),
+    )
+    return SimpleNamespace(user=SimpleNamespace(service=SimpleNamespace(app=app)))
+
+
+def told(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return json.loads(LateRegistration()(spawner(*args, **kwargs)))
+
+
+def culler(**changes: Any) -> Service:
+    command = ["python3", "-m", "jupyterhub_idle_culler", "--timeout=3600"]
+    return Service(
+        **{"name": "jupyterhub-idle-culler", "command": command, "environment": {}, "spawner": None, **changes}
+    )
+
+
+def test_the_hub_stores_a_text_and_the_process_gets_the_value():
+    late = LateRegistration()
+    assert json.loads(json.dumps({"x": late})) == {"x": "(told when the process is started)"}
+    assert callable(copy.deepcopy({"x": late})["x"])
+    assert callable(
+        copy.deepcopy(Config({"JupyterHub": {"services": [{"environment": {"x": late}}]}})).JupyterHub.services[0][
+            "environment"
+        ]["x"]
+    )
+
+
+def test_settings_and_the_proxys_token_are_told_as_they_stand_in_the_end():
+    config = Config({"HubGuardCull": {"idle_timeout_s": 60}, "Other": {"x": 1}})
+    answer = told(config, auth_token="secret", api_url="http://p:1")
+    assert answer["sections"] == {"HubGuardCull": {"idle_timeout_s": 60}}
+    assert answer["proxy"] == {"auth_token": "secret", "api_url": "http://p:1"}
+    assert answer["errors"] == []
+
+
+def test_a_function_cannot_cross_and_is_named():
+    answer = told(Config({"HubGuardCull": {"hook": lambda: None, "idle_timeout_s": 60}}))
+    (error,) = answer["errors"]
+    assert error.startswith("HubGuardCull.hook: a function can't cross")
+    assert answer["sections"] == {"HubGuardCull": {"idle_timeout_s": 60}}
+
+
+def test_settings_too_long_for_an_environment_variable_do_not_keep_the_hub_from_starting():
+    text = LateRegistration()(spawner(Config({"HubGuard": {"armed": "x" * 1_000_000}})))
+    assert len(text) < 131_072
+    assert "too long" in json.loads(text)["errors"][0]
+
+
+def test_a_proxy_of_another_kind_has_no_token_and_that_is_fine():
+    assert told()["proxy"] == {}
+
+
+@pytest.mark.parametrize("broken", [None, SimpleNamespace(), SimpleNamespace(user=None)])
+def test_a_hub_that_cannot_be_seen_is_told_and_never_raises(broken: Any):
+    assert "can't see the hub" in json.loads(LateRegistration()(broken))["errors"][0]
+
+
+def test_a_broken_part_of_the_hub_costs_that_part_alone():
+    broken = spawner(Config({"HubGuard": {"armed": True}}))
+    del broken.user.service.app._service_map
+    answer = json.loads(LateRegistration()(broken))
+    assert answer["sections"] == {"HubGuard": {"armed": True}}
+    assert any("idle_culler can't be found out" in error for error in answer["errors"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python3", "-m", "jupyterhub_idle_culler", "--timeout=3600"],
+        ["/opt/bin/jupyterhub-idle-culler"],
+        ["python3", "/srv/cull_idle_servers.py", "--timeout=60"],
+        ["python3", "-m", "jupyterhub_idle_culler", "--cull-users"],
+    ],
+)
+def test_an_idle_culler_is_put_out_of_work_before_it_starts(command: list[str]):
+    service = culler(command=command)
+    answer = told(services=[Service(name="other", command=["x"], environment={}), service])
+    assert answer["idle_culler"]["stood_down"] is True
+    assert answer["idle_culler"]["command"] == command
+    assert not service.managed
+
+
+def test_the_culler_is_left_alone_where_the_settings_say_so():
+    service = culler()
+    answer = told(Config({"HubGuard": {"on_idle_culler": "refuse"}}), services=[service])
+    assert answer["idle_culler"]["stood_down"] is False
+    assert service.managed
+
+
+def test_a_culler_that_runs_already_is_left_running_and_told():
+    service = culler(spawner=object())
+    assert told(services=[service])["idle_culler"]["stood_down"] is False
+    assert service.managed
+
+
+def test_the_process_is_told_of_the_culler_again_when_the_hub_starts_it_again():
+    """The hub starts a process that ended within 30 s. Without the culler's settings it would stop nothing from then on."""
+    late, hub = LateRegistration(), spawner(services=[culler()])
+    assert json.loads(late(hub))["idle_culler"] == json.loads(late(hub))["idle_culler"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"command": ["sh", "-c", "exec python3 -m jupyterhub_idle_culler"]}, "a command inside a command"),
+        ({"command": ["jupyterhub-idle-culler", "--config=/etc/culler.py"]}, "--config isn't taken over"),
+        ({"command": ["jupyterhub-idle-culler", "--spare-the-professor"]}, "can't be understood"),
+    ],
+)
+def test_a_culler_whose_settings_cannot_be_taken_over_keeps_its_work(changes: dict[str, Any], why: str):
+    """Else nobody would cull: neither the culler nor HubGuard, which wouldn't know how."""
+    service = culler(**changes)
+    answer = told(services=[service])["idle_culler"]
+    assert answer["stood_down"] is False
+    assert why in answer["why"]
+    assert service.managed
+
+
+def test_a_culler_that_finds_a_config_file_by_itself_keeps_its_work(tmp_path: Path):
+    (tmp_path / "idle_culler_config.py").write_text("c.IdleCuller.cull_arbiter_hook = print\n")
+    service = culler(cwd=str(tmp_path))
+    assert "idle_culler_config.py" in told(services=[service])["idle_culler"]["why"]
+    assert service.managed
+
+
+def test_of_several_cullers_none_is_taken_over_since_their_settings_differ():
+    services = [culler(), culler(name="other-culler")]
+    answer = told(services=services)["idle_culler"]
+    assert answer["name"] == "jupyterhub-idle-culler and other-culler"
+    assert answer["stood_down"] is False
+    assert all(service.managed for service in services)
+
+
+def test_a_wrong_word_for_what_to_do_with_a_culler_leaves_it_at_work():
+    service = culler()
+    assert (
+        told(Config({"HubGuard": {"on_idle_culler": "Refuse"}}), services=[service])["idle_culler"]["stood_down"]
+        is False
+    )
+    assert service.managed
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["/opt/jupyterhub-idle-culler/bin/python", "-m", "announcements"],
+        ["python3", "/srv/jupyterhub_idle_culler_dashboard.py"],
+        [],
+    ],
+)
+def test_what_merely_sounds_like_a_culler_is_left_alone(command: list[str]):
+    assert not runs_a_culler(command)
+
+
+def test_settings_on_the_hubs_command_line_have_the_types_they_stand_for():
+    app = JupyterHub()
+    app.parse_command_line(
+        [
+            "--HubGuardCull.idle_timeout_s=60",
+            "--HubGuard.armed=true",
+            "--HubGuard.on_idle_culler=refuse",
+            "--HubGuard.db_url=sqlite:///x.sqlite",
+        ]
+    )
+    sections = told(app.config)["sections"]
+    assert sections["HubGuardCull"] == {"idle_timeout_s": 60}
+    assert sections["HubGuard"] == {"armed": True, "on_idle_culler": "refuse", "db_url": "sqlite:///x.sqlite"}
+
+
+def test_a_setting_that_was_only_read_is_not_told():
+    c = Config()
+    str(c.HubGuard.url)
+    answer = told(c)
+    assert answer["errors"] == []
+    assert answer["sections"] == {"HubGuard": {}}
+
+
+def test_every_scope_names_the_feature_that_needs_it():
+    assert all(need.feature for need in SCOPES.values())
+    assert [scope for scope, need in SCOPES.items() if need.required][-1] == "delete:servers"
+
+
+async def test_the_hub_does_not_wait_for_the_page_and_then_has_its_url_again():
+    page = Service(name="hubguard", command=[], environment={}, url="http://127.0.0.1:777")
+    hub = spawner(services=[page])
+    late = LateRegistration()
+    late(hub)
+    late(hub)
+    assert page.url == "", "the hub waits for services with a url, right after this"
+    await asyncio.sleep(0)
+    assert page.url == "http://127.0.0.1:777"
