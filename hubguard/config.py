@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -61,6 +61,16 @@ class HubGuard(Configurable):
         help="""Seconds after which a guard that has gone silent loses the right to act to another one. It is renewed three
         times as often. Range: 3 to 3600.""",
     ).tag(config=True, low=3.0, high=3600.0)
+    hub_db_url = Unicode(
+        "",
+        help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
+        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names. An account that may
+        only read is enough.""",
+    ).tag(config=True)
+    longest_exemption_s = Float(
+        30 * DAY_S,
+        help="Seconds for which a server can be kept by an exemption at the longest. Range: 0 (no exemptions) to a year.",
+    ).tag(config=True, low=0.0, high=YEAR_S)
     journal_days = Int(
         400,
         help="""Days after which the journal forgets an entry. What is still open is never forgotten. Range: 8 to 36,600.
@@ -87,12 +97,64 @@ class HubGuardCull(Configurable):
     admin_servers = Bool(True, help="Whether servers of hub admins are stopped, too.").tag(config=True)
     default_servers = Bool(True, help="Whether default servers are stopped.").tag(config=True)
     named_servers = Bool(True, help="Whether named servers are stopped.").tag(config=True)
+    rules = List(
+        Dict(),
+        help="""Rules in order; the first that matches a server gives its limits. A dict each: what it matches, all of it
+        (`users`, `groups`, `roles`, `servers`, `profiles`: a glob or a list of them; `admin`, `named`: True or False;
+        `options`: values of user_options; `weekdays` such as "mon-fri", `hours` such as "08:00-18:00", `timezone`), and what
+        it sets: `idle_timeout_s`, `max_age_s`, or `never`: True. `name` is what pages call it. A server that no rule matches
+        has the limits set here.""",
+    ).tag(config=True)
+    hook = Unicode(
+        "",
+        help="""A function of yours that has the last word, as `module:function`, sync or async. It is called with the
+        keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is due, and
+        returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Empty: none.""",
+    ).tag(config=True)
+    users = Bool(
+        False,
+        help="""Whether users are deleted from the hub, too, with all they have there, once none of their servers runs and
+        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Where the spawner deletes storage
+        with the user, that is gone, too (KubeSpawner: by default).""",
+    ).tag(config=True)
+    user_idle_timeout_s = Float(
+        30 * DAY_S,
+        help="Seconds without activity after which a user is deleted, where `users` is True. 0: never for inactivity.",
+    ).tag(config=True, low=0.0, high=10 * YEAR_S)
+    user_max_age_s = Float(
+        0.0, help="Seconds after which a user is deleted even when active, where `users` is True. 0: never for age."
+    ).tag(config=True, low=0.0, high=10 * YEAR_S)
+    admin_users = Bool(False, help="Whether admins are deleted, too, where `users` is True.").tag(config=True)
+    pending_limit_s = Float(
+        1800.0,
+        help="""Seconds for which a server may be pending (starting, stopping) until it is reported as stuck. Longer than the
+        spawner's slowest start. Range: 60 to a day.""",
+    ).tag(config=True, low=60.0, high=DAY_S)
+    interrupt_spawns = Bool(
+        False, help="Whether a start that is stuck for longer than `pending_limit_s` is interrupted by itself."
+    ).tag(config=True)
+    hub_activity_interval_s = Float(
+        300.0,
+        help="""How often the hub takes over activity from the proxy, in seconds: `c.JupyterHub.last_activity_interval`, which
+        the include passes on where it is set. 0: the hub never does. Up to a day.""",
+    ).tag(config=True, low=0.0, high=DAY_S)
+    outage_s = Float(
+        120.0,
+        help="""Seconds for which hub or proxy must have been gone for it to count as an outage, after which all idle clocks
+        start anew. A restart takes less, and the hub's activity lags by more anyway. Range: 10 to a day.""",
+    ).tag(config=True, low=10.0, high=DAY_S)
+    population_fall = Float(
+        0.2,
+        help="""HubGuard holds back when this share of the hub's users has disappeared since it last looked, other than by its
+        own hand. Range: 0.01 to 1.""",
+    ).tag(config=True, low=0.01, high=1.0)
     remove_named_servers = Bool(
         False, help="Whether a named server that was stopped is also removed from the hub, with its options."
     ).tag(config=True)
     plan_cap = Int(
         1000,
-        help="The most servers that one cycle stops; what is over it waits for the next cycle. At least 1.",
+        help="""The most servers that may be due at once. With more, HubGuard holds back until a person has looked and
+        resumes; then each cycle stops so many. At least 1.""",
     ).tag(config=True, low=1, high=1_000_000)
     verify_s = Float(
         60.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -36,6 +37,8 @@ class Server:
 
     ``pending`` is the hub's word (spawn, stop, check, rename) or None. ``started`` and ``last_activity`` are None where
     the hub doesn't know them. One *run* of a server is identified by ``run``: it changes when the server is restarted.
+    ``groups`` and ``roles`` are its user's, in name order, and None where the hub doesn't tell them (a missing scope).
+    ``options`` is what it was started with (``user_options``), and None where the hub doesn't tell.
     """
 
     user: str
@@ -45,6 +48,9 @@ class Server:
     started: datetime | None
     last_activity: datetime | None
     admin: bool = False
+    groups: tuple[str, ...] | None = None
+    roles: tuple[str, ...] | None = None
+    options: Mapping[str, object] | None = field(default=None, hash=False)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -64,22 +70,55 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user as the hub's API shows it. ``servers`` holds those the hub lists, in name order."""
+    """A user as the hub's API shows it. ``servers`` holds those that the hub calls active, in name order.
+
+    ``created`` and ``last_activity`` are None where the hub doesn't know or tell them, ``groups`` and ``roles`` where the
+    hub doesn't tell.
+    """
 
     name: str
     admin: bool
-    groups: tuple[str, ...]
-    last_activity: datetime | None
+    groups: tuple[str, ...] | None = None
+    roles: tuple[str, ...] | None = None
+    created: datetime | None = None
+    last_activity: datetime | None = None
     servers: tuple[Server, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """A route in the proxy's table. ``path`` begins with a slash and has none at its end, but for ``/`` itself.
+
+    ``user`` and ``server`` are those that the hub has put into the route's data, and None for a route of something else.
+    ``last_activity`` is when the proxy last saw traffic on it, or when it was added, whichever is later; None: not told.
+    """
+
+    path: str
+    target: str
+    user: str | None = None
+    server: str | None = None
+    last_activity: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str, str] | None:
+        """(user, name) of the server it leads to, None for a route of something else."""
+        return None if self.user is None else (self.user, self.server or "")
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What HubGuard believes at one moment. ``servers`` is sorted by (user, name); ``readings`` has one row a source."""
+    """What HubGuard believes at one moment. ``servers`` is sorted by (user, name); ``readings`` has one row a source.
+
+    ``users_total`` is how many users the hub has, None where it wasn't told. ``users`` holds those who may be deleted, by
+    name, and None where nobody asked for them. ``routes`` is the proxy's table by path, None where it couldn't be read.
+    """
 
     taken_at: datetime
     servers: tuple[Server, ...]
     readings: tuple[Reading, ...]
+    users_total: int | None = None
+    users: tuple[User, ...] | None = None
+    routes: Mapping[str, Route] | None = field(default=None, hash=False)
 
     def reading(self, source: Source) -> Reading | None:
         """The reading of ``source``, or None where it wasn't asked."""
@@ -87,8 +126,8 @@ class Snapshot:
 
     @property
     def complete(self) -> bool:
-        """True when every source that was asked answered in full."""
-        return all(r.complete for r in self.readings)
+        """True when the hub told of all its servers; the proxy only adds to what is known, and may be missing."""
+        return all(r.complete for r in self.readings if r.source is not Source.PROXY)
 
 
 class Standing(str, Enum):
@@ -115,14 +154,76 @@ class Reason(str, Enum):
     NAMED_SERVER = "named-server"  # named servers are left alone by policy
     NO_TIMES = "no-times"  # neither activity nor start is known
     NO_LIMITS = "no-limits"  # both limits are switched off
+    RULE = "rule"  # a rule of the policy says never
+    EXEMPTION = "exemption"  # somebody has asked to keep it, and until when
+    HOOK = "hook"  # the operator's own function says no, or failed
+    CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
+    STUCK = "pending-stuck"  # pending for longer than its limit
+
+
+class Evidence(str, Enum):
+    """What an idle clock counts from."""
+
+    HUB = "hub"  # the hub's last activity
+    START = "start"  # it was started after any activity that is known
+    PROXY = "proxy"  # the proxy has seen traffic that the hub hasn't noticed yet
+    RECOVERY = "recovery"  # hub or proxy came back from an outage: nobody's activity counted during it
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """Somebody has asked to keep a server, or all of a user's (``server`` None), until a time.
+
+    ``ended_at`` and ``ended_by`` are set when it was ended early.
+    """
+
+    id: int
+    user: str
+    server: str | None
+    until: datetime
+    actor: str
+    why: str
+    made_at: datetime
+    ended_at: datetime | None = None
+    ended_by: str | None = None
+
+    def covers(self, user: str, server: str, now: datetime) -> bool:
+        """Whether that server is to be kept at ``now``."""
+        return (
+            self.user == user
+            and self.server in (None, server)
+            and now < self.until
+            and (self.ended_at is None or now < self.ended_at)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What HubGuard knows of one run beyond the hub's list of servers; None: nothing.
+
+    ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``pending_since``
+    since when HubGuard has seen it pending as it is now. ``clock_from``: no idle clock counts from before that.
+    ``hook`` is the answer of the operator's own function: True for stop, False for keep, None where there is no such
+    function; ``hook_error`` is one line on why it has none.
+    """
+
+    failures: Failures | None = None
+    exemption: Exemption | None = None
+    proxy_activity: datetime | None = None
+    pending_since: datetime | None = None
+    clock_from: datetime | None = None
+    hook: bool | None = None
+    hook_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision about one server, with what it rests on.
 
-    ``idle_since`` is the time that idleness is counted from (last activity, else start), ``due_at`` when the server is
-    or would be stopped by the nearest limit, ``not_before`` the end of a back-off; each None where it doesn't apply.
+    ``idle_since`` is the time that idleness is counted from, by ``evidence``; ``due_at`` when the server is or would be
+    stopped by the nearest limit, ``not_before`` the end of a back-off; each None where it doesn't apply. ``rule`` names the
+    rule whose limits apply, None for those of the settings; ``idle_timeout_s`` and ``max_age_s`` are these limits, 0 for
+    off. ``known`` is what else it rests on.
     """
 
     server: Server
@@ -132,13 +233,39 @@ class Verdict:
     due_at: datetime | None
     not_before: datetime | None = None
     failures: int = 0
+    evidence: Evidence | None = None
+    rule: str | None = None
+    idle_timeout_s: float = 0.0
+    max_age_s: float = 0.0
+    known: Known = field(default_factory=Known)
+
+
+@dataclass(frozen=True, slots=True)
+class UserVerdict:
+    """The decision about one user, who may be deleted: STOP, KEEP, WAIT (a server still runs), EXEMPT or UNKNOWN."""
+
+    user: User
+    standing: Standing
+    reason: Reason
+    idle_since: datetime | None
+    due_at: datetime | None
+    rule: str | None = None
+
+
+class ActionKind(str, Enum):
+    """What is done."""
+
+    STOP_SERVER = "stop-server"
+    INTERRUPT_SPAWN = "interrupt-spawn"  # end a start that has been pending for too long
+    DELETE_USER = "delete-user"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do to one server, with its precondition: that very run, still as idle as it was when decided on.
+    """One thing to do to one server or user, with its precondition: that very run, still as idle as when decided on.
 
-    ``remove`` also deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on.
+    ``remove`` also deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on; for
+    a user ``started`` is when the user was created.
     """
 
     user: str
@@ -147,7 +274,7 @@ class Action:
     last_activity: datetime | None
     reason: Reason
     remove: bool = False
-    kind: str = "stop-server"
+    kind: ActionKind = ActionKind.STOP_SERVER
 
     @property
     def label(self) -> str:
@@ -264,6 +391,72 @@ class CycleReport:
     plan: Plan
     outcomes: tuple[tuple[Action, Outcome], ...] = field(default=())
     skipped_why: str = ""
+    user_verdicts: tuple[UserVerdict, ...] = ()
+
+
+class BrakeReason(str, Enum):
+    """Why HubGuard holds back by itself."""
+
+    INCOMPLETE = "incomplete"  # the list of servers isn't whole
+    CHECKING = "checking"  # the hub has just started, and doesn't know its own servers yet
+    POPULATION = "population"  # many users are gone, and HubGuard didn't delete them
+    FROZEN = "activity-frozen"  # the proxy sees traffic that the hub doesn't notice any more
+    OVER_CAP = "over-cap"  # more is due at once than one cycle may do
+    CLOCK = "clock"  # the hub's clock and ours differ by too much
+
+
+@dataclass(frozen=True, slots=True)
+class Brake:
+    """HubGuard holds back. ``why`` is one clause for people ("the list of servers is incomplete: …"), ``ends`` one sentence.
+
+    ``since`` is when it began. ``acceptable``: a person who resumes lets HubGuard go on with what it objects to.
+    """
+
+    reason: BrakeReason
+    since: datetime
+    why: str
+    ends: str
+    acceptable: bool = False
+
+
+class FindingKind(str, Enum):
+    """What a finding is about."""
+
+    PENDING_STUCK = "pending-stuck"
+    CAME_BACK = (
+        "came-back"  # it was seen gone after a stop, or the stop was accepted, and it is ready again: the same run
+    )
+    ACTIVITY_FROZEN = "activity-frozen"
+    CANT_TELL = "cant-tell"  # nothing tells a quiet hub from one whose activity is frozen
+    NOT_CULLING = "not-culling"  # servers are long overdue
+    RULE = "rule"  # a rule of the policy can't match, or is shadowed by another
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something an operator should look at; ``detail`` is one sentence. ``user`` and ``server`` are None for the hub."""
+
+    kind: FindingKind
+    since: datetime
+    detail: str
+    user: str | None = None
+    server: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How actions ended, counted since the guard started."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    unverified: int = 0
+
+    @property
+    def error_ratio(self) -> float | None:
+        """The share of what was sent that failed or couldn't be verified; None before anything was sent."""
+        sent = self.done + self.failed + self.unverified
+        return (self.failed + self.unverified) / sent if sent else None
 
 
 class Mode(str, Enum):
@@ -285,6 +478,9 @@ class Status:
     ``why`` is one sentence. ``errors`` are wrong settings, each starting with the setting's name; ``notes`` are things an
     operator should know (a missing optional scope, a taken-over culler). ``last_cycle`` and ``next_cycle_at`` are None
     before the first cycle, ``lease`` where nobody has ever held it, ``last_good_cycle_at`` before one has succeeded.
+    ``brake`` is set while HubGuard holds back. ``clock_from``: idle clocks were started anew then, after an outage.
+    ``tally`` is of this guard's life, ``recent`` of the last hour. ``oldest_overdue`` is the server that has been due for
+    longest and isn't stopped yet. ``findings`` are what an operator should look at, most recent last.
     """
 
     at: datetime
@@ -302,6 +498,12 @@ class Status:
     errors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     budget: BudgetUse | None = None
+    brake: Brake | None = None
+    clock_from: datetime | None = None
+    tally: Tally = field(default_factory=Tally)
+    recent: Tally = field(default_factory=Tally)
+    oldest_overdue: Verdict | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

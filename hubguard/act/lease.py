@@ -60,7 +60,7 @@ def about(action: Action) -> dict[str, Any]:
         "user": action.user,
         "server": action.name,
         "started": action.started,
-        "action": action.kind,
+        "action": action.kind.value,
         "reason": action.reason.value,
     }
 

@@ -173,7 +173,7 @@ class Journal:
                 user_name=action.user,
                 server_name=action.name,
                 started=action.started,
-                action=action.kind,
+                action=action.kind.value,
                 reason=action.reason.value,
                 detail="and remove it from the hub" if action.remove else "",
             )
@@ -316,7 +316,7 @@ class Journal:
                     user_name=action.user,
                     server_name=action.name,
                     started=action.started,
-                    action=action.kind,
+                    action=action.kind.value,
                     reason=action.reason.value,
                     detail=detail,
                 )
