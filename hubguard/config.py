@@ -108,8 +108,8 @@ class HubGuardCull(Configurable):
     hook = Unicode(
         "",
         help="""A function of yours that has the last word, as `module:function`, sync or async. It is called with the
-        keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is due, and
-        returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Empty: none.""",
+        keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is due,
+        and returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Empty: none.""",
     ).tag(config=True)
     users = Bool(
         False,
