@@ -198,11 +198,32 @@ class Exemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What HubGuard itself has seen of one server, kept after it is gone.
+
+    ``active_at`` is the last real use, by ``evidence``; None: none was seen. It leaves out what only looks like use: a route
+    that was added anew (then ``readded_at`` is its time). ``pending_since`` is when it was first seen ``pending`` as it is.
+    ``route_missing``: it was ready and had no route when the proxy was last read.
+    """
+
+    user: str
+    server: str
+    started: datetime | None
+    active_at: datetime | None = None
+    evidence: Evidence | None = None
+    pending: str | None = None
+    pending_since: datetime | None = None
+    readded_at: datetime | None = None
+    route_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What HubGuard knows of one run beyond the hub's list of servers; None: nothing.
 
-    ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``pending_since``
-    since when HubGuard has seen it pending as it is now. ``clock_from``: no idle clock counts from before that.
+    ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``active_at`` of the
+    last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is now.
+    ``clock_from``: no idle clock counts from before that.
     ``hook`` is the answer of the operator's own function: True for stop, False for keep, None where there is no such
     function; ``hook_error`` is one line on why it has none.
     """
@@ -210,6 +231,7 @@ class Known:
     failures: Failures | None = None
     exemption: Exemption | None = None
     proxy_activity: datetime | None = None
+    active_at: datetime | None = None
     pending_since: datetime | None = None
     clock_from: datetime | None = None
     hook: bool | None = None

@@ -1,0 +1,86 @@
+"""What real use of servers HubGuard has seen, apart from what only looks like use in the hub's own times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from hubguard.model import Evidence, Route, Seen, Server, Snapshot, Source
+
+SAME = timedelta(seconds=1)
+"""A hub that takes over a route's time may round it by less than this."""
+
+
+def follow(before: Mapping[tuple[str, str], Seen], snapshot: Snapshot) -> dict[tuple[str, str], Seen]:
+    """What is now known of each server in ``snapshot``, by (user, name); ``before`` is what was known.
+
+    A route that is there again after it was missing has its own time for that, and the hub takes it over with its next
+    update (tried on 5.5 and 6.1): neither counts as use. Whether a server is pending only the hub's API tells; where the
+    snapshot is from the hub's database, what was known of it stays. Times after the snapshot's own count as its own.
+    """
+    routes = None if snapshot.routes is None else by_server(snapshot.routes)
+    api = snapshot.reading(Source.HUB_API)
+    pending_known = api is not None and api.complete and api.detail != ALIVE
+    found = {}
+    for server in snapshot.servers:
+        known = before.get(server.key)
+        if known is None or known.started != server.started:
+            known = Seen(server.user, server.name, server.started)
+        found[server.key] = _followed(known, server, routes, snapshot.taken_at, pending_known=pending_known)
+    return found
+
+
+ALIVE = "only asked whether it is there"
+"""The detail of a complete reading of the hub's API that didn't list its servers, since its database had told them."""
+
+
+def by_server(routes: Mapping[str, Route]) -> dict[tuple[str, str], Route]:
+    """The routes that lead to servers, by (user, name)."""
+    return {route.key: route for route in routes.values() if route.key is not None}
+
+
+def _followed(
+    known: Seen,
+    server: Server,
+    routes: Mapping[tuple[str, str], Route] | None,
+    now: datetime,
+    *,
+    pending_known: bool,
+) -> Seen:
+    missing, readded_at = known.route_missing, known.readded_at
+    route = None
+    if routes is not None:
+        route = routes.get(server.key)
+        if missing and route is not None:
+            readded_at = route.last_activity
+        missing = route is None and server.ready
+    claims = [(known.active_at, known.evidence)]
+    for at, evidence in (
+        (server.last_activity, Evidence.HUB),
+        (route.last_activity if route else None, Evidence.PROXY),
+        (server.started, Evidence.START),
+    ):
+        only_readded = readded_at is not None and at is not None and abs(at - readded_at) <= SAME
+        if at is not None and not only_readded:
+            claims.append((min(at, now), evidence))
+    active_at, evidence = max(
+        ((at, evidence) for at, evidence in claims if at is not None), key=lambda claim: claim[0], default=(None, None)
+    )
+    pending, pending_since = known.pending, known.pending_since
+    if pending_known:
+        if server.pending is None:
+            pending_since = None
+        elif pending != server.pending or pending_since is None:
+            pending_since = now
+        pending = server.pending
+    return Seen(
+        user=server.user,
+        server=server.name,
+        started=server.started,
+        active_at=active_at,
+        evidence=evidence,
+        pending=pending,
+        pending_since=pending_since,
+        readded_at=readded_at,
+        route_missing=missing,
+    )
