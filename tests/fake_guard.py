@@ -18,6 +18,7 @@ from hubguard.model import (
     CycleReport,
     Entry,
     Failures,
+    Known,
     Lease,
     Mode,
     Outcome,
@@ -80,7 +81,8 @@ def report_of(
     """A cycle over ``servers`` a minute before NOW; ``outcomes`` are those of the first planned actions."""
     at = NOW - minutes(1)
     reading = Reading(Source.HUB_API, at, not incomplete, 0.25, incomplete)
-    verdicts = judge_all(servers, policy, failures or {}, NOW)
+    known = {run: Known(failures=failed) for run, failed in (failures or {}).items()}
+    verdicts = judge_all(servers, policy, known, NOW)
     plan = plan_cull(verdicts, policy, NOW)
     done: tuple[tuple[Action, Outcome], ...] = tuple(zip(plan.actions, outcomes, strict=False))
     snapshot = Snapshot(at, tuple(servers), (reading,))

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from hubguard.decide.plan import freeze
+from hubguard.decide.rules import Rule
 from hubguard.limits import backoff_s
-from hubguard.model import Action, Failures, Plan, Reason, Server, Standing, Verdict
+from hubguard.model import (
+    Action,
+    Exemption,
+    Failures,
+    Known,
+    Plan,
+    Reason,
+    Server,
+    Standing,
+    User,
+    UserVerdict,
+    Verdict,
+)
 
 Run = tuple[str, str, datetime | None]
 
@@ -27,14 +40,22 @@ class CullPolicy:
     plan_cap: int = 1000
     retry_base_s: float = 30.0
     retry_max_s: float = 3600.0
+    rules: tuple[Rule, ...] = ()
+    users: bool = False
+    user_idle_timeout_s: float = 30 * 86400.0
+    user_max_age_s: float = 0.0
+    admin_users: bool = False
+    pending_limit_s: float = 1800.0
+    interrupt_spawns: bool = False
 
 
-def judge(server: Server, policy: CullPolicy, failures: Failures | None, now: datetime) -> Verdict:
-    """What is to happen to ``server`` at ``now``. ``failures`` tells of earlier tries on this very run, or None.
+def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Verdict:
+    """What is to happen to ``server`` at ``now``. ``known`` is of this very run.
 
     Idleness counts from the later of last activity and start, since the hub may keep the activity of an earlier run. A
     time in the future (a skewed clock) makes a server look busy, never idle.
     """
+    failures = known.failures
     idle_since = max((t for t in (server.last_activity, server.started) if t is not None), default=None)
     limits = []
     if policy.idle_timeout_s > 0 and idle_since is not None:
@@ -45,7 +66,9 @@ def judge(server: Server, policy: CullPolicy, failures: Failures | None, now: da
 
     def verdict(standing: Standing, reason: Reason, not_before: datetime | None = None) -> Verdict:
         due = None if standing in {Standing.EXEMPT, Standing.UNKNOWN} else due_at
-        return Verdict(server, standing, reason, idle_since, due, not_before, failures.count if failures else 0)
+        return Verdict(
+            server, standing, reason, idle_since, due, not_before, failures.count if failures else 0, known=known
+        )
 
     if (exempt := _exemption(server, policy)) is not None:
         return verdict(Standing.EXEMPT, exempt)
@@ -74,14 +97,16 @@ def not_before(run: Run, failures: Failures, policy: CullPolicy) -> datetime:
 
 
 def judge_all(
-    servers: Iterable[Server], policy: CullPolicy, history: Mapping[Run, Failures], now: datetime
+    servers: Iterable[Server], policy: CullPolicy, known: Mapping[Run, Known], now: datetime
 ) -> tuple[Verdict, ...]:
     """A verdict for every server, nearest to being stopped first; those that never will be come last, by name."""
-    verdicts = [judge(server, policy, history.get(server.run), now) for server in servers]
+    verdicts = [judge(server, policy, known.get(server.run, Known()), now) for server in servers]
     return tuple(sorted(verdicts, key=_nearness))
 
 
-def plan(verdicts: Iterable[Verdict], policy: CullPolicy, now: datetime) -> Plan:
+def plan(
+    verdicts: Iterable[Verdict], policy: CullPolicy, now: datetime, user_verdicts: Iterable[UserVerdict] = ()
+) -> Plan:
     """The servers to stop now, at most ``policy.plan_cap`` of them: those that failed least first, then most overdue first.
 
     A stop that fails takes a minute, so that servers that can't be stopped would keep all others waiting for hours.
@@ -91,13 +116,13 @@ def plan(verdicts: Iterable[Verdict], policy: CullPolicy, now: datetime) -> Plan
     return freeze([_action(verdict, policy) for verdict in due], cap=policy.plan_cap, now=now)
 
 
-def still_due(action: Action, server: Server | None, policy: CullPolicy, now: datetime) -> str | None:
+def still_due(action: Action, server: Server | None, policy: CullPolicy, known: Known, now: datetime) -> str | None:
     """The second look: None when ``server``, as just read again, is to be stopped as ``action`` has it; else why not."""
     if server is None:
         return "it is no longer running"
     if server.started != action.started:
         return "it was restarted in the meantime"
-    verdict = judge(server, policy, None, now)
+    verdict = judge(server, policy, replace(known, failures=None), now)
     if verdict.standing is Standing.STOP:
         return None
     if verdict.reason is Reason.ACTIVE:
@@ -105,6 +130,20 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, now: da
     if verdict.reason is Reason.PENDING:
         return f"the hub is in the middle of something with it ({server.pending})"
     return f"it is no longer due ({verdict.reason.value})"
+
+
+def judge_users(
+    users: Iterable[User], policy: CullPolicy, exemptions: Sequence[Exemption], now: datetime
+) -> tuple[UserVerdict, ...]:
+    """A verdict for every user, nearest to being deleted first; those that never will be come last, by name."""
+    return tuple(UserVerdict(user, Standing.EXEMPT, Reason.NO_LIMITS, None, None) for user in users)
+
+
+def user_still_due(
+    action: Action, user: User | None, policy: CullPolicy, exemptions: Sequence[Exemption], now: datetime
+) -> str | None:
+    """The second look: None when ``user``, as just read again, is to be deleted as ``action`` has it; else why not."""
+    return "users aren't deleted"
 
 
 def _exemption(server: Server, policy: CullPolicy) -> Reason | None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubguard.decide.cull import CullPolicy, judge
-from hubguard.model import Entry, Failures, Mode, Outcome, OutcomeKind, Server, Standing
+from hubguard.model import Entry, Failures, Known, Mode, Outcome, OutcomeKind, Server, Standing
 from hubguard.web import present, shapes
 
 
@@ -34,7 +34,7 @@ def says(
     failures: Failures | None = None,
     outcome: Outcome | None = None,
 ) -> str:
-    return present.explain(judge(one, policy, failures, NOW), policy, NOW, mode, outcome).sentence
+    return present.explain(judge(one, policy, Known(failures=failures), NOW), policy, NOW, mode, outcome).sentence
 
 
 @pytest.mark.parametrize(
