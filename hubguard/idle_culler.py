@@ -1,4 +1,4 @@
-"""Reads the command line of jupyterhub-idle-culler, so that HubGuard can go on with its settings.
+"""The command line of jupyterhub-idle-culler, read as that program means it, and what it amounts to in HubGuard's settings.
 
 Learned from the options of 1.4.0 (tornado's: ``--cull-every=0``, ``--cull_users``) and 2.0.0 (traitlets': ``--cull-every 0``,
 ``--IdleCuller.cull_every=0``), whose names and defaults are the same.
@@ -6,12 +6,11 @@ Learned from the options of 1.4.0 (tornado's: ``--cull-every=0``, ``--cull_users
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-DEFAULT_TIMEOUT_S = 600
-"""The culler's own default, which holds where its command doesn't say."""
+from pathlib import PurePath
 
 DEFAULT_CONFIG_FILE = "idle_culler_config.py"
 """What 2.0.0 reads from the folder it runs in where no ``--config`` names another file."""
@@ -20,42 +19,97 @@ LONGEST_IDLE_S = 366 * 86400
 LONGEST_AGE_S = 10 * LONGEST_IDLE_S
 """Longer than HubGuard's settings take, and as good as none."""
 
+AT_ONCE_S = 0.001
+"""What ``--timeout=0`` is in HubGuard's settings, where 0 means never."""
+
 LONGEST_EVERY_S = 86400
 MOST_AT_ONCE = 500
 
-_BOOLEANS = {
-    "cull-default-servers": ("default_servers", True),
-    "cull-named-servers": ("named_servers", True),
-    "remove-named-servers": ("remove_named_servers", False),
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of the culler: ``name`` as its trait has it; on the command line a dash stands for each underscore.
+
+    ``default`` also tells its kind: a switch, a whole number, or text ("": none). ``help`` says what it does here.
+    """
+
+    name: str
+    default: bool | int | str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """How it is written on the command line."""
+        return "--" + {"config_file": "config"}.get(self.name, self.name).replace("_", "-")
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("timeout", 600, "Seconds without activity after which a server is stopped. 0: as soon as it is seen."),
+    Option("cull_every", 0, "Seconds between two cycles. 0: half the timeout."),
+    Option("max_age", 0, "Seconds after its start at which a server is stopped even when it is in use. 0: never."),
+    Option(
+        "concurrency", 10, "The most servers that are stopped at once. 0: HubGuard's own cap, and no longer unlimited."
+    ),
+    Option("cull_users", False, "Whether users are deleted, too, after the same times as servers are stopped."),
+    Option("cull_admin_users", True, "Whether admins are deleted, too, with --cull-users."),
+    Option("cull_default_servers", True, "Whether default servers are stopped."),
+    Option("cull_named_servers", True, "Whether named servers are stopped."),
+    Option("remove_named_servers", False, "Whether a named server that was stopped is also removed from the hub."),
+    Option("api_page_size", 0, "Users asked for at once. 0: as many as the hub gives."),
+    Option("url", "", "The hub's API. Default: the environment variable JUPYTERHUB_API_URL."),
+    Option("ssl_enabled", False, "Whether the hub has internal SSL."),
+    Option("internal_certs_location", "internal-ssl", "The folder with the hub's internal certificates."),
+    Option("config_file", DEFAULT_CONFIG_FILE, "A file that sets c.IdleCuller.*; the command line goes before it."),
+    Option("generate_config", False, "Print a config file with all defaults, and end."),
+)
+"""The culler's own options, in the order in which ``--help`` tells them."""
+
+LOGGING: tuple[Option, ...] = (
+    Option("logging", "info", "What is logged: debug, info, warning, error or none."),
+    Option("log_level", "", "The same, as a trait (c.IdleCuller.log_level): a name or a number."),
+    Option("debug", False, "The same as --logging=debug."),
+    Option("log_to_stderr", False, "Log to stderr, even with a file."),
+    Option("log_file_prefix", "", "Log to this file."),
+    Option("log_file_max_size", 100_000_000, "Bytes after which a new log file is begun."),
+    Option("log_file_num_backups", 10, "Old log files to keep."),
+    Option("log_rotate_when", "midnight", "The unit of the interval, with --log-rotate-mode=time."),
+    Option("log_rotate_interval", 1, "How many of these units a log file lasts."),
+    Option("log_rotate_mode", "size", "When a new log file is begun: by size or by time."),
+)
+"""What 1.4.0 has from tornado, and 2.0.0 from traitlets."""
+
+ASKING = ("help", "help_all", "version")
+"""What is asked for in place of culling."""
+
+DEFAULTS: Mapping[str, object] = {option.name: option.default for option in OPTIONS}
+
+_KNOWN: Mapping[str, Option] = {
+    **{option.name: option for option in (*OPTIONS, *LOGGING)},
+    **{name: Option(name, False, "") for name in ASKING},
 }
-_NUMBERS = ("timeout", "cull-every", "max-age", "concurrency")
-# --cull-admin-users spares admins from being deleted, not their servers from being stopped (read in 1.4.0 and 2.0.0).
-_WITHOUT_MEANING_HERE = {
-    "cull-admin-users",
-    "url",
-    "api-page-size",
-    "logging",
-    "log-level",
-    "debug",
-    "log-file-prefix",
-    "log-to-stderr",
+_BY_OTHER_NAMES = {"config": "config_file", "h": "help", "V": "version"}
+_CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
+
+_KEEPS_US_AWAY = {
+    "config_file": "--config isn't taken over: HubGuard doesn't know what stands in that file.",
+    "ssl_enabled": "--ssl-enabled isn't taken over: HubGuard's service doesn't reach hubs with internal SSL yet.",
 }
-_NOT_TAKEN_OVER = {
-    "cull-users": "--cull-users isn't taken over: HubGuard deletes no users by itself.",
-    "config": "--config isn't taken over: HubGuard doesn't know what stands in that file.",
-    "cull-arbiter-hook": "the arbiter hook isn't taken over: HubGuard doesn't know what it spares.",
-    "ssl-enabled": "--ssl-enabled isn't taken over: HubGuard doesn't reach hubs with internal SSL yet.",
-    "internal-certs-location": "",
-}
-_MAKE_IT_UNSAFE = {"config", "cull-arbiter-hook", "ssl-enabled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a command line says. ``values`` holds only what was given, by option; ``problems`` is one sentence each."""
+
+    values: Mapping[str, object]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
     """What a culler's command says, as ``settings`` of HubGuard's (section → name → value).
 
-    ``notes`` says what isn't taken over, one line each. With ``understood`` False some of it could spare servers in ways
-    that HubGuard doesn't know, or HubGuard couldn't do its work: it must not take over.
+    ``notes`` says what isn't taken over, or matters to an operator, one line each. With ``understood`` False some of it could
+    spare servers in ways that HubGuard doesn't know, or HubGuard couldn't do its work: it must not take over.
     """
 
     settings: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -63,86 +117,140 @@ class TakenOver:
     understood: bool = True
 
 
+def read_line(words: Sequence[str]) -> Line:
+    """What the culler's own ``words`` say, in either dialect; of what is given twice, the last. Never raises.
+
+    Words that belong to no option mean nothing, there as here.
+    """
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    waiting = [str(word) for word in words]
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("-") or not word.strip("-"):
+            continue
+        written, equals, text = word.lstrip("-").partition("=")
+        option = _option(written)
+        if option is None:
+            problems.append(f"{word} can't be understood.{_closest(written)}")
+            continue
+        value = _valued(option, text) if equals else None
+        if not equals:
+            value = _valued(option, waiting[0]) if waiting and not waiting[0].startswith("-") else None
+            if value is not None:
+                waiting.pop(0)
+            elif isinstance(option.default, bool):
+                value = True
+        if value is None:
+            problems.append(f"{word} can't be understood: it wants {_wanted(option)}.")
+        else:
+            values[option.name] = value
+    return Line(values, tuple(problems))
+
+
+def read_trait(name: str, value: object) -> object | None:
+    """The value of the option ``name`` as a config file sets it, or None where it can't be that. Unknown names: KeyError."""
+    option = _KNOWN[name]
+    if name == "log_level" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(option.default, bool):
+        return value if isinstance(value, bool) else None
+    if isinstance(option.default, int):
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _number(str(value)) if fine else None
+    return value if isinstance(value, str) else None
+
+
+def settings_for(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """HubGuard's settings (section → name → value) for a culler with these options; what isn't given has its default."""
+    told = {**DEFAULTS, **values}
+    timeout_s, every_s, max_age_s, concurrency = (
+        _float(told[name]) for name in ("timeout", "cull_every", "max_age", "concurrency")
+    )
+    cull: dict[str, object] = {
+        "default_servers": told["cull_default_servers"],
+        "named_servers": told["cull_named_servers"],
+        "remove_named_servers": told["remove_named_servers"],
+        "idle_timeout_s": max(AT_ONCE_S, timeout_s) if timeout_s <= LONGEST_IDLE_S else 0.0,
+        "max_age_s": max_age_s if max_age_s <= LONGEST_AGE_S else 0.0,
+        "every_s": float(min(max(1.0, every_s or timeout_s // 2), LONGEST_EVERY_S)),
+    }
+    if told["cull_users"]:
+        cull |= {
+            "users": True,
+            "user_idle_timeout_s": max(AT_ONCE_S, timeout_s) if timeout_s <= LONGEST_AGE_S else 0.0,
+            "user_max_age_s": cull["max_age_s"],
+            "admin_users": told["cull_admin_users"],
+        }
+    settings: dict[str, dict[str, object]] = {"HubGuardCull": cull}
+    if concurrency >= 1:
+        settings["HubGuardBudget"] = {"concurrency": min(int(concurrency), MOST_AT_ONCE)}
+    return settings
+
+
 def settings_from(command: Sequence[str]) -> TakenOver:
     """The settings that a culler's whole command, interpreter included, amounts to. Never raises."""
-    cull: dict[str, object] = dict(_BOOLEANS.values())
-    numbers = {"timeout": float(DEFAULT_TIMEOUT_S), "cull-every": 0.0, "max-age": 0.0, "concurrency": 10.0}
-    notes: list[str] = []
-    understood = True
-    if shell := next((str(word) for word in command if "cull" in str(word) and len(str(word).split()) > 1), None):
-        notes.append(f"a command inside a command can't be understood: {shell}")
-        understood = False
-    for name, value in _options(command):
-        if name in _WITHOUT_MEANING_HERE:
-            continue
-        known = (
-            _number(value)
-            if name in _NUMBERS
-            else _boolean(value)
-            if name in _BOOLEANS or name in _NOT_TAKEN_OVER
-            else None
-        )
-        if name in _NOT_TAKEN_OVER and known is not False:
-            notes += [note] if (note := _NOT_TAKEN_OVER[name]) else []
-            understood &= name not in _MAKE_IT_UNSAFE
-        elif name in _NUMBERS and known is not None:
-            numbers[name] = float(known)
-        elif name in _BOOLEANS and known is not None:
-            cull[_BOOLEANS[name][0]] = known
-        elif name not in _NOT_TAKEN_OVER:
-            notes.append(f"--{name}" + (f"={value}" if value is not None else "") + " can't be understood.")
-            understood = False
-    timeout_s, max_age_s = numbers["timeout"], numbers["max-age"]
-    if timeout_s < 1:
-        notes.append("--timeout=0 isn't taken over: it stops every server in every cycle.")
-        understood = False
-    every_s = numbers["cull-every"] or timeout_s // 2
-    cull["idle_timeout_s"] = timeout_s if timeout_s <= LONGEST_IDLE_S else 0.0
-    cull["max_age_s"] = max_age_s if max_age_s <= LONGEST_AGE_S else 0.0
-    cull["every_s"] = min(max(1.0, every_s), LONGEST_EVERY_S)
-    settings: dict[str, dict[str, object]] = {"HubGuardCull": cull}
-    if numbers["concurrency"] >= 1:
-        settings["HubGuardBudget"] = {"concurrency": min(int(numbers["concurrency"]), MOST_AT_ONCE)}
-    return TakenOver(settings, tuple(notes), understood)
-
-
-def _options(command: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(name in dashes, value or None) of every option; what stands before the first one is how the culler is run."""
     words = [str(word) for word in command]
-    position = 0
-    while position < len(words):
-        word = words[position]
-        position += 1
-        if not word.startswith("--") or word == "--":
-            if word == "-m":
-                position += 1
-            continue
-        name, equals, value = word[2:].partition("=")
-        name = name.removeprefix("IdleCuller.").replace("_", "-")
-        if equals:
-            yield name, value
-        elif position < len(words) and not words[position].startswith("-") and _takes_a_value(name, words[position]):
-            position += 1
-            yield name, words[position - 1]
-        else:
-            yield name, None
+    notes: list[str] = []
+    if shell := next((word for word in words if "cull" in word and len(word.split()) > 1), None):
+        notes.append(f"a command inside a command can't be understood: {shell}")
+    line = read_line(_own(words))
+    notes += line.problems
+    notes += [why for name, why in _KEEPS_US_AWAY.items() if line.values.get(name)]
+    if _float(line.values.get("timeout", 600)) < 1:
+        notes.append("--timeout=0 isn't taken over: it stops every server in every cycle.")
+    understood = not notes
+    if line.values.get("cull_users"):
+        notes.append("--cull-users is taken over: users are deleted, which needs the scope delete:users.")
+    return TakenOver(settings_for(line.values), tuple(notes), understood)
 
 
-def _takes_a_value(name: str, word: str) -> bool:
-    return name in _NUMBERS or name in {"url", "config", "logging", "api-page-size"} or _boolean(word) is not None
+def _own(words: list[str]) -> list[str]:
+    """The culler's own words: what stands before them is how it is run."""
+    for position, word in enumerate(words):
+        if PurePath(word.strip("'\"")).name.removesuffix(".py") in _CULLERS:
+            return words[position + 1 :]
+    return words[1:]
 
 
-def _number(value: str | None) -> float | None:
+def _option(written: str) -> Option | None:
+    name = written.removeprefix("IdleCuller.").removeprefix("Application.").replace("-", "_")
+    return _KNOWN.get(_BY_OTHER_NAMES.get(name, name))
+
+
+def _valued(option: Option, text: str) -> object | None:
+    """What ``text`` means for ``option``, or None where it means nothing."""
+    if isinstance(option.default, bool):
+        return _boolean(text)
+    return _number(text) if isinstance(option.default, int) else text
+
+
+def _wanted(option: Option) -> str:
+    if isinstance(option.default, bool):
+        return "true or false"
+    return "a number that isn't negative" if isinstance(option.default, int) else "a value"
+
+
+def _closest(written: str) -> str:
+    near = difflib.get_close_matches(written.replace("_", "-"), [option.flag[2:] for option in _KNOWN.values()], n=1)
+    return f" Is --{near[0]} meant?" if near else ""
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _number(text: str) -> float | int | None:
     try:
-        number = float(value or "")
+        number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    if not math.isfinite(number) or number < 0:
+        return None
+    return int(number) if number.is_integer() else number
 
 
-def _boolean(value: str | None) -> bool | None:
-    if value is None:
-        return True
+def _boolean(text: str) -> bool | None:
     return {"true": True, "t": True, "1": True, "yes": True, "false": False, "f": False, "0": False, "no": False}.get(
-        value.strip("'\"").lower()
+        text.strip("'\"").lower()
     )
