@@ -422,6 +422,7 @@ class BrakeReason(str, Enum):
     INCOMPLETE = "incomplete"  # the list of servers isn't whole
     CHECKING = "checking"  # the hub has just started, and doesn't know its own servers yet
     POPULATION = "population"  # many users are gone, and HubGuard didn't delete them
+    PROXY_DOWN = "proxy-down"  # nobody's use of their server can be seen
     FROZEN = "activity-frozen"  # the proxy sees traffic that the hub doesn't notice any more
     OVER_CAP = "over-cap"  # more is due at once than one cycle may do
     CLOCK = "clock"  # the hub's clock and ours differ by too much
