@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -14,11 +14,12 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.errors import ActingRefused, LeaseLost
 from hubguard.journal import tables
 from hubguard.journal.database import Database
+from hubguard.journal.entries import Entries, add_entry, one_text, to_entry
+from hubguard.journal.exemptions import Exemptions
+from hubguard.journal.memory import Memory
 from hubguard.journal.migrate import upgrade
 from hubguard.model import Action, Entry, Failures, Lease, Outcome, OutcomeKind, Stance
 
-# A detail is a line; what a hub may send in place of one shouldn't fill the disk.
-DETAIL_LENGTH = 2000
 _FORGET_AT_ONCE = 500
 _FORGET_AT_MOST = 5000
 
@@ -42,16 +43,13 @@ def open_journal(url: str) -> Journal:
     return Journal(database)
 
 
-class Journal:
+class Journal(Entries, Exemptions, Memory):
     """One hub's journal. Made by :func:`open_journal`; every method raises JournalError when the database fails.
 
     Each method is one transaction, on disk when it returns. Methods block for a few milliseconds; a database that is
     locked or doesn't answer makes them raise after seconds. ``now`` is the caller's clock. Names are held as they are,
     up to 255 characters; details are cut to 2000.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     @property
     def place(self) -> str:
@@ -91,7 +89,7 @@ class Journal:
             taking = change.values(fence=seen.fence + 1, taken_at=now).where(same, takeable)
             if connection.execute(taking).rowcount != 1:
                 return None
-            _add(connection, now, "lease", holder, seen.fence + 1, detail=_how_taken(seen, now))
+            add_entry(connection, now, "lease", holder, seen.fence + 1, detail=_how_taken(seen, now))
             return Lease(holder, address, seen.fence + 1, generation, now, expires_at)
 
     def renew_lease(self, hub: str, lease: Lease, now: datetime, ttl_s: float) -> Lease:
@@ -164,7 +162,7 @@ class Journal:
                 raise _lost(connection, hub, now)
             stance = _read_stance(connection, lock=True)
             _refuse_unless_allowed(stance, asked=asked, armed=armed)
-            return _add(
+            return add_entry(
                 connection,
                 now,
                 "intent",
@@ -191,7 +189,7 @@ class Journal:
                 return False
             try:
                 with connection.begin_nested():
-                    _add(
+                    add_entry(
                         connection,
                         now,
                         "outcome",
@@ -220,7 +218,7 @@ class Journal:
             .order_by(_entry.c.id)
         )
         with self._database.reading() as connection:
-            return tuple(map(_to_entry, connection.execute(query)))
+            return tuple(map(to_entry, connection.execute(query)))
 
     def failures(self, since: datetime) -> dict[tuple[str, str, datetime | None], Failures]:
         """By run (user, server, started): its outcomes failed or unverified since its last done, and since ``since``.
@@ -261,94 +259,15 @@ class Journal:
                     found[key] = Failures(told.times, told.last_at)
         return found
 
-    # Entries
-
-    def note(
-        self,
-        event: Literal["cycle", "lease", "note"],
-        actor: str,
-        fence: int,
-        now: datetime,
-        detail: str = "",
-        *,
-        user: str | None = None,
-        server: str | None = None,
-        started: datetime | None = None,
-        action: str | None = None,
-        reason: str | None = None,
-    ) -> int:
-        """One more entry; its id. ``fence`` is 0 without a lease.
-
-        Other events have methods of their own, which do more than write: naming one here raises ValueError.
-        """
-        if event not in ("cycle", "lease", "note"):
-            raise ValueError(f"an entry {event!r} is written by the method that does what it tells of")
-        with self._database.writing() as connection:
-            return _add(
-                connection,
-                now,
-                event,
-                actor,
-                fence,
-                user_name=user,
-                server_name=server,
-                started=started,
-                action=action,
-                reason=reason,
-                detail=detail,
-            )
-
-    def note_each(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
-        """One more entry of event note for each of ``actions``, all or none; ``fence`` is 0.
-
-        One whose names the journal can't hold is left out.
-        """
-        with self._database.writing() as connection:
-            for action in actions:
-                if not (tables.holds(action.user) and tables.holds(action.name)):
-                    continue
-                _add(
-                    connection,
-                    now,
-                    "note",
-                    actor,
-                    0,
-                    user_name=action.user,
-                    server_name=action.name,
-                    started=action.started,
-                    action=action.kind.value,
-                    reason=action.reason.value,
-                    detail=detail,
-                )
-
-    def entries(
-        self,
-        before_id: int | None = None,
-        limit: int = 100,
-        user: str | None = None,
-        server: str | None = None,
-        event: str | None = None,
-    ) -> tuple[Entry, ...]:
-        """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
-
-        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server.
-        """
-        query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
-        wanted = {_entry.c.user_name: user, _entry.c.server_name: server, _entry.c.event: event}
-        for column, value in wanted.items():
-            if value is not None:
-                query = query.where(column == value)
-        if before_id is not None:
-            query = query.where(_entry.c.id < before_id)
-        with self._database.reading() as connection:
-            return tuple(map(_to_entry, connection.execute(query)))
-
     def forget(self, before: datetime) -> int:
         """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
 
-        They go a few hundred at a time, so that others get their turn in between, and about 5,000 at the most: while this
-        returns more than 0, call it again.
+        So are exemptions that were over by then, and what was seen of servers that weren't seen since. The entries go a few
+        hundred at a time, so that others get their turn in between, and about 5,000 at the most: while this returns more
+        than 0, call it again.
         """
+        self._forget_exemptions(before)
+        self._forget_activity(before)
         gone = 0
         with self._database.reading() as connection:
             old = list(itertools.islice(_ids_to_forget(connection, before), _FORGET_AT_MOST))
@@ -373,26 +292,13 @@ class Journal:
         return row
 
     def _set(self, column: str, event: str, actor: str, why: str, now: datetime) -> Stance:
-        why = _one_text(why)
+        why = one_text(why)
         change = {column: event in ("armed", "held"), f"{column}_by": actor, f"{column}_at": now, f"{column}_why": why}
         with self._database.writing() as connection:
             if connection.execute(sa.update(_stance).where(_stance.c.id == 1).values(**change)).rowcount != 1:
                 raise self._database.refuse("has lost the row that says whether HubGuard may act", "Restore a backup.")
-            _add(connection, now, event, actor, 0, detail=why)
+            add_entry(connection, now, event, actor, 0, detail=why)
             return _read_stance(connection)
-
-
-def _add(connection: Connection, now: datetime, event: str, actor: str, fence: int, **values: Any) -> int:
-    values["detail"] = _one_text(values.get("detail", ""))
-    added = connection.execute(sa.insert(_entry).values(at=now, event=event, actor=actor, fence=fence, **values))
-    key = added.inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _one_text(text: str) -> str:
-    """The text as every database can hold it: recording what happened must not fail for what a hub has sent."""
-    return text[:DETAIL_LENGTH].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
 
 
 def _is_held(hub: str, lease: Lease) -> sa.ColumnElement[bool]:
@@ -449,21 +355,3 @@ def _ids_to_forget(connection: Connection, before: datetime) -> Iterator[tuple[i
     for query in (pairs, others):
         for row in connection.execute(query):
             yield tuple(row)
-
-
-def _to_entry(row: Any) -> Entry:
-    return Entry(
-        id=row.id,
-        at=row.at,
-        event=row.event,
-        actor=row.actor,
-        fence=row.fence,
-        user=row.user_name,
-        server=row.server_name,
-        started=row.started,
-        action=row.action,
-        reason=row.reason,
-        outcome=None if row.outcome is None else OutcomeKind(row.outcome),
-        detail=row.detail,
-        refers_to=row.refers_to,
-    )

@@ -13,6 +13,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 PREFIX = "hubguard_"
 VERSION_TABLE = "hubguard_version"
 NAME_LENGTH = 255
+PENDING_LENGTH = 64
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -132,5 +133,54 @@ entry = sa.Table(
     sa.Index("hubguard_entry_at", "at"),
     # An id that was forgotten is never given again: outcomes and page positions refer to ids.
     sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+# Rows are added, ended, and forgotten when they have long been over. server_name NULL means all of the user's servers.
+exemption = sa.Table(
+    "hubguard_exemption",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("user_name", Name, nullable=False),
+    sa.Column("server_name", Name),
+    sa.Column("kept_until", UTCDateTime, nullable=False),
+    sa.Column("actor", Name, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("made_at", UTCDateTime, nullable=False),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Column("ended_by", Name),
+    # Those in force, among many that are over; and what is old.
+    sa.Index("hubguard_exemption_until", "kept_until"),
+    sa.Index("hubguard_exemption_user", "user_name"),
+    # An exemption that was forgotten leaves its id in the entries about it.
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+# One row a server that was ever seen, until it has been gone for long.
+activity = sa.Table(
+    "hubguard_activity",
+    metadata,
+    sa.Column("user_name", Name, primary_key=True),
+    sa.Column("server_name", Name, primary_key=True),
+    sa.Column("started", UTCDateTime),
+    sa.Column("active_at", UTCDateTime),
+    sa.Column("evidence", sa.String(16)),
+    sa.Column("pending", sa.String(PENDING_LENGTH)),
+    sa.Column("pending_since", UTCDateTime),
+    sa.Column("readded_at", UTCDateTime),
+    sa.Column("route_missing", sa.Boolean, nullable=False),
+    sa.Column("seen_at", UTCDateTime, nullable=False),
+    sa.Index("hubguard_activity_seen", "seen_at"),
+    **ON_MYSQL,
+)
+
+# One row a key; value is a JSON object.
+memory = sa.Table(
+    "hubguard_memory",
+    metadata,
+    sa.Column("key", Name, primary_key=True),
+    sa.Column("value", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=False),
+    sa.Column("at", UTCDateTime, nullable=False),
     **ON_MYSQL,
 )

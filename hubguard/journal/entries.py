@@ -1,0 +1,161 @@
+"""The lines of the journal: one more, and those that were written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from hubguard.journal import tables
+from hubguard.journal.database import Database
+from hubguard.model import Action, Entry, OutcomeKind, Tally
+
+# A detail is a line; what a hub may send in place of one shouldn't fill the disk.
+DETAIL_LENGTH = 2000
+
+Told = Literal["cycle", "lease", "note", "braked", "brake-over", "finding"]
+"""The events that only tell something. The others are written by the methods that do what they tell of."""
+
+_entry = tables.entry
+
+
+class Entries:
+    """The part of a journal that is read and written line by line; see :class:`hubguard.journal.store.Journal`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def note(
+        self,
+        event: Told,
+        actor: str,
+        fence: int,
+        now: datetime,
+        detail: str = "",
+        *,
+        user: str | None = None,
+        server: str | None = None,
+        started: datetime | None = None,
+        action: str | None = None,
+        reason: str | None = None,
+    ) -> int:
+        """One more entry; its id. ``fence`` is 0 without a lease.
+
+        Other events have methods of their own, which do more than write: naming one here raises ValueError.
+        """
+        if event not in get_args(Told):
+            raise ValueError(f"an entry {event!r} is written by the method that does what it tells of")
+        with self._database.writing() as connection:
+            return add_entry(
+                connection,
+                now,
+                event,
+                actor,
+                fence,
+                user_name=user,
+                server_name=server,
+                started=started,
+                action=action,
+                reason=reason,
+                detail=detail,
+            )
+
+    def note_each(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
+        """One more entry of event note for each of ``actions``, all or none; ``fence`` is 0.
+
+        One whose names the journal can't hold is left out.
+        """
+        with self._database.writing() as connection:
+            for action in actions:
+                if not (tables.holds(action.user) and tables.holds(action.name)):
+                    continue
+                add_entry(
+                    connection,
+                    now,
+                    "note",
+                    actor,
+                    0,
+                    user_name=action.user,
+                    server_name=action.name,
+                    started=action.started,
+                    action=action.kind.value,
+                    reason=action.reason.value,
+                    detail=detail,
+                )
+
+    def entries(
+        self,
+        before_id: int | None = None,
+        limit: int = 100,
+        user: str | None = None,
+        server: str | None = None,
+        event: str | None = None,
+    ) -> tuple[Entry, ...]:
+        """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
+
+        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server.
+        """
+        query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
+        wanted = {_entry.c.user_name: user, _entry.c.server_name: server, _entry.c.event: event}
+        for column, value in wanted.items():
+            if value is not None:
+                query = query.where(column == value)
+        if before_id is not None:
+            query = query.where(_entry.c.id < before_id)
+        with self._database.reading() as connection:
+            return tuple(map(to_entry, connection.execute(query)))
+
+    def resumed_at(self) -> datetime | None:
+        """When a person last resumed acting after a hold; None: nobody has, as far as the journal remembers."""
+        query = sa.select(_entry.c.at).where(_entry.c.event == "resumed").order_by(_entry.c.id.desc()).limit(1)
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def tally(self, since: datetime) -> Tally:
+        """How many actions have ended since ``since``, that moment included, by how they ended."""
+        # Every kind is named so that the index by outcome and time is used.
+        kinds = [kind.value for kind in OutcomeKind]
+        query = (
+            sa.select(_entry.c.outcome, sa.func.count())
+            .where(_entry.c.outcome.in_(kinds), _entry.c.at >= since)
+            .group_by(_entry.c.outcome)
+        )
+        with self._database.reading() as connection:
+            counts = {row[0]: row[1] for row in connection.execute(query)}
+        return Tally(**{kind: counts.get(kind, 0) for kind in kinds})
+
+
+def add_entry(connection: Connection, now: datetime, event: str, actor: str, fence: int, **values: Any) -> int:
+    """One more entry, as part of the transaction of ``connection``; its id. ``values`` are columns of the table."""
+    values["detail"] = one_text(values.get("detail", ""))
+    added = connection.execute(sa.insert(_entry).values(at=now, event=event, actor=actor, fence=fence, **values))
+    key = added.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def one_text(text: str) -> str:
+    """The text as every database can hold it: recording what happened must not fail for what a hub has sent."""
+    return text[:DETAIL_LENGTH].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def to_entry(row: Any) -> Entry:
+    """The entry in a row of the table."""
+    return Entry(
+        id=row.id,
+        at=row.at,
+        event=row.event,
+        actor=row.actor,
+        fence=row.fence,
+        user=row.user_name,
+        server=row.server_name,
+        started=row.started,
+        action=row.action,
+        reason=row.reason,
+        outcome=None if row.outcome is None else OutcomeKind(row.outcome),
+        detail=row.detail,
+        refers_to=row.refers_to,
+    )
