@@ -70,5 +70,25 @@ class HubGarbled(HubError):
     """The hub answered 2xx with something that isn't what its API promises (not JSON, a wrong shape)."""
 
 
+class HubDBError(HubGuardError):
+    """The hub's database can't be read: missing, unreachable, locked, or of a revision that HubGuard doesn't know."""
+
+
+class ProxyError(HubGuardError):
+    """The proxy's API didn't give a usable answer."""
+
+
+class ProxyUnreachable(ProxyError):
+    """No answer: connection refused, reset, or timed out."""
+
+
+class ProxyRefused(ProxyError):
+    """The proxy answered 401 or 403: the token isn't its own. Repeating won't help."""
+
+
+class ProxyGarbled(ProxyError):
+    """The proxy answered something that its API never does: another status, not JSON, a wrong shape."""
+
+
 class BudgetExhausted(HubGuardError):
     """The budget gives no slot in time: the breaker is open, or the wait would be too long."""
