@@ -18,6 +18,7 @@ from traitlets import Bool, Dict, Enum, Float, Int, List, TraitError, Unicode
 from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
+from hubguard.decide import rules
 from hubguard.errors import ConfigError
 
 DAY_S = 86400.0
@@ -245,6 +246,9 @@ def load(
                 errors.append(str(error))
     guard, cull, budget = (made[section.__name__] for section in SECTIONS)
     errors += [str(error) for error in _together(guard, cull)]
+    if wrong := rules.parse(cull.rules)[1]:
+        errors += [f"HubGuardCull.{error}" for error in wrong]
+        cull.rules = []
     return Settings(guard, cull, budget, tuple(dict.fromkeys(errors)))
 
 
