@@ -86,8 +86,16 @@ class ProxyRefused(ProxyError):
     """The proxy answered 401 or 403: the token isn't its own. Repeating won't help."""
 
 
+class ProxyFailed(ProxyError):
+    """The proxy answered another error status. ``status`` is that status."""
+
+    def __init__(self, message: str, *, status: int, detail: str = "") -> None:
+        super().__init__(message, detail=detail)
+        self.status = status
+
+
 class ProxyGarbled(ProxyError):
-    """The proxy answered something that its API never does: another status, not JSON, a wrong shape."""
+    """The proxy answered with something that isn't what its API promises (not JSON, a wrong shape)."""
 
 
 class BudgetExhausted(HubGuardError):
