@@ -40,7 +40,7 @@ from hubguard.idle_culler import (
     settings_for,
 )
 from hubguard.loop import Guard
-from hubguard.model import CycleReport, Server
+from hubguard.model import CycleReport, FindingKind, Server
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ WITHOUT: tuple[str, ...] = (
     "It can't notice another culler at work beside it.",
 )
 """What the drop-in can't do or check, since it has the culler's scopes and no disk. The service can."""
+
+WORTH_TELLING = {FindingKind.PENDING_STUCK, FindingKind.CAME_BACK}
+"""What is told of single servers. That nothing but the hub tells of activity is told once, at the start."""
 
 Hook = Callable[..., Any]
 
@@ -306,7 +309,8 @@ class _Told:
                 outcome.kind.value,
                 outcome.detail,
             )
-        said = tuple(line for line in (report.skipped_why, *status.notes) if line)
+        odd = [finding.detail for finding in status.findings if finding.kind in WORTH_TELLING]
+        said = tuple(line for line in (report.skipped_why, *odd) if line)
         for line in said:
             if line not in self._said:
                 log.warning("%s", line)
