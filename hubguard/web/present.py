@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Any
 
 from hubguard.decide.cull import CullPolicy
-from hubguard.model import Entry, Mode, Outcome, OutcomeKind, Reason, Standing, Status, Verdict
+from hubguard.decide.rules import Rule
+from hubguard.model import Entry, Evidence, Exemption, Mode, Outcome, OutcomeKind, Reason, Standing, Status, Verdict
 
 MODE_WORDS: dict[Mode, str] = {
     Mode.STARTING: "Starting",
@@ -39,12 +40,33 @@ _EXEMPT_WHY: dict[Reason, str] = {
 
 _WHEN_DUE: dict[Mode, str] = {
     Mode.STARTING: "judged anew when HubGuard has started",
-    Mode.ACTING: "stopped in the next cycle",
-    Mode.OBSERVING: "would be stopped now, if armed",
-    Mode.HELD: "would be stopped now, but acting is on hold",
-    Mode.BRAKED: "would be stopped now, but HubGuard holds back",
+    Mode.ACTING: "{done} in the next cycle",
+    Mode.OBSERVING: "would be {done} now, if armed",
+    Mode.HELD: "would be {done} now, but acting is on hold",
+    Mode.BRAKED: "would be {done} now, but HubGuard holds back",
     Mode.STANDBY: "left to the guard that holds the lease",
-    Mode.TROUBLED: "would be stopped now, but HubGuard is in trouble",
+    Mode.TROUBLED: "would be {done} now, but HubGuard is in trouble",
+}
+
+_COUNTED_FROM: dict[Evidence, str] = {
+    Evidence.HUB: "the hub's last activity",
+    Evidence.START: "its start",
+    Evidence.PROXY: "traffic at the proxy",
+    Evidence.RECOVERY: "the end of an outage of hub or proxy",
+}
+
+_IDLE_SINCE: dict[Evidence, str] = {
+    Evidence.HUB: "",
+    Evidence.START: " since its start",
+    Evidence.PROXY: " since traffic at the proxy",
+    Evidence.RECOVERY: " since the end of an outage",
+}
+
+_JUST_NOW: dict[Evidence, str] = {
+    Evidence.HUB: "In use within the last minute",
+    Evidence.START: "Started within the last minute",
+    Evidence.PROXY: "In use within the last minute",
+    Evidence.RECOVERY: "An outage ended within the last minute, and idleness counts from there",
 }
 
 
@@ -126,15 +148,23 @@ def explain(
 
 
 def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, outcome: Outcome | None) -> str:
-    reason = verdict.reason
+    reason, known = verdict.reason, verdict.known
     if outcome is not None:
-        return f"{_measure(verdict, policy, now)}; {_outcome_words(outcome)}."
+        return f"{_measure(verdict, policy, now)}; {_outcome_words(outcome, stuck=reason is Reason.STUCK)}."
     if verdict.standing is Standing.EXEMPT:
-        return f"Never stopped: {_EXEMPT_WHY.get(reason, 'the policy leaves it alone')}."
+        return _exempt(verdict, policy, now)
     if verdict.standing is Standing.UNKNOWN:
-        return "Left alone: the hub tells neither when it was last used nor when it started."
+        return f"Left alone: {_unknown(verdict, policy)}."
     if verdict.standing is Standing.STOP:
-        return f"{_measure(verdict, policy, now)}; {_WHEN_DUE[mode]}."
+        done = "interrupted" if reason is Reason.STUCK else "stopped"
+        return f"{_measure(verdict, policy, now)}; {_WHEN_DUE[mode].format(done=done)}."
+    if reason is Reason.STUCK:
+        off = (
+            "HubGuardCull.interrupt_spawns is off"
+            if verdict.server.pending == "spawn"
+            else "only a start is interrupted"
+        )
+        return f"{_measure(verdict, policy, now)}; HubGuard leaves it as it is, since {off}."
     if reason is Reason.PENDING:
         doing = f"the hub is in the middle of something with it ({verdict.server.pending})"
         return f"Due, but {doing}; judged again in the next cycle."
@@ -142,48 +172,100 @@ def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, o
         return "Due, but the hub doesn't call it ready; judged again in the next cycle."
     if reason is Reason.BACKING_OFF:
         tries = "the last try" if verdict.failures == 1 else f"{verdict.failures} tries"
+        what = "interrupt its start" if verdict.server.pending else "stop it"
         again = f"; tried again {_when(verdict.not_before, now)}" if verdict.not_before else ""
-        return f"Due, but {tries} to stop it failed{again}."
-    return _not_yet(verdict, policy, now, mode)
+        return f"Due, but {tries} to {what} failed{again}."
+    if reason is Reason.HOOK:
+        answer = f"gave no answer: {known.hook_error.rstrip('. ')}" if known.hook_error else "says to keep it"
+        return f"Due, but the hook (HubGuardCull.hook) {answer}; asked again in the next cycle."
+    return _not_yet(verdict, now, mode)
 
 
-def _not_yet(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode) -> str:
+def _exempt(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
+    exemption = verdict.known.exemption
+    if verdict.reason is Reason.EXEMPTION and exemption is not None:
+        return f"Kept {_kept(exemption, now)}. Judged anew after that."
+    if verdict.reason is Reason.RULE:
+        rule = _rule(verdict, policy)
+        if rule is not None and rule.week is not None:
+            return f'Not stopped at this time of the week: the rule "{verdict.rule}" says never.'
+        return f'Never stopped: the rule "{verdict.rule}" says never.'
+    if verdict.reason is Reason.NO_LIMITS and verdict.rule is not None:
+        return f'Never stopped: both limits are off under the rule "{verdict.rule}".'
+    return f"Never stopped: {_EXEMPT_WHY.get(verdict.reason, 'the policy leaves it alone')}."
+
+
+def _kept(exemption: Exemption, now: datetime) -> str:
+    at = clock(exemption.until, now).partition(" ")[2]
+    why = f": {exemption.why.rstrip('. ')}" if exemption.why.strip(". ") else ""
+    return f"until {at} ({until(exemption.until, now)}), as {exemption.actor} asked{why}"
+
+
+def _unknown(verdict: Verdict, policy: CullPolicy) -> str:
+    if verdict.reason is Reason.CANT_TELL:
+        rule = _rule(verdict, policy)
+        untold = " and ".join(rule.untold(verdict.server) if rule is not None else ()) or "something"
+        return f'the rule "{verdict.rule}" asks for {untold}, which the hub doesn\'t tell HubGuard'
+    if verdict.idle_since is None:
+        return "the hub tells neither when it was last used nor when it started"
+    return "the hub doesn't tell when it started, and the maximum age counts from there"
+
+
+def _rule(verdict: Verdict, policy: CullPolicy) -> Rule | None:
+    return next((rule for rule in policy.rules if rule.name == verdict.rule), None)
+
+
+def _under_rule(verdict: Verdict) -> str:
+    return f' (rule "{verdict.rule}")' if verdict.rule is not None else ""
+
+
+def _not_yet(verdict: Verdict, now: datetime, mode: Mode) -> str:
     would = "stopped" if mode is Mode.ACTING else "would be stopped"
     when = f", {clock(verdict.due_at, now)}" if verdict.due_at else ""
-    if _by_age(verdict, policy) and verdict.server.started:
+    rule = _under_rule(verdict)
+    if _by_age(verdict) and verdict.server.started:
         running = duration((now - verdict.server.started).total_seconds())
-        return f"Running for {running}; {would} at the age of {limit(policy.max_age_s)} even when in use{when}."
+        return f"Running for {running}; {would} at the age of {limit(verdict.max_age_s)} even when in use{rule}{when}."
     idle_s = (now - verdict.idle_since).total_seconds() if verdict.idle_since else 0.0
-    begin = f"Idle for {duration(idle_s)}" if idle_s >= 60 else "In use within the last minute"
-    return f"{begin}; {would} when idle for {limit(policy.idle_timeout_s)}{when}."
+    evidence = verdict.evidence or Evidence.HUB
+    begin = f"Idle for {duration(idle_s)}{_IDLE_SINCE[evidence]}" if idle_s >= 60 else _JUST_NOW[evidence]
+    return f"{begin}; {would} when idle for {limit(verdict.idle_timeout_s)}{rule}{when}."
 
 
 def _measure(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
-    if verdict.reason is Reason.TOO_OLD and verdict.server.started:
-        running = duration((now - verdict.server.started).total_seconds())
-        return f"Running for {running}, over the limit of {limit(policy.max_age_s)}"
+    """What a due server has come to, and the limit that it is over."""
+    pending_since, started = verdict.known.pending_since, verdict.server.started
+    if verdict.reason is Reason.STUCK and pending_since is not None:
+        pending = duration((now - pending_since).total_seconds())
+        return f"Pending ({verdict.server.pending}) for {pending}, over the limit of {limit(policy.pending_limit_s)}"
+    rule = _under_rule(verdict)
+    if verdict.reason is Reason.TOO_OLD and started:
+        running = duration((now - started).total_seconds())
+        return f"Running for {running}, over the limit of {limit(verdict.max_age_s)}{rule}"
     if verdict.idle_since is None:
         return "Due"
-    over = f", over the limit of {limit(policy.idle_timeout_s)}" if policy.idle_timeout_s > 0 else ""
-    return f"Idle for {duration((now - verdict.idle_since).total_seconds())}{over}"
+    over = f", over the limit of {limit(verdict.idle_timeout_s)}{rule}" if verdict.idle_timeout_s > 0 else ""
+    since = _IDLE_SINCE[verdict.evidence or Evidence.HUB]
+    return f"Idle for {duration((now - verdict.idle_since).total_seconds())}{since}{over}"
 
 
-def _outcome_words(outcome: Outcome) -> str:
+def _outcome_words(outcome: Outcome, *, stuck: bool) -> str:
     detail = f": {outcome.detail}" if outcome.detail else ""
+    done, doing, do = ("interrupted", "interrupting", "interrupt") if stuck else ("stopped", "stopping", "stop")
     return {
-        OutcomeKind.DONE: "stopped",
+        OutcomeKind.DONE: done,
         OutcomeKind.SKIPPED: f"left alone{detail}",
-        OutcomeKind.FAILED: f"stopping it failed{detail}",
-        OutcomeKind.UNVERIFIED: f"asked the hub to stop it, not confirmed yet{detail}",
+        OutcomeKind.FAILED: f"{doing} it failed{detail}",
+        OutcomeKind.UNVERIFIED: f"asked the hub to {do} it, not confirmed yet{detail}",
     }[outcome.kind].rstrip(".")
 
 
-def _by_age(verdict: Verdict, policy: CullPolicy) -> bool:
+def _by_age(verdict: Verdict) -> bool:
     """Whether the maximum age is the limit that ``due_at`` comes from."""
     started = verdict.server.started
-    if policy.max_age_s <= 0 or started is None:
+    if verdict.max_age_s <= 0 or started is None:
         return False
-    return verdict.due_at == started + timedelta(seconds=policy.max_age_s)
+    return verdict.due_at == started + timedelta(seconds=verdict.max_age_s)
 
 
 def _when(at: datetime | None, now: datetime) -> str:
@@ -193,17 +275,39 @@ def _when(at: datetime | None, now: datetime) -> str:
 
 
 def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[str, str], ...]:
-    server = verdict.server
+    server, known = verdict.server, verdict.known
+
+    def at(time: datetime) -> str:
+        return f"{stamp(time)}, {age(time, now)}"
+
     named = [
         ("The hub says", "ready" if server.ready else f"pending: {server.pending}" if server.pending else "not ready"),
-        ("Started", f"{stamp(server.started)}, {age(server.started, now)}" if server.started else "unknown"),
-        (
-            "Last activity",
-            f"{stamp(server.last_activity)}, {age(server.last_activity, now)}" if server.last_activity else "unknown",
-        ),
-        ("Idle limit", limit(policy.idle_timeout_s) if policy.idle_timeout_s > 0 else "off"),
-        ("Maximum age", limit(policy.max_age_s) if policy.max_age_s > 0 else "off"),
     ]
+    if server.pending is not None and known.pending_since is not None:
+        named.append(("Pending since", f"{at(known.pending_since)}; limit {limit(policy.pending_limit_s)}"))
+    named += [
+        ("Started", at(server.started) if server.started else "unknown"),
+        ("Last activity", at(server.last_activity) if server.last_activity else "unknown"),
+    ]
+    if known.proxy_activity is not None:
+        named.append(("Traffic at the proxy", at(known.proxy_activity)))
+    if known.clock_from is not None:
+        named.append(("End of an outage", f"{at(known.clock_from)}; nobody's idleness counts from before that"))
+    if verdict.idle_since is not None and verdict.evidence is not None:
+        named.append(("Idle since", f"{at(verdict.idle_since)}, by {_COUNTED_FROM[verdict.evidence]}"))
+    if verdict.rule is not None:
+        named.append(("Rule", verdict.rule))
+    if verdict.reason is not Reason.CANT_TELL:
+        named += [
+            ("Idle limit", limit(verdict.idle_timeout_s) if verdict.idle_timeout_s > 0 else "off"),
+            ("Maximum age", limit(verdict.max_age_s) if verdict.max_age_s > 0 else "off"),
+        ]
+    if known.exemption is not None and known.exemption.covers(server.user, server.name, now):
+        named.append(("Kept", _kept(known.exemption, now)))
+    if known.hook_error:
+        named.append(("Hook", f"no answer: {known.hook_error}"))
+    elif known.hook is not None:
+        named.append(("Hook", "stop it" if known.hook else "keep it"))
     if verdict.due_at is not None:
         named.append(("Due", f"{stamp(verdict.due_at)}, {until(verdict.due_at, now)}"))
     if verdict.failures:
