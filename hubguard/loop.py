@@ -8,7 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Protocol
 
 from hubguard.act.executor import LOOK_LASTS_S, Executor
 from hubguard.act.lease import Books, LeaseKeeper
@@ -54,61 +53,6 @@ LEARN_S = 600.0
 
 JITTER = 0.1
 """The share by which a cycle comes early or late, so that several hubs and the hub's own checks stay out of step."""
-
-
-class GuardPort(Protocol):
-    """What pages, API and CLI may ask of a guard. All of it works, or says clearly why not, with the hub down."""
-
-    def status(self) -> Status:
-        """The guard's state now. Never blocks, never raises."""
-        ...
-
-    async def cycle(
-        self,
-        asked_by: str,
-        *,
-        dry_run: bool = False,
-        idle_timeout_s: float | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
-        """Run one cycle now and act on it even when only observing, since a person asks for it by name.
-
-        Hold and brake still apply. ``dry_run`` decides and does nothing. The overrides are for this cycle alone;
-        ``rate`` and ``concurrency`` can only lower the budget. Raises HubGuardError with the reason it couldn't.
-        """
-        ...
-
-    async def arm(self, actor: str, why: str) -> None:
-        """Acting is allowed from now on. Raises JournalError where that couldn't be recorded.
-
-        Raises HubGuardError where the config overrules it, as :meth:`observe` does.
-        """
-        ...
-
-    async def observe(self, actor: str, why: str) -> None:
-        """HubGuard only observes from now on; what is under way is finished. Raises JournalError."""
-        ...
-
-    async def hold(self, actor: str, why: str) -> None:
-        """Nothing more is sent, whoever asks, until resumed. Raises JournalError."""
-        ...
-
-    async def resume(self, actor: str, why: str) -> None:
-        """The hold is over. Raises JournalError."""
-        ...
-
-    async def entries(
-        self,
-        *,
-        before_id: int | None = None,
-        limit: int = 100,
-        user: str | None = None,
-        server: str | None = None,
-        event: str | None = None,
-    ) -> tuple[Entry, ...]:
-        """Journal entries, newest first, older than ``before_id`` where given; at most ``limit``. Raises JournalError."""
-        ...
 
 
 class Guard:

@@ -16,7 +16,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from hubguard.decide.cull import CullPolicy
 from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
-from hubguard.loop import GuardPort
+from hubguard.port import GuardPort
 from hubguard.web import auth, htmx, present
 from hubguard.web.auth import AuthPort, Caller, Rights
 from hubguard.web.harden import harden

@@ -11,7 +11,7 @@ from tornado.web import Application, RedirectHandler, StaticFileHandler
 
 from hubguard import metrics
 from hubguard.decide.cull import CullPolicy
-from hubguard.loop import GuardPort
+from hubguard.port import GuardPort
 from hubguard.web import api, pages
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import Base, NotFound, Site, log_request
