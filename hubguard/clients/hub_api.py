@@ -6,7 +6,8 @@ import asyncio
 import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
@@ -15,7 +16,15 @@ import aiohttp
 from yarl import URL
 
 from hubguard.clients.budget import Budget, Lane, Slot
-from hubguard.clients.hub_models import Page, read_page, read_retry_after, read_servers, read_services, read_text
+from hubguard.clients.hub_models import (
+    Page,
+    read_page,
+    read_retry_after,
+    read_services,
+    read_skew,
+    read_text,
+    read_user,
+)
 from hubguard.errors import (
     BudgetExhausted,
     ConfigError,
@@ -26,7 +35,7 @@ from hubguard.errors import (
     HubRefused,
     HubUnreachable,
 )
-from hubguard.model import Server
+from hubguard.model import Server, User
 
 T = TypeVar("T")
 
@@ -36,8 +45,11 @@ RETRIES = 2
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes. 200 users with a few servers each take well under one of these 64 MiB."""
 
-OVERLAP = 10
-"""So many users of a page are asked for again with the next one."""
+OVERLAP = 2
+"""So many users of a page are asked for again with the next one, 1 % of a page: one may have left in between."""
+
+STEPS_BACK = 10
+"""So often the list of users is read again from further back, where more have left; each step is four times the last."""
 
 LONGEST_QUOTE = 300
 """Characters of the hub's own words that an error repeats."""
@@ -48,6 +60,14 @@ class HubAPI(Protocol):
 
     Every call may also raise BudgetExhausted, and nothing was sent then.
     """
+
+    @property
+    def skew_s(self) -> float | None:
+        """The hub's clock minus ours in seconds, right to a second or so, by its last answer; None before any.
+
+        Below zero, our clock is ahead, and everybody looks idle for that much longer than they are.
+        """
+        ...
 
     async def list_servers(self) -> tuple[Server, ...]:
         """Every server that the hub calls active (ready or pending), sorted by (user, name), from all pages.
@@ -70,8 +90,38 @@ class HubAPI(Protocol):
 
         ``confirm`` is awaited when all waiting is over and the request is about to go out; what it raises is raised here,
         and then nothing is sent.
+        A server that is still being started is interrupted; one that the hub still checks after its own start can't be
+        stopped (HubFailed, 500).
         Neither proves anything: read again. A user or server that is unknown by now (404) counts as True.
         Raises HubError; after HubUnreachable the request may have taken effect all the same.
+        """
+        ...
+
+    async def count_users(self) -> int:
+        """How many users the hub has, whether or not anything of theirs runs. Raises HubError."""
+        ...
+
+    async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
+        """Every user who hasn't been active since then, or never was, sorted by name; None: every user.
+
+        Raises HubError when any page is missing, HubRefused also where the hub doesn't tell when users were active.
+        """
+        ...
+
+    async def get_user(self, name: str) -> User | None:
+        """That user as the hub sees them now; None when it knows nobody by that name.
+
+        Raises HubError when the hub didn't say, HubRefused also where it doesn't tell when users were active.
+        """
+        ...
+
+    async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Ask the hub to delete that user, for ever, with what its spawner keeps for them. Unknown by now (404) is fine.
+
+        ``confirm`` is as for stop_server. The hub stops a default server itself, but for one that is slow to stop (HubFailed,
+        400); of somebody with a named server, or with one that starts, it stops the default server and deletes nothing, after
+        its authenticator was told to forget them (HubFailed, 500): stop all servers first.
+        Raises HubError; after HubUnreachable the user may be gone all the same.
         """
         ...
 
@@ -127,6 +177,7 @@ class HTTPHubAPI:
         self._timeout_s = request_timeout_s
         self._ssl = ssl_context
         self._session: aiohttp.ClientSession | None = None
+        self._skew_s: float | None = None
 
     def __repr__(self) -> str:
         return f"<HTTPHubAPI {self._api_url}>"
@@ -145,33 +196,30 @@ class HTTPHubAPI:
         if session is not None:
             await session.close()
 
+    @property
+    def skew_s(self) -> float | None:
+        """See HubAPI."""
+        return self._skew_s
+
     async def list_servers(self) -> tuple[Server, ...]:
-        """See HubAPI. Pages overlap, so that users who come and go while they are read push nobody out of the list."""
-        users: dict[str, tuple[Server, ...]] = {}
-        offset, overlap, steps_back, bound = 0, 0, 0, 0
-        while True:
-            page = await self._page(offset)
-            bound = bound or 2 * page.total + 10_000
-            if page.offset + page.limit > bound:
-                raise HubGarbled(
-                    f"The hub's list of users grows without end (now {page.total}), so it isn't used. Is the API's URL right?"
-                )
-            if overlap and not users.keys() & page.users.keys():
-                # So many have left that the pages no longer meet: somebody in between may not have been read.
-                steps_back += 1
-                if steps_back > 10:
-                    raise HubGarbled(
-                        "The hub's list of users changes faster than it can be read; it is read again later."
-                    )
-                offset = max(0, offset - page.limit)
-                overlap = overlap if offset else 0
-                continue
-            users.update(page.users)
-            if page.next_offset is None:
-                servers = [server for of_user in users.values() for server in of_user]
-                return tuple(sorted(servers, key=lambda server: server.key))
-            overlap = min(OVERLAP, page.limit // 2)
-            offset = page.next_offset - overlap
+        """See HubAPI."""
+        users = await self._all_users(_listing("list its servers", state="active", sort="id"))
+        return tuple(sorted((server for user in users.values() for server in user.servers), key=lambda s: s.key))
+
+    async def count_users(self) -> int:
+        """See HubAPI."""
+        return (await self._page(_listing("count its users"), 0, limit=1)).total
+
+    async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
+        """See HubAPI. Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
+        what = "list its users"
+        users = None
+        if inactive_since is not None:
+            users = await self._least_active_users(_listing(what, sort="last_activity"), inactive_since)
+        if users is None:
+            users = await self._all_users(_listing(what, sort="id"), needs_activity=True)
+        wanted = (user for user in users.values() if inactive_since is None or _inactive(user, inactive_since))
+        return tuple(sorted(wanted, key=lambda user: user.name))
 
     async def get_server(self, user: str, name: str) -> Server | None:
         """See HubAPI."""
@@ -179,8 +227,21 @@ class HTTPHubAPI:
         answer = await self._read(call)
         if answer.status == 404:
             return None
-        servers = _understood(lambda: read_servers(answer.json, of=user))
+        servers = _understood(lambda: read_user(answer.json, of=user)).servers
         return next((server for server in servers if server.name == name), None)
+
+    async def get_user(self, name: str) -> User | None:
+        """See HubAPI."""
+        what, scope = f"read the user {_printable(name)}", "read:servers and read:users"
+        answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404)))
+        if answer.status == 404:
+            return None
+        return _understood(lambda: read_user(answer.json, of=name, needs_activity=True))
+
+    async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI."""
+        what = f"delete the user {_printable(name)}"
+        await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
 
     async def stop_server(
         self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
@@ -211,11 +272,62 @@ class HTTPHubAPI:
             raise HubGarbled("The hub told whose token this is, but not with which scopes. Is the API's URL right?")
         return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
 
-    async def _page(self, offset: int) -> Page:
-        query = {"state": "active", "sort": "id", "offset": str(offset), "limit": str(self._page_size)}
-        call = _Call("GET", "/users", "list its servers", "list:users and read:servers", known=(200,), query=query)
-        answer = await self._read(call)
-        return _understood(lambda: read_page(answer.json, asked_offset=offset))
+    async def _all_users(self, listing: _Call, *, needs_activity: bool = False) -> dict[str, User]:
+        """Every user of all pages, by name. Pages overlap, so that users who come and go push nobody out of the list."""
+        users: dict[str, User] = {}
+        offset, overlap, again, steps_back, bound = 0, OVERLAP, 0, 0, 0
+        while True:
+            page = await self._page(listing, offset, needs_activity=needs_activity)
+            bound = bound or 2 * page.total + 10_000
+            if page.offset + page.limit > bound:
+                raise HubGarbled(
+                    f"The hub's list of users grows without end (now {page.total}), so it isn't used. Is the API's URL right?"
+                )
+            if again and offset and not users.keys() & page.users.keys():
+                # So many have left that the pages no longer meet: somebody in between may not have been read.
+                steps_back += 1
+                if steps_back > STEPS_BACK:
+                    raise HubGarbled(
+                        "The hub's list of users changes faster than it can be read; it is read again later."
+                    )
+                overlap *= 4
+                offset = max(0, offset - overlap)
+                continue
+            users.update(page.users)
+            if page.next_offset is None:
+                return users
+            again = min(overlap, page.limit // 2)
+            offset = page.next_offset - again
+
+    async def _least_active_users(self, listing: _Call, inactive_since: datetime) -> dict[str, User] | None:
+        """Those up to that time and some more, by name, from no more pages than that takes.
+
+        None where the pages don't fit together: somebody came or left in between, or the database has its own ideas of the
+        order of those who were never active, as PostgreSQL does.
+        """
+        users: dict[str, User] = {}
+        offset, total, last = 0, None, None
+        while True:
+            page = await self._page(listing, offset, needs_activity=True)
+            in_order = list(page.users.values())
+            total = page.total if total is None else total
+            users.update(page.users)
+            meets = last is None or in_order[:1] == [last]
+            if page.total != total or not meets or len(users) != offset + len(in_order):
+                return None
+            if page.next_offset is None or (in_order and not _inactive(in_order[-1], inactive_since)):
+                return users
+            if len(in_order) < 2:
+                return None
+            last = in_order[-1]
+            offset = page.next_offset - 1
+
+    async def _page(
+        self, listing: _Call, offset: int, *, limit: int | None = None, needs_activity: bool = False
+    ) -> Page:
+        query = {**(listing.query or {}), "offset": str(offset), "limit": str(limit or self._page_size)}
+        answer = await self._read(replace(listing, query=query))
+        return _understood(lambda: read_page(answer.json, asked_offset=offset, needs_activity=needs_activity))
 
     async def _read(self, call: _Call) -> _Answer:
         failed: HubError | None = None
@@ -235,9 +347,11 @@ class HTTPHubAPI:
         raise failed
 
     async def _once(self, call: _Call, confirm: Callable[[], Awaitable[None]] | None = None) -> _Answer:
-        async with self._budget.slot(Lane.ACT if call.method == "DELETE" else Lane.RESERVED, safe=call.safe) as slot:
+        lane = Lane.RESERVED if call.safe else Lane.ACT
+        async with self._budget.slot(lane, safe=call.safe, kind=call.kind) as slot:
             if confirm is not None:
                 await confirm()
+            slot.begins()
             result = await self._exchange(call)
             if isinstance(result, _Answer):
                 result = self._judged(call, result)
@@ -322,18 +436,24 @@ class HTTPHubAPI:
                     "Accept": "application/jupyterhub-pagination+json",
                     "User-Agent": "hubguard",
                 },
-                middlewares=(_send_once,),
+                middlewares=(self._send_once,),
             )
         return self._session
 
-
-async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Without this, aiohttp repeats a GET or DELETE by itself when the connection breaks, past the budget."""
-    try:
-        return await send(request)
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        reason = _reason(error)
-    raise aiohttp.ClientError(reason)
+    async def _send_once(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Without this, aiohttp repeats a GET or DELETE by itself when the connection breaks, past the budget."""
+        sent_at = datetime.now(timezone.utc)
+        try:
+            response = await send(request)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            reason = _reason(error)
+        else:
+            skew_s = read_skew(response.headers.get("Date"), sent_at)
+            self._skew_s = self._skew_s if skew_s is None else skew_s
+            return response
+        raise aiohttp.ClientError(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +472,11 @@ class _Call:
     def safe(self) -> bool:
         return self.method == "GET"
 
+    @property
+    def kind(self) -> str | None:
+        # Reading one user takes equally long each time, unless the hub is in trouble. Lists and stops don't.
+        return "user" if self.safe and self.path.startswith("/users/") else None
+
 
 class _Answer:
     """What came back. ``json`` is the decoded body, or None where it is none."""
@@ -364,6 +489,15 @@ class _Answer:
             self.json: Any = json.loads(body) if body else None
         except (ValueError, RecursionError):
             self.json = None
+
+
+def _listing(what: str, **query: str) -> _Call:
+    """The request for a list of users, but for which page."""
+    return _Call("GET", "/users", what, "list:users and read:servers", known=(200,), query=query)
+
+
+def _inactive(user: User, since: datetime) -> bool:
+    return user.last_activity is None or user.last_activity <= since
 
 
 def _understood(read: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from hubguard.errors import HubGarbled, HubRefused
-from hubguard.model import Server
+from hubguard.model import Server, User
 
 TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII
@@ -19,17 +19,20 @@ TIME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of users, with the active servers of each. ``next_offset`` is None on the last one."""
+    """One page of users by name, in the order that was asked for. ``next_offset`` is None on the last one."""
 
-    users: dict[str, tuple[Server, ...]]
+    users: dict[str, User]
     offset: int
     limit: int
     total: int
     next_offset: int | None
 
 
-def read_page(answer: Any, *, asked_offset: int) -> Page:
-    """A page of the list of users. Raises HubGarbled also where the numbers on it would skip or repeat users."""
+def read_page(answer: Any, *, asked_offset: int, needs_activity: bool = False) -> Page:
+    """A page of the list of users. Raises HubGarbled also where the numbers on it would skip or repeat users.
+
+    ``needs_activity`` is read_user's.
+    """
     told = answer.get("_pagination") if isinstance(answer, dict) else None
     if not isinstance(told, dict) or not isinstance(answer.get("items"), list):
         raise _garbled("the list of users has no pagination, so it can't be told whether it is whole")
@@ -54,14 +57,15 @@ def read_page(answer: Any, *, asked_offset: int) -> Page:
     users = {}
     for item in items:
         name = read_text(item, "name")
-        users[name] = read_servers(item, of=name)
+        users[name] = read_user(item, of=name, needs_activity=needs_activity)
     return Page(users, offset, limit, total, next_offset)
 
 
-def read_servers(user: Any, *, of: str) -> tuple[Server, ...]:
-    """The active servers in the model of the user ``of``.
+def read_user(user: Any, *, of: str, needs_activity: bool = False) -> User:
+    """The model of the user ``of``, with the active servers.
 
-    Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers.
+    Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers, and with
+    ``needs_activity`` also where it leaves out the last activity, which would make everybody look as if never active.
     """
     if not isinstance(user, dict) or user.get("name") != of:
         raise _garbled(f"asked for the user {of!r}, it gave {_short(user)} without that name")
@@ -70,11 +74,28 @@ def read_servers(user: Any, *, of: str) -> tuple[Server, ...]:
             f"The hub doesn't show the servers of {of}: the token lacks the scope read:servers."
             " Give it to HubGuard's role; without it, nothing can be known or done."
         )
+    if needs_activity and "last_activity" not in user:
+        raise HubRefused(
+            f"The hub doesn't show the last activity of {of}: the token lacks the scope read:users:activity."
+            " Give it to HubGuard's role; without it, no user can be told to be inactive."
+        )
     servers, admin = user["servers"], user.get("admin")
     if not isinstance(servers, dict) or not isinstance(admin, bool):
         raise _garbled(f"the user {of!r} has the servers {_short(servers)} and admin {_short(admin)}")
-    read = (_read_server(of, name, server, admin=admin) for name, server in servers.items())
-    return tuple(server for server in read if server.ready or server.pending is not None)
+    groups, roles = (_read_names(user, key, of) for key in ("groups", "roles"))
+    read = (
+        _read_server(of, name, server, admin=admin, groups=groups, roles=roles)
+        for name, server in sorted(servers.items())
+    )
+    return User(
+        name=of,
+        admin=admin,
+        groups=groups,
+        roles=roles,
+        created=read_time(user.get("created"), f"the creation of {of!r}"),
+        last_activity=read_time(user.get("last_activity"), f"the last activity of {of!r}"),
+        servers=tuple(server for server in read if server.ready or server.pending is not None),
+    )
 
 
 def read_services(answer: Any) -> dict[str, tuple[str, ...]]:
@@ -116,22 +137,58 @@ def read_retry_after(header: str | None) -> float | None:
     try:
         seconds = float(header)
     except ValueError:
-        try:
-            until = parsedate_to_datetime(header)
-        except (ValueError, TypeError, IndexError):
+        until = _read_date(header)
+        if until is None:
             return None
-        until = until if until.tzinfo else until.replace(tzinfo=timezone.utc)
         seconds = (until - datetime.now(timezone.utc)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def _read_server(user: str, name: str, model: Any, *, admin: bool) -> Server:
+def read_skew(header: str | None, sent_at: datetime) -> float | None:
+    """By the header Date of an answer, how far the hub's clock is ahead of ours, in seconds; None without a date.
+
+    ``sent_at`` is when it was asked: the hub notes the date, in whole seconds, when the request comes in.
+    """
+    date = None if header is None else _read_date(header)
+    return None if date is None else (date - sent_at).total_seconds() + 0.5
+
+
+def _read_date(header: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(header)
+    except (ValueError, TypeError, IndexError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+
+
+def _read_names(user: dict[str, Any], key: str, of: str) -> tuple[str, ...] | None:
+    """The names of the groups or roles of a user, in order; None where the hub leaves them out."""
+    if key not in user:
+        return None
+    names = user[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _garbled(f"the user {of!r} has the {key} {_short(names)}")
+    return tuple(sorted(names))
+
+
+def _read_server(
+    user: str,
+    name: str,
+    model: Any,
+    *,
+    admin: bool,
+    groups: tuple[str, ...] | None,
+    roles: tuple[str, ...] | None,
+) -> Server:
     label = f"{user}/{name}" if name else user
     if not isinstance(model, dict) or model.get("name", name) != name:
         raise _garbled(f"the server {label!r} is {_short(model)}")
     ready, pending = model.get("ready"), model.get("pending")
     if not isinstance(ready, bool) or not (pending is None or (isinstance(pending, str) and pending)):
         raise _garbled(f"the server {label!r} has ready {_short(ready)} and pending {_short(pending)}")
+    options = model.get("user_options")
+    if options is not None and not isinstance(options, dict):
+        raise _garbled(f"the server {label!r} has the options {_short(options)}")
     return Server(
         user=user,
         name=name,
@@ -140,6 +197,9 @@ def _read_server(user: str, name: str, model: Any, *, admin: bool) -> Server:
         started=read_time(model.get("started"), f"the start of {label!r}"),
         last_activity=read_time(model.get("last_activity"), f"the last activity of {label!r}"),
         admin=admin,
+        groups=groups,
+        roles=roles,
+        options=options,
     )
 
 

@@ -12,7 +12,7 @@ from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.clock import Clock, SystemClock
 from hubguard.clients.hub_api import tell
 from hubguard.errors import HubError, HubFailed, HubUnreachable
-from hubguard.model import Server
+from hubguard.model import Server, User
 
 COMES_BACK_S = 30.0
 """How long a hub whose proxy is down tries before the server is ready again."""
@@ -31,7 +31,10 @@ class Stops(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the hub was asked, and when: ``call`` is list, get, stop, services, version or whoami."""
+    """What the hub was asked, and when.
+
+    ``call`` is list, get, stop, count, users, get-user, delete, services, version or whoami.
+    """
 
     at: datetime
     at_s: float
@@ -56,7 +59,7 @@ class MemoryHub:
 
     ``fault`` may be set to a function that is given each request and returns the HubError to raise, or None; the request
     has no effect then. ``backends`` holds (user, name) of every process that is alive, whatever the hub believes.
-    ``takes_s`` is how long each answer takes.
+    ``takes_s`` is how long each answer takes, ``skew_s`` how far its clock is ahead.
     """
 
     slow_stop_timeout_s = 10.0
@@ -65,7 +68,9 @@ class MemoryHub:
         self._clock = clock or SystemClock()
         self._budget = budget
         self._records: dict[tuple[str, str], _Record] = {}
+        self._users: dict[str, User] = {}
         self.takes_s = takes_s
+        self.skew_s: float | None = None
         self.requests: list[Request] = []
         self.fault: Callable[[Request], HubError | None] | None = None
         self.backends: set[tuple[str, str]] = set()
@@ -74,9 +79,21 @@ class MemoryHub:
         self.scopes = frozenset({"list:users", "read:servers", "delete:servers"})
 
     def add(self, server: Server, *, stops: Stops = Stops.WORKS, stop_s: float = 0.0) -> None:
-        """Have that server, in place of any by that name; stopping it takes ``stop_s`` seconds."""
+        """Have that server, in place of any by that name; stopping it takes ``stop_s`` seconds.
+
+        Its user comes with it, where there is none yet; else the server is shown with what that user is.
+        """
+        if server.user not in self._users:
+            self._users[server.user] = User(server.user, server.admin, server.groups, server.roles, server.started)
         self._records[server.key] = _Record(server, stops, stop_s)
+        self._seen_active(server.user, server.last_activity)
         self.backends.add(server.key)
+
+    def add_user(self, user: User) -> None:
+        """Have that user, in place of any by that name, who keeps their servers; those of ``user`` are added."""
+        self._users[user.name] = replace(user, servers=())
+        for server in user.servers:
+            self.add(server)
 
     def change(
         self,
@@ -100,18 +117,19 @@ class MemoryHub:
             ready=pending is None and (server.ready if ready is None else ready),
             pending=pending or (None if ready else server.pending),
         )
+        self._seen_active(user, last_activity)
 
     async def list_servers(self) -> tuple[Server, ...]:
         """See HubAPI."""
         async with self._asked("list"):
-            active = [record.server for record in self._settled().values() if record.active]
-            return tuple(sorted(active, key=lambda server: server.key))
+            records = sorted(self._settled().items())
+            return tuple(self._shown_server(record) for _, record in records if record.active)
 
     async def get_server(self, user: str, name: str) -> Server | None:
         """See HubAPI."""
         async with self._asked("get", user, name):
             record = self._settled().get((user, name))
-            return record.server if record is not None and record.active else None
+            return self._shown_server(record) if record is not None and record.active else None
 
     async def stop_server(
         self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
@@ -133,15 +151,48 @@ class MemoryHub:
             if record.stops is Stops.GHOST:
                 return True
             record.removed_then = removed_then
-            takes_s = COMES_BACK_S if record.stops is Stops.COMES_BACK else record.stop_s
-            record.server = replace(record.server, ready=False, pending="stop")
-            record.ends_at_s = self._clock.monotonic_s() + takes_s
-            if takes_s > 0:
-                await self._clock.sleep(min(takes_s, self.slow_stop_timeout_s))
-            self._settled()
+            await self._stop(record)
             if record.stops is Stops.ANSWER_LOST:
                 raise HubUnreachable(f"The hub didn't stop {user}: the connection broke before an answer came.")
             return record.server.pending != "stop"
+
+    async def count_users(self) -> int:
+        """See HubAPI."""
+        async with self._asked("count"):
+            return len(self._users)
+
+    async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
+        """See HubAPI."""
+        async with self._asked("users"):
+            return tuple(
+                user
+                for user in self._shown_users().values()
+                if inactive_since is None or user.last_activity is None or user.last_activity <= inactive_since
+            )
+
+    async def get_user(self, name: str) -> User | None:
+        """See HubAPI."""
+        async with self._asked("get-user", name):
+            return self._shown_users().get(name)
+
+    async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI."""
+        async with self._asked("delete", name, confirm=confirm):
+            self._settled()
+            if name not in self._users:
+                return
+            if name == self.owner:
+                raise HubFailed(f"The hub failed to delete the user {name} (400): it is our own.", status=400)
+            default = self._records.get((name, ""))
+            if default is not None and default.active and default.server.ready:
+                await self._stop(default)
+            if default is not None and default.server.pending == "stop":
+                raise HubFailed(f"The hub failed to delete the user {name} (400): a server is stopping.", status=400)
+            if self._shown_users()[name].servers:
+                raise HubFailed(f"The hub failed to delete the user {name} (500).", status=500)
+            del self._users[name]
+            for key in [key for key in self._records if key[0] == name]:
+                del self._records[key]
 
     async def list_services(self) -> dict[str, tuple[str, ...]]:
         """See HubAPI."""
@@ -171,10 +222,15 @@ class MemoryHub:
         async with contextlib.AsyncExitStack() as stack:
             slot = None
             if self._budget is not None:
-                lane = Lane.ACT if call == "stop" else Lane.RESERVED
-                slot = await stack.enter_async_context(self._budget.slot(lane, safe=call != "stop"))
+                acts = call in ("stop", "delete")
+                kind = "user" if call.startswith("get") else None
+                slot = await stack.enter_async_context(
+                    self._budget.slot(Lane.ACT if acts else Lane.RESERVED, safe=not acts, kind=kind)
+                )
             if confirm is not None:
                 await confirm()
+            if slot is not None:
+                slot.begins()
             request = Request(self._clock.now(), self._clock.monotonic_s(), call, user, name, remove)
             self.requests.append(request)
             try:
@@ -190,6 +246,32 @@ class MemoryHub:
                 raise
             if slot is not None:
                 tell(slot, None)
+
+    async def _stop(self, record: _Record) -> None:
+        """Begin to stop it, and return when that is over, or slow."""
+        takes_s = COMES_BACK_S if record.stops is Stops.COMES_BACK else record.stop_s
+        record.server = replace(record.server, ready=False, pending="stop")
+        record.ends_at_s = self._clock.monotonic_s() + takes_s
+        if takes_s > 0:
+            await self._clock.sleep(min(takes_s, self.slow_stop_timeout_s))
+        self._settled()
+
+    def _shown_users(self) -> dict[str, User]:
+        """All users by name, in that order, with what the hub calls active."""
+        servers: dict[str, list[Server]] = {name: [] for name in sorted(self._users)}
+        for (name, _), record in sorted(self._settled().items()):
+            if record.active:
+                servers[name].append(self._shown_server(record))
+        return {name: replace(self._users[name], servers=tuple(shown)) for name, shown in servers.items()}
+
+    def _shown_server(self, record: _Record) -> Server:
+        user = self._users[record.server.user]
+        return replace(record.server, admin=user.admin, groups=user.groups, roles=user.roles)
+
+    def _seen_active(self, name: str, at: datetime | None) -> None:
+        user = self._users[name]
+        if at is not None and (user.last_activity is None or user.last_activity < at):
+            self._users[name] = replace(user, last_activity=at)
 
     def _refuse_what_cannot_stop(self, record: _Record) -> None:
         label = record.server.label
@@ -210,8 +292,10 @@ class MemoryHub:
                 continue
             record.server = replace(record.server, pending=None)
             record.active = False
-            if record.stops is not Stops.RAISES:
+            if record.stops not in (Stops.RAISES, Stops.POLL_RAISES):
                 self.backends.discard(key)
+                record.server = replace(record.server, last_activity=self._clock.now())
+                self._seen_active(key[0], self._clock.now())
             if record.removed_then:
                 del self._records[key]
         return self._records

@@ -15,9 +15,9 @@ from hubguard.clients.budget import Budget
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
 from hubguard.clients.memory_hub import MemoryHub, Stops
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
-from hubguard.model import Server
+from hubguard.model import Server, User
 from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import AWKWARD_NAMES, Population, SeededServer, SeededUser
+from hubguard.testbed.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, with_owners
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,17 +36,33 @@ SERVERS = (
     SeededServer("keeper", "removed", idle_for_s=30.0),
     SeededServer("keeper", idle_for_s=30.0),
     SeededServer("away", idle_for_s=90000.0, running=False),
+    SeededServer("stamped", idle_for_s=30.0),
+    SeededServer("unstamped", idle_for_s=30.0, on_stop="raises"),
+    SeededServer("leaves-running", idle_for_s=30.0),
+    SeededServer("leaves-stubborn", idle_for_s=30.0, on_stop="poll-raises"),
+    SeededServer("leaves-slowly", idle_for_s=30.0, stop_s=3.0),
+    SeededServer("leaves-named", idle_for_s=30.0),
+    SeededServer("leaves-named", "work", idle_for_s=30.0),
 )
-POPULATION = Population(
-    (SeededUser("boss", admin=True), SeededUser("nobody"), SeededUser("away", idle_for_s=90000.0)), SERVERS
+USERS = (
+    SeededUser("boss", admin=True, groups=("staff", "gpu users")),
+    SeededUser("nobody"),
+    SeededUser("away", idle_for_s=90000.0),
+    SeededUser("graduate", groups=("staff",), idle_for_s=400 * DAY_S, created_s=900 * DAY_S),
+    SeededUser("guard", idle_for_s=60.0),
+    *(SeededUser(f"gone {name}", idle_for_s=500 * DAY_S, created_s=900 * DAY_S) for name in AWKWARD_NAMES),
 )
+POPULATION = with_owners(Population(USERS, SERVERS))
 
 CONFIG = """
 c.JupyterHub.tornado_settings = {"slow_stop_timeout": 1}
 def add(name, token, scopes):
     c.JupyterHub.services.append({"name": name, "api_token": token})
     c.JupyterHub.load_roles.append({"name": name, "services": [name], "scopes": scopes})
-add("guard", "token-of-the-guard", ["list:users", "read:servers", "delete:servers"])
+add("guard", "token-of-the-guard", ["list:users", "read:users", "read:servers", "delete:servers", "delete:users", "proxy"])
+add("peer", "token-of-the-peer", ["list:users", "read:users:activity", "read:servers", "delete:servers"])
+add("grouper", "token-of-the-grouper", ["list:users", "read:users:groups", "read:servers"])
+add("roler", "token-of-the-roler", ["list:users", "read:roles:users", "read:servers"])
 add("blind", "token-of-the-blind", ["list:users", "delete:servers"])
 add("looker", "token-of-the-looker", ["list:users", "read:servers"])
 add("stopper", "token-of-the-stopper", ["delete:servers"])
@@ -68,6 +84,17 @@ class World:
                 return
             await self._sleep(0.1)
         raise AssertionError(f"{user}/{name} never goes")
+
+
+def _as_the_hub_shows(person: SeededUser, now: datetime) -> User:
+    return User(
+        person.name,
+        person.admin,
+        groups=tuple(sorted(person.groups)),
+        roles=("admin", "user") if person.admin else ("user",),
+        created=now - timedelta(seconds=person.created_s),
+        last_activity=None if person.idle_for_s is None else now - timedelta(seconds=person.idle_for_s),
+    )
 
 
 def plenty(**more) -> Budget:
@@ -93,11 +120,14 @@ async def world(request, real) -> AsyncIterator[World]:
         hub.slow_stop_timeout_s = 1.0
         hub.owner = "guard"
         now = datetime.now(timezone.utc)
+        hub.add_user(User("admin", True, (), ("admin", "user"), now, None))
+        for person in POPULATION.users:
+            hub.add_user(_as_the_hub_shows(person, now))
         for seeded in SERVERS:
             if seeded.running:
                 idle_since = None if seeded.idle_for_s is None else now - timedelta(seconds=seeded.idle_for_s)
                 started = now - timedelta(seconds=seeded.started_s)
-                server = Server(seeded.user, seeded.name, True, None, started, idle_since, admin=seeded.user == "boss")
+                server = Server(seeded.user, seeded.name, True, None, started, idle_since, options=seeded.options)
                 hub.add(server, stops=Stops(seeded.on_stop), stop_s=seeded.stop_s)
         yield World(hub, budget, asyncio.sleep)
 
@@ -133,6 +163,14 @@ async def test_servers_of_admins_are_known_by_it(world):
     assert not (await world.hub.get_server("twice", "")).admin
 
 
+async def test_a_server_tells_its_users_groups_and_roles_in_order_and_what_it_was_started_with(world):
+    listed = {server.key: server for server in await world.hub.list_servers()}
+    assert listed["boss", "gpu"].groups == ("gpu users", "staff")
+    assert listed["boss", "gpu"].roles == ("admin", "user")
+    assert (listed["slow", ""].groups, listed["slow", ""].roles) == ((), ("user",))
+    assert listed["slow", ""].options == {"shared": True, "start_s": 0.0, "stop_s": 3.0, "on_stop": "works"}
+
+
 async def test_one_server_reads_as_it_is_listed(world):
     for listed in await world.hub.list_servers():
         assert await world.hub.get_server(*listed.key) == listed
@@ -158,6 +196,49 @@ async def test_every_request_passes_the_budget(world):
     use = world.budget.use()
     assert use.requests == before + 2
     assert use.in_flight == 0
+
+
+async def test_all_users_are_listed_once_in_order_and_counted_whether_or_not_anything_of_theirs_runs(world):
+    listed = await world.hub.list_users(inactive_since=None)
+    assert [user.name for user in listed] == sorted({"admin", *(user.name for user in POPULATION.users)})
+    assert await world.hub.count_users() == len(listed)
+
+
+async def test_a_listed_user_tells_what_the_hub_knows_of_them(world):
+    now = datetime.now(timezone.utc)
+    listed = {user.name: user for user in await world.hub.list_users(inactive_since=None)}
+    for seeded in POPULATION.users:
+        user, expected = listed[seeded.name], _as_the_hub_shows(seeded, now)
+        assert (user.admin, user.groups, user.roles) == (expected.admin, expected.groups, expected.roles)
+        assert abs(user.created - expected.created) < timedelta(seconds=120)
+        if expected.last_activity is None:
+            assert user.last_activity is None
+        else:
+            assert abs(user.last_activity - expected.last_activity) < timedelta(seconds=120)
+    running = [server for user in listed.values() for server in user.servers]
+    assert [server.key for server in running] == [server.key for server in await world.hub.list_servers()]
+
+
+async def test_inactive_users_are_those_up_to_that_very_moment_and_those_who_never_came(world):
+    everybody = await world.hub.list_users(inactive_since=None)
+    ages = sorted(user.last_activity for user in everybody if user.last_activity is not None)
+    for since in (ages[0] - timedelta(microseconds=1), ages[0], ages[len(ages) // 2], ages[-2], ages[-1]):
+        listed = await world.hub.list_users(inactive_since=since)
+        expected = [user for user in everybody if user.last_activity is None or user.last_activity <= since]
+        assert listed == tuple(expected)
+    names = {user.name for user in await world.hub.list_users(inactive_since=ages[0] - timedelta(seconds=1))}
+    assert names >= {"nobody", "never-seen"}
+    assert "graduate" not in names
+
+
+async def test_one_user_reads_as_listed(world):
+    for listed in await world.hub.list_users(inactive_since=None):
+        assert await world.hub.get_user(listed.name) == listed
+
+
+@pytest.mark.parametrize("name", ["nobody at all", "nobody/at all", "..", "%"])
+async def test_an_unknown_user_reads_as_none(world, name):
+    assert await world.hub.get_user(name) is None
 
 
 @pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", "")])
@@ -227,6 +308,88 @@ async def test_a_named_server_is_removed_only_when_asked_and_a_default_one_never
     assert await world.hub.stop_server("keeper", "kept", remove=True) is True
 
 
+async def test_a_stop_that_works_counts_as_activity_of_the_user(world):
+    before = await world.hub.get_user("stamped")
+    await world.hub.stop_server("stamped", "")
+    await world.gone("stamped")
+    assert (await world.hub.get_user("stamped")).last_activity > before.last_activity
+
+
+async def test_a_stop_that_raises_counts_as_no_activity(world):
+    before = await world.hub.get_user("unstamped")
+    await world.hub.stop_server("unstamped", "")
+    await world.gone("unstamped")
+    assert (await world.hub.get_user("unstamped")).last_activity == before.last_activity
+
+
+# These delete users, each its own.
+
+
+@pytest.mark.parametrize("name", AWKWARD_NAMES)
+async def test_a_deletion_hits_the_one_user_whatever_the_name(world, name):
+    before = {user.name for user in await world.hub.list_users(inactive_since=None)}
+    await world.hub.delete_user(f"gone {name}")
+    assert {user.name for user in await world.hub.list_users(inactive_since=None)} == before - {f"gone {name}"}
+    assert await world.hub.get_user(f"gone {name}") is None
+
+
+@pytest.mark.parametrize("name", ["nobody at all", "nobody/at all", "%"])
+async def test_deleting_an_unknown_user_is_done_already(world, name):
+    await world.hub.delete_user(name)
+
+
+async def test_deleting_a_user_stops_the_default_server(world):
+    await world.hub.delete_user("leaves-running")
+    assert await world.hub.get_user("leaves-running") is None
+    assert await world.hub.get_server("leaves-running", "") is None
+
+
+async def test_a_user_whose_server_cannot_be_polled_is_deleted_and_the_server_lives_on(world):
+    await world.hub.delete_user("leaves-stubborn")
+    assert await world.hub.get_user("leaves-stubborn") is None
+    if isinstance(world.hub, MemoryHub):
+        assert ("leaves-stubborn", "") in world.hub.backends
+        assert ("leaves-running", "") not in world.hub.backends
+
+
+async def test_a_user_whose_server_stops_slowly_is_not_deleted_until_that_is_over(world):
+    for _ in range(2):
+        with pytest.raises(HubFailed, match="delete the user leaves-slowly") as raised:
+            await world.hub.delete_user("leaves-slowly")
+        assert raised.value.status == 400
+    await world.gone("leaves-slowly")
+    assert await world.hub.get_user("leaves-slowly") is not None
+    await world.hub.delete_user("leaves-slowly")
+    assert await world.hub.get_user("leaves-slowly") is None
+
+
+async def test_a_user_with_a_named_server_loses_the_default_one_and_stays(world):
+    with pytest.raises(HubFailed, match="delete the user leaves-named") as raised:
+        await world.hub.delete_user("leaves-named")
+    assert raised.value.status == 500
+    assert [server.name for server in (await world.hub.get_user("leaves-named")).servers] == ["work"]
+    await world.hub.stop_server("leaves-named", "work")
+    await world.gone("leaves-named", "work")
+    await world.hub.delete_user("leaves-named")
+    assert await world.hub.get_user("leaves-named") is None
+
+
+async def test_a_user_with_our_own_name_is_not_deleted(world):
+    with pytest.raises(HubFailed, match="delete the user guard") as raised:
+        await world.hub.delete_user("guard")
+    assert raised.value.status == 400
+    assert await world.hub.get_user("guard") is not None
+
+
+async def test_a_deletion_waits_for_its_confirmation_and_without_it_nothing_is_sent(world):
+    async def no():
+        raise HubUnreachable("never mind")
+
+    with pytest.raises(HubUnreachable, match="never mind"):
+        await world.hub.delete_user("graduate", confirm=no)
+    assert await world.hub.get_user("graduate") is not None
+
+
 async def test_the_real_hub_has_kept_or_removed_named_servers_as_asked(real):
     async with HTTPHubAPI(real.api_url, "token-of-the-guard", plenty()) as hub:
         await real.start_server("tidy", "kept")
@@ -260,6 +423,13 @@ async def test_a_wrong_token_is_refused(real):
         ("looker", lambda hub: hub.stop_server("boss", ""), "delete:servers"),
         ("stopper", lambda hub: hub.list_servers(), "list:users"),
         ("stopper", lambda hub: hub.get_server("boss", ""), "read:servers"),
+        ("stopper", lambda hub: hub.get_user("boss"), "read:servers"),
+        ("stopper", lambda hub: hub.count_users(), "list:users"),
+        ("blind", lambda hub: hub.list_users(inactive_since=None), "read:servers"),
+        ("looker", lambda hub: hub.list_users(inactive_since=None), "read:users:activity"),
+        ("looker", lambda hub: hub.list_users(inactive_since=datetime.now(timezone.utc)), "read:users:activity"),
+        ("looker", lambda hub: hub.get_user("boss"), "read:users:activity"),
+        ("peer", lambda hub: hub.delete_user("boss"), "delete:users"),
     ],
 )
 async def test_a_missing_scope_is_named(real, service, call, scope):
@@ -267,6 +437,41 @@ async def test_a_missing_scope_is_named(real, service, call, scope):
         with pytest.raises(HubRefused, match=scope):
             await call(hub)
     assert (await real.server("boss"))["ready"]
+
+
+@pytest.mark.parametrize(
+    ("service", "groups", "roles"),
+    [
+        ("peer", None, None),
+        ("looker", None, None),
+        ("grouper", ("gpu users", "staff"), None),
+        ("roler", None, ("admin", "user")),
+        ("guard", ("gpu users", "staff"), ("admin", "user")),
+    ],
+)
+async def test_what_the_scopes_hide_is_unknown_and_everything_else_still_works(real, service, groups, roles):
+    async with HTTPHubAPI(real.api_url, f"token-of-the-{service}", plenty()) as hub:
+        listed = {server.key: server for server in await hub.list_servers()}
+        server = listed["boss", "gpu"]
+        assert await hub.get_server("boss", "gpu") == server
+        assert (server.groups, server.roles, server.admin) == (groups, roles, True)
+        assert server.options["on_stop"] == "works"
+        assert await hub.count_users() > len({user for user, _ in listed})
+
+
+async def test_a_peers_scopes_tell_when_users_were_active_and_not_when_they_were_made(real):
+    async with HTTPHubAPI(real.api_url, "token-of-the-peer", plenty()) as hub:
+        user = next(user for user in await hub.list_users(inactive_since=None) if user.name == "graduate")
+        assert user == await hub.get_user("graduate")
+        assert (user.created, user.groups, user.roles) == (None, None, None)
+        assert user.last_activity is not None
+
+
+async def test_the_hubs_clock_is_ours(real):
+    async with HTTPHubAPI(real.api_url, "token-of-the-guard", plenty()) as hub:
+        assert hub.skew_s is None
+        await hub.version()
+        assert -60 < hub.skew_s < 60
 
 
 async def test_the_proxys_url_and_the_hubs_pages_are_not_its_api(real):
