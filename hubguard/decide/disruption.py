@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from hubguard.decide.activity import ALIVE
-from hubguard.decide.feed import Feed, limit_s, stamps_of
+from hubguard.decide.activity import ALIVE, by_server
+from hubguard.decide.feed import Feed, limit_s
 from hubguard.decide.watch import Down, Population, Watch
-from hubguard.model import Brake, BrakeReason, Finding, FindingKind, Snapshot, Source
+from hubguard.model import Brake, BrakeReason, Finding, FindingKind, Server, Snapshot, Source
 
 AHEAD_S = 60.0
 """So far may our clock be ahead of the hub's: everybody looks idle for so much longer than they are."""
@@ -76,9 +76,7 @@ def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
     from the start, nor what comes up later.
     """
     now, accepted = seen.now, _accepted(watch, seen)
-    restarted = (
-        seen.hub_answered and 0 not in {watch.generation, seen.generation} and watch.generation != seen.generation
-    )
+    restarted = seen.hub_answered and watch.generation > 0 and seen.generation not in {0, watch.generation}
     recovered = _recovered(watch, seen, caution, restarted=restarted)
     gap_s = 0.0 if watch.looked_at is None else max(0.0, (now - watch.looked_at).total_seconds())
     gone = {BrakeReason.CHECKING} if restarted else set()
@@ -97,16 +95,17 @@ def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
         feed=_feed(watch, seen, caution, gap_s, anew=restarted or recovered),
     )
     objections = _objections(after, seen, caution)
-    first = next((reason for reason, words in objections.items() if words is not None), None)
+    holding = [(reason, *words) for reason, words in objections.items() if words is not None]
+    first = holding[0][0] if holding else None
     # Nobody can accept what they weren't shown, so that an acceptable objection begins when it is.
-    raised = {reason for reason, words in objections.items() if words is not None and reason not in ACCEPTABLE} | {
-        first
-    }
-    since = {r: after.since.get(r, now) for r in objections if r in after.since or r in raised}
+    begun = {reason for reason, *_ in holding if reason is first or reason not in ACCEPTABLE} | after.since.keys()
+    since = {reason: after.since.get(reason, now) for reason in objections if reason in begun}
     shown = seen.snapshot.users_total if first is BrakeReason.POPULATION else after.population.shown
     after = replace(after, since=since, population=replace(after.population, shown=shown))
-    words = objections.get(first) if first is not None else None
-    brake = Brake(first, since[first], *words, acceptable=first in ACCEPTABLE) if first and words else None
+    brake = None
+    if holding:
+        reason, why, ends = holding[0]
+        brake = Brake(reason, since[reason], why, ends, acceptable=reason in ACCEPTABLE)
     return Judgement(after, brake, after.clock_from, _findings(after, seen, caution))
 
 
@@ -288,7 +287,7 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
     ready = [server for server in seen.snapshot.servers if server.ready]
     if not ready or not _whole(seen) or caution.hub_activity_interval_s <= 0:
         return ()
-    if any(server.key in stamps_of(seen.snapshot.routes or {}) for server in ready):
+    if _is_told(ready, seen):
         return ()
     # Times that lie ahead are somebody's wrong clock, and don't show that anything advances.
     known = [t for s in ready for t in (s.last_activity, s.started) if t and (t - seen.now).total_seconds() <= AHEAD_S]
@@ -300,6 +299,15 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
         " any: nobody may be there, or the hub may have stopped noting it. Give HubGuard access to the proxy's API."
     )
     return (Finding(FindingKind.CANT_TELL, newest, detail),)
+
+
+def _is_told(ready: list[Server], seen: Look) -> bool:
+    """Whether the proxy tells of traffic, or would if it answered and had its table."""
+    if seen.snapshot.routes is None:
+        return seen.proxy_answered is not None
+    routes = by_server(seen.snapshot.routes)
+    times = [routes[server.key].last_activity for server in ready if server.key in routes]
+    return not times or any(times)
 
 
 def _missed(count: int, since: datetime) -> str:

@@ -85,7 +85,7 @@ class Feed:
         """The same after a look at all servers and the proxy's whole table, ``passed_s`` after the last look."""
         limit = limit_s(interval_s)
         clock_s = self.clock_s + passed_s
-        stamps = stamps_of(routes)
+        stamps = {key: r.last_activity for key, r in by_server(routes).items() if r.last_activity is not None}
         before = {one.run: one for one in self.awaited}
         ready = [server for server in servers if server.ready]
         awaited = [
@@ -110,11 +110,6 @@ class Feed:
         alive = not blind and (bool(taken) or not any(one.stamp and not one.odd for one in awaited))
         clean = self.clean + 1 if alive else 0
         return Feed(clock_s, kept) if clean >= CLEAN_LOOKS else Feed(clock_s, kept, self.frozen_since, 0, clean)
-
-
-def stamps_of(routes: Mapping[str, Route]) -> dict[tuple[str, str], datetime]:
-    """When the proxy last saw traffic, by (user, server name), for all routes that tell."""
-    return {key: route.last_activity for key, route in by_server(routes).items() if route.last_activity is not None}
 
 
 def _await(
