@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 
 from hubguard.errors import ActingRefused, JournalError, LeaseLost
 from hubguard.journal import Journal, open_journal
-from hubguard.model import Action, Lease, Outcome, OutcomeKind, Reason
+from hubguard.journal.exemptions import NoSuchExemption
+from hubguard.model import Action, ActionKind, Evidence, Exemption, Lease, Outcome, OutcomeKind, Reason, Seen, Tally
 
 pytest_plugins = ["databases"]
 
@@ -470,7 +472,7 @@ def test_reading_a_long_journal_uses_an_index_for_every_question(tmp_path: objec
     plans: list[str] = []
 
     def explain(conn: sa.Connection, cursor: object, statement: str, parameters: object, *_: object) -> None:
-        if statement.startswith("SELECT hubguard_entry"):
+        if statement.startswith("SELECT hubguard_"):
             rows = conn.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[union-attr]
             plans.extend(f"{row[3]} FOR {statement}" for row in rows)
 
@@ -483,9 +485,15 @@ def test_reading_a_long_journal_uses_an_index_for_every_question(tmp_path: objec
             journal.entries(event="lease", before_id=7)
             journal.entries(before_id=7)
             journal.forget(NOW)
+            journal.tally(NOW)
+            journal.resumed_at()
+            journal.exemptions(NOW)
+            journal.exemptions(NOW, user="ann")
+            journal.see([seen()], NOW)
+            journal.recall("pace")
         finally:
             sa.event.remove(sa.Engine, "before_cursor_execute", explain)
-    assert plans
+    assert len(plans) >= 12
     assert [plan for plan in plans if plan.startswith("SCAN")] == []
 
 
@@ -518,6 +526,52 @@ def test_a_note_cannot_pretend_to_be_what_it_is_not(journal: Journal, event: str
         journal.note(event, "ann", 0, NOW)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("event", ["braked", "brake-over", "finding"])
+def test_what_the_guard_found_is_told_in_an_entry_of_its_own_kind(journal: Journal, event: str) -> None:
+    told = journal.note(event, "hubguard", 3, NOW, "the list is incomplete", user="ann", server="gpu")  # type: ignore[arg-type]
+    (entry,) = journal.entries(event=event)
+    assert (entry.id, entry.fence, entry.user, entry.server) == (told, 3, "ann", "gpu")
+
+
+def test_the_last_resuming_is_found_whatever_came_after_it(journal: Journal) -> None:
+    assert journal.resumed_at() is None
+    journal.hold("ann", "", NOW)
+    assert journal.resumed_at() is None
+    journal.resume("ann", "", after(1))
+    journal.resume("bo", "", after(2))
+    journal.hold("ann", "", after(3))
+    assert journal.resumed_at() == after(2)
+
+
+def test_the_tally_counts_outcomes_by_kind_from_its_moment_on(journal: Journal) -> None:
+    assert journal.tally(NOW) == Tally()
+    lease = taken(journal)
+    intend(journal, lease)
+    for seconds, outcome in [
+        (-1, DONE),
+        (0, DONE),
+        (1, DONE),
+        (2, FAILED),
+        (3, UNVERIFIED),
+        (4, SKIPPED),
+        (5, SKIPPED),
+    ]:
+        journal.settle(intend(journal, lease), outcome, after(seconds))
+    assert journal.tally(NOW) == Tally(done=2, skipped=2, failed=1, unverified=1)
+    assert journal.tally(after(4)) == Tally(skipped=2)
+    assert journal.tally(after(6)) == Tally()
+
+
+def test_the_deletion_of_a_user_is_told_from_the_stop_of_the_default_server(journal: Journal) -> None:
+    lease = taken(journal)
+    stop = intend(journal, lease, action("ann"))
+    deletion = intend(journal, lease, replace(action("ann"), kind=ActionKind.DELETE_USER))
+    assert [(one.id, one.action) for one in journal.open_intents()] == [
+        (stop, "stop-server"),
+        (deletion, "delete-user"),
+    ]
+
+
 def test_forgetting_takes_what_is_old_and_settled_and_never_an_open_intent(journal: Journal) -> None:
     lease = taken(journal, now=after(-10))
     left_open = intend(journal, lease, action("open"), after(-9))
@@ -545,6 +599,388 @@ def test_forgetting_more_than_a_batch_takes_all(journal: Journal) -> None:
     for _ in range(510):
         journal.note("note", "ann", 0, NOW)
     assert journal.forget(after(1)) == 510
+
+
+# Exemptions
+
+
+def keep(journal: Journal, user: str = "ann", server: str | None = "gpu", seconds: float = 3600) -> Exemption:
+    return journal.exempt(user, server, after(seconds), "bo", "thesis", NOW)
+
+
+def told(journal: Journal) -> list[tuple[str, str, str | None, str | None]]:
+    return [(entry.event, entry.actor, entry.user, entry.server) for entry in journal.entries()[::-1]]
+
+
+def test_an_exemption_is_read_back_as_it_was_made_and_is_an_entry(journal: Journal) -> None:
+    made = keep(journal)
+    assert made == Exemption(made.id, "ann", "gpu", after(3600), "bo", "thesis", NOW)
+    assert journal.exemptions(NOW) == (made,)
+    (entry,) = journal.entries()
+    assert told(journal) == [("kept", "bo", "ann", "gpu")]
+    assert entry.at == NOW
+    assert entry.detail == f"until 2025-03-01 13:00 UTC (exemption {made.id}): thesis"
+
+
+def test_all_servers_of_a_user_are_not_taken_for_the_default_server(journal: Journal) -> None:
+    default, every = keep(journal, server=""), keep(journal, server=None)
+    assert journal.exemptions(NOW) == (every, default)
+    assert [one.server for one in journal.exemptions(NOW)] == [None, ""]
+    assert [entry.server for entry in journal.entries()] == [None, ""]
+
+
+def test_a_second_exemption_for_the_same_leaves_the_first_in_force(journal: Journal) -> None:
+    longer, shorter = keep(journal, seconds=3600), keep(journal, seconds=60)
+    assert journal.exemptions(NOW) == (shorter, longer)
+    assert journal.exemptions(after(60)) == (longer,)
+
+
+def test_an_exemption_is_listed_exactly_as_long_as_it_covers(journal: Journal) -> None:
+    made = [keep(journal, seconds=10), keep(journal, seconds=20)]
+    made[1] = journal.end_exemption(made[1].id, "cy", "", after(5))
+    for seconds in (0, 4.999999, 5, 9.999999, 10, 19.999999, 20):
+        now = after(seconds)
+        assert journal.exemptions(now) == tuple(one for one in made[::-1] if one.covers("ann", "gpu", now))
+    assert journal.exemptions(after(20), ended=True) == (made[1], made[0])
+
+
+def test_exemptions_of_one_user_leave_out_those_of_others(journal: Journal) -> None:
+    mine, _, also_mine = keep(journal, "ann"), keep(journal, "Ann"), keep(journal, "ann", None, 10)
+    assert journal.exemptions(NOW, user="ann") == (also_mine, mine)
+    assert journal.exemptions(after(10), user="ann") == (mine,)
+    assert journal.exemptions(after(10), user="ann", ended=True) == (also_mine, mine)
+    assert journal.exemptions(NOW, user="nobody") == ()
+
+
+def test_ending_an_exemption_keeps_who_did_so_and_is_an_entry(journal: Journal) -> None:
+    made, other = keep(journal), keep(journal)
+    over = journal.end_exemption(made.id, "cy", "thesis is in", after(60))
+    assert over == replace(made, ended_at=after(60), ended_by="cy")
+    assert journal.exemptions(after(60)) == (other,)
+    assert journal.exemptions(after(60), ended=True) == (other, over)
+    assert told(journal)[-1] == ("released", "cy", "ann", "gpu")
+    assert journal.entries()[0].detail == f"exemption {made.id}, until 2025-03-01 13:00 UTC, ended: thesis is in"
+
+
+def test_an_exemption_that_is_over_was_ended_or_never_was_cannot_be_ended_and_that_is_said(journal: Journal) -> None:
+    ended, over = keep(journal), keep(journal, seconds=60)
+    journal.end_exemption(ended.id, "cy", "", after(30))
+    before = journal.exemptions(NOW, ended=True), told(journal)
+    for exemption_id, said in [
+        (ended.id, "cy ended it at 2025-03-01 12:00 UTC"),
+        (over.id, "it ran until 2025-03-01 12:01 UTC"),
+        (over.id + 1, f"There is no exemption {over.id + 1}"),
+    ]:
+        with pytest.raises(NoSuchExemption, match=said) as error:
+            journal.end_exemption(exemption_id, "di", "again", after(60))
+        assert not isinstance(error.value, JournalError), "the database is well"
+    assert (journal.exemptions(NOW, ended=True), told(journal)) == before
+
+
+def test_of_two_who_end_an_exemption_at_once_one_does_and_the_other_is_told(two: tuple[Journal, Journal]) -> None:
+    made = keep(two[0])
+
+    def end(journal: Journal, actor: str) -> object:
+        try:
+            return journal.end_exemption(made.id, actor, "", after(1))
+        except NoSuchExemption as error:
+            return str(error)
+
+    first, second, overtook = in_order(
+        "UPDATE hubguard_exemption", lambda: end(two[0], "cy"), lambda: end(two[1], "di")
+    )
+    assert not overtook
+    assert isinstance(first, Exemption)
+    assert "cy ended it" in str(second)
+    assert [entry.actor for entry in two[0].entries(event="released")] == ["cy"]
+
+
+@pytest.mark.parametrize("seconds", [-1, 0])
+def test_an_exemption_that_is_over_before_it_begins_is_no_exemption(journal: Journal, seconds: float) -> None:
+    with pytest.raises(ValueError, match="after it begins"):
+        keep(journal, seconds=seconds)
+    assert (journal.exemptions(NOW, ended=True), told(journal)) == ((), [])
+
+
+def test_an_exemption_and_its_entry_are_there_both_or_not_at_all(journal: Journal) -> None:
+    made = keep(journal)
+    with failing_at("INSERT INTO hubguard_entry"):
+        with pytest.raises(JournalError, match="is full"):
+            keep(journal)
+        with pytest.raises(JournalError, match="is full"):
+            journal.end_exemption(made.id, "cy", "", after(1))
+    assert journal.exemptions(NOW, ended=True) == (made,)
+    assert told(journal) == [("kept", "bo", "ann", "gpu")]
+
+
+def test_exemptions_keep_names_exactly_and_whatever_reason_was_given(journal: Journal) -> None:
+    for name in NAMES:
+        journal.exempt(name, name, after(60), name, "\0 \ud800 " + "ü" * 100_000, NOW)
+    for name in NAMES:
+        (made,) = journal.exemptions(NOW, user=name)
+        assert (made.user, made.server, made.actor, len(made.why)) == (name, name, name, 2000)
+    with pytest.raises(JournalError, match="not a name"):
+        keep(journal, "x" * 256)
+
+
+def test_an_exemption_is_forgotten_only_when_it_was_long_over(journal: Journal) -> None:
+    keep(journal, "over", seconds=10)
+    just_over = keep(journal, "just over", seconds=20)
+    running = keep(journal, "running", seconds=30)
+    journal.forget(after(20))
+    assert journal.exemptions(after(20), ended=True) == (running, just_over)
+    with pytest.raises(NoSuchExemption, match="There is no exemption"):
+        journal.end_exemption(just_over.id - 1, "cy", "", after(20))
+    journal.forget(after(40))
+    assert keep(journal).id > running.id
+
+
+# What was seen of servers
+
+
+def seen(user: str = "ann", server: str = "", at: float | None = 0, **more: object) -> Seen:
+    active_at = None if at is None else after(at)
+    values = {"active_at": active_at, "evidence": None if at is None else Evidence.HUB, **more}
+    return Seen(user, server, STARTED, **values)  # type: ignore[arg-type]
+
+
+def by_server(*rows: Seen) -> dict[tuple[str, str], Seen]:
+    return {(row.user, row.server): row for row in rows}
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is sent to the database, in order; a statement for many rows is one."""
+    sent: list[str] = []
+
+    def note(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def failing_at(statement_starts: str) -> Iterator[None]:
+    """Such a statement finds the disk full."""
+
+    def fail(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(statement_starts):
+            raise sa.exc.OperationalError(statement, {}, Exception("database or disk is full"))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", fail)
+    try:
+        yield
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", fail)
+
+
+def test_what_was_seen_is_read_back_exactly(journal: Journal) -> None:
+    assert journal.activity() == {}
+    rows = [
+        Seen("ann", "", None),
+        Seen("ann", "gpu", STARTED, NOW, Evidence.PROXY, "stop", after(-5), after(-7), True),
+        Seen("bo", "", STARTED, after(-1), Evidence.START),
+        *(seen(name, name) for name in NAMES if name != "ann"),
+    ]
+    assert journal.see(rows, NOW) == len(rows)
+    assert journal.activity() == by_server(*rows)
+
+
+def test_only_what_has_changed_is_written(journal: Journal) -> None:
+    rows = [seen(f"user{number}") for number in range(20)]
+    journal.see(rows, NOW)
+    with statements() as sent:
+        assert journal.see(rows, after(60)) == 0
+    assert [one for one in sent if not one.startswith(("BEGIN", "SELECT"))] == []
+    rows[7] = replace(rows[7], active_at=after(60))
+    assert journal.see(rows, after(60)) == 1
+    assert journal.activity() == by_server(*rows)
+
+
+def test_seeing_some_servers_leaves_the_others_as_they_were(journal: Journal) -> None:
+    journal.see([seen("ann"), seen("ann", "gpu"), seen("bo")], NOW)
+    journal.see([seen("ann", "gpu", 9), seen("cy", at=9)], after(9))
+    assert journal.activity() == by_server(seen("ann"), seen("ann", "gpu", 9), seen("bo"), seen("cy", at=9))
+
+
+def test_a_thousand_changed_servers_among_many_take_a_handful_of_statements(journal: Journal) -> None:
+    """A statement a row is what makes a cycle of 1,000 servers take seconds, and locks the journal meanwhile."""
+    rows = [seen(f"user{number}") for number in range(3000)]
+    journal.see(rows, NOW)
+    later = [replace(row, active_at=after(60)) for row in rows[:1000]]
+    with statements() as sent:
+        assert journal.see(later, after(60)) == 1000
+    assert len(sent) <= 5
+    assert journal.activity() == by_server(*later, *rows[1000:])
+
+
+def test_real_use_once_seen_is_not_unseen_while_all_else_is_as_seen_last(journal: Journal) -> None:
+    journal.see(
+        [seen(at=60, evidence=Evidence.PROXY, pending="stop", pending_since=NOW, route_missing=True)], after(60)
+    )
+    restarted = Seen("ann", "", after(70), after(50), Evidence.HUB)
+    assert journal.see([restarted], after(70)) == 1
+    assert journal.activity() == by_server(replace(restarted, active_at=after(60), evidence=Evidence.PROXY))
+    assert journal.see([restarted], after(71)) == 0
+    journal.see([seen(at=None)], after(72))
+    assert journal.activity() == by_server(seen(at=60, evidence=Evidence.PROXY))
+
+
+def test_use_that_a_wrong_clock_put_into_the_future_gives_way_to_what_is_seen_now(journal: Journal) -> None:
+    """Else that server would look used for as long as the clock was wrong by."""
+    journal.see([seen(at=86_400)], NOW)
+    journal.see([seen(at=60)], after(60))
+    assert journal.activity() == by_server(seen(at=60))
+
+
+def test_of_several_rows_for_a_server_the_last_one_counts(journal: Journal) -> None:
+    assert journal.see([seen(at=1), seen("bo"), seen(at=3, pending="stop"), seen(at=2)], after(5)) == 2
+    assert journal.activity() == by_server(seen(at=2), seen("bo"))
+
+
+def test_a_server_with_a_name_that_cannot_be_kept_does_not_keep_the_others_out(journal: Journal) -> None:
+    assert journal.see([seen("x" * 256), seen("ann", "nul\0"), seen("bo")], NOW) == 1
+    assert journal.activity() == by_server(seen("bo"))
+    assert journal.see([seen("x" * 256)], NOW) == 0
+    assert journal.see([], NOW) == 0
+
+
+def test_a_pending_word_of_any_kind_is_kept_as_far_as_it_can_be_and_not_written_again(journal: Journal) -> None:
+    odd = seen(pending="\0\ud800" + "stop" * 100, pending_since=NOW)
+    assert journal.see([odd], NOW) == 1
+    assert journal.see([odd], after(60)) == 0
+    assert len(journal.activity()["ann", ""].pending or "") == 64
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO hubguard_activity", "UPDATE hubguard_activity"])
+def test_what_was_seen_is_recorded_for_all_servers_or_for_none(journal: Journal, statement: str) -> None:
+    journal.see([seen("ann"), seen("bo")], NOW)
+    with failing_at(statement), pytest.raises(JournalError, match="is full"):
+        journal.see([seen("ann", at=9), seen("bo", at=9), seen("cy", at=9)], after(9))
+    assert journal.activity() == by_server(seen("ann"), seen("bo"))
+
+
+def test_a_server_that_stays_unused_is_remembered_as_long_as_it_is_there_and_then_long_enough(journal: Journal) -> None:
+    day = 86_400
+    rows = [seen("idle"), seen("gone"), seen("silent", at=None)]
+    journal.see(rows, NOW)
+    for number in range(1, 500):
+        journal.see([rows[0], rows[2]], after(number * day))
+        if number > 400:
+            journal.forget(after((number - 400) * day))
+    assert journal.activity() == by_server(rows[0], rows[2])
+    journal.forget(after(499 * day))
+    assert journal.activity() == by_server(rows[0], rows[2])
+    journal.forget(after(499 * day + 1))
+    assert journal.activity() == {}
+
+
+def test_a_clock_that_went_back_makes_nothing_be_forgotten_earlier(journal: Journal) -> None:
+    journal.see([seen(at=-100)], NOW)
+    journal.see([seen(at=-50)], after(-40))
+    journal.forget(after(-1))
+    assert journal.activity() == by_server(seen(at=-50))
+
+
+def test_two_guards_that_see_the_same_servers_at_once_both_succeed_and_no_use_is_lost(
+    two: tuple[Journal, Journal],
+) -> None:
+    one, other = two
+    one.see([seen("old")], NOW)
+    first, second, overtook = in_order(
+        "INSERT INTO hubguard_activity",
+        lambda: one.see([seen("old", at=9), seen("new", at=9), seen("newer", at=1)], after(9)),
+        lambda: other.see([seen("old", at=5), seen("new", at=5), seen("newer", at=5)], after(9)),
+    )
+    assert (first, second, overtook) == (3, 1, False)
+    assert other.activity() == by_server(seen("old", at=9), seen("new", at=9), seen("newer", at=5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    looks=st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["ann", "bo"]),
+                st.sampled_from(["", "gpu"]),
+                st.none() | st.integers(min_value=0, max_value=9),
+                st.sampled_from([None, "stop", "spawn"]),
+            ),
+            max_size=6,
+        ),
+        max_size=8,
+    )
+)
+def test_after_any_looks_each_server_is_as_seen_last_with_the_latest_use_of_all(
+    looks: list[list[tuple[str, str, int | None, str | None]]],
+) -> None:
+    expected: dict[tuple[str, str], Seen] = {}
+    with opened("sqlite://") as journal:
+        for look in looks:
+            last = by_server(*(seen(user, server, at, pending=pending) for user, server, at, pending in look))
+            for key, row in last.items():
+                known = expected[key].active_at if key in expected else None
+                times = [at for at in (known, row.active_at) if at is not None]
+                at = (max(times) - NOW).total_seconds() if times else None
+                expected[key] = seen(row.user, row.server, at, pending=row.pending)
+            changed = {key for key in last if journal.activity().get(key) != expected[key]}
+            rows = (seen(user, server, at, pending=pending) for user, server, at, pending in look)
+            assert journal.see(rows, after(10)) == len(changed)
+            assert journal.activity() == expected
+
+
+# What a guard remembers over a restart
+
+
+def test_what_is_remembered_is_recalled_with_its_time_and_the_last_word_counts(journal: Journal) -> None:
+    assert journal.recall("pace") is None
+    value = {"rate": 2.5, "runs": [["ann", "", None], ["\0\ud800Ω", "%s", 7]], "nested": {"on": True}}
+    journal.remember("pace", {"rate": 1}, NOW)
+    journal.remember("brake", {"since": None}, NOW)
+    journal.remember("pace", value, after(1))
+    assert journal.recall("pace") == (value, after(1))
+    assert journal.recall("brake") == ({"since": None}, NOW)
+    assert journal.recall("Pace") is None
+
+
+def test_much_can_be_remembered(journal: Journal) -> None:
+    value = {f"user{number}": "ü" * 255 for number in range(1000)}
+    journal.remember("watch", value, NOW)
+    assert journal.recall("watch") == (value, NOW)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"text"', "[" * 100_000, '{"a": 1', "{}x"])
+def test_what_was_garbled_is_no_memory_rather_than_an_error(shared_database_url: str, text: str) -> None:
+    with opened(shared_database_url) as journal:
+        journal.remember("pace", {"rate": 1}, NOW)
+        engine = sa.create_engine(shared_database_url, poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            connection.execute(sa.text("UPDATE hubguard_memory SET value = :text"), {"text": text})
+        assert journal.recall("pace") is None
+        journal.remember("pace", {"rate": 2}, NOW)
+        assert journal.recall("pace") == ({"rate": 2}, NOW)
+
+
+@pytest.mark.parametrize("value", [{"at": NOW}, {"rate": float("nan")}, {"rate": float("inf")}])
+def test_what_is_not_json_is_refused_and_the_old_word_stays(journal: Journal, value: dict[str, object]) -> None:
+    journal.remember("pace", {"rate": 1}, NOW)
+    with pytest.raises((TypeError, ValueError)):
+        journal.remember("pace", value, NOW)
+    assert journal.recall("pace") == ({"rate": 1}, NOW)
+
+
+def test_two_guards_that_remember_for_the_first_time_at_once_both_succeed(two: tuple[Journal, Journal]) -> None:
+    first, second, overtook = in_order(
+        "INSERT INTO hubguard_memory",
+        lambda: two[0].remember("pace", {"by": 1}, NOW),
+        lambda: two[1].remember("pace", {"by": 2}, NOW),
+    )
+    assert (first, second, overtook) == (None, None, False)
+    assert two[0].recall("pace") == ({"by": 2}, NOW)
 
 
 # Two at once: nothing comes between a check and its commit
@@ -722,6 +1158,104 @@ def test_after_a_guard_was_killed_an_intent_is_there_whole_or_not_at_all(
         lease = journal.take_lease("hub", "next", "", 1, NOW + timedelta(seconds=60), 30)
         assert lease is not None
         assert lease.fence == 2
+
+
+BUSY = """
+import os, signal, sys
+from datetime import datetime, timedelta, timezone
+import sqlalchemy as sa
+from hubguard.journal import open_journal
+from hubguard.model import Evidence, Seen
+url, statement, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+done = 0
+def spill(connection, record):
+    if url.startswith("sqlite"):
+        connection.execute("PRAGMA cache_size = 1")  # what isn't committed yet is in the file already
+def die(conn, cursor, text, *rest):
+    if done == rounds and text.startswith(statement):
+        os.kill(os.getpid(), signal.SIGKILL)
+journal = open_journal(url)
+sa.event.listen(sa.Pool, "connect", spill)
+sa.event.listen(sa.Engine, "after_cursor_execute", die)
+now = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+while True:
+    now += timedelta(seconds=1)
+    # Every other time a new name comes in between, so that rows are added and changed in one go.
+    users = [f"user{number}" for number in range(300)] + [f"new{done}-{number}" for number in range(300)]
+    journal.see([Seen(user, "", now, now, Evidence.HUB) for user in users], now)
+    exemption = journal.exempt("ann", None, now + timedelta(hours=1), "bo", "x" * 1500, now)
+    journal.end_exemption(exemption.id, "bo", "", now)
+    journal.remember("count", {"rounds": done, "fill": "x" * 20000}, now)
+    done += 1
+    print(done, flush=True)
+"""
+
+
+def assert_sound(url: str, finished: int) -> None:
+    """What ``finished`` rounds have recorded is there, and of the one under way each step whole or not at all."""
+    with opened(url) as journal:
+        activity = journal.activity()
+        rounds = len(activity) // 300 - 1
+        assert len(activity) == 300 * (rounds + 1)
+        assert rounds in (finished, finished + 1)
+        assert len({row.active_at for row in activity.values() if row.user.startswith("user")}) == 1
+        exemptions = journal.exemptions(NOW, ended=True)
+        ended = [one for one in exemptions if one.ended_at]
+        assert len(journal.entries(event="kept", limit=1000)) == len(exemptions)
+        assert len(journal.entries(event="released", limit=1000)) == len(ended)
+        assert finished <= len(ended) <= len(exemptions) <= rounds
+        memory = journal.recall("count")
+        if finished:
+            assert memory is not None
+            assert memory[0]["rounds"] in (finished - 1, finished)
+        journal.see([seen()], NOW)
+        journal.remember("count", {}, NOW)
+    if url.startswith("sqlite"):
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO hubguard_activity",
+        "UPDATE hubguard_activity",
+        "INSERT INTO hubguard_exemption",
+        "UPDATE hubguard_exemption",
+        "INSERT INTO hubguard_entry",
+        "UPDATE hubguard_memory",
+    ],
+)
+def test_a_guard_killed_in_the_middle_of_a_change_leaves_every_change_whole_or_undone(
+    shared_database_url: str, statement: str
+) -> None:
+    command = [sys.executable, "-c", BUSY, shared_database_url, statement, "2"]
+    killed = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
+    if statement == "UPDATE hubguard_activity" and shared_database_url.startswith("sqlite"):
+        file = sa.make_url(shared_database_url).database
+        assert os.path.getsize(f"{file}-journal") > 0, "nothing was in the file yet, so nothing had to be undone"
+    assert_sound(shared_database_url, len(killed.stdout.split()))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", range(8))
+def test_a_guard_killed_at_any_moment_leaves_a_sound_journal(tmp_path: object, rounds: int) -> None:
+    url = f"sqlite:///{tmp_path}/journal.sqlite"
+    command = [sys.executable, "-c", BUSY, url, "", "-1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as busy:
+        try:
+            assert busy.stdout is not None
+            finished = 0
+            while finished <= rounds:
+                finished = int(busy.stdout.readline())
+            # However long reading took: the guard is somewhere in the next round.
+            threading.Event().wait(rounds * 0.011)
+        finally:
+            busy.kill()
+        finished = int((busy.stdout.read().split() or [str(finished)])[-1])
+    assert_sound(url, finished)
 
 
 # Trouble: one clear line, nothing lost, no password

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
@@ -165,6 +166,59 @@ def test_an_upgrade_that_fails_halfway_leaves_the_database_empty(
         sa.event.remove(sa.Engine, "before_cursor_execute", fails)
     assert table_names(shared_database_url) == set()
     open_journal(shared_database_url).close()
+
+
+def at_revision(url: str, revision: str) -> None:
+    """The database is as an older HubGuard has left it."""
+    database = Database(url)
+    database.make_file()
+    config = migrate.alembic_config()
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    database.close()
+
+
+OLD_ENTRY = (
+    "INSERT INTO hubguard_entry (at, event, actor, fence, detail) "
+    "VALUES ('2025-03-01 12:00:00.000000', 'held', 'ann', 0, 'exam')"
+)
+
+
+def test_upgrading_the_first_tables_keeps_what_they_hold_and_adds_the_rest(shared_database_url: str) -> None:
+    at_revision(shared_database_url, "0001")
+    run_sql(shared_database_url, OLD_ENTRY, "UPDATE hubguard_stance SET armed = (1 = 1), armed_by = 'bo'")
+    assert table_names(shared_database_url) < {*tables.metadata.tables, tables.VERSION_TABLE}
+    journal = open_journal(shared_database_url)
+    assert [(entry.actor, entry.detail) for entry in journal.entries()] == [("ann", "exam")]
+    assert (journal.stance().armed, journal.stance().armed_by) == (True, "bo")
+    assert (journal.activity(), journal.recall("pace")) == ({}, None)
+    journal.close()
+    assert table_names(shared_database_url) == {*tables.metadata.tables, tables.VERSION_TABLE}
+
+
+def test_an_upgrade_of_the_first_tables_that_fails_halfway_leaves_them_to_the_older_version(
+    shared_database_url: str,
+) -> None:
+    at_revision(shared_database_url, "0001")
+    run_sql(shared_database_url, OLD_ENTRY)
+    before = table_names(shared_database_url)
+
+    def fails(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if "CREATE TABLE hubguard_memory" in statement:
+            raise sa.exc.OperationalError(statement, {}, Exception("database or disk is full"))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", fails)
+    try:
+        with pytest.raises(JournalError, match="is full"):
+            open_journal(shared_database_url)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", fails)
+    assert table_names(shared_database_url) == before
+    assert migrate.revisions(shared_database_url)[0] == "0001"
+    journal = open_journal(shared_database_url)
+    assert len(journal.entries()) == 1
+    journal.close()
 
 
 def test_a_database_of_a_newer_revision_is_refused_naming_both_and_left_alone(shared_database_url: str) -> None:
