@@ -241,6 +241,8 @@ async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int
     settings = settings_of(options, environ)
     if options.get(HOOK) is not None:
         raise ConfigError(f"c.IdleCuller.{HOOK}", "isn't asked yet. Nothing is culled, since it may spare servers")
+    if options.get("ssl_enabled"):
+        raise ConfigError("--ssl-enabled", "hubs with internal SSL can't be reached yet")
     if url := options.get("url"):
         environ = {**environ, "JUPYTERHUB_API_URL": str(url)}
     place = replace(place_from(environ), registration={})
@@ -329,22 +331,23 @@ class _Told:
 class _HubWithModels(HTTPHubAPI):
     """Also keeps what the hub last listed of each server, since the culler's hook is given all of that."""
 
-    _models: dict[tuple[str, str], dict[str, Any]]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._models: dict[tuple[str, str], dict[str, Any]] = {}
 
     async def _read(self, call: Any) -> Any:
         answer = await super()._read(call)
-        told = answer.json
-        items = told.get("items") if isinstance(told, dict) else None
-        if isinstance(items, list):
-            if not told["_pagination"].get("offset"):
+        query = call.query or {}
+        if query.get("state") == "active" and isinstance(answer.json, dict):
+            if query.get("offset") == "0":
                 self._models = {}
-            for user in items:
-                for name, model in (user.get("servers") or {}).items():
+            for user in answer.json.get("items", ()):
+                for name, model in user.get("servers", {}).items():
                     self._models[(user["name"], name)] = model
         return answer
 
     def model(self, server: Server) -> dict[str, Any]:
-        """``server`` as the hub listed it last."""
+        """``server`` as the hub listed it last. Raises KeyError for one that it didn't."""
         return self._models[server.key]
 
 

@@ -17,7 +17,6 @@ from aiohttp import web
 
 TOKEN = "the-cullers-token"
 PAGE = 200
-SLOW_S = 0.3
 
 
 def ago(seconds: float | None, *, naive: bool = False) -> str | None:
@@ -32,8 +31,8 @@ def ago(seconds: float | None, *, naive: bool = False) -> str | None:
 class Srv:
     """A server: idle and running for so many seconds (None: the hub doesn't know).
 
-    ``answer`` is how it takes being stopped: 204, 202 (gone a little later) or 500. ``by_then_idle`` and ``by_then_age`` are
-    what the hub says when asked about this user alone: somebody came back, or it was restarted, after the list was read.
+    ``answer`` is how it takes being stopped: 204, 202 (gone ``slow_s`` later) or 500. ``by_then_idle`` and ``by_then_age``
+    are what the hub says when asked about this user alone: somebody came back, or it was restarted, after the list was read.
     """
 
     idle: float | None = 3600.0
@@ -41,6 +40,7 @@ class Srv:
     ready: bool = True
     pending: str | None = None
     answer: int = 204
+    slow_s: float = 0.3
     naive: bool = False
     by_then_idle: float | None = None
     by_then_age: float | None = None
@@ -83,9 +83,10 @@ class ScriptedHub:
     ``stop ann``, ``stop ann/gpu``, ``remove ann/gpu``, ``delete ann``, and ``lost <path>`` for what leads nowhere.
     """
 
-    def __init__(self, people: list[Person], *, may_delete_users: bool = False) -> None:
+    def __init__(self, people: list[Person], *, may_delete_users: bool = False, refuses: bool = False) -> None:
         self._people = {person.name: person for person in people}
         self._may_delete_users = may_delete_users
+        self._refuses = refuses
         self._said: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
         self.tokens: set[str] = set()
@@ -104,8 +105,15 @@ class ScriptedHub:
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
 
+    async def asked_for(self, what: str) -> None:
+        """Returns when it was asked for ``what``."""
+        while what not in self.asked:
+            await asyncio.sleep(0.02)
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.tokens.add(request.headers.get("Authorization", ""))
+        if self._refuses:
+            return _error(403, "Forbidden")
         raw = request.raw_path.partition("?")[0]
         parts = [unquote(part) for part in raw.removeprefix("/hub/api").strip("/").split("/")]
         match request.method, parts:
@@ -187,7 +195,7 @@ class ScriptedHub:
             return _error(500, "Failed to stop it")
         self._said[person.name]["last_activity"] = ago(0.0)
         if server.answer == 202:
-            asyncio.get_running_loop().call_later(SLOW_S, person.servers.pop, name, None)
+            asyncio.get_running_loop().call_later(server.slow_s, person.servers.pop, name, None)
             return web.Response(status=202)
         del person.servers[name]
         return web.Response(status=204)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ CAME_BACK = "Right before each request the server or user is read again, and who
 SWITCHES_HOLD = "Max age doesn't overrule a switch: servers that are never to be stopped aren't."
 HOOK_HOLDS = "Max age doesn't overrule the hook."
 NAMES_ARE_QUOTED = "Names go into a path quoted, so that every server and user can be reached."
-ITS_SERVER_FIRST = "A user is deleted once a list of the hub's shows none of their servers, which this cycle's can't for one that it stops."
+ITS_SERVER_FIRST = (
+    "A user is deleted by a list that shows none of their servers, not in the cycle that stops the last of these."
+)
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,7 @@ async def run_ours(situation: Situation, cwd: Path, **more: str) -> tuple[set[st
                 process.kill()
                 await process.wait()
         assert len(hub.asked) == len(set(hub.asked)), "something was asked for twice"
+        assert [file.name for file in cwd.iterdir()] == ["hub_culler.py"], "it needs a disk"
         assert hub.tokens == {f"token {TOKEN}"}
         return set(hub.asked), said.decode()
 
@@ -341,3 +345,58 @@ async def test_it_stops_what_the_idle_culler_stops_but_for_what_is_listed(
     for version, asked in zip(folders, theirs_asked, strict=True):
         assert asked ^ ours == set(situation.different), version
     assert TOKEN not in said
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+async def test_it_ends_at_once_and_cleanly_when_told_to_with_a_stop_under_way(number: int, name: str, tmp_path: Path):
+    endless = Situation("", ("--timeout=600",), people(endless=Srv(**IDLE, answer=202, slow_s=3600)), frozenset())
+    async with ScriptedHub(fresh(endless)) as hub:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hubguard.culler", *endless.options),
+            env=environ(hub),
+            cwd=tmp_path,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            await asyncio.wait_for(hub.asked_for("stop endless"), CYCLE_S)
+            process.send_signal(number)
+            _, said = await asyncio.wait_for(process.communicate(), 10)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert process.returncode == 0, said.decode()
+    assert "Traceback" not in said.decode()
+    assert "Told to end" in said.decode()
+
+
+async def test_what_z2jh_runs_works_with_only_the_modules_name_changed(tmp_path: Path):
+    """2.0.0 itself rejects it, for the bare --cull-users."""
+    options = ("--timeout=3600", "--cull-every=600", "--concurrency=10", "--remove-named-servers")
+    here = people(idle=Srv(idle=4000), busy=Srv(idle=3000))
+    asked, said = await run_ours(Situation("", options, here, frozenset({"stop idle"})), tmp_path)
+    assert asked == {"stop idle"}, said
+
+
+async def test_the_token_is_in_no_log_even_when_all_is_logged_and_the_hub_refuses_it(tmp_path: Path):
+    refused = Situation("", ("--timeout=600", "--logging=debug"), (), frozenset())
+    async with ScriptedHub([], refuses=True) as hub:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hubguard.culler", *refused.options),
+            env=environ(hub),
+            cwd=tmp_path,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        said = b""
+        try:
+            while b"Cycle done" not in said:
+                line = await asyncio.wait_for(process.stderr.readline(), CYCLE_S)
+                assert line, said.decode()
+                said += line
+        finally:
+            process.kill()
+            said += await process.stderr.read()
+            await process.wait()
+    assert "refused to list its servers" in said.decode()
+    assert TOKEN not in said.decode()
