@@ -58,7 +58,7 @@ JOURNAL_DAYS = 8
 
 WITHOUT: tuple[str, ...] = (
     "Its journal is in memory: after a restart it remembers no failed stop, no outage and nothing that it has done.",
-    "It has no page, no API and no hold: what it does stands in this log alone, and ending it is how it is stopped.",
+    "It has no page, no API and no hold: what it does stands in its log alone, and ending it is how it is stopped.",
     "It doesn't look at the proxy: how active a server is, the hub alone tells, which lags by minutes.",
     "It can't notice another culler at work beside it.",
 )

@@ -400,3 +400,9 @@ async def test_the_token_is_in_no_log_even_when_all_is_logged_and_the_hub_refuse
             await process.wait()
     assert "refused to list its servers" in said.decode()
     assert TOKEN not in said.decode()
+
+
+def test_the_docs_tell_every_difference():
+    docs = (Path(__file__).parents[2] / "docs" / "from-the-idle-culler.md").read_text()
+    for reason in {reason for situation in SITUATIONS for reason in situation.different.values()}:
+        assert f"- {reason}" in docs

@@ -185,3 +185,11 @@ async def test_a_hook_that_raises_raises():
     arbiter = culler.as_arbiter(lambda **_: 1 / 0, 600, lambda server: MODEL)
     with pytest.raises(ZeroDivisionError):
         await arbiter(server=SERVER, inactive=timedelta(0))
+
+
+def test_the_docs_tell_every_option_and_everything_that_is_missing():
+    docs = (Path(__file__).parents[2] / "docs" / "from-the-idle-culler.md").read_text()
+    table = docs[docs.index("| option | default |") :]
+    assert [option.flag for option in (*OPTIONS, *LOGGING) if f"`{option.flag}`" not in table] == []
+    for line in culler.WITHOUT:
+        assert f"- {line}\n" in docs
