@@ -375,8 +375,9 @@ class Lease:
 class Entry:
     """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
 
-    ``event`` is one of: intent, outcome, armed, observing, held, resumed, cycle, lease, note. ``outcome`` is set for
-    outcomes only. ``started`` is the run of the server that was meant. ``fence`` is 0 for what people did without a lease.
+    ``event`` is one of: intent, outcome, armed, observing, held, resumed, kept, released, braked, brake-over, finding,
+    cycle, lease, note. ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant.
+    ``fence`` is 0 for what people did without a lease.
     """
 
     id: int
@@ -533,7 +534,9 @@ class Status:
 class BudgetUse:
     """How the budget stands: requests in flight, the concurrency allowed now and at most, the rate, and the breaker.
 
-    ``requests``, ``failures`` and ``waited_s`` count since the guard started; ``breaker`` is closed, open or probing.
+    ``concurrency`` is how many stops and the like may be in flight at the hub; ``in_flight`` counts looking, too, and may
+    be over it. ``breaker`` is the hub's: closed, open or probing. ``requests`` (sent), ``failures`` and ``waited_s``
+    (seconds, summed) count since the guard started.
     """
 
     in_flight: int
@@ -545,3 +548,18 @@ class BudgetUse:
     requests: int
     failures: int
     waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PaceState:
+    """What of the pace at the hub outlives a restart of the guard.
+
+    ``concurrency`` is the limit at that moment. ``breaker`` is closed or open; an open one lets a probe go in ``probe_in_s``
+    and stays open for ``stays_open_s`` between two probes. ``failures`` is how many requests in a row have failed.
+    """
+
+    concurrency: int
+    breaker: str
+    failures: int
+    probe_in_s: float
+    stays_open_s: float

@@ -1,8 +1,9 @@
-"""The budget: the one thing that every request to the hub passes, whichever part sends it.
+"""The budget: the one thing that every request to the hub and the proxy passes, whichever part sends it.
 
-It guarantees, whatever fails: never more than ``rate * W + burst`` requests begin within any window of W seconds; never
-more than ``concurrency`` are in flight; a fifth of the rate, and one place in flight at least, is left to what isn't
-acting; and while the breaker is open, nothing goes out but one harmless probe at a time.
+It guarantees, whatever fails: never more than ``rate * W + burst`` requests go out within any window of W seconds, to hub
+and proxy together, and a guard that is started again has no burst; at each of them never more than ``concurrency`` that act
+are in flight, and a fifth more in all; so a fifth of the rate, and one place in flight at least, is left to what isn't
+acting; and once a breaker is open, nobody is let go but one harmless probe at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextvars import ContextVar
 from enum import Enum
@@ -18,11 +19,11 @@ from types import TracebackType
 
 from hubguard.clients.clock import Clock, SystemClock
 from hubguard.errors import BudgetExhausted
-from hubguard.limits import Breaker, Concurrency, Rate
-from hubguard.model import BudgetUse
+from hubguard.limits import Breaker, Concurrency, Latency, Rate
+from hubguard.model import BudgetUse, PaceState
 
 RESERVED_SHARE = 0.2
-"""The part of rate, burst and places that acting leaves alone."""
+"""The part of rate and burst that acting leaves alone; and so many places come on top of those for acting."""
 
 LONGEST_PAUSE_S = 600.0
 """A Retry-After counts up to here: a wrong header mustn't silence HubGuard for a day."""
@@ -34,26 +35,36 @@ _lowered_to: ContextVar[tuple[_Stage, ...]] = ContextVar("_lowered_to", default=
 class Lane(str, Enum):
     """What a request is for."""
 
-    ACT = "act"  # changes something at the hub
+    ACT = "act"  # changes something
     RESERVED = "reserved"  # second look, verification, looking for people
+
+
+class Destination(str, Enum):
+    """Whom a request is sent to. All share one rate; each has its own places in flight, breaker and Retry-After."""
+
+    HUB = "hub"
+    PROXY = "proxy"
 
 
 class Slot:
     """The right to send one request, from ``async with budget.slot(...)``; it ends with the block.
 
-    Say in the block what came of the request; only the first word counts. A block that ends without a word was given up:
-    it tells nothing about the hub.
+    Say in the block when the request goes out, and what came of it; only the first word counts. A block that ends without
+    a word on what came of it was given up: it tells nothing about the hub.
     """
 
-    def __init__(self, budget: Budget, lane: Lane, *, safe: bool) -> None:
+    def __init__(self, budget: Budget, lane: Lane, *, safe: bool, to: Destination, kind: str | None) -> None:
         self._budget = budget
         self._lane = lane
         self._safe = safe
+        self._to = to
+        self._kind = kind
         self._number = 0
         self._asked_s = self._began_s = 0.0
         self._full = self._probe = self._settled = False
         self._limits = (budget._whole, *_lowered_to.get())
         self._stages: tuple[_Stage, ...] = ()
+        self._reserved: tuple[Rate, ...] = ()
         self._granted: asyncio.Future[None]
 
     async def __aenter__(self) -> Slot:
@@ -65,17 +76,25 @@ class Slot:
     ) -> None:
         self._budget._leave(self)
 
+    def begins(self) -> None:
+        """The request goes out now. The rate counts it from here, and its latency, too.
+
+        Until then it holds one of the burst; a block that ends without it gives that back. Whoever says what came of a
+        request has sent it.
+        """
+        self._budget._begin(self)
+
     def succeeded(self) -> None:
-        """The hub did, or told, what it was asked."""
+        """Who was asked did, or told, what it was asked."""
         self._budget._settle(self, ok=True, overload=False)
 
     def failed(self, *, overload: bool) -> None:
-        """It didn't. ``overload``: by 429, 5xx or silence, which slows all down; else the hub answered with a plain no."""
+        """It didn't. ``overload``: by 429, 5xx or silence, which slows all down; else it answered with a plain no."""
         self._budget._settle(self, ok=False, overload=overload)
 
     def retry_after(self, seconds: float) -> None:
-        """The hub wants to be left alone for ``seconds``: no lane sends anything until then, but 600 s at most."""
-        self._budget._pause(seconds)
+        """It wants to be left alone for ``seconds``: nobody is let go to it until then, but 600 s at most."""
+        self._budget._pause(self._to, seconds)
 
 
 class Budget:
@@ -95,25 +114,30 @@ class Budget:
         breaker_open_s: float = 15.0,
         clock: Clock | None = None,
     ) -> None:
-        """``rate`` in requests per second. Raises ValueError for numbers that make no sense."""
+        """``rate`` in requests per second. Raises ValueError for numbers that make no sense.
+
+        It starts as if the burst had just been spent: one request may go at once, the next ``1 / rate`` later.
+        """
         self._clock = clock or SystemClock()
-        self._whole = _Stage(rate, burst, concurrency)
-        self._share = Rate(rate * RESERVED_SHARE, max(1, int(burst * RESERVED_SHARE)))
-        self._breaker = Breaker(breaker_failures, breaker_open_s)
+        now_s = self._clock.monotonic_s()
+        self._whole = _Stage(rate, burst, concurrency, now_s)
+        self._share = Rate(rate * RESERVED_SHARE, max(1, int(burst * RESERVED_SHARE)), now_s)
+        self._sides = {to: _Side(Breaker(breaker_failures, breaker_open_s)) for to in Destination}
         self._waiting: dict[Lane, deque[Slot]] = {lane: deque() for lane in Lane}
-        self._paused_until_s = -math.inf
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_at_s = math.inf
         self._asked = self._requests = self._failures = 0
         self._waited_s = 0.0
 
-    def slot(self, lane: Lane, *, safe: bool) -> Slot:
+    def slot(self, lane: Lane, *, safe: bool, to: Destination = Destination.HUB, kind: str | None = None) -> Slot:
         """``async with budget.slot(lane, safe=...) as slot``: waits for its turn, then holds a place until the block ends.
 
-        ``safe``: it changes nothing, and may be sent to find out whether the hub answers again. Entering raises
-        BudgetExhausted where the breaker is open: always for what isn't safe, and for what is until a probe is due.
+        ``safe``: it changes nothing, and may be sent to find out whether ``to`` answers again. Entering raises
+        BudgetExhausted where its breaker is open: always for what isn't safe, and for what is until a probe is due.
+        ``kind`` names requests that usually take equally long: when these take longer and longer, that halves the
+        concurrency as an overload does. None: how long it takes tells nothing.
         """
-        return Slot(self, lane, safe=safe)
+        return Slot(self, lane, safe=safe, to=to, kind=kind)
 
     @contextlib.contextmanager
     def lowered(self, *, rate: float | None = None, concurrency: int | None = None) -> Iterator[None]:
@@ -123,9 +147,11 @@ class Budget:
         waits behind them. It only ever lowers. At most one second's worth of ``rate`` goes out at once.
         """
         whole = self._whole
+        cap = whole.places[Destination.HUB].cap
         rate = whole.total.rate if rate is None else min(rate, whole.total.rate)
-        concurrency = whole.places.cap if concurrency is None else min(concurrency, whole.places.cap)
-        stage = _Stage(rate, max(1, min(whole.total.burst, math.ceil(rate))), concurrency)
+        concurrency = cap if concurrency is None else min(concurrency, cap)
+        burst = max(1, min(whole.total.burst, math.ceil(rate)))
+        stage = _Stage(rate, burst, concurrency, self._clock.monotonic_s())
         before = _lowered_to.set((*_lowered_to.get(), stage))
         try:
             yield
@@ -139,15 +165,48 @@ class Budget:
         whole = self._whole
         return BudgetUse(
             in_flight=sum(whole.in_flight.values()),
-            concurrency=whole.places.limit,
-            concurrency_cap=whole.places.cap,
+            concurrency=whole.places[Destination.HUB].limit,
+            concurrency_cap=whole.places[Destination.HUB].cap,
             rate=whole.total.rate,
             burst=whole.total.burst,
-            breaker=self._breaker.state,
+            breaker=self._sides[Destination.HUB].breaker.state,
             requests=self._requests,
             failures=self._failures,
             waited_s=self._waited_s,
         )
+
+    def state(self) -> PaceState:
+        """What :meth:`restore` needs to go on from here in another process."""
+        breaker = self._sides[Destination.HUB].breaker
+        probe_in_s = {
+            "closed": 0.0,
+            "open": breaker.probe_in_s(self._clock.monotonic_s()),
+            # One is out. Should nobody be left to hear its answer, it counts as not answered.
+            "probing": breaker.stays_s,
+        }[breaker.state]
+        return PaceState(
+            concurrency=self._whole.places[Destination.HUB].limit,
+            breaker="closed" if breaker.state == "closed" else "open",
+            failures=breaker.in_a_row,
+            probe_in_s=probe_in_s,
+            stays_open_s=breaker.stays_s,
+        )
+
+    def restore(self, state: PaceState, age_s: float) -> None:
+        """Go on as another one was ``age_s`` ago. An open breaker stays open for what is left of its time.
+
+        This only ever slows down: what this one has learned by itself already isn't forgotten for it.
+        """
+        now_s = self._clock.monotonic_s()
+        self._whole.places[Destination.HUB].restore(state.concurrency, now_s)
+        self._sides[Destination.HUB].breaker.restore(
+            opened=state.breaker == "open",
+            failures=state.failures,
+            probe_in_s=state.probe_in_s - max(age_s, 0.0),
+            stays_s=state.stays_open_s,
+            now_s=now_s,
+        )
+        self._dispatch()
 
     async def _enter(self, slot: Slot) -> None:
         slot._granted = asyncio.get_running_loop().create_future()
@@ -168,43 +227,59 @@ class Budget:
 
     def _leave(self, slot: Slot) -> None:
         for stage in slot._stages:
-            stage.in_flight[slot._lane] -= 1
+            stage.in_flight[slot._to, slot._lane] -= 1
+        for rate in slot._reserved:
+            rate.give_back()
+        slot._reserved = ()
         if not slot._settled:
             slot._settled = True
-            self._breaker.abandoned(probe=slot._probe)
+            self._sides[slot._to].breaker.abandoned(probe=slot._probe)
+        self._dispatch()
+
+    def _begin(self, slot: Slot) -> None:
+        if not slot._reserved:
+            return
+        slot._began_s = self._clock.monotonic_s()
+        for rate in slot._reserved:
+            rate.spend(slot._began_s)
+        slot._reserved = ()
+        self._requests += 1
         self._dispatch()
 
     def _settle(self, slot: Slot, *, ok: bool, overload: bool) -> None:
         if slot._settled:
             return
+        self._begin(slot)
         slot._settled = True
         now_s = self._clock.monotonic_s()
+        side, places = self._sides[slot._to], self._whole.places[slot._to]
         self._failures += not ok
         if overload:
-            self._whole.places.overloaded(slot._began_s, now_s)
-            self._breaker.overloaded(now_s, probe=slot._probe)
+            places.overloaded(slot._began_s, now_s)
+            side.breaker.overloaded(now_s, probe=slot._probe)
         else:
-            self._breaker.answered(probe=slot._probe)
-            if ok:
-                self._whole.places.succeeded(slot._began_s, now_s, full=slot._full)
+            side.breaker.answered(probe=slot._probe)
+            if ok and slot._kind is not None and side.latencies[slot._kind].rising(now_s - slot._began_s):
+                places.overloaded(slot._began_s, now_s)
+            elif ok:
+                places.succeeded(slot._began_s, now_s, full=slot._full)
         self._dispatch()
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, to: Destination, seconds: float) -> None:
+        side = self._sides[to]
         until_s = self._clock.monotonic_s() + min(max(seconds, 0.0), LONGEST_PAUSE_S)
-        self._paused_until_s = max(self._paused_until_s, until_s)
+        side.paused_until_s = max(side.paused_until_s, until_s)
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Let everyone go who may go now, turn away who has nothing to wait for, and wake up when that changes."""
         now_s = self._clock.monotonic_s()
-        self._paused_until_s = min(self._paused_until_s, now_s + LONGEST_PAUSE_S)
-        self._turn_away(now_s)
+        for to, side in self._sides.items():
+            side.paused_until_s = min(side.paused_until_s, now_s + LONGEST_PAUSE_S)
+            self._turn_away(to, now_s)
         wait_s = math.inf
-        while self._breaker.state != "probing" and (heads := self._heads(now_s)):
-            wait_s = self._paused_until_s - now_s
-            if wait_s > 0:
-                break
-            waits = [max(stage.wait_s(slot._lane, now_s) for stage in _in_force(slot)) for slot in heads]
+        while heads := self._heads(now_s):
+            waits = [self._wait_s(slot, now_s) for slot in heads]
             wait_s = min(waits)
             if wait_s > 0:
                 break
@@ -212,31 +287,39 @@ class Budget:
             wait_s = math.inf
         self._wake_in(wait_s, now_s)
 
+    def _wait_s(self, slot: Slot, now_s: float) -> float:
+        """Seconds until that one may go, as far as can be told; infinite until somebody else is done."""
+        side = self._sides[slot._to]
+        if side.breaker.state == "probing":
+            return math.inf
+        return max(side.paused_until_s - now_s, *(stage.wait_s(slot, now_s) for stage in _in_force(slot)))
+
     def _heads(self, now_s: float) -> list[Slot]:
-        """Who is next in each lane, of those with the same limits; the one that goes before the others first."""
-        heads: dict[tuple[Lane, tuple[_Stage, ...]], Slot] = {}
+        """Who is next in each lane, of those with the same way and limits; the one that goes before the others first."""
+        heads: dict[tuple[Lane, Destination, tuple[_Stage, ...]], Slot] = {}
         for lane, queue in self._waiting.items():
             for slot in queue:
                 # The cancelled are passed over: they remove themselves in a moment.
                 if not slot._granted.done():
-                    heads.setdefault((lane, _in_force(slot)), slot)
+                    heads.setdefault((lane, slot._to, _in_force(slot)), slot)
         reserved_first = self._share.wait_s(now_s) == 0
         return sorted(
             heads.values(), key=lambda slot: (reserved_first and slot._lane is not Lane.RESERVED, slot._number)
         )
 
-    def _turn_away(self, now_s: float) -> None:
-        if self._breaker.state == "closed":
+    def _turn_away(self, to: Destination, now_s: float) -> None:
+        breaker = self._sides[to].breaker
+        if breaker.state == "closed":
             return
-        probe_in_s = self._breaker.probe_in_s(now_s) if self._breaker.state == "open" else 0.0
+        probe_in_s = breaker.probe_in_s(now_s) if breaker.state == "open" else 0.0
         when = f"in {math.ceil(probe_in_s)} s at the earliest" if probe_in_s else "first"
         for queue in self._waiting.values():
-            for slot in [slot for slot in queue if not slot._granted.done()]:
+            for slot in [slot for slot in queue if slot._to is to and not slot._granted.done()]:
                 if probe_in_s > 0 or not slot._safe:
                     queue.remove(slot)
                     slot._granted.set_exception(
                         BudgetExhausted(
-                            "The hub failed several times in a row, so it is left alone for now;"
+                            f"The {to.value} failed several times in a row, so it is left alone for now;"
                             f" one harmless request tries it again {when}."
                         )
                     )
@@ -244,17 +327,20 @@ class Budget:
     def _grant(self, slot: Slot, now_s: float) -> None:
         self._waiting[slot._lane].remove(slot)
         slot._stages = _in_force(slot)
-        for stage in slot._stages:
-            stage.take(slot._lane, now_s)
+        rates = [rate for stage in slot._stages for rate in stage.rates(slot._lane)]
         if slot._lane is Lane.RESERVED and self._share.wait_s(now_s) == 0:
-            self._share.take(now_s)
-        slot._full = not self._whole.has_place(slot._lane)
-        slot._began_s = now_s
-        if self._breaker.state == "open":
-            self._breaker.probe(now_s)
+            rates.append(self._share)
+        for rate in rates:
+            rate.reserve(now_s)
+        slot._reserved = tuple(rates)
+        for stage in slot._stages:
+            stage.in_flight[slot._to, slot._lane] += 1
+        slot._full = not self._whole.has_place(slot)
+        breaker = self._sides[slot._to].breaker
+        if breaker.state == "open":
+            breaker.probe(now_s)
             slot._probe = True
-            self._turn_away(now_s)
-        self._requests += 1
+            self._turn_away(slot._to, now_s)
         self._waited_s += max(0.0, now_s - slot._asked_s)
         slot._granted.set_result(None)
 
@@ -275,36 +361,39 @@ class Budget:
         self._dispatch()
 
 
-class _Stage:
-    """One set of limits: all together, and acting within four fifths of it."""
+class _Side:
+    """What a destination has to itself: its breaker, until when it wants to be left alone, and how fast it usually is."""
 
-    def __init__(self, rate: float, burst: int, concurrency: int) -> None:
-        self.total = Rate(rate, burst)
-        self.acting = Rate(rate * (1 - RESERVED_SHARE), max(1, int(burst * (1 - RESERVED_SHARE))))
-        # Two, where there are two: with one alone, a slow stop would keep its own verification waiting.
-        self.places = Concurrency(concurrency, floor=min(2, concurrency))
-        self.in_flight = dict.fromkeys(Lane, 0)
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        self.paused_until_s = -math.inf
+        self.latencies: defaultdict[str, Latency] = defaultdict(Latency)
+
+
+class _Stage:
+    """One set of limits: the rate of all together, acting within four fifths of it, and the places at each destination."""
+
+    def __init__(self, rate: float, burst: int, concurrency: int, now_s: float) -> None:
+        self.total = Rate(rate, burst, now_s)
+        self.acting = Rate(rate * (1 - RESERVED_SHARE), max(1, int(burst * (1 - RESERVED_SHARE))), now_s)
+        self.places = {to: Concurrency(concurrency) for to in Destination}
+        self.in_flight = {(to, lane): 0 for to in Destination for lane in Lane}
         self.over = False
 
-    def has_place(self, lane: Lane) -> bool:
-        limit = self.places.limit
-        kept_free = max(1, int(limit * RESERVED_SHARE))
-        if lane is Lane.ACT and self.in_flight[lane] >= max(1, limit - kept_free):
+    def rates(self, lane: Lane) -> tuple[Rate, ...]:
+        return (self.total, self.acting) if lane is Lane.ACT else (self.total,)
+
+    def has_place(self, slot: Slot) -> bool:
+        limit = self.places[slot._to].limit
+        if slot._lane is Lane.ACT and self.in_flight[slot._to, slot._lane] >= limit:
             return False
-        return sum(self.in_flight.values()) < limit
+        return sum(self.in_flight[slot._to, lane] for lane in Lane) < limit + max(1, int(limit * RESERVED_SHARE))
 
-    def wait_s(self, lane: Lane, now_s: float) -> float:
-        """Seconds until ``lane`` may send, infinite until someone is done."""
-        if not self.has_place(lane):
+    def wait_s(self, slot: Slot, now_s: float) -> float:
+        """Seconds until that one may go, infinite until someone is done."""
+        if not self.has_place(slot):
             return math.inf
-        wait_s = self.total.wait_s(now_s)
-        return max(wait_s, self.acting.wait_s(now_s)) if lane is Lane.ACT else wait_s
-
-    def take(self, lane: Lane, now_s: float) -> None:
-        self.total.take(now_s)
-        if lane is Lane.ACT:
-            self.acting.take(now_s)
-        self.in_flight[lane] += 1
+        return max(rate.wait_s(now_s) for rate in self.rates(slot._lane))
 
 
 def _in_force(slot: Slot) -> tuple[_Stage, ...]:

@@ -267,6 +267,7 @@ class HubLogin:
             return await self._send(request)
         try:
             async with self._lane() as slot:
+                slot.begins()
                 try:
                     answer = await self._send(request)
                 except HubUnreachable:

@@ -1,42 +1,71 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import VirtualClock
 
-from hubguard.clients.budget import Budget, Lane
+from hubguard.clients.budget import Budget, Destination, Lane
 from hubguard.errors import BudgetExhausted
+from hubguard.model import PaceState
 
 ACT, RESERVED = Lane.ACT, Lane.RESERVED
+HUB, PROXY = Destination.HUB, Destination.PROXY
 
 lanes = st.sampled_from(Lane)
 rates = st.sampled_from([0.05, 0.7, 1.0, 3.0, 20.0, 333.3])
-endings = st.sampled_from(["ok", "ok", "ok", "no", "overload", "busy", "silent", "error"])
+destinations = st.sampled_from(Destination)
+endings = st.sampled_from(["ok", "ok", "ok", "ok, unsaid", "unsent", "no", "overload", "busy", "silent", "error"])
 
 
 class Traffic:
-    """Sends requests through a budget on a virtual clock, and notes when each began."""
+    """Sends requests through a budget on a virtual clock, and notes when each went out."""
 
-    def __init__(self, **numbers) -> None:
-        self.clock = VirtualClock()
+    def __init__(self, *, clock=None, **numbers) -> None:
+        self.clock = clock or VirtualClock()
         self.budget = Budget(clock=self.clock, **{"rate": 1.0, "burst": 1, "concurrency": 10, **numbers})
         self.began: dict[Lane, list[float]] = defaultdict(list)
         self.order: list[object] = []
-        self.in_flight = self.most_in_flight = self.refused = 0
+        self.in_flight: Counter[tuple[Destination, Lane]] = Counter()
+        self.most_acting = self.most_in_flight = self.refused = self.unsent = 0
 
-    async def send(self, lane, *, after=0.0, takes=0.0, ending="ok", safe=True, name=None):
+    async def send(
+        self,
+        lane,
+        *,
+        after=0.0,
+        prepares=0.0,
+        takes=0.0,
+        ending="ok",
+        safe=True,
+        name=None,
+        to=HUB,
+        kind=None,
+    ):
         await self.clock.sleep(after)
-        async with self.budget.slot(lane, safe=safe) as slot:
-            self.began[lane].append(self.clock.monotonic_s())
-            self.order.append(name)
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        async with self.budget.slot(lane, safe=safe, to=to, kind=kind) as slot:
+            self.in_flight[to, lane] += 1
+            self.most_acting = max(self.most_acting, self.in_flight[to, ACT])
+            self.most_in_flight = max(self.most_in_flight, self.in_flight[to, ACT] + self.in_flight[to, RESERVED])
             try:
+                await self.clock.sleep(prepares)
+                if ending == "unsent":
+                    self.unsent += 1
+                    return
+                if ending == "ok, unsaid":
+                    # Who doesn't say when it goes out has it counted when it is over.
+                    await self.clock.sleep(takes)
+                    self._went_out(lane, name)
+                    slot.succeeded()
+                    return
+                slot.begins()
+                self._went_out(lane, name)
                 await self.clock.sleep(takes)
                 if ending == "ok":
                     slot.succeeded()
@@ -48,7 +77,11 @@ class Traffic:
                 elif ending == "error":
                     raise RuntimeError("the request came to nothing")
             finally:
-                self.in_flight -= 1
+                self.in_flight[to, lane] -= 1
+
+    def _went_out(self, lane, name):
+        self.began[lane].append(self.clock.monotonic_s())
+        self.order.append(name)
 
     async def send_whatever_comes(self, *args, **kwargs):
         try:
@@ -66,7 +99,7 @@ class Traffic:
             await self.clock.run(all_of_them())
 
         asyncio.run(main())
-        assert self.budget.use().in_flight == self.in_flight == 0
+        assert self.budget.use().in_flight == self.in_flight.total() == 0
 
 
 def assert_paced(times, rate, burst):
@@ -77,35 +110,124 @@ def assert_paced(times, rate, burst):
             assert last - first + 1 <= allowed + 1e-3, f"{last - first + 1} requests where {allowed} are allowed"
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rates,
-    st.integers(1, 12),
-    st.integers(1, 12),
-    st.lists(
-        st.tuples(lanes, st.floats(0, 30), st.floats(0, 30), endings, st.booleans()),
-        min_size=1,
-        max_size=60,
-    ),
+def with_reserved_places(concurrency):
+    return concurrency + max(1, int(concurrency * 0.2))
+
+
+a_request = st.fixed_dictionaries(
+    {
+        "lane": lanes,
+        "after": st.floats(0, 30),
+        "prepares": st.one_of(st.just(0.0), st.floats(0, 10)),
+        "takes": st.floats(0, 30),
+        "ending": endings,
+        "safe": st.booleans(),
+        "to": destinations,
+        "kind": st.sampled_from([None, "user"]),
+    }
 )
+
+
+def sent(traffic, requests, rate):
+    """All of ``requests``, with their times in intervals of ``rate``, whatever comes of them."""
+    in_s = [
+        {**request, **{name: request[name] / rate for name in ("after", "prepares", "takes")}} for request in requests
+    ]
+    return [traffic.send_whatever_comes(**request) for request in in_s]
+
+
+@settings(max_examples=150, deadline=None)
+@given(rates, st.integers(1, 12), st.integers(1, 12), st.lists(a_request, min_size=1, max_size=60))
 def test_whatever_fails_no_window_holds_more_than_rate_and_burst_and_all_come_to_an_end(
     rate, burst, concurrency, requests
 ):
     traffic = Traffic(rate=rate, burst=burst, concurrency=concurrency)
-    traffic.run(
-        *(
-            traffic.send_whatever_comes(lane, after=after / rate, takes=takes / rate, ending=ending, safe=safe)
-            for lane, after, takes, ending, safe in requests
-        )
-    )
+    traffic.run(*sent(traffic, requests, rate))
     assert_paced(traffic.began[ACT] + traffic.began[RESERVED], rate, burst)
     assert_paced(traffic.began[ACT], rate * 0.8, max(1, int(burst * 0.8)))
-    assert traffic.most_in_flight <= concurrency
-    assert len(traffic.order) + traffic.refused == len(requests)
+    assert traffic.most_acting <= concurrency
+    assert traffic.most_in_flight <= with_reserved_places(concurrency)
+    assert traffic.budget.use().requests == len(traffic.order)
+    assert len(traffic.order) + traffic.refused + traffic.unsent == len(requests)
 
 
 @settings(max_examples=40, deadline=None)
-@given(rates, st.integers(1, 12), st.integers(2, 12), st.integers(1, 8))
+@given(
+    rates,
+    st.integers(1, 12),
+    st.lists(st.tuples(st.floats(1, 20), st.lists(a_request, max_size=20)), min_size=2, max_size=6),
+)
+def test_a_guard_that_crashes_again_and_again_keeps_to_its_pace_all_the_same(rate, burst, lives):
+    clock, began = VirtualClock(), []
+    for lasts, requests in lives:
+        traffic = Traffic(clock=clock, rate=rate, burst=burst)
+
+        async def life(traffic=traffic, requests=requests, lasts=lasts):
+            tasks = [asyncio.create_task(request) for request in sent(traffic, requests, rate)]
+            await clock.sleep(lasts / rate)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await clock.sleep(1 / rate)
+
+        traffic.run(life())
+        began += traffic.began[ACT] + traffic.began[RESERVED]
+    assert_paced(began, rate, burst)
+
+
+def test_the_first_request_of_a_new_guard_goes_at_once_and_the_next_at_the_pace():
+    traffic = Traffic(rate=10.0, burst=100)
+    traffic.run(*(traffic.send(RESERVED) for _ in range(4)))
+    assert traffic.began[RESERVED] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_stops_whose_intents_are_slow_to_commit_do_not_bunch_up_when_they_go_out():
+    """The journal hangs for two seconds while stops are let go at full pace; then all of them are ready at once."""
+    traffic = Traffic(rate=20.0, burst=10, concurrency=100)
+
+    async def journal_hangs(until):
+        # Each is ready when the journal is.
+        async with traffic.budget.slot(ACT, safe=False) as slot:
+            await traffic.clock.sleep(until - traffic.clock.monotonic_s())
+            slot.begins()
+            traffic._went_out(ACT, None)
+            slot.succeeded()
+
+    async def scene():
+        await traffic.clock.sleep(10.0)
+        await asyncio.gather(*(journal_hangs(12.0) for _ in range(60)))
+
+    traffic.run(scene())
+    assert traffic.began[ACT][:8] == [12.0] * 8
+    assert traffic.began[ACT][8] > 12.0
+    assert_paced(traffic.began[ACT], 16.0, 8)
+
+
+def test_what_was_let_go_but_never_sent_costs_the_rate_nothing():
+    traffic = Traffic(rate=1.0, burst=1)
+    traffic.run(*(traffic.send(RESERVED, ending="unsent", prepares=0.1) for _ in range(10)), traffic.send(RESERVED))
+    assert traffic.began[RESERVED] == [pytest.approx(1.0)]
+    assert traffic.budget.use().requests == 1
+
+
+def test_a_request_goes_out_once_however_often_that_is_said():
+    traffic = Traffic(rate=10.0, burst=10)
+
+    async def says_it_again():
+        async with traffic.budget.slot(RESERVED, safe=True) as slot:
+            slot.begins()
+            slot.begins()
+            traffic._went_out(RESERVED, None)
+            slot.succeeded()
+            slot.begins()
+        slot.begins()
+
+    traffic.run(says_it_again(), traffic.send(RESERVED, after=0.05))
+    assert traffic.began[RESERVED] == pytest.approx([0.0, 0.1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(rates, st.integers(1, 12), st.integers(1, 12), st.integers(1, 8))
 def test_acting_at_its_utmost_leaves_a_fifth_of_the_rate_to_the_reserved_lane(rate, burst, concurrency, wanted):
     traffic = Traffic(rate=rate, burst=burst, concurrency=concurrency)
     start = 10 / rate
@@ -119,21 +241,34 @@ def test_acting_at_its_utmost_leaves_a_fifth_of_the_rate_to_the_reserved_lane(ra
     assert_paced(traffic.began[ACT] + traffic.began[RESERVED], rate, burst)
 
 
-@pytest.mark.parametrize("concurrency", [2, 3, 10])
-def test_stops_that_take_for_ever_leave_a_place_to_verification(concurrency):
+@pytest.mark.parametrize("burst", [2, 3, 10])
+def test_stops_that_are_slow_to_go_out_leave_some_of_the_burst_to_verification(burst):
+    traffic = Traffic(rate=1.0, burst=burst, concurrency=100)
+    traffic.run(
+        *(traffic.send(ACT, after=50.0, prepares=1000.0) for _ in range(50)),
+        traffic.send(RESERVED, after=60.0),
+    )
+    assert traffic.began[RESERVED] == [60.0]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3, 10])
+def test_as_many_stops_as_the_concurrency_may_take_for_ever_and_verification_still_has_a_place(concurrency):
     traffic = Traffic(rate=100.0, burst=100, concurrency=concurrency)
     traffic.run(
         *(traffic.send(ACT, takes=1000.0) for _ in range(concurrency + 5)),
         traffic.send(RESERVED, after=1.0),
     )
     assert traffic.began[RESERVED] == [1.0]
-    assert traffic.most_in_flight <= concurrency
+    assert traffic.most_acting == concurrency
 
 
-def test_with_one_place_for_all_verification_does_not_queue_behind_the_stops():
-    traffic = Traffic(rate=100.0, burst=100, concurrency=1)
-    traffic.run(*(traffic.send(ACT, takes=1.0) for _ in range(20)), traffic.send(RESERVED, after=0.5))
-    assert traffic.began[RESERVED] == [1.0]
+def test_looking_keeps_to_its_places_too_and_acting_gets_none_of_those_on_top():
+    traffic = Traffic(rate=1000.0, burst=100, concurrency=10)
+    traffic.run(
+        *(traffic.send(RESERVED, takes=100.0) for _ in range(30)),
+        *(traffic.send(ACT, after=1.0, takes=100.0) for _ in range(30)),
+    )
+    assert (traffic.most_in_flight, traffic.most_acting) == (12, 10)
 
 
 def test_even_a_hub_that_fails_all_the_time_leaves_a_place_to_verification():
@@ -353,7 +488,8 @@ def test_a_lowered_budget_keeps_to_both_limits_and_never_raises_either(rate, con
     times = traffic.began[ACT] + traffic.began[RESERVED]
     assert_paced(times, 10.0, 5)
     assert_paced(times, rate, max(1, min(5, -(-rate // 1))))
-    assert traffic.most_in_flight <= min(6, concurrency)
+    assert traffic.most_acting <= min(6, concurrency)
+    assert traffic.most_in_flight <= with_reserved_places(min(6, concurrency))
     assert traffic.budget.use().rate == 10.0
 
 
@@ -416,6 +552,207 @@ def test_the_time_spent_waiting_is_counted():
     traffic = Traffic(rate=1.0, burst=1)
     traffic.run(*(traffic.send(RESERVED) for _ in range(4)))
     assert traffic.budget.use().waited_s == pytest.approx(6.0)
+
+
+# rising latency
+
+
+def test_a_hub_that_gets_slower_and_slower_is_asked_less_at_once_before_anything_fails():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=16)
+    traffic.run(*(traffic.send(RESERVED, after=n, takes=0.02, kind="user") for n in range(50)))
+    assert traffic.budget.use().concurrency == 16
+    traffic.run(*(traffic.send(RESERVED, after=0.1 * n, takes=2.0, kind="user") for n in range(10)))
+    assert traffic.budget.use().concurrency == 8, "those that were out together count once"
+    traffic.run(*(traffic.send(RESERVED, after=10.0 * n, takes=2.0, kind="user") for n in range(5)))
+    assert traffic.budget.use().concurrency == 1
+    use = traffic.budget.use()
+    assert (use.breaker, use.failures) == ("closed", 0)
+
+
+def test_a_hub_that_is_slower_for_good_is_not_strangled_for_ever():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=8)
+    traffic.run(*(traffic.send(RESERVED, after=n, takes=0.02, kind="user") for n in range(50)))
+    traffic.run(*(traffic.send(RESERVED, after=10.0 * n, takes=2.0, kind="user") for n in range(100)))
+    assert traffic.budget.use().concurrency == 1
+    traffic.run(*(traffic.send(ACT, takes=5.0) for _ in range(200)))
+    assert traffic.budget.use().concurrency == 8
+    traffic.run(*(traffic.send(RESERVED, after=10.0 * n, takes=2.0, kind="user") for n in range(100)))
+    assert traffic.budget.use().concurrency == 8
+
+
+def test_how_long_lists_and_stops_take_says_nothing_and_each_kind_is_compared_with_itself():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=8)
+    traffic.run(
+        *(traffic.send(ACT, after=10.0 * n, takes=0.01 if n < 10 else 9.0) for n in range(30)),
+        *(traffic.send(RESERVED, after=10.0 * n, takes=0.01, kind="user") for n in range(30)),
+        *(traffic.send(RESERVED, after=10.0 * n, takes=9.0, kind="routes") for n in range(30)),
+    )
+    assert traffic.budget.use().concurrency == 8
+
+
+def test_latency_counts_from_when_the_request_goes_out():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=8)
+    for prepares in (0.0, 9.0):
+        traffic.run(
+            *(traffic.send(RESERVED, after=10.0 * n, prepares=prepares, takes=0.01, kind="user") for n in range(20))
+        )
+    assert traffic.budget.use().concurrency == 8
+
+
+# two destinations
+
+
+def test_a_proxy_that_is_down_costs_the_hub_neither_places_nor_its_breaker():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=8, breaker_failures=2)
+    traffic.run(*(traffic.send(RESERVED, after=n, ending="overload", to=PROXY) for n in range(2)))
+    use = traffic.budget.use()
+    assert (use.concurrency, use.breaker) == (8, "closed")
+    with pytest.raises(BudgetExhausted, match=r"The proxy failed several times.*in 15 s"):
+        traffic.run(traffic.send(RESERVED, to=PROXY))
+    traffic.run(*(traffic.send(RESERVED) for _ in range(5)), traffic.send(ACT, safe=False))
+
+
+def test_a_hub_that_is_down_keeps_nobody_from_reading_the_proxy():
+    traffic = _with_open_breaker(open_s=15.0, rate=1000.0, burst=1000)
+    with pytest.raises(BudgetExhausted, match="The hub failed"):
+        traffic.run(traffic.send(RESERVED))
+    traffic.run(*(traffic.send(RESERVED, to=PROXY) for _ in range(5)))
+    assert traffic.budget.use().breaker == "open"
+
+
+def test_while_one_is_probed_requests_to_the_other_go_on():
+    traffic = _with_open_breaker(open_s=15.0, rate=1000.0, burst=1000)
+    traffic.run(
+        traffic.send(RESERVED, after=20.0, takes=50.0),
+        *(traffic.send_whatever_comes(RESERVED, after=21.0) for _ in range(2)),
+        traffic.send(RESERVED, after=22.0, to=PROXY),
+    )
+    assert traffic.began[RESERVED][1:] == [20.0, 22.0, 70.0, 70.0]
+
+
+def test_a_proxy_that_hangs_takes_no_place_from_the_hub():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=2)
+    traffic.run(
+        *(traffic.send(RESERVED, takes=1000.0, to=PROXY) for _ in range(10)),
+        *(traffic.send(ACT, after=1.0, takes=1000.0) for _ in range(2)),
+        traffic.send(RESERVED, after=2.0),
+    )
+    assert traffic.began[ACT] == pytest.approx([1.0, 1.001], abs=1e-2)
+    assert 2.0 in traffic.began[RESERVED]
+
+
+@pytest.mark.parametrize("told", list(Destination))
+def test_a_retry_after_silences_nobody_but_who_sent_it(told):
+    traffic = Traffic(rate=100.0, burst=100)
+    other = PROXY if told is HUB else HUB
+    traffic.run(
+        traffic.send(RESERVED, ending="busy", to=told),
+        traffic.send(RESERVED, after=1.0, to=told, name="silenced"),
+        traffic.send(RESERVED, after=1.0, to=other, name="other"),
+    )
+    assert traffic.order == [None, "other", "silenced"]
+    assert traffic.began[RESERVED] == pytest.approx([0.0, 1.0, 3.0])
+
+
+def test_hub_and_proxy_share_one_rate():
+    traffic = Traffic(rate=1.0, burst=1)
+    traffic.run(*(traffic.send(RESERVED, to=to) for to in (HUB, PROXY, HUB, PROXY)))
+    assert traffic.began[RESERVED] == pytest.approx([0.0, 1.0, 2.0, 3.0])
+
+
+# restarts
+
+
+def _restarted(traffic: Traffic, age_s: float, **numbers) -> Traffic:
+    state = PaceState(**json.loads(json.dumps(dataclasses.asdict(traffic.budget.state()))))
+    new = Traffic(rate=1000.0, burst=1000, **numbers)
+    new.budget.restore(state, age_s)
+    assert new.budget.use().in_flight == 0
+    return new
+
+
+def test_a_halved_concurrency_comes_back_halved_and_grows_again():
+    traffic = Traffic(rate=1000.0, burst=1000, concurrency=16)
+    traffic.run(traffic.send(RESERVED, ending="overload"))
+    new = _restarted(traffic, 5.0, concurrency=16)
+    assert new.budget.use().concurrency == 8
+    new.run(*(new.send(ACT, takes=1.0) for _ in range(300)))
+    assert new.budget.use().concurrency == 16
+
+
+def test_what_comes_back_is_never_above_the_settings_nor_below_one():
+    for kept, now in ((100, 4), (-3, 1), (0, 1), (2, 2)):
+        traffic = Traffic(concurrency=4)
+        traffic.budget.restore(PaceState(kept, "closed", 0, 0.0, 15.0), 0.0)
+        assert traffic.budget.use().concurrency == now
+
+
+def test_an_open_breaker_stays_open_for_what_is_left_of_its_time():
+    traffic = _with_open_breaker(open_s=15.0)
+    new = _restarted(traffic, 5.0, breaker_failures=1, breaker_open_s=15.0)
+    for safe in (True, False):
+        with pytest.raises(BudgetExhausted, match="in 6 s"):
+            new.run(new.send(RESERVED if safe else ACT, safe=safe, after=4.0 if safe else 0.0))
+    new.run(new.send_whatever_comes(ACT, safe=False, after=7.0), new.send(RESERVED, after=8.0))
+    assert (new.refused, new.budget.use().breaker) == (1, "closed")
+
+
+def test_an_age_below_zero_makes_nobody_wait_longer():
+    traffic = _with_open_breaker(open_s=15.0)
+    new = _restarted(traffic, -3600.0, breaker_failures=1, breaker_open_s=15.0)
+    new.run(new.send(RESERVED, after=15.0))
+    assert new.budget.use().breaker == "closed"
+
+
+def test_a_probe_that_nobody_lived_to_hear_of_counts_as_not_answered():
+    traffic = _with_open_breaker(open_s=15.0)
+    states = []
+
+    async def look():
+        await traffic.clock.sleep(21.0)
+        states.append(traffic.budget.state())
+
+    traffic.run(traffic.send(RESERVED, after=20.0, takes=5.0), look())
+    assert states == [PaceState(5, "open", 1, 15.0, 15.0)]
+
+
+def test_a_guard_that_crashes_all_the_time_against_a_dead_hub_sends_one_probe_per_open_time():
+    clock, began = VirtualClock(), []
+    state = PaceState(10, "closed", 0, 0.0, 15.0)
+    for _ in range(200):
+        traffic = Traffic(clock=clock, rate=10.0, burst=10, breaker_failures=5, breaker_open_s=15.0)
+        traffic.budget.restore(state, 1.0)
+
+        async def life(traffic=traffic):
+            await traffic.send_whatever_comes(RESERVED, ending="overload")
+            await traffic.send_whatever_comes(ACT, safe=False, ending="overload")
+
+        traffic.run(life())
+        began += traffic.began[ACT] + traffic.began[RESERVED]
+        state = traffic.budget.state()
+
+        async def starts_anew():
+            await clock.sleep(1.0)
+
+        asyncio.run(clock.run(starts_anew()))
+    assert len(began) <= 5 + 3 + 200 / 150 + 1, "five until it opens, then after 15, 30, 60, 120 and each 150 s"
+
+
+def test_what_is_restored_late_does_not_forget_what_was_learned_meanwhile():
+    traffic = _with_open_breaker(open_s=15.0, concurrency=8)
+    traffic.budget.restore(PaceState(8, "closed", 0, 0.0, 15.0), 0.0)
+    assert (traffic.budget.use().breaker, traffic.budget.use().concurrency) == ("open", 4)
+
+
+def test_whoever_already_waits_when_an_open_breaker_is_restored_is_turned_away():
+    traffic = Traffic(rate=1.0, burst=1)
+
+    async def restores():
+        await traffic.clock.sleep(0.5)
+        traffic.budget.restore(PaceState(10, "open", 5, 10.0, 15.0), 0.0)
+
+    traffic.run(*(traffic.send_whatever_comes(RESERVED) for _ in range(4)), restores())
+    assert traffic.refused == 3
 
 
 async def test_on_the_real_clock_it_paces_too_and_leaves_no_task_behind():
