@@ -8,15 +8,23 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from guarded import gone, servers
 from scripted_hub import TOKEN, Person, ScriptedHub, Srv
+
+from hubguard.testbed.hub import TestbedHub
 
 ONE = "1.4.0"
 TWO = "2.0.0"
 CYCLE_S = 60.0
+SCOPES = ("list:users", "read:users:activity", "read:servers", "delete:servers")
+"""What the culler's own documentation gives it."""
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
 
 # Runs a culler's own main() and ends it when its first cycle has.
 ONE_CYCLE = """
@@ -400,6 +408,31 @@ async def test_the_token_is_in_no_log_even_when_all_is_logged_and_the_hub_refuse
             await process.wait()
     assert "refused to list its servers" in said.decode()
     assert TOKEN not in said.decode()
+
+
+def as_a_service(*options: str, scopes: tuple[str, ...]) -> str:
+    """Config lines that register a culler as z2jh does, but for the module's name."""
+    service = {
+        "name": "jupyterhub-idle-culler",
+        "command": [sys.executable, "-m", "hubguard.culler", *options],
+        "environment": {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
+    }
+    role = {"name": "jupyterhub-idle-culler", "services": ["jupyterhub-idle-culler"], "scopes": list(scopes)}
+    return f"c.JupyterHub.services.append({service!r})\nc.JupyterHub.load_roles.append({role!r})\n"
+
+
+async def test_on_a_real_hub_it_needs_no_more_scopes_than_the_culler(testbed_hub: MakeHub):
+    hub = await testbed_hub(
+        config=as_a_service("--timeout=600", "--cull-every=2", scopes=SCOPES),
+        population=servers(idle=3600, busy=20),
+    )
+    await gone(hub, "idle")
+    assert [user for user, _ in await hub.servers()] == ["busy"]
+    await hub.wait_for(lambda: _said(hub, "stop-server idle (idle): done"), "the log to tell of it")
+
+
+async def _said(hub: TestbedHub, text: str) -> bool:
+    return text in hub.log_text()
 
 
 def test_the_docs_tell_every_difference():
