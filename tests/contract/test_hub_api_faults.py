@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import traceback
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta, timezone
@@ -35,9 +36,15 @@ CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {
     "list": lambda hub: hub.list_servers(),
     "get": lambda hub: hub.get_server("ada", ""),
     "stop": lambda hub: hub.stop_server("ada", ""),
+    "count": lambda hub: hub.count_users(),
+    "users": lambda hub: hub.list_users(inactive_since=None),
+    "inactive": lambda hub: hub.list_users(inactive_since=datetime(2024, 3, 5, tzinfo=timezone.utc)),
+    "user": lambda hub: hub.get_user("ada"),
+    "delete": lambda hub: hub.delete_user("ada"),
     "version": lambda hub: hub.version(),
     "whoami": lambda hub: hub.whoami(),
 }
+ACTING = ("stop", "delete")  # what changes something is sent once, whatever comes of it
 every_call = pytest.mark.parametrize("call", list(CALLS))
 
 
@@ -131,17 +138,28 @@ async def test_a_refusal_names_the_scope_and_is_not_repeated(fake, call, status)
     fake.says(status, json={"status": status, "message": f"Missing or invalid credentials: {TOKEN}"})
     async with client(fake.url) as hub:
         error = await fails(hub, call, HubRefused, "refused.*invalid credentials")
-    scope = {"list": "list:users and read:servers", "get": "read:servers", "stop": "delete:servers"}.get(call, "")
-    assert scope in str(error)
+    scopes = {
+        **dict.fromkeys(("list", "count", "users", "inactive"), "list:users and read:servers"),
+        **{"get": "read:servers", "user": "read:users", "stop": "delete:servers", "delete": "delete:users"},
+    }
+    assert scopes.get(call, "") in str(error)
     assert len(fake.asked) == 1
 
 
-@pytest.mark.parametrize("call", ["list", "get"])
+@pytest.mark.parametrize("call", ["list", "get", "users", "user"])
 async def test_a_user_without_servers_to_be_seen_means_a_missing_scope_and_not_nothing_running(fake, call):
     bare = {"name": "ada", "admin": False}
-    fake.says(json=page([bare]) if call == "list" else bare)
+    fake.says(json=page([bare]) if call in ("list", "users") else bare)
     async with client(fake.url) as hub:
         await fails(hub, call, HubRefused, "read:servers")
+
+
+@pytest.mark.parametrize("call", ["users", "inactive", "user"])
+async def test_a_user_whose_activity_is_not_told_means_a_missing_scope_and_not_that_they_never_came(fake, call):
+    fake.says(json=user() if call == "user" else page([user("bob", last_activity=None), user()]))
+    async with client(fake.url) as hub:
+        await fails(hub, call, HubRefused, "last activity of ada.*read:users:activity")
+        assert await hub.get_server("ada", "") is None if call == "user" else await hub.list_servers() == ()
 
 
 # what is busy or fails
@@ -182,8 +200,8 @@ async def test_a_read_is_tried_three_times_while_the_hub_is_busy_and_a_stop_once
     fake.says(503)
     async with client(fake.url) as hub:
         await fails(hub, call, HubBusy, "too busy")
-        assert hub.budget.use().requests == (1 if call == "stop" else 3)
-    assert len(fake.asked) == (1 if call == "stop" else 3)
+        assert hub.budget.use().requests == (1 if call in ACTING else 3)
+    assert len(fake.asked) == (1 if call in ACTING else 3)
 
 
 async def test_a_read_that_works_at_the_third_try_works(fake):
@@ -238,21 +256,22 @@ async def test_a_redirect_is_not_followed(fake, call):
 async def test_a_hub_that_is_not_there_is_unreachable(call, unused_tcp_port):
     async with client(f"http://127.0.0.1:{unused_tcp_port}/hub/api") as hub:
         await fails(hub, call, HubUnreachable, "no answer from http://127.0.0.1")
-        assert hub.budget.use().requests == (1 if call == "stop" else 3)
+        assert hub.budget.use().requests == (1 if call in ACTING else 3)
 
 
 @every_call
 async def test_a_broken_connection_repeats_a_read_through_the_budget_and_never_a_stop(call):
     async with broken_off(b"") as (url, asked), client(url) as hub:
         await fails(hub, call, HubUnreachable, "no answer")
-        assert len(asked) == hub.budget.use().requests == (1 if call == "stop" else 3)
+        assert len(asked) == hub.budget.use().requests == (1 if call in ACTING else 3)
 
 
-async def test_a_stop_on_a_kept_connection_that_breaks_is_not_sent_twice(fake):
+@pytest.mark.parametrize("call", ACTING)
+async def test_what_acts_on_a_kept_connection_that_breaks_is_not_sent_twice(fake, call):
     fake.answer = lambda request: _abort(request) if request.method == "DELETE" else web.json_response({"version": "6"})
     async with client(fake.url) as hub:
         await hub.version()
-        await fails(hub, "stop", HubUnreachable, "no answer")
+        await fails(hub, call, HubUnreachable, "no answer")
     assert [request.method for request in fake.asked] == ["GET", "DELETE"]
 
 
@@ -356,7 +375,7 @@ async def test_an_answer_too_large_for_any_hub_is_not_read_to_its_end(fake, monk
         await fails(hub, "version", HubGarbled, "larger than")
 
 
-@pytest.mark.parametrize("call", ["get", "stop"])
+@pytest.mark.parametrize("call", ["get", "stop", "user", "delete"])
 @pytest.mark.parametrize("body", ["<html>404 Not Found (nginx)</html>", "{}", '{"detail": "Not Found"}', ""])
 async def test_a_404_that_is_not_the_hubs_makes_nobody_look_gone(fake, call, body):
     fake.says(404, text=body)
@@ -369,6 +388,8 @@ async def test_the_hubs_own_404_means_gone(fake):
     async with client(fake.url) as hub:
         assert await hub.get_server("ada", "") is None
         assert await hub.stop_server("ada", "") is True
+        assert await hub.get_user("ada") is None
+        await hub.delete_user("ada")
         assert hub.budget.use().failures == 0
         await fails(hub, "list", HubFailed, "404")
 
@@ -386,6 +407,8 @@ async def test_the_hubs_own_404_means_gone(fake):
         server(started="2024-13-05T07:00:00Z"),
         server(started="0001-01-01T00:00:00+23:59"),
         server(started="2024-03-05T07:00:00.Z"),
+        server(user_options=["gpu"]),
+        server(user_options="gpu"),
         server(started="٢٠٢٤-03-05T07:00:00Z"),
         "running",
         None,
@@ -401,19 +424,43 @@ async def test_a_server_that_makes_no_sense_spoils_the_whole_answer(fake, broken
 
 
 @pytest.mark.parametrize(
-    "broken", [{"servers": []}, {"servers": None}, {"admin": None}, {"admin": 1}, {"name": "bob"}, {"name": 7}]
+    "broken",
+    [
+        {"servers": []},
+        {"servers": None},
+        {"admin": None},
+        {"admin": 1},
+        {"name": "bob"},
+        {"name": 7},
+        *(
+            {key: names}
+            for key in ("groups", "roles")
+            for names in (None, "staff", {"staff": 1}, ["staff", None], [["a"]])
+        ),
+        {"created": "once"},
+        {"last_activity": 17},
+    ],
 )
-async def test_a_user_that_makes_no_sense_spoils_the_answer(fake, broken):
-    fake.says(json={**user("ada", {"": server()}), **broken})
+@pytest.mark.parametrize("call", ["get", "user"])
+async def test_a_user_that_makes_no_sense_spoils_the_answer(fake, call, broken):
+    fake.says(json={**user("ada", {"": server()}, last_activity=None), **broken})
     async with client(fake.url) as hub:
-        await fails(hub, "get", HubGarbled, "ada")
+        await fails(hub, call, HubGarbled, "ada")
 
 
-@pytest.mark.parametrize("status", [200, 201, 206])
-async def test_a_stop_answered_by_anything_but_204_or_202_is_not_taken_for_one(fake, status):
+@pytest.mark.parametrize(
+    ("call", "status"), [("stop", 200), ("stop", 201), ("stop", 206), ("delete", 200), ("delete", 202)]
+)
+async def test_what_acts_is_not_taken_for_done_by_any_other_success(fake, call, status):
     fake.says(status, text="OK")
     async with client(fake.url) as hub:
-        await fails(hub, "stop", HubGarbled, "never does")
+        await fails(hub, call, HubGarbled, "never does")
+
+
+async def test_options_that_are_missing_or_null_are_unknown(fake):
+    fake.says(json=user("ada", {"": server(), "x": server("x", user_options=None), "y": server("y", user_options={})}))
+    async with client(fake.url) as hub:
+        assert [(await hub.get_server("ada", name)).options for name in ("", "x", "y")] == [None, None, {}]
 
 
 @pytest.mark.parametrize(
@@ -447,30 +494,69 @@ async def test_servers_that_are_neither_ready_nor_pending_are_not_active(fake):
 
 
 class Hub:
-    """A list of users in pages, as the hub makes them; ``between`` may change it before each page."""
+    """A list of users in pages, as the hub makes them; ``between`` may change it before each page.
 
-    def __init__(self, fake, names, *, most=200, between=lambda hub: None) -> None:
+    All have a running server. ``active_at`` is the last activity of each, and None for all who aren't in it; in the order
+    of activity, those who have none come first, in an order that is another for each page where ``shuffled``.
+    """
+
+    def __init__(self, fake, names, *, most=200, between=lambda hub: None, active_at=None, shuffled=False) -> None:
         self.names, self.most, self.between = list(names), most, between
+        self.active_at, self.shuffled = dict(active_at or {}), shuffled
+        self.sent = 0
         fake.answer = self.answer
+
+    def in_order(self, request):
+        if request.query.get("sort", "id") == "id":
+            return self.names
+        names = list(self.names)
+        if self.shuffled:
+            random.Random(request.query["offset"]).shuffle(names)
+        return sorted(names, key=lambda name: self.active_at.get(name, ""))
 
     def answer(self, request):
         self.between(self)
         assert request.headers["Accept"] == "application/jupyterhub-pagination+json"
         assert request.headers["Authorization"] == f"token {TOKEN}"
-        assert request.query["state"] == "active"
         offset, limit = int(request.query["offset"]), min(int(request.query["limit"]), self.most)
-        items = [user(name, {"": server()}) for name in self.names[offset : offset + limit]]
+        some = self.in_order(request)[offset : offset + limit]
+        self.sent += len(some)
+        items = [user(name, {"": server()}, last_activity=self.active_at.get(name)) for name in some]
         more = offset + limit < len(self.names)
         return web.json_response(page(items, offset, limit, len(self.names), offset + limit if more else None))
+
+
+def named(count):
+    return [f"user-{number:04}" for number in range(count)]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10, 49, 50, 51, 200])
 @pytest.mark.parametrize("count", [0, 1, 2, 49, 50, 51, 100])
 async def test_every_page_is_read_however_small_the_hub_makes_them(fake, most, count):
-    names = [f"user-{number:04}" for number in range(count)]
+    names = named(count)
     Hub(fake, names, most=most)
     async with client(fake.url, page_size=50) as hub:
         assert [found.user for found in await hub.list_servers()] == names
+        assert [found.name for found in await hub.list_users(inactive_since=None)] == names
+        assert await hub.count_users() == count
+
+
+async def test_reading_a_large_hub_asks_for_hardly_anybody_twice(fake):
+    pages = Hub(fake, named(5000))
+    async with client(fake.url) as hub:
+        assert len(await hub.list_servers()) == 5000
+    assert {request.query["state"] for request in fake.asked} == {"active"}
+    assert pages.sent <= 5000 * 1.011
+
+
+async def test_one_who_leaves_before_each_page_costs_no_page_more(fake):
+    def one_leaves(hub):
+        del hub.names[:1]
+
+    Hub(fake, named(1000), between=one_leaves)
+    async with client(fake.url) as hub:
+        assert {found.user for found in await hub.list_servers()} >= set(named(1000)[6:])
+    assert len(fake.asked) == 6
 
 
 async def test_users_who_leave_while_pages_are_read_push_nobody_out_of_the_list(fake):
@@ -496,6 +582,19 @@ async def test_a_whole_class_that_leaves_at_once_pushes_nobody_out_of_the_list(f
     Hub(fake, names, most=50, between=a_class_leaves)
     async with client(fake.url) as hub:
         assert {found.user for found in await hub.list_servers()} >= set(names[180:])
+
+
+@pytest.mark.parametrize("leave", [2, 3, 10, 40, 90])
+async def test_many_who_leave_all_the_time_push_nobody_out_of_the_list_nor_keep_it_from_being_read(fake, leave):
+    names = named(2000)
+
+    def many_leave(hub):
+        del hub.names[:leave]
+
+    Hub(fake, names, between=many_leave)
+    async with client(fake.url) as hub:
+        listed = {found.user for found in await hub.list_servers()}
+    assert listed >= set(names[leave * len(fake.asked) :])
 
 
 async def test_users_who_come_while_pages_are_read_are_listed_once(fake):
@@ -529,6 +628,94 @@ async def test_a_list_that_changes_faster_than_it_is_read_is_refused(fake):
         await fails(hub, "list", HubGarbled, "faster than it can be read")
 
 
+# pages of inactive users
+
+
+def at(day):
+    return f"2024-03-{day:02}T07:00:00Z"
+
+
+SINCE = datetime(2024, 3, 10, 7, tzinfo=timezone.utc)
+
+
+def term(active, inactive, never):
+    """So many users who were active since SINCE, before it, and never; by id, they take turns."""
+    names = named(active + inactive + never)
+    stamps = [at(11)] * active + [at(1 + number % 10) for number in range(inactive)] + [None] * never
+    random.Random(1).shuffle(stamps)
+    return names, {name: stamp for name, stamp in zip(names, stamps, strict=True) if stamp is not None}
+
+
+def inactive_of(names, active_at):
+    return [name for name in names if active_at.get(name, "") < at(11)]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 50, 200])
+@pytest.mark.parametrize(
+    ("inactive", "never"), [(0, 0), (1, 0), (0, 1), (40, 9), (40, 10), (49, 1), (30, 70), (400, 0)]
+)
+async def test_inactive_users_are_all_listed_by_name_however_small_the_pages(fake, most, inactive, never):
+    names, active_at = term(100, inactive, never)
+    Hub(fake, names, most=most, active_at=active_at)
+    async with client(fake.url) as hub:
+        listed = await hub.list_users(inactive_since=SINCE)
+    assert [found.name for found in listed] == inactive_of(names, active_at)
+
+
+async def test_only_the_pages_with_inactive_users_are_read(fake):
+    names, active_at = term(5000, 300, 50)
+    Hub(fake, names, active_at=active_at)
+    async with client(fake.url) as hub:
+        assert len(await hub.list_users(inactive_since=SINCE)) == 350
+    assert [request.query["sort"] for request in fake.asked] == ["last_activity"] * 2
+
+
+async def test_where_the_database_has_no_order_among_those_who_never_came_nobody_is_left_out(fake):
+    names, active_at = term(100, 30, 900)
+    Hub(fake, names, active_at=active_at, shuffled=True)
+    async with client(fake.url) as hub:
+        assert [found.name for found in await hub.list_users(inactive_since=SINCE)] == inactive_of(names, active_at)
+
+
+@pytest.mark.parametrize("many", [1, 150])
+async def test_inactive_users_who_come_back_while_they_are_read_push_nobody_out_of_the_list(fake, many):
+    names, active_at = term(300, 600, 100)
+    back = []
+
+    def some_come_back(hub):
+        first = [name for name in hub.in_order(fake.asked[-1]) if name in inactive_of(names, hub.active_at)][:many]
+        back.extend(first)
+        hub.active_at.update(dict.fromkeys(first, at(12)))
+
+    Hub(fake, names, active_at=active_at, between=lambda hub: some_come_back(hub) if len(fake.asked) < 4 else None)
+    async with client(fake.url) as hub:
+        listed = {found.name for found in await hub.list_users(inactive_since=SINCE)}
+    assert listed >= set(inactive_of(names, active_at)) - set(back)
+
+
+async def test_inactive_users_who_leave_while_they_are_read_push_nobody_out_of_the_list(fake):
+    names, active_at = term(300, 600, 100)
+
+    def some_leave(hub):
+        hub.names = [name for name in hub.names if name not in hub.in_order(fake.asked[-1])[:3]]
+
+    pages = Hub(fake, names, active_at=active_at, between=some_leave)
+    async with client(fake.url) as hub:
+        listed = {found.name for found in await hub.list_users(inactive_since=SINCE)}
+    assert listed >= set(inactive_of(pages.names, active_at))
+
+
+async def test_a_list_of_inactive_users_that_grows_without_end_is_refused(fake):
+    def answer(request):
+        offset = int(request.query["offset"])
+        items = [user(f"user-{number}", last_activity=None) for number in range(offset, offset + 200)]
+        return web.json_response(page(items, offset, 200, offset + 1000, offset + 200))
+
+    fake.answer = answer
+    async with client(fake.url, budget={"rate": 1000.0, "burst": 1000}) as hub:
+        await fails(hub, "inactive", HubGarbled, "without end")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -552,7 +739,8 @@ async def test_a_list_that_changes_faster_than_it_is_read_is_refused(fake):
 async def test_pages_whose_numbers_do_not_add_up_are_refused(fake, answer):
     fake.says(json=answer)
     async with client(fake.url) as hub:
-        await fails(hub, "list", HubGarbled, "makes no sense")
+        for call in ("list", "count", "users", "inactive"):
+            await fails(hub, call, HubGarbled, "makes no sense")
 
 
 async def test_a_page_that_fails_leaves_no_half_list(fake):
@@ -560,6 +748,27 @@ async def test_a_page_that_fails_leaves_no_half_list(fake):
     fake.answer = lambda request: web.Response(status=500) if len(fake.asked) == 2 else hub_pages.answer(request)
     async with client(fake.url) as hub:
         await fails(hub, "list", HubFailed, "500")
+
+
+# the hub's clock
+
+
+@pytest.mark.parametrize("ahead_s", [-4000, 0, 300])
+async def test_a_hub_with_another_time_is_noticed_by_any_answer(fake, ahead_s):
+    async with client(fake.url) as hub:
+        assert hub.skew_s is None
+        date = datetime.now(timezone.utc) + timedelta(seconds=ahead_s)
+        fake.says(500, headers={"Date": format_datetime(date, usegmt=True)})
+        await fails(hub, "stop", HubFailed, "500")
+        assert abs(hub.skew_s - ahead_s) < 100
+
+
+@pytest.mark.parametrize("date", ["", "today", "Tue, 35 Mar 2024 07:00:00 GMT", "17", "Tue, 05 Mar 99999 07:00:00 GMT"])
+async def test_a_date_that_is_none_says_nothing_about_the_clock(fake, date):
+    fake.says(json={"version": "6.1.1"}, headers={"Date": date})
+    async with client(fake.url) as hub:
+        await hub.version()
+        assert hub.skew_s is None
 
 
 # names, settings, secrets
@@ -574,8 +783,11 @@ async def test_a_name_reaches_the_hub_as_it_is_and_as_one_piece_of_the_path(fake
     async with client(fake.url) as hub:
         await hub.stop_server(name, "")
         await hub.stop_server("ada", name, remove=True)
-    first, second = (request.rel_url.raw_parts[3:] for request in fake.asked)
-    assert [len(first), len(second)] == [3, 4]
+        await hub.delete_user(name)
+    first, second, third = (request.rel_url.raw_parts[3:] for request in fake.asked)
+    assert [len(first), len(second), len(third)] == [3, 4, 2]
+    assert fake.asked[2].rel_url.parts[4] == name
+    assert await fake.asked[2].text() == ""
     assert fake.asked[0].rel_url.parts[4] == name
     assert fake.asked[1].rel_url.parts[6] == name
     assert first[2] == "server"
