@@ -177,16 +177,19 @@ class HubGuardBudget(Configurable):
 
     rate = Float(
         20.0,
-        help="""Requests to the hub per second, sustained. A stop takes about three. One fifth is reserved for verification
-        and for people. Range: 0.1 to 1000.""",
+        help="""Requests to hub and proxy per second, sustained. A stop takes about three. One fifth is reserved for
+        verification and for people. Range: 0.1 to 1000.""",
     ).tag(config=True, low=0.1, high=1000.0)
-    burst = Int(10, help="Requests that may go out at once after a quiet spell. Range: 1 to 1000.").tag(
-        config=True, low=1, high=1000
-    )
+    burst = Int(
+        10,
+        help="""Requests that may go out at once after a quiet spell. A start isn't one: HubGuard begins without a burst,
+        so that one that is started again and again doesn't flood the hub. Range: 1 to 1000.""",
+    ).tag(config=True, low=1, high=1000)
     concurrency = Int(
         10,
-        help="""The most requests in flight, and the most servers being stopped at once. HubGuard goes down by halves when
-        the hub answers 429 or 5xx or not at all, and up by one when it is used and all is well. Range: 1 to 500.""",
+        help="""The most stops in flight. A fifth of that, one at least, comes on top for looking and verifying. HubGuard goes
+        down by halves when the hub answers 429 or 5xx, not at all or ever more slowly (three times its usual time, and half
+        a second more), and up by one when it is used and all is well. Range: 1 to 500.""",
     ).tag(config=True, low=1, high=500)
     request_timeout_s = Float(
         60.0,
