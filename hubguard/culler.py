@@ -329,7 +329,7 @@ class _Told:
 
 
 class _HubWithModels(HTTPHubAPI):
-    """Also keeps what the hub last listed of each server, since the culler's hook is given all of that."""
+    """Also keeps what the hub last said of each server, since the culler's hook is given all of that."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -338,16 +338,19 @@ class _HubWithModels(HTTPHubAPI):
     async def _read(self, call: Any) -> Any:
         answer = await super()._read(call)
         query = call.query or {}
-        if query.get("state") == "active" and isinstance(answer.json, dict):
-            if query.get("offset") == "0":
-                self._models = {}
-            for user in answer.json.get("items", ()):
-                for name, model in user.get("servers", {}).items():
-                    self._models[(user["name"], name)] = model
+        if query.get("state") == "active" and query.get("offset") == "0":
+            self._models = {}
+        told = answer.json if isinstance(answer.json, dict) else {}
+        listed = told.get("items")
+        for user in listed if isinstance(listed, list) else [told]:
+            # What makes no sense is refused by whoever reads it next.
+            servers = user.get("servers") if isinstance(user, dict) else None
+            if isinstance(servers, dict):
+                self._models |= {(str(user.get("name")), name): model for name, model in servers.items()}
         return answer
 
     def model(self, server: Server) -> dict[str, Any]:
-        """``server`` as the hub listed it last. Raises KeyError for one that it didn't."""
+        """``server`` as the hub told of it last. Raises KeyError for one that it didn't."""
         return self._models[server.key]
 
 

@@ -167,11 +167,12 @@ SITUATIONS = (
             spared=Srv(**IDLE, profile="unlimited"),
             early=Srv(idle=300, profile="eager"),
             raising=Srv(**IDLE, profile="broken"),
+            came_back=Srv(**IDLE, by_then_idle=1),
             no_times=Srv(idle=None, age=None),
             spared_and_old=Srv(**IDLE, age=90_000, profile="unlimited"),
         ),
         frozenset({"stop idle", "stop early"}),
-        {"stop spared_and_old": HOOK_HOLDS},
+        {"stop spared_and_old": HOOK_HOLDS, "stop came_back": CAME_BACK},
         config="""
 async def hook(inactive, inactive_limit, server):
     assert inactive_limit == 600
