@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta, timezone
 from urllib.parse import quote
@@ -17,17 +18,28 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from conftest import HUB_PYTHON
+from virtual_time import VirtualClock
 from yarl import URL
 
-from hubguard.clients.budget import Budget
+from hubguard.clients import proxy_api
+from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.memory_proxy import MemoryProxy
 from hubguard.clients.proxy_api import HTTPProxyAPI, ProxyAPI
-from hubguard.clients.proxy_models import route_path
+from hubguard.clients.proxy_models import read_hub_routes, read_route, read_routes, route_path
 from hubguard.errors import (
+    BudgetExhausted,
+    ConfigError,
+    HubGarbled,
+    ProxyError,
+    ProxyFailed,
+    ProxyGarbled,
     ProxyRefused,
     ProxyUnreachable,
 )
-from hubguard.testbed.population import AWKWARD_NAMES
+from hubguard.model import Route
+from hubguard.testbed.hub import TestbedHub
+from hubguard.testbed.population import AWKWARD_NAMES, Population, SeededServer
 from hubguard.testbed.processes import end, find_proxy_command, free_ports, listens
 
 TOKEN = "5f0e3c9ab7d24611-never-to-be-seen"
@@ -328,3 +340,289 @@ async def test_a_proxy_that_hangs_is_given_up_after_the_timeout_and_asked_once(r
         assert budget.use().requests == before + 2
         real.thaw()
         assert await proxy.routes() == {}
+
+
+@pytest.mark.parametrize("prefix", ["/", "/a%20b/"])
+async def test_the_hub_puts_a_server_where_its_path_says_whatever_the_names(prefix):
+    servers = [SeededServer(name) for name in NAMES]
+    servers += [SeededServer("namer", name) for name in NAMES]
+    population = Population((), tuple(servers))
+    async with TestbedHub(python=HUB_PYTHON, population=population, hub_prefix=prefix, external_proxy=True) as hub:
+        expected = {route_path(prefix, server.user, server.name): (server.user, server.name) for server in servers}
+        async with HTTPProxyAPI(hub.proxy_api_url, hub.proxy_token, plenty()) as proxy:
+            table = await proxy.routes()
+            assert {path: route.key for path, route in table.items() if route.key} == expected
+            for path in expected:
+                assert await proxy.route(path) == table[path]
+        seen_by_hub, following = {}, {"offset": 0}
+        while following is not None:
+            query = {"offset": following["offset"], "limit": 20}
+            headers = {"Accept": "application/jupyterhub-pagination+json"}
+            page = (await hub.api("GET", "proxy", params=query, headers=headers)).data
+            seen_by_hub |= read_hub_routes(page["items"])
+            following = page["_pagination"]["next"]
+        assert seen_by_hub == {path: route for path, route in table.items() if path in seen_by_hub}
+        assert {path for path, route in table.items() if route.key} <= set(seen_by_hub)
+
+
+# what answers isn't always a proxy
+
+
+class Fake:
+    """A server that answers what the test says, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers: list[web.Response | None] = []
+
+    def says(self, *answers: tuple[int, str] | None) -> None:
+        """These one after the other, and the last for ever; None: the connection is closed without an answer."""
+        self.answers = [a and web.Response(status=a[0], text=a[1]) for a in answers]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.raw_path)
+        given = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        if given is None:
+            request.transport.abort()
+        given = given or web.Response()
+        headers = {"Location": "/elsewhere"} if 300 <= given.status < 400 else None
+        return web.Response(status=given.status, body=given.body, headers=headers)
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    fake = Fake()
+    app = web.Application()
+    app.router.add_route("*", r"/{path:[\s\S]*}", fake.handle)
+    async with TestServer(app, access_log=None) as server:
+        fake.url = str(server.make_url("/")).rstrip("/")
+        yield fake
+
+
+async def fails(proxy: HTTPProxyAPI, kind: type[ProxyError], match: str, path: str | None = None) -> ProxyError:
+    """The error of reading the table or a route, after making sure that it tells nobody the token."""
+    with pytest.raises(kind, match=match) as raised:
+        await (proxy.routes() if path is None else proxy.route(path))
+    error = raised.value
+    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+    for text in (str(error), repr(error), error.detail, "".join(shown.format()), repr(proxy), repr(error.__context__)):
+        assert TOKEN not in text
+    assert "\n" not in str(error)
+    assert len(str(error)) < 800
+    return error
+
+
+GARBLED = [
+    "",
+    "<html>Welcome</html>",
+    "[]",
+    "null",
+    '"/user/ada"',
+    '{"/user/ada": null}',
+    '{"/user/ada": {}}',
+    '{"/user/ada": {"target": 7}}',
+    '{"/user/ada": {"target": ""}}',
+    '{"user/ada": {"target": "http://x"}}',
+    '{"/user/ada": {"target": "http://x", "last_activity": "yesterday"}}',
+    '{"/user/ada": {"target": "http://x", "last_activity": 1700000000}}',
+    '{"/user/ada": {"target": "http://x", "jupyterhub": true, "user": 7}}',
+    '{"/user/ada": {"target": "http://x", "jupyterhub": true, "user": ""}}',
+    '{"/user/ada": {"target": "http://x", "jupyterhub": true, "user": "ada", "server_name": null}}',
+    "{" * 100_000,
+    f'echo: "Authorization: token {TOKEN}"',
+]
+
+
+@pytest.mark.parametrize("text", GARBLED)
+async def test_a_table_that_makes_no_sense_is_no_table(fake, text):
+    fake.says((200, text))
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty()) as proxy:
+        await fails(proxy, ProxyGarbled, "Is its API's URL right|the URL of its API")
+    assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{}", '{"target": null}', '{"target": "http://x", "last_activity": ""}']
+)
+async def test_a_route_that_makes_no_sense_is_neither_there_nor_missing(fake, text):
+    fake.says((200, "{}"), (200, text))
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty()) as proxy:
+        await proxy.routes()
+        await fails(proxy, ProxyGarbled, "API", "/user/ada")
+
+
+async def test_a_404_of_something_that_never_gave_a_table_does_not_mean_that_a_route_is_missing(fake):
+    fake.says((404, "no such page"))
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty()) as proxy:
+        await fails(proxy, ProxyGarbled, "knows of none", "/user/ada")
+        await fails(proxy, ProxyGarbled, "knows of none")
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 405, 500, 502, 503, 504])
+async def test_another_status_is_told_and_only_a_failing_proxy_counts_as_overloaded(fake, status):
+    fake.says((status, "secret of somebody"))
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty(breaker_failures=2)) as proxy:
+        for _ in range(2):
+            error = await fails(proxy, ProxyFailed, str(status))
+            assert error.status == status
+        if status >= 500:
+            with pytest.raises(BudgetExhausted):
+                await proxy.routes()
+            assert len(fake.asked) == 2
+        else:
+            await fails(proxy, ProxyFailed, str(status))
+    assert not any("elsewhere" in path for path in fake.asked)
+
+
+async def test_a_proxy_that_is_down_does_not_keep_the_hub_from_being_asked(unused_tcp_port):
+    budget = plenty(breaker_failures=2)
+    async with HTTPProxyAPI(f"http://127.0.0.1:{unused_tcp_port}", TOKEN, budget) as proxy:
+        for _ in range(2):
+            await fails(proxy, ProxyUnreachable, "No answer")
+        with pytest.raises(BudgetExhausted):
+            await proxy.routes()
+    async with budget.slot(Lane.ACT, safe=False) as slot:
+        slot.succeeded()
+
+
+async def test_a_connection_that_breaks_is_tried_once_more_through_the_budget(fake):
+    budget = plenty()
+    async with HTTPProxyAPI(fake.url, TOKEN, budget) as proxy:
+        fake.says(None, (200, "{}"))
+        assert await proxy.routes() == {}
+        assert len(fake.asked) == budget.use().requests == 2
+        fake.asked.clear()
+        fake.says(None)
+        await fails(proxy, ProxyUnreachable, "No answer")
+        assert len(fake.asked) == 2
+        assert budget.use().requests == 4
+
+
+async def test_what_was_wrong_is_told_where_the_budget_has_no_second_try(fake):
+    fake.says(None)
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty(breaker_failures=1)) as proxy:
+        await fails(proxy, ProxyUnreachable, "No answer")
+        with pytest.raises(BudgetExhausted):
+            await proxy.routes()
+    assert len(fake.asked) == 1
+
+
+async def test_an_answer_without_end_is_given_up(fake, monkeypatch):
+    monkeypatch.setattr(proxy_api, "LARGEST_ANSWER", 1000)
+    fake.says((200, " " * 1001))
+    async with HTTPProxyAPI(fake.url, TOKEN, plenty()) as proxy:
+        await fails(proxy, ProxyGarbled, "larger than")
+
+
+async def test_a_cancelled_read_leaves_its_place():
+    async def never(request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.sleep(3600)
+        return web.Response()
+
+    asked = asyncio.Event()
+    app = web.Application()
+    app.router.add_get("/api/routes", never)
+    async with TestServer(app, access_log=None) as server:
+        budget = plenty()
+        async with HTTPProxyAPI(str(server.make_url("/")), TOKEN, budget) as proxy:
+            reading = asyncio.ensure_future(proxy.routes())
+            await asked.wait()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert (budget.use().in_flight, budget.use().failures) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8001", "ftp://host", "http://", "http://host:0", "http://host:x", "http://u:p@host", "http://h?x"],
+)
+def test_what_is_no_url_is_named_as_the_setting_that_is_wrong(url):
+    with pytest.raises(ConfigError, match="CONFIGPROXY_API_URL"):
+        HTTPProxyAPI(url, TOKEN, plenty())
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "käse"])
+def test_what_is_no_token_is_refused_and_not_told(token):
+    with pytest.raises(ConfigError, match="CONFIGPROXY_AUTH_TOKEN") as raised:
+        HTTPProxyAPI("http://127.0.0.1:8001", token, plenty())
+    assert not token or token not in str(raised.value)
+
+
+# reading what they say
+
+
+@pytest.mark.parametrize(
+    ("text", "micros"),
+    [("2024-03-05T08:01:02.345Z", 345000), ("2024-03-05T08:01:02.345678", 345678), ("2024-03-05T08:01:02", 0)],
+)
+def test_times_of_both_proxies_are_utc(text, micros):
+    route = read_route({"target": "http://x", "last_activity": text}, "/x")
+    assert route.last_activity == datetime(2024, 3, 5, 8, 1, 2, micros, tzinfo=timezone.utc)
+    assert route.last_activity.utcoffset() == timedelta(0)
+
+
+def test_what_is_not_told_is_none():
+    model = {"target": "http://x", "jupyterhub": True, "user": "ada", "server_name": "", "last_activity": None}
+    assert read_routes({"/user/ada": model}) == {"/user/ada": Route("/user/ada", "http://x", "ada", "", None)}
+    assert read_route({"target": "http://x", "hub": True, "jupyterhub": True}, "/") == Route("/", "http://x")
+
+
+def test_the_hubs_view_reads_like_the_proxys():
+    data = {"user": "sl/ash é", "server_name": "", "last_activity": "2024-03-05T08:01:02.345Z"}
+    items = {
+        "/": {"routespec": "/", "target": "http://h", "data": {"hub": True}},
+        "/a%20b/user/sl/ash%20%C3%A9/": {"target": "http://x", "data": data},
+        "ada.example.org/user/ada/": {"target": "http://y", "data": {"user": "ada", "server_name": "gpu"}},
+    }
+    at = datetime(2024, 3, 5, 8, 1, 2, 345000, tzinfo=timezone.utc)
+    assert read_hub_routes(items) == {
+        "/": Route("/", "http://h"),
+        "/a b/user/sl/ash é": Route("/a b/user/sl/ash é", "http://x", "sl/ash é", "", at),
+        "/ada.example.org/user/ada": Route("/ada.example.org/user/ada", "http://y", "ada", "gpu"),
+    }
+
+
+@pytest.mark.parametrize("items", [[], None, {"/x/": None}, {"/x/": {"target": "t"}}, {"/x/": {"data": {}}}])
+def test_a_view_of_the_hubs_that_makes_no_sense_is_no_table(items):
+    with pytest.raises(HubGarbled, match="makes no sense"):
+        read_hub_routes(items)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "user", "name", "path"),
+    [
+        ("/", "ada", "", "/user/ada"),
+        ("/", "ada", "gpu", "/user/ada/gpu"),
+        ("/hub one/", "ada", "", "/hub one/user/ada"),
+        ("/a%20b", "sl/ash", "50%25", "/a b/user/sl/ash/50%25"),
+    ],
+)
+def test_the_path_of_a_server(base_url, user, name, path):
+    assert route_path(base_url, user, name) == path
+
+
+# what tests may do with the double
+
+
+async def test_the_double_fails_as_told_and_keeps_what_it_was_asked():
+    clock = VirtualClock()
+    budget = plenty(clock=clock)
+    proxy = MemoryProxy(clock=clock, budget=budget, takes_s=2.0)
+    path = proxy.add_server("ada", "gpu")
+    proxy.fault = lambda request: ProxyUnreachable("away") if request.path else None
+    table = await clock.run(proxy.routes())
+    assert table[path].key == ("ada", "gpu")
+    with pytest.raises(ProxyUnreachable):
+        await clock.run(proxy.route(path))
+    assert [(request.at_s, request.path) for request in proxy.requests] == [(0.0, None), (2.0, path)]
+    assert (budget.use().requests, budget.use().failures) == (2, 1)
+
+
+async def test_a_table_that_was_given_out_does_not_change_any_more():
+    proxy = MemoryProxy()
+    path = proxy.add_server("ada")
+    table = await proxy.routes()
+    proxy.wipe()
+    assert set(table) == {path}
