@@ -36,7 +36,7 @@ class Memory:
     _database: Database
 
     def activity(self) -> dict[tuple[str, str], Seen]:
-        """By (user, server): what was seen of each, also of those that are gone. 50,000 of them take about a second."""
+        """By (user, server): what was seen of each, also of those that are gone. 50,000 take about a second."""
         with self._database.reading() as connection:
             return {(row.user_name, row.server_name): _to_seen(row) for row in connection.execute(sa.select(_activity))}
 
@@ -95,9 +95,8 @@ class Memory:
         return (value, row.at) if isinstance(value, dict) else None
 
     def _forget_activity(self, before: datetime) -> None:
-        inactive = sa.or_(_activity.c.active_at.is_(None), _activity.c.active_at < before)
         with self._database.writing() as connection:
-            connection.execute(sa.delete(_activity).where(_activity.c.seen_at < before, inactive))
+            connection.execute(sa.delete(_activity).where(_activity.c.seen_at < before))
 
 
 def _one_at_a_time(connection: Connection) -> None:
