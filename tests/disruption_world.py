@@ -34,6 +34,7 @@ class World:
         self.proxy: dict[str, datetime] = {}
         self.pending: dict[str, str] = {}
         self.odd: set[str] = set()  # whom the hub's updates leave out
+        self.coarse = False  # whether the hub's database drops fractions of a second
         self._updated = START
         for person in people:
             self.start(person)
@@ -69,12 +70,19 @@ class World:
                 self.restore()
         self.now = end
 
+    def restart_hub(self, down_s: float) -> None:
+        """The hub is gone for so long, unseen, and then begins a new interval."""
+        self.hub_up = False
+        self.pass_time(down_s)
+        self.hub_up, self._updated = True, self.now
+
     def update(self) -> None:
         """The hub takes over the proxy's times."""
         for person in self.hub:
             if person in self.proxy and person not in self.odd:
                 before = self.hub[person]
-                self.hub[person] = self.proxy[person] if before is None else max(before, self.proxy[person])
+                at = self.proxy[person].replace(microsecond=0) if self.coarse else self.proxy[person]
+                self.hub[person] = at if before is None else max(before, at)
 
     def seen(self, **changes: Any) -> Look:
         servers = tuple(

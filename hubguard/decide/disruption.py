@@ -313,7 +313,8 @@ def _is_told(ready: list[Server], seen: Look) -> bool:
 def _missed(count: int, since: datetime) -> str:
     if not count:
         return (
-            f"The hub missed activity since {_time(since)}, and seems to take it over again; one more look will tell."
+            f"The hub missed activity that the proxy saw at {_time(since)}. Whether it takes over activity again is known"
+            " when two looks in a row have shown it."
         )
     return (
         f"The proxy has seen activity on {_number(count, 'server')} that the hub hasn't taken over, the oldest of"

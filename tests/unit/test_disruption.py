@@ -294,6 +294,15 @@ def test_a_word_given_while_the_hub_is_silent_for_a_moment_is_not_lost():
     assert world.reason is None
 
 
+def test_nobody_accepts_a_large_plan_that_another_brake_has_hidden():
+    world = World(caution=Caution(plan_cap=100))
+    world.look_on(600, due=500, skew_s=100.0)
+    resumed_at = world.now + timedelta(seconds=1)
+    world.look_on(60, due=500, skew_s=100.0, resumed_at=resumed_at)
+    world.look_on(60, due=500, resumed_at=resumed_at)
+    assert world.reason is BrakeReason.OVER_CAP
+
+
 # -- a plan over its cap ------------------------------------------------------------------------------------------
 
 
@@ -422,7 +431,7 @@ def test_a_frozen_feed_takes_two_clean_looks_to_be_believed_again():
     world.update()
     world.look_on(60)
     assert world.reason is BrakeReason.FROZEN
-    assert "one more look" in world.judged.findings[0].detail
+    assert "two looks in a row" in world.judged.findings[0].detail
     world.look_on(60)
     assert world.reason is None
 
@@ -483,7 +492,7 @@ def test_a_server_known_to_be_odd_does_not_brake_when_the_others_go_home():
         world.look_on(60, use=people if n < 60 else ("odd",))
         assert world.reason is None
     world.odd = set()
-    world.look_on(600, use=people)
+    world.look_on(1200, use=("odd",))
     world.feed_alive = False
     world.look_on(1200, use=("odd",))
     assert world.reason is BrakeReason.FROZEN, "it isn't odd any more once the hub has taken it over"
@@ -507,11 +516,113 @@ def test_a_server_whose_activity_the_hub_never_knew_is_waited_for_all_the_same()
 
 def test_fractions_of_a_second_that_a_database_drops_are_not_waited_for():
     world = World("ann")
+    world.coarse = True
     for _ in range(60):
-        world.look_on(60, use=("ann",))
-        world.hub["ann"] = world.hub["ann"].replace(microsecond=0)
-        world.proxy["ann"] += timedelta(microseconds=999_000)
+        world.look_on(60.7, every_s=60.7, use=("ann",))
         assert world.reason is None
+
+
+def test_fractions_of_a_second_are_no_sign_of_life_either():
+    quiet, people = ("q1", "q2", "q3"), ("ann",)
+    world = World(*quiet, *people)
+    world.coarse = True
+    world.pass_time(0.5)
+    world.use(*quiet)
+    world.look_on(1200)
+    world.feed_alive = False
+    world.look_on(LIMIT_S + 120, use=people)
+    assert world.reason is BrakeReason.FROZEN
+
+
+def test_a_hub_that_was_restarted_again_and_again_had_no_time_for_its_update():
+    world = World("ann")
+    for n in range(12):
+        world.generation = START.timestamp() + n
+        world.look_on(240, use=("ann",))
+        assert world.reason is None
+        world.restart_hub(10)
+
+
+def test_an_outage_gives_the_hub_its_whole_interval_again():
+    world = World("ann")
+    world.look_on(300)
+    world.look_on(60, use=("ann",))
+    world.look_on(180)
+    world.hub_up = False
+    world.look_on(600)
+    world.restart_hub(50)
+    for _ in range(20):
+        world.look_on(60)
+        assert world.reason is None
+
+
+def test_looks_that_are_always_far_apart_notice_a_frozen_feed_with_the_second_one():
+    world = World("ann")
+    world.look_on(3 * 3600, every_s=3600)
+    world.feed_alive = False
+    world.look_on(3600, every_s=3600, use=("ann",))
+    assert world.reason is None
+    world.look_on(3600, every_s=3600)
+    assert world.reason is BrakeReason.FROZEN
+
+
+def test_times_that_a_new_proxy_with_a_slow_clock_has_forgotten_are_not_waited_for():
+    world = World("ann")
+    world.look_on(240)
+    world.look_on(30, every_s=30, use=("ann",))
+    world.proxy["ann"] = world.now - timedelta(days=1)
+    world.look_on(1800)
+    assert world.reason is None
+
+
+def test_the_oldest_miss_is_told_for_as_long_as_the_feed_is_frozen():
+    world = World("ann", "bob")
+    world.feed_alive = False
+    world.look_on(60, use=("ann",))
+    world.look_on(900, use=("bob",))
+    world.stop("ann")
+    world.look_on(600)
+    assert world.judged.findings[0].since == second(60)
+
+
+def test_clean_looks_that_are_not_in_a_row_end_nothing():
+    world = frozen_world("ann", "bob")
+    for _ in range(3):
+        world.update()
+        world.look_on(60)
+        assert world.reason is BrakeReason.FROZEN
+        world.wipe()
+        world.look_on(60)
+        assert world.reason is BrakeReason.FROZEN
+        world.restore()
+
+
+def test_a_frozen_feed_is_not_forgotten_when_a_silent_hub_keeps_us_from_asking_the_proxy():
+    world = frozen_world("ann")
+    world.look(hub_answered=False, proxy_answered=None)
+    world.look()
+    assert world.reason is BrakeReason.FROZEN
+
+
+def test_a_server_known_to_be_odd_stays_so_when_the_table_is_wiped():
+    people = ("ann", "bob", "eve", "odd")
+    world = World(*people)
+    world.odd = {"odd"}
+    world.look_on(1200, use=people)
+    world.look_on(900, use=("odd",))
+    world.wipe()
+    world.look_on(5, every_s=5)
+    world.restore()
+    world.look_on(1800, use=("odd",))
+    assert world.reason is None
+
+
+def test_nothing_is_remembered_of_runs_that_the_hub_has_long_caught_up_with():
+    world = World("ann", "bob")
+    world.look_on(900, use=("ann", "bob"))
+    assert world.watch.feed.awaited
+    world.look_on(1200)
+    assert world.watch.feed.awaited == ()
 
 
 def test_a_hub_that_never_takes_over_activity_by_its_settings_is_not_waited_for():
@@ -573,6 +684,14 @@ def test_no_finding_where_servers_have_just_started_or_none_runs():
     assert world.found == {FindingKind.CANT_TELL}
 
 
+def test_a_time_in_the_far_future_is_no_sign_that_the_hub_notes_anything():
+    world = World("ann", "bob", has_proxy=False)
+    world.hub["bob"] = second(1e9)
+    world.pass_time(7200)
+    world.look()
+    assert world.found == {FindingKind.CANT_TELL}
+
+
 def test_a_table_without_times_is_no_control():
     world = World("ann")
     routes = {path: replace(r, last_activity=None) for path, r in world.seen().snapshot.routes.items()}
@@ -621,6 +740,37 @@ def test_a_jump_of_our_clock_neither_ends_nor_accepts_nor_prolongs_a_fall(jump_s
     now = world.now + timedelta(seconds=jump_s)
     world.look(now=now + timedelta(seconds=60), resumed_at=now + timedelta(seconds=30))
     assert world.reason is None
+
+
+def test_a_clock_that_is_put_back_leaves_no_brake_that_begins_later_than_now():
+    world = World(users=1000)
+    world.look()
+    world.users = 50
+    world.look_on(60)
+    back = world.now - timedelta(days=30)
+    judged = world.look(now=back)
+    assert judged.brake is not None
+    assert judged.brake.since == back
+
+
+def test_a_person_can_resume_right_after_the_clock_was_put_back():
+    world = World(users=1000)
+    world.look()
+    world.users = 50
+    world.look_on(60)
+    back = world.now - timedelta(days=30)
+    world.look(now=back, resumed_at=back - timedelta(seconds=30))
+    assert world.reason is None
+
+
+def test_a_clock_that_is_put_back_does_not_hide_a_proxy_that_is_down():
+    world = World("ann")
+    world.look()
+    world.proxy_up = False
+    world.look_on(60)
+    world.now -= timedelta(days=30)
+    world.look_on(240)
+    assert world.reason is BrakeReason.PROXY_DOWN
 
 
 def test_a_clock_that_is_put_back_leaves_no_idle_clock_in_the_future():

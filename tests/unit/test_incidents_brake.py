@@ -169,6 +169,16 @@ def test_a_hub_that_runs_us_and_was_only_restarted_has_had_no_outage():
     assert world.look().clock_from is None
 
 
+def test_a_restart_between_two_looks_that_are_far_apart_has_been_no_outage():
+    world = World(*people(10))
+    world.generation = START.timestamp() - 50
+    world.look_on(6000, every_s=600)
+    world.pass_time(570)
+    world.generation = world.now.timestamp()
+    world.pass_time(30)
+    assert world.look().clock_from is None
+
+
 def test_our_own_absence_is_no_outage():
     world = World(*people(100))
     world.generation = START.timestamp() - 50
