@@ -24,7 +24,9 @@ from hubguard.clients.hub_models import (
     read_skew,
     read_text,
     read_user,
+    read_users,
 )
+from hubguard.clients.proxy_models import read_hub_routes
 from hubguard.errors import (
     BudgetExhausted,
     ConfigError,
@@ -35,7 +37,7 @@ from hubguard.errors import (
     HubRefused,
     HubUnreachable,
 )
-from hubguard.model import Server, User
+from hubguard.model import Route, Server, User
 
 T = TypeVar("T")
 
@@ -46,10 +48,10 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes. 200 users with a few servers each take well under one of these 64 MiB."""
 
 OVERLAP = 2
-"""So many users of a page are asked for again with the next one, 1 % of a page: one may have left in between."""
+"""So many of a page are asked for again with the next one, 1 % of 200: one may have left in between."""
 
 STEPS_BACK = 10
-"""So often the list of users is read again from further back, where more have left; each step is four times the last."""
+"""So often a list is read again from further back, where more have left; each step is four times the last."""
 
 LONGEST_QUOTE = 300
 """Characters of the hub's own words that an error repeats."""
@@ -129,6 +131,13 @@ class HubAPI(Protocol):
         """The command of each of the hub's services, by name; empty for one that the hub doesn't run. Raises HubError."""
         ...
 
+    async def list_routes(self) -> dict[str, Route]:
+        """The proxy's table as the hub sees it, by path, with the routes that are the hub's only.
+
+        Raises HubError when any page is missing: half a table is never returned.
+        """
+        ...
+
     async def version(self) -> str:
         """The hub's version, such as ``6.1.1``. Needs no scope. Raises HubError."""
         ...
@@ -203,12 +212,12 @@ class HTTPHubAPI:
 
     async def list_servers(self) -> tuple[Server, ...]:
         """See HubAPI."""
-        users = await self._all_users(_listing("list its servers", state="active", sort="id"))
+        users = await self._all_pages(_listing("list its servers", state="active", sort="id"), read_users)
         return tuple(sorted((server for user in users.values() for server in user.servers), key=lambda s: s.key))
 
     async def count_users(self) -> int:
         """See HubAPI."""
-        return (await self._page(_listing("count its users"), 0, limit=1)).total
+        return (await self._page(_listing("count its users"), read_users, 0, limit=1)).total
 
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
         """See HubAPI. Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
@@ -217,7 +226,7 @@ class HTTPHubAPI:
         if inactive_since is not None:
             users = await self._least_active_users(_listing(what, sort="last_activity"), inactive_since)
         if users is None:
-            users = await self._all_users(_listing(what, sort="id"), needs_activity=True)
+            users = await self._all_pages(_listing(what, sort="id"), _read_users_activity)
         wanted = (user for user in users.values() if inactive_since is None or _inactive(user, inactive_since))
         return tuple(sorted(wanted, key=lambda user: user.name))
 
@@ -236,7 +245,7 @@ class HTTPHubAPI:
         answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404)))
         if answer.status == 404:
             return None
-        return _understood(lambda: read_user(answer.json, of=name, needs_activity=True))
+        return _understood(lambda: read_user(answer.json, of=name, need_activity=True))
 
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         """See HubAPI."""
@@ -259,6 +268,11 @@ class HTTPHubAPI:
         answer = await self._read(call)
         return _understood(lambda: read_services(answer.json))
 
+    async def list_routes(self) -> dict[str, Route]:
+        """See HubAPI. The hub asks the proxy for the whole table for each page."""
+        table = _Call("GET", "/proxy", "list the proxy's routes", "proxy", known=(200,))
+        return await self._all_pages(table, read_hub_routes)
+
     async def version(self) -> str:
         """See HubAPI."""
         answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
@@ -272,30 +286,32 @@ class HTTPHubAPI:
             raise HubGarbled("The hub told whose token this is, but not with which scopes. Is the API's URL right?")
         return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
 
-    async def _all_users(self, listing: _Call, *, needs_activity: bool = False) -> dict[str, User]:
-        """Every user of all pages, by name. Pages overlap, so that users who come and go push nobody out of the list."""
-        users: dict[str, User] = {}
+    async def _all_pages(self, listing: _Call, read_items: Callable[[Any], dict[str, T]]) -> dict[str, T]:
+        """Every item of all pages, by name. Pages overlap, so that what comes and goes pushes nothing out of the list."""
+        items: dict[str, T] = {}
         offset, overlap, again, steps_back, bound = 0, OVERLAP, 0, 0, 0
         while True:
-            page = await self._page(listing, offset, needs_activity=needs_activity)
+            page = await self._page(listing, read_items, offset)
             bound = bound or 2 * page.total + 10_000
             if page.offset + page.limit > bound:
                 raise HubGarbled(
-                    f"The hub's list of users grows without end (now {page.total}), so it isn't used. Is the API's URL right?"
+                    f"The hub was asked to {listing.what}, and the list grows without end (now {page.total}), so it isn't"
+                    " used. Is the API's URL right?"
                 )
-            if again and offset and not users.keys() & page.users.keys():
-                # So many have left that the pages no longer meet: somebody in between may not have been read.
+            if again and offset and not items.keys() & page.items.keys():
+                # So many have left that the pages no longer meet: something in between may not have been read.
                 steps_back += 1
                 if steps_back > STEPS_BACK:
                     raise HubGarbled(
-                        "The hub's list of users changes faster than it can be read; it is read again later."
+                        f"The hub was asked to {listing.what}, and the list changes faster than it can be read; it is read"
+                        " again later."
                     )
                 overlap *= 4
                 offset = max(0, offset - overlap)
                 continue
-            users.update(page.users)
+            items.update(page.items)
             if page.next_offset is None:
-                return users
+                return items
             again = min(overlap, page.limit // 2)
             offset = page.next_offset - again
 
@@ -308,12 +324,12 @@ class HTTPHubAPI:
         users: dict[str, User] = {}
         offset, total = 0, None
         while True:
-            page = await self._page(listing, offset, needs_activity=True)
-            in_order = list(page.users.values())
+            page = await self._page(listing, _read_users_activity, offset)
+            in_order = list(page.items.values())
             total = page.total if total is None else total
-            users.update(page.users)
-            # Each page begins with the last one of the page before. Where anybody has changed places meanwhile, there are more
-            # or fewer different users than places, and somebody may not have been read.
+            users.update(page.items)
+            # Each page begins with the last one of the page before. Where anybody has changed places meanwhile, there are
+            # more or fewer different users than places, and somebody may not have been read.
             if page.total != total or len(users) != offset + len(in_order):
                 return None
             if page.next_offset is None or (in_order and not _inactive(in_order[-1], inactive_since)):
@@ -323,11 +339,11 @@ class HTTPHubAPI:
             offset = page.next_offset - 1
 
     async def _page(
-        self, listing: _Call, offset: int, *, limit: int | None = None, needs_activity: bool = False
-    ) -> Page:
+        self, listing: _Call, read_items: Callable[[Any], dict[str, T]], offset: int, *, limit: int | None = None
+    ) -> Page[T]:
         query = {**(listing.query or {}), "offset": str(offset), "limit": str(limit or self._page_size)}
         answer = await self._read(replace(listing, query=query))
-        return _understood(lambda: read_page(answer.json, asked_offset=offset, needs_activity=needs_activity))
+        return _understood(lambda: read_page(answer.json, read_items, asked_offset=offset))
 
     async def _read(self, call: _Call) -> _Answer:
         failed: HubError | None = None
@@ -494,6 +510,10 @@ class _Answer:
 def _listing(what: str, **query: str) -> _Call:
     """The request for a list of users, but for which page."""
     return _Call("GET", "/users", what, "list:users and read:servers", known=(200,), query=query)
+
+
+def _read_users_activity(items: Any) -> dict[str, User]:
+    return read_users(items, need_activity=True)
 
 
 def _inactive(user: User, since: datetime) -> bool:

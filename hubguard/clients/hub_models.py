@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from hubguard.errors import HubGarbled, HubRefused
 from hubguard.model import Server, User
+
+T = TypeVar("T")
 
 TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII
@@ -18,54 +21,56 @@ TIME = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """One page of users by name, in the order that was asked for. ``next_offset`` is None on the last one."""
+class Page(Generic[T]):
+    """One page of a list, its items by name, in the order that was asked for. ``next_offset`` is None on the last one."""
 
-    users: dict[str, User]
+    items: dict[str, T]
     offset: int
     limit: int
     total: int
     next_offset: int | None
 
 
-def read_page(answer: Any, *, asked_offset: int, needs_activity: bool = False) -> Page:
-    """A page of the list of users. Raises HubGarbled also where the numbers on it would skip or repeat users.
+def read_page(answer: Any, read_items: Callable[[Any], dict[str, T]], *, asked_offset: int) -> Page[T]:
+    """A page of a list, its items as ``read_items`` gives them.
 
-    ``needs_activity`` is read_user's.
+    Raises HubGarbled also where the numbers on it would skip or repeat items.
     """
     told = answer.get("_pagination") if isinstance(answer, dict) else None
-    if not isinstance(told, dict) or not isinstance(answer.get("items"), list):
-        raise _garbled("the list of users has no pagination, so it can't be told whether it is whole")
+    items = answer.get("items") if isinstance(answer, dict) else None
+    if not isinstance(told, dict) or not isinstance(items, (list, dict)):
+        raise _garbled("the list has no pagination, so it can't be told whether it is whole")
     offset, limit, total = (_count(told, key) for key in ("offset", "limit", "total"))
-    items = answer["items"]
     next_page = told.get("next")
     next_offset = None
     if offset != asked_offset or limit < 1 or len(items) > limit:
         raise _garbled(
-            f"asked for users from {asked_offset} on, it gave {len(items)} from {offset} on, {limit} at most"
+            f"asked for a list from {asked_offset} on, it gave {len(items)} from {offset} on, {limit} at most"
         )
     if next_page is not None:
         if not isinstance(next_page, dict):
-            raise _garbled(f"the next page of users is {_short(next_page)}")
+            raise _garbled(f"the next page is {_short(next_page)}")
         next_offset = _count(next_page, "offset")
         if not offset < next_offset <= offset + limit or next_offset >= total:
-            raise _garbled(
-                f"after the users {offset} to {offset + limit} of {total}, the next page is at {next_offset}"
-            )
+            raise _garbled(f"after {offset} to {offset + limit} of {total}, the next page is at {next_offset}")
     elif offset + limit < total:
-        raise _garbled(f"the list of users ends at {offset + limit} of {total}")
-    users = {}
-    for item in items:
-        name = read_text(item, "name")
-        users[name] = read_user(item, of=name, needs_activity=needs_activity)
-    return Page(users, offset, limit, total, next_offset)
+        raise _garbled(f"the list ends at {offset + limit} of {total}")
+    return Page(read_items(items), offset, limit, total, next_offset)
 
 
-def read_user(user: Any, *, of: str, needs_activity: bool = False) -> User:
+def read_users(items: Any, *, need_activity: bool = False) -> dict[str, User]:
+    """The users of a page by name. ``need_activity`` and what is raised are read_user's."""
+    if not isinstance(items, list):
+        raise _garbled(f"it gave {_short(items)} where a list of users belongs")
+    named = ((read_text(item, "name"), item) for item in items)
+    return {name: read_user(item, of=name, need_activity=need_activity) for name, item in named}
+
+
+def read_user(user: Any, *, of: str, need_activity: bool = False) -> User:
     """The model of the user ``of``, with the active servers.
 
     Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers, and with
-    ``needs_activity`` also where it leaves out the last activity, which would make everybody look as if never active.
+    ``need_activity`` also where it leaves out the last activity, which would make everybody look as if never active.
     """
     if not isinstance(user, dict) or user.get("name") != of:
         raise _garbled(f"asked for the user {of!r}, it gave {_short(user)} without that name")
@@ -74,7 +79,7 @@ def read_user(user: Any, *, of: str, needs_activity: bool = False) -> User:
             f"The hub doesn't show the servers of {of}: the token lacks the scope read:servers."
             " Give it to HubGuard's role; without it, nothing can be known or done."
         )
-    if needs_activity and "last_activity" not in user:
+    if need_activity and "last_activity" not in user:
         raise HubRefused(
             f"The hub doesn't show the last activity of {of}: the token lacks the scope read:users:activity."
             " Give it to HubGuard's role; without it, no user can be told to be inactive."

@@ -11,8 +11,9 @@ from enum import Enum
 from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.clock import Clock, SystemClock
 from hubguard.clients.hub_api import tell
+from hubguard.clients.proxy_models import route_path
 from hubguard.errors import HubError, HubFailed, HubUnreachable
-from hubguard.model import Server, User
+from hubguard.model import Route, Server, User
 
 COMES_BACK_S = 30.0
 """How long a hub whose proxy is down tries before the server is ready again."""
@@ -33,7 +34,7 @@ class Stops(str, Enum):
 class Request:
     """What the hub was asked, and when.
 
-    ``call`` is list, get, stop, count, users, get-user, delete, services, version or whoami.
+    ``call`` is list, get, stop, count, users, get-user, delete, services, routes, version or whoami.
     """
 
     at: datetime
@@ -58,7 +59,8 @@ class MemoryHub:
     """Implements HubAPI. What was asked stands in ``requests``, in order.
 
     ``fault`` may be set to a function that is given each request and returns the HubError to raise, or None; the request
-    has no effect then. ``backends`` holds (user, name) of every process that is alive, whatever the hub believes.
+    has no effect then. ``routes`` is the proxy's table by path: a server that is added comes with its route, and the rest
+    is the test's to change. ``backends`` holds (user, name) of every process that is alive, whatever the hub believes.
     ``takes_s`` is how long each answer takes, ``skew_s`` how far its clock is ahead.
     """
 
@@ -73,6 +75,7 @@ class MemoryHub:
         self.skew_s: float | None = None
         self.requests: list[Request] = []
         self.fault: Callable[[Request], HubError | None] | None = None
+        self.routes = {"/": Route("/", "http://127.0.0.1:8081")}
         self.backends: set[tuple[str, str]] = set()
         self.owner = "hubguard"
         self.services: dict[str, tuple[str, ...]] = {"hubguard": ()}
@@ -87,6 +90,8 @@ class MemoryHub:
             self._users[server.user] = User(server.user, server.admin, server.groups, server.roles, server.started)
         self._records[server.key] = _Record(server, stops, stop_s)
         self._seen_active(server.user, server.last_activity)
+        path = route_path("/", server.user, server.name)
+        self.routes[path] = Route(path, "http://127.0.0.1:1", server.user, server.name, server.last_activity)
         self.backends.add(server.key)
 
     def add_user(self, user: User) -> None:
@@ -199,6 +204,11 @@ class MemoryHub:
         async with self._asked("services"):
             return dict(self.services)
 
+    async def list_routes(self) -> dict[str, Route]:
+        """See HubAPI."""
+        async with self._asked("routes"):
+            return dict(self.routes)
+
     async def version(self) -> str:
         """See HubAPI."""
         async with self._asked("version"):
@@ -292,6 +302,7 @@ class MemoryHub:
                 continue
             record.server = replace(record.server, pending=None)
             record.active = False
+            self.routes.pop(route_path("/", *key), None)
             if record.stops not in (Stops.RAISES, Stops.POLL_RAISES):
                 self.backends.discard(key)
                 record.server = replace(record.server, last_activity=self._clock.now())

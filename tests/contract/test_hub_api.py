@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -55,7 +56,7 @@ USERS = (
 POPULATION = with_owners(Population(USERS, SERVERS))
 
 CONFIG = """
-c.JupyterHub.tornado_settings = {"slow_stop_timeout": 1}
+c.JupyterHub.tornado_settings = {"slow_stop_timeout": 1, "slow_spawn_timeout": 0.2}
 def add(name, token, scopes):
     c.JupyterHub.services.append({"name": name, "api_token": token})
     c.JupyterHub.load_roles.append({"name": name, "services": [name], "scopes": scopes})
@@ -72,17 +73,26 @@ add("stopper", "token-of-the-stopper", ["delete:servers"])
 class World:
     """A hub with POPULATION on it, as the client that is tested sees it."""
 
-    def __init__(self, hub: HubAPI, budget: Budget, sleep: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(self, hub: HubAPI, budget: Budget, real: TestbedHub) -> None:
         self.hub = hub
         self.budget = budget
-        self._sleep = sleep
+        self._real = real
+
+    async def begin_to_start(self, user: str, name: str = "") -> None:
+        """Have a server that takes a minute to start, and return while it does."""
+        if isinstance(self.hub, MemoryHub):
+            self.hub.add(Server(user, name, False, "spawn", datetime.now(timezone.utc), None))
+            return
+        await self._real.api("POST", f"users/{user}")
+        path = f"users/{user}/servers/{name}" if name else f"users/{user}/server"
+        assert (await self._real.api("POST", path, json={"start_s": 60.0})).status == 202
 
     async def gone(self, user: str, name: str = "") -> None:
         """Return when the hub doesn't show that server any more."""
         for _ in range(100):
             if await self.hub.get_server(user, name) is None:
                 return
-            await self._sleep(0.1)
+            await asyncio.sleep(0.1)
         raise AssertionError(f"{user}/{name} never goes")
 
 
@@ -113,7 +123,7 @@ async def world(request, real) -> AsyncIterator[World]:
         # Small pages, so that even these few users take several.
         budget = plenty()
         async with HTTPHubAPI(real.api_url, "token-of-the-guard", budget, page_size=4) as client:
-            yield World(client, budget, asyncio.sleep)
+            yield World(client, budget, real)
     else:
         budget = plenty()
         hub = MemoryHub(budget=budget)
@@ -129,7 +139,7 @@ async def world(request, real) -> AsyncIterator[World]:
                 started = now - timedelta(seconds=seeded.started_s)
                 server = Server(seeded.user, seeded.name, True, None, started, idle_since, options=seeded.options)
                 hub.add(server, stops=Stops(seeded.on_stop), stop_s=seeded.stop_s)
-        yield World(hub, budget, asyncio.sleep)
+        yield World(hub, budget, real)
 
 
 # These look only; those below stop servers, each its own.
@@ -241,6 +251,14 @@ async def test_an_unknown_user_reads_as_none(world, name):
     assert await world.hub.get_user(name) is None
 
 
+async def test_every_ready_server_has_a_route_and_the_hub_has_one(world):
+    routes = await world.hub.list_routes()
+    assert {path: route.path for path, route in routes.items()} == {path: path for path in routes}
+    to_servers = [route.key for route in routes.values() if route.key is not None]
+    assert sorted(to_servers) == [server.key for server in await world.hub.list_servers() if server.ready]
+    assert len(routes) == len(to_servers) + 1
+
+
 @pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", "")])
 async def test_stopping_what_does_not_run_is_done_already(world, key):
     if "/" in key[0] and (await world.hub.version()).startswith("5.2."):
@@ -280,6 +298,16 @@ async def test_a_slow_stop_is_answered_before_it_is_over_and_is_pending_until_th
     assert (pending.pending, pending.ready) == ("stop", False)
     assert await world.hub.stop_server("slow", "") is False
     await world.gone("slow")
+
+
+@pytest.mark.parametrize("name", ["", "work"])
+async def test_a_server_that_is_being_started_is_interrupted(world, name):
+    await world.begin_to_start("starter", name)
+    pending = await world.hub.get_server("starter", name)
+    assert (pending.pending, pending.ready) == ("spawn", False)
+    assert pending in await world.hub.list_servers()
+    assert await world.hub.stop_server("starter", name) is True
+    await world.gone("starter", name)
 
 
 async def test_a_server_whose_stop_raises_looks_stopped_all_the_same(world):
@@ -374,6 +402,17 @@ async def test_a_user_with_a_named_server_loses_the_default_one_and_stays(world)
     assert await world.hub.get_user("leaves-named") is None
 
 
+@pytest.mark.parametrize("name", ["", "work"])
+async def test_a_user_whose_server_is_being_started_stays(world, name):
+    await world.begin_to_start("early", name)
+    with pytest.raises(HubFailed, match="delete the user early") as raised:
+        await world.hub.delete_user("early")
+    assert raised.value.status == 500
+    assert (await world.hub.get_server("early", name)).pending == "spawn"
+    await world.hub.stop_server("early", name, remove=True)
+    await world.gone("early", name)
+
+
 async def test_a_user_with_our_own_name_is_not_deleted(world):
     with pytest.raises(HubFailed, match="delete the user guard") as raised:
         await world.hub.delete_user("guard")
@@ -430,6 +469,7 @@ async def test_a_wrong_token_is_refused(real):
         ("looker", lambda hub: hub.list_users(inactive_since=datetime.now(timezone.utc)), "read:users:activity"),
         ("looker", lambda hub: hub.get_user("boss"), "read:users:activity"),
         ("peer", lambda hub: hub.delete_user("boss"), "delete:users"),
+        ("peer", lambda hub: hub.list_routes(), "scope proxy"),
     ],
 )
 async def test_a_missing_scope_is_named(real, service, call, scope):
@@ -472,6 +512,28 @@ async def test_the_hubs_clock_is_ours(real):
         assert hub.skew_s is None
         await hub.version()
         assert -60 < hub.skew_s < 60
+
+
+async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_database_url):
+    # More than a page of those who never came: PostgreSQL gives them in another order for every page.
+    never = [SeededUser(f"never-{number:03}") for number in range(250)]
+    long_ago = [SeededUser(f"old-{number:03}", idle_for_s=(100 + number % 7) * DAY_S) for number in range(60)]
+    lately = [SeededUser(f"new-{number:03}", idle_for_s=DAY_S + number % 3) for number in range(300)]
+    crowd = Population(tuple(random.Random(1).sample([*never, *long_ago, *lately], 610)))
+    budget = plenty()
+    async with (
+        TestbedHub(python=HUB_PYTHON, population=crowd, config=CONFIG, db_url=shared_database_url) as hub,
+        HTTPHubAPI(hub.api_url, "token-of-the-guard", budget, page_size=50) as client,
+    ):
+        everybody = await client.list_users(inactive_since=None)
+        before = budget.use().requests
+        listed = await client.list_users(inactive_since=datetime.now(timezone.utc) - timedelta(days=50))
+        needed = budget.use().requests - before
+    assert len(everybody) == 611
+    assert [user.name for user in listed] == ["admin", *sorted(user.name for user in (*never, *long_ago))]
+    assert [user.last_activity is None for user in listed] == [True] * 251 + [False] * 60
+    if shared_database_url.startswith("sqlite"):
+        assert needed == 7
 
 
 async def test_the_proxys_url_and_the_hubs_pages_are_not_its_api(real):

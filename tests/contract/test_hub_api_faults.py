@@ -40,6 +40,7 @@ CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {
     "users": lambda hub: hub.list_users(inactive_since=None),
     "inactive": lambda hub: hub.list_users(inactive_since=datetime(2024, 3, 5, tzinfo=timezone.utc)),
     "user": lambda hub: hub.get_user("ada"),
+    "routes": lambda hub: hub.list_routes(),
     "delete": lambda hub: hub.delete_user("ada"),
     "version": lambda hub: hub.version(),
     "whoami": lambda hub: hub.whoami(),
@@ -141,6 +142,7 @@ async def test_a_refusal_names_the_scope_and_is_not_repeated(fake, call, status)
     scopes = {
         **dict.fromkeys(("list", "count", "users", "inactive"), "list:users and read:servers"),
         **{"get": "read:servers", "user": "read:users", "stop": "delete:servers", "delete": "delete:users"},
+        "routes": "scope proxy",
     }
     assert scopes.get(call, "") in str(error)
     assert len(fake.asked) == 1
@@ -626,6 +628,39 @@ async def test_a_list_that_changes_faster_than_it_is_read_is_refused(fake):
     Hub(fake, [], most=10, between=everybody_changes)
     async with client(fake.url) as hub:
         await fails(hub, "list", HubGarbled, "faster than it can be read")
+
+
+# pages of routes
+
+
+def table(paths, offset=0, limit=200):
+    some = sorted(paths)[offset : offset + limit]
+    routes = {path: {"routespec": path, "target": "http://127.0.0.1:1", "data": {}} for path in some}
+    more = offset + limit if offset + limit < len(paths) else None
+    return {**page([], offset, limit, len(paths), more), "items": routes}
+
+
+async def test_all_routes_are_read_even_while_some_come_and_go(fake):
+    paths = [f"/user/{name}/" for name in named(900)]
+
+    def answer(request):
+        del paths[:3]
+        paths.insert(0, f"/user/aa-{len(fake.asked)}/")
+        query = request.query
+        return web.json_response(table(paths, int(query["offset"]), int(query["limit"])))
+
+    fake.answer = answer
+    async with client(fake.url) as hub:
+        routes = await hub.list_routes()
+    assert {path.rstrip("/") for path in paths[len(fake.asked) :]} <= routes.keys()
+    assert all(path == route.path for path, route in routes.items())
+
+
+@pytest.mark.parametrize("broken", [{"items": []}, {"items": {"/": {"target": "http://a/"}}}, {"items": {"/": None}}])
+async def test_a_table_that_makes_no_sense_is_refused(fake, broken):
+    fake.says(json={**table(["/"]), **broken})
+    async with client(fake.url) as hub:
+        await fails(hub, "routes", HubGarbled, "makes no sense")
 
 
 # pages of inactive users
