@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
@@ -470,6 +471,33 @@ class HTTPHubAPI:
             self._skew_s = self._skew_s if skew_s is None else skew_s
             return response
         raise aiohttp.ClientError(reason)
+
+
+def internal_ssl_context(location: str) -> ssl.SSLContext:
+    """For talking to a hub with internal SSL that keeps its certificates in ``location`` (its ``internal_certs_location``).
+
+    The hub's certificate is checked, and ours is the hub's own. Raises ConfigError, naming the file that can't be used.
+    """
+    folder = Path(location)
+    key, certificate = (folder / "hub-internal" / f"hub-internal.{end}" for end in ("key", "crt"))
+    authority = folder / "hub-ca" / "hub-ca.crt"
+    for file in (key, certificate, authority):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise ConfigError(
+                "internal_certs_location",
+                f"{file} can't be read ({error.strerror}). Name the folder in which a hub with internal SSL keeps its"
+                " certificates, and let HubGuard read it",
+            ) from None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            "internal_certs_location", f"the certificates in {folder} can't be used ({error.reason}): remake them"
+        ) from None
+    return context
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 
@@ -13,7 +14,7 @@ from conftest import HUB_PYTHON
 from virtual_time import VirtualClock
 
 from hubguard.clients.budget import Budget
-from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
+from hubguard.clients.hub_api import HTTPHubAPI, HubAPI, internal_ssl_context
 from hubguard.clients.memory_hub import MemoryHub, Stops
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
 from hubguard.model import Server, User
@@ -534,6 +535,38 @@ async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_da
     assert [user.last_activity is None for user in listed] == [True] * 251 + [False] * 60
     if shared_database_url.startswith("sqlite"):
         assert needed == 7
+
+
+class InternallySecuredHub(TestbedHub):
+    """A hub with internal SSL, which talks to nobody without one of its own certificates."""
+
+    @property
+    def api_url(self) -> str:
+        return super().api_url.replace("http:", "https:")
+
+    async def api(self, method, path, **request):
+        return await super().api(method, path, ssl=internal_ssl_context(str(self.folder / "internal-ssl")), **request)
+
+
+async def test_a_hub_with_internal_ssl_is_talked_to_with_its_own_certificates_only():
+    pytest.importorskip("certipy", reason="certipy isn't installed, without which no hub has internal SSL")
+    config = (
+        CONFIG
+        + """
+c.JupyterHub.internal_ssl = True
+c.ConfigurableHTTPProxy.api_url = c.ConfigurableHTTPProxy.api_url.replace("http:", "https:")
+"""
+    )
+    population = Population((SeededUser("ada"),))
+    async with InternallySecuredHub(python=HUB_PYTHON, population=population, config=config) as real:
+        context = internal_ssl_context(str(real.folder / "internal-ssl"))
+        async with HTTPHubAPI(real.api_url, "token-of-the-guard", plenty(), ssl_context=context) as hub:
+            assert [user.name for user in await hub.list_users(inactive_since=None)] == ["ada", "admin"]
+        strangers = ssl.create_default_context(cafile=real.folder / "internal-ssl" / "hub-ca" / "hub-ca.crt")
+        for wrong in (None, strangers):
+            async with HTTPHubAPI(real.api_url, "token-of-the-guard", plenty(), ssl_context=wrong) as hub:
+                with pytest.raises(HubUnreachable):
+                    await hub.version()
 
 
 async def test_the_proxys_url_and_the_hubs_pages_are_not_its_api(real):

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 
 from hubguard.clients import hub_api, hub_models
 from hubguard.clients.budget import Budget
-from hubguard.clients.hub_api import HTTPHubAPI
+from hubguard.clients.hub_api import HTTPHubAPI, internal_ssl_context
 from hubguard.errors import (
     BudgetExhausted,
     ConfigError,
@@ -836,6 +836,30 @@ async def test_a_name_reaches_the_hub_as_it_is_and_as_one_piece_of_the_path(fake
 def test_a_url_that_can_be_no_hubs_is_named(url):
     with pytest.raises(ConfigError, match=r"^JUPYTERHUB_API_URL: must"):
         HTTPHubAPI(url, TOKEN, Budget(rate=1, burst=1, concurrency=1))
+
+
+INTERNAL = ("hub-internal/hub-internal.key", "hub-internal/hub-internal.crt", "hub-ca/hub-ca.crt")
+
+
+@pytest.mark.parametrize("missing", INTERNAL)
+def test_a_missing_certificate_of_the_hubs_is_named(tmp_path, missing):
+    for file in INTERNAL:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        if file != missing:
+            (tmp_path / file).write_text("-----BEGIN CERTIFICATE-----\n")
+    with pytest.raises(
+        ConfigError, match=rf"^internal_certs_location: {tmp_path}/{missing} can't be read \(No such file"
+    ):
+        internal_ssl_context(str(tmp_path))
+
+
+@pytest.mark.parametrize("broken", ["", "-----BEGIN CERTIFICATE-----\n"])
+def test_certificates_that_are_none_are_refused(tmp_path, broken):
+    for file in INTERNAL:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(broken)
+    with pytest.raises(ConfigError, match=rf"^internal_certs_location: the certificates in {tmp_path} can't be used"):
+        internal_ssl_context(str(tmp_path))
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "tökén", "\x00"])
