@@ -43,14 +43,18 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 def holds(name: str) -> bool:
     """Whether every database can hold that name as it is."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
     return len(name) <= NAME_LENGTH and "\0" not in name
 
 
 class Name(TypeDecorator[str]):
     """A name that is compared as it is, letter by letter: at most 255 characters, of any script.
 
-    Binding one that is longer, or holds a NUL, raises ValueError: databases differ in what they make of those, and a
-    name that was cut is another name.
+    Binding one that is longer, holds a NUL or isn't valid Unicode raises ValueError: databases differ in what they make
+    of those, and a name that was cut is another name.
     """
 
     impl = sa.String(NAME_LENGTH)
@@ -65,7 +69,9 @@ class Name(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """The same name, when every database can hold it."""
         if value is not None and not holds(value):
-            raise ValueError(f"not a name that the journal can hold (over {NAME_LENGTH} characters, or a NUL in it)")
+            raise ValueError(
+                f"not a name that the journal can hold (over {NAME_LENGTH} characters, a NUL in it or not Unicode)"
+            )
         return value
 
 

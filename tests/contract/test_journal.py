@@ -411,7 +411,7 @@ def test_names_and_times_come_back_exactly_and_are_never_taken_for_each_other(jo
     assert journal.failures(NOW).keys() == {(name, name, STARTED) for name in NAMES}
 
 
-@pytest.mark.parametrize("name", ["x" * 256, "nul\0"])
+@pytest.mark.parametrize("name", ["x" * 256, "nul\0", "half \ud83d"])
 def test_a_name_that_cannot_be_kept_whole_is_refused_not_cut(journal: Journal, name: str) -> None:
     lease = taken(journal)
     with pytest.raises(JournalError, match="not a name"):
@@ -843,7 +843,7 @@ def test_of_several_rows_for_a_server_the_last_one_counts(journal: Journal) -> N
 
 
 def test_a_server_with_a_name_that_cannot_be_kept_does_not_keep_the_others_out(journal: Journal) -> None:
-    assert journal.see([seen("x" * 256), seen("ann", "nul\0"), seen("bo")], NOW) == 1
+    assert journal.see([seen("x" * 256), seen("ann", "nul\0"), seen("half \ud83d"), seen("bo")], NOW) == 1
     assert journal.activity() == by_server(seen("bo"))
     assert journal.see([seen("x" * 256)], NOW) == 0
     assert journal.see([], NOW) == 0
