@@ -90,7 +90,7 @@ class Feed:
             one
             for server in ready
             if (one := _await(before.get(server.run), server, stamps.get(server.key), now, clock_s)) is not None
-            and (one.stamp is not None or one.odd or (one.taken_s is not None and clock_s - one.taken_s < limit))
+            and (one.stamp is not None or (one.taken_s is not None and clock_s - one.taken_s < limit))
         ]
         overdue = [one for one in awaited if one.stamp and not one.odd and clock_s - one.since_s >= limit]
         taken = [one for one in awaited if one.taken_s is not None and clock_s - one.taken_s < limit]
@@ -131,7 +131,7 @@ def _bounded(awaited: list[Awaited]) -> tuple[Awaited, ...]:
     """The most telling ones: first what is waited for, longest first, then the odd ones, then what was taken over last."""
 
     def order(one: Awaited) -> tuple[int, float, str, str]:
-        if one.stamp is not None or one.odd:
+        if one.stamp is not None:
             return (1 if one.odd else 0, one.since_s, *one.run[:2])
         return (2, -(one.taken_s or 0.0), *one.run[:2])
 

@@ -207,6 +207,37 @@ def test_a_slow_fall_over_days_never_brakes(share_an_hour, every_s):
         assert world.look_on(every_s, every_s=every_s).brake is None
 
 
+@pytest.mark.parametrize("minute", [1, 30, 58, 59, 60, 61, 62, 118, 119, 120, 121, 300])
+def test_two_steps_within_minutes_add_up_at_whatever_time_they_come(minute):
+    world = World(users=1000)
+    world.look()
+    world.look_on(60 * minute)
+    world.users = 890
+    world.look_on(60)
+    assert world.reason is None
+    world.users = 790
+    world.look_on(60)
+    assert world.reason is BrakeReason.POPULATION
+
+
+def test_a_slow_fall_after_the_clock_was_put_back_brakes_nothing():
+    world = World(users=1000)
+    world.look_on(7200)
+    world.now -= timedelta(days=400)
+    for _ in range(20):
+        world.users -= 25
+        assert world.look_on(3600, every_s=1800).brake is None
+
+
+def test_a_share_counts_exactly_where_floating_point_would_round_it_up():
+    assert 0.07 * 300 > 21
+    world = World(users=300, caution=Caution(population_fall=0.07))
+    world.look()
+    world.users = 279
+    world.look_on(60)
+    assert world.reason is BrakeReason.POPULATION
+
+
 def test_an_unknown_number_of_users_brakes_nothing_and_forgets_nothing():
     world = World(users=1000)
     world.look()
@@ -229,7 +260,7 @@ def test_a_fall_while_we_were_away_is_seen():
 
 def test_a_person_who_resumes_accepts_the_number_and_later_falls_count_from_there():
     world = World(users=1000)
-    world.look()
+    world.look_on(3 * 3600)
     world.users = 700
     world.look_on(7 * 86400, every_s=3600)
     assert world.reason is BrakeReason.POPULATION
@@ -517,8 +548,8 @@ def test_a_server_whose_activity_the_hub_never_knew_is_waited_for_all_the_same()
 def test_fractions_of_a_second_that_a_database_drops_are_not_waited_for():
     world = World("ann")
     world.coarse = True
-    for _ in range(60):
-        world.look_on(60.7, every_s=60.7, use=("ann",))
+    for n in range(60):
+        world.look_on(60.7, every_s=60.7, use=("ann",) if n < 15 else ())
         assert world.reason is None
 
 
@@ -546,11 +577,11 @@ def test_a_hub_that_was_restarted_again_and_again_had_no_time_for_its_update():
 def test_an_outage_gives_the_hub_its_whole_interval_again():
     world = World("ann")
     world.look_on(300)
-    world.look_on(60, use=("ann",))
-    world.look_on(180)
+    world.look_on(10, every_s=10, use=("ann",))
+    world.look_on(280, every_s=10)
     world.hub_up = False
-    world.look_on(600)
-    world.restart_hub(50)
+    world.look_on(600, every_s=300)
+    world.restart_hub(290)
     for _ in range(20):
         world.look_on(60)
         assert world.reason is None
