@@ -21,7 +21,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 from conftest import HUB_PYTHON
 
-from hubguard.clients import hub_db
+from hubguard.clients import hub_db, read_only
 from hubguard.clients.hub_db import HubDB, SQLHubDB
 from hubguard.clients.hub_models import read_time
 from hubguard.clients.memory_hub_db import MemoryHubDB
@@ -337,7 +337,7 @@ async def test_a_file_that_is_missing_is_told_of_and_never_made(tmp_path: Path):
             await db.read()
         # Nor when it goes between our look and the opening.
         (tmp_path / "jupyterhub.sqlite").symlink_to(tmp_path / "moved")
-        connect = hub_db._read_only(tmp_path / "jupyterhub.sqlite")
+        connect = read_only._opener(tmp_path / "jupyterhub.sqlite")
         with pytest.raises(sqlite3.OperationalError, match="unable to open"):
             connect()
     assert [path.name for path in tmp_path.iterdir()] == ["jupyterhub.sqlite"]
@@ -464,7 +464,7 @@ async def test_a_hub_writes_while_it_is_read_without_a_pause(tmp_path: Path):
                     commits.append(1)
                 except sqlite3.OperationalError as error:
                     errors.append(error)
-                done.wait(0.002)
+                done.wait(0.01)
 
     writer = threading.Thread(target=hub)
     with opened(url) as db:
@@ -483,7 +483,7 @@ async def test_a_hub_writes_while_it_is_read_without_a_pause(tmp_path: Path):
 @pytest.mark.parametrize("reading", [HubDB.read, lambda db: db.inactive_users(NOW)])
 async def test_a_reading_that_takes_too_long_is_broken_off_and_the_hub_can_write(tmp_path: Path, monkeypatch, reading):
     url = sqlite_url(tmp_path, made_up(users=5000, running=100))
-    monkeypatch.setattr(hub_db, "LONGEST_S", -1.0)
+    monkeypatch.setattr(read_only, "LONGEST_S", -1.0)
     with opened(url) as db, pytest.raises(HubDBError, match="let go so that the hub isn't held up"):
         await (db.read() if reading is HubDB.read else reading(db))
     with closing(sqlite3.dbapi2.connect(tmp_path / "jupyterhub.sqlite", timeout=0)) as hub, hub:
@@ -492,7 +492,7 @@ async def test_a_reading_that_takes_too_long_is_broken_off_and_the_hub_can_write
 
 async def test_postgresql_breaks_off_a_reading_that_takes_too_long(postgresql_url: str, monkeypatch):
     write(postgresql_url, POPULATION, now=NOW)
-    monkeypatch.setattr(hub_db, "LONGEST_S", 0.05)
+    monkeypatch.setattr(read_only, "LONGEST_S", 0.05)
     with opened(postgresql_url) as db:
         with instead_of_reading("SELECT pg_sleep(60)"), pytest.raises(HubDBError, match="let go so that"):
             await db.read()
@@ -519,7 +519,7 @@ async def test_nothing_stays_connected_between_readings(postgresql_url: str):
 
 async def test_a_database_that_somebody_keeps_locked_is_told_of_and_read_again_afterwards(tmp_path: Path, monkeypatch):
     url = sqlite_url(tmp_path)
-    monkeypatch.setattr(hub_db, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(read_only, "LOCK_TIMEOUT_S", 0.05)
     with opened(url) as db:
         with closing(sqlite3.dbapi2.connect(tmp_path / "jupyterhub.sqlite")) as backup:
             backup.execute("BEGIN EXCLUSIVE")
