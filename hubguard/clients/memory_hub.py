@@ -59,9 +59,9 @@ class MemoryHub:
     """Implements HubAPI. What was asked stands in ``requests``, in order.
 
     ``fault`` may be set to a function that is given each request and returns the HubError to raise, or None; the request
-    has no effect then. ``routes`` is the proxy's table by path: a server that is added comes with its route, and the rest
-    is the test's to change. ``backends`` holds (user, name) of every process that is alive, whatever the hub believes.
-    ``takes_s`` is how long each answer takes, ``skew_s`` how far its clock is ahead.
+    has no effect then. ``routes`` is the proxy's table by path: the route of a server comes when it is ready and goes
+    when it is stopped, and the rest is the test's to change. ``backends`` holds (user, name) of every process that is
+    alive, whatever the hub believes. ``takes_s`` is how long each answer takes, ``skew_s`` how far its clock is ahead.
     """
 
     slow_stop_timeout_s = 10.0
@@ -90,8 +90,7 @@ class MemoryHub:
             self._users[server.user] = User(server.user, server.admin, server.groups, server.roles, server.started)
         self._records[server.key] = _Record(server, stops, stop_s)
         self._seen_active(server.user, server.last_activity)
-        path = route_path("/", server.user, server.name)
-        self.routes[path] = Route(path, "http://127.0.0.1:1", server.user, server.name, server.last_activity)
+        self._route(server)
         self.backends.add(server.key)
 
     def add_user(self, user: User) -> None:
@@ -123,6 +122,8 @@ class MemoryHub:
             pending=pending or (None if ready else server.pending),
         )
         self._seen_active(user, last_activity)
+        if not server.ready:
+            self._route(record.server)
 
     async def list_servers(self) -> tuple[Server, ...]:
         """See HubAPI."""
@@ -193,7 +194,10 @@ class MemoryHub:
                 await self._stop(default)
             if default is not None and default.server.pending == "stop":
                 raise HubFailed(f"The hub failed to delete the user {name} (400): a server is stopping.", status=400)
-            if self._shown_users()[name].servers:
+            user = self._shown_users().get(name)
+            if user is None:
+                return
+            if user.servers:
                 raise HubFailed(f"The hub failed to delete the user {name} (500).", status=500)
             del self._users[name]
             for key in [key for key in self._records if key[0] == name]:
@@ -260,11 +264,18 @@ class MemoryHub:
     async def _stop(self, record: _Record) -> None:
         """Begin to stop it, and return when that is over, or slow."""
         takes_s = COMES_BACK_S if record.stops is Stops.COMES_BACK else record.stop_s
+        if record.stops is not Stops.COMES_BACK:
+            self.routes.pop(route_path("/", *record.server.key), None)
         record.server = replace(record.server, ready=False, pending="stop")
         record.ends_at_s = self._clock.monotonic_s() + takes_s
         if takes_s > 0:
             await self._clock.sleep(min(takes_s, self.slow_stop_timeout_s))
         self._settled()
+
+    def _route(self, server: Server) -> None:
+        path = route_path("/", *server.key)
+        if server.ready and path not in self.routes:
+            self.routes[path] = Route(path, "http://127.0.0.1:1", server.user, server.name, self._clock.now())
 
     def _shown_users(self) -> dict[str, User]:
         """All users by name, in that order, with what the hub calls active."""
@@ -302,7 +313,6 @@ class MemoryHub:
                 continue
             record.server = replace(record.server, pending=None)
             record.active = False
-            self.routes.pop(route_path("/", *key), None)
             if record.stops not in (Stops.RAISES, Stops.POLL_RAISES):
                 self.backends.discard(key)
                 record.server = replace(record.server, last_activity=self._clock.now())

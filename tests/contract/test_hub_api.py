@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -38,6 +39,7 @@ SERVERS = (
     SeededServer("keeper", "removed", idle_for_s=30.0),
     SeededServer("keeper", idle_for_s=30.0),
     SeededServer("away", idle_for_s=90000.0, running=False),
+    SeededServer("unrouted", idle_for_s=30.0),
     SeededServer("stamped", idle_for_s=30.0),
     SeededServer("unstamped", idle_for_s=30.0, on_stop="raises"),
     SeededServer("leaves-running", idle_for_s=30.0),
@@ -307,8 +309,18 @@ async def test_a_server_that_is_being_started_is_interrupted(world, name):
     pending = await world.hub.get_server("starter", name)
     assert (pending.pending, pending.ready) == ("spawn", False)
     assert pending in await world.hub.list_servers()
+    assert pending.key not in [route.key for route in (await world.hub.list_routes()).values()]
     assert await world.hub.stop_server("starter", name) is True
     await world.gone("starter", name)
+
+
+async def test_the_route_of_a_stopped_server_goes_with_it(world):
+    before = await world.hub.list_routes()
+    await world.hub.stop_server("unrouted", "")
+    await world.gone("unrouted")
+    assert [route.key for path, route in before.items() if path not in await world.hub.list_routes()] == [
+        ("unrouted", "")
+    ]
 
 
 async def test_a_server_whose_stop_raises_looks_stopped_all_the_same(world):
@@ -610,6 +622,29 @@ async def test_memory_refuses_to_stop_what_the_hub_is_checking_or_renaming():
     hub.change("ada", ready=True)
     assert await hub.stop_server("ada", "") is True
     assert hub.backends == set()
+
+
+async def test_memory_shows_servers_with_what_their_user_is_and_users_with_their_servers():
+    hub = MemoryHub()
+    hub.add_user(User("ada", True, ("staff",), ("admin",)))
+    hub.add(_ready("ada"))
+    hub.add(replace(_ready("bob"), groups=("students",), roles=None))
+    ada, bob = await hub.list_users(inactive_since=None)
+    assert (ada.admin, ada.groups, ada.last_activity) == (True, ("staff",), _ready("ada").last_activity)
+    assert (bob.admin, bob.groups, bob.roles) == (False, ("students",), None)
+    assert await hub.list_servers() == (*ada.servers, *bob.servers)
+    assert (ada.servers[0].admin, ada.servers[0].groups) == (True, ("staff",))
+
+
+async def test_memory_routes_a_server_once_it_is_ready_and_leaves_a_wiped_table_wiped():
+    hub = MemoryHub()
+    hub.add(replace(_ready("ada"), ready=False, pending="spawn"))
+    assert list(await hub.list_routes()) == ["/"]
+    hub.change("ada", ready=True)
+    assert list(await hub.list_routes()) == ["/", "/user/ada"]
+    hub.routes.clear()
+    hub.change("ada", last_activity=datetime.now(timezone.utc))
+    assert await hub.list_routes() == {}
 
 
 async def test_memory_keeps_what_it_was_asked_and_can_fail_any_of_it():
