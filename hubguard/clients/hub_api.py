@@ -93,9 +93,9 @@ class HubAPI(Protocol):
 
         ``confirm`` is awaited when all waiting is over and the request is about to go out; what it raises is raised here,
         and then nothing is sent.
-        A server that is still being started is interrupted; one that the hub still checks after its own start can't be
-        stopped (HubFailed, 500).
         Neither proves anything: read again. A user or server that is unknown by now (404) counts as True.
+        A start that is pending is interrupted, which takes the hub a second; a server that the hub still checks after a
+        start of its own can't be stopped (HubFailed, 500).
         Raises HubError; after HubUnreachable the request may have taken effect all the same.
         """
         ...
@@ -121,9 +121,9 @@ class HubAPI(Protocol):
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         """Ask the hub to delete that user, for ever, with what its spawner keeps for them. Unknown by now (404) is fine.
 
-        ``confirm`` is as for stop_server. The hub stops a default server itself, but for one that is slow to stop (HubFailed,
-        400); of somebody with a named server, or with one that starts, it stops the default server and deletes nothing, after
-        its authenticator was told to forget them (HubFailed, 500): stop all servers first.
+        ``confirm`` is as for stop_server. Stop all servers first: the hub itself stops the default one only, and gives up
+        where that is slow (HubFailed, 400); a named or pending one makes it fail (HubFailed, 500) when the default one is
+        stopped and its authenticator has forgotten the user already. Our own name is refused (HubFailed, 400).
         Raises HubError; after HubUnreachable the user may be gone all the same.
         """
         ...
