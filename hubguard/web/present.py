@@ -66,7 +66,7 @@ _JUST_NOW: dict[Evidence, str] = {
     Evidence.HUB: "In use within the last minute",
     Evidence.START: "Started within the last minute",
     Evidence.PROXY: "In use within the last minute",
-    Evidence.RECOVERY: "An outage ended within the last minute, and idleness counts from there",
+    Evidence.RECOVERY: "Idleness counts anew, since an outage has just ended",
 }
 
 

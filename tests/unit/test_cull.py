@@ -361,6 +361,10 @@ def test_the_second_look_spares_a_server_of_which_more_is_known_by_now(known: Kn
     assert still_due(action(), server(), POLICY, known, NOW) == says
 
 
+def test_a_back_off_that_the_plan_was_made_with_does_not_count_again_at_the_second_look():
+    assert still_due(action(), server(), POLICY, Known(failures=Failures(6, NOW)), NOW) is None
+
+
 def test_the_second_look_knows_the_rule_that_holds_by_then():
     policy = replace(POLICY, rules=rules({"name": "class", "hours": "13:00-14:00", "never": True}))
     (made,) = plan(judge_all([server()], policy, {}, NOW), policy, NOW).actions
@@ -473,6 +477,11 @@ def test_a_server_that_is_pending_beyond_its_limit_is_stuck_however_idle(
 def test_a_pending_server_of_which_it_is_not_known_since_when_is_not_stuck():
     policy = replace(POLICY, interrupt_spawns=True)
     assert judge(server(ready=False, pending="spawn"), policy, Known(), NOW).reason is Reason.PENDING
+
+
+def test_a_server_that_has_come_out_of_pending_is_not_stuck():
+    verdict = judge(server(), replace(POLICY, interrupt_spawns=True), Known(pending_since=ago(90_000)), NOW)
+    assert (verdict.standing, verdict.reason) == (Standing.STOP, Reason.IDLE)
 
 
 def test_a_start_that_could_not_be_interrupted_is_tried_again_later():

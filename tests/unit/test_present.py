@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubguard.decide.cull import CullPolicy, judge
-from hubguard.model import Entry, Failures, Known, Mode, Outcome, OutcomeKind, Server, Standing
+from hubguard.decide.rules import parse
+from hubguard.model import Entry, Exemption, Failures, Known, Mode, Outcome, OutcomeKind, Server, Standing
 from hubguard.web import present, shapes
 
 
@@ -33,8 +35,25 @@ def says(
     mode: Mode = Mode.ACTING,
     failures: Failures | None = None,
     outcome: Outcome | None = None,
+    known: Known | None = None,
 ) -> str:
-    return present.explain(judge(one, policy, Known(failures=failures), NOW), policy, NOW, mode, outcome).sentence
+    verdict = judge(one, policy, known or Known(failures=failures), NOW)
+    return present.explain(verdict, policy, NOW, mode, outcome).sentence
+
+
+def facts(one: Server, policy: CullPolicy = POLICY, known: Known | None = None) -> dict[str, str]:
+    return dict(present.explain(judge(one, policy, known or Known(), NOW), policy, NOW, Mode.ACTING).facts)
+
+
+def ruled(*raw: dict[str, object], **changes: object) -> CullPolicy:
+    rules, errors = parse(raw)
+    assert errors == ()
+    return replace(POLICY, rules=rules, **changes)  # type: ignore[arg-type]
+
+
+KEPT = Exemption(3, "ann", "", NOW + minutes(180), "bob", "exam on Monday.", NOW - minutes(5))
+STUCK = server(5, ready=False, pending="spawn")
+LONG = Known(pending_since=NOW - minutes(45))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +133,129 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
     assert sentence == expected
 
 
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        (
+            says(server(72), ruled({"name": "class", "idle_timeout_s": 3600})),
+            'Idle for 1 h 12 min, over the limit of 1 h (rule "class"); stopped in the next cycle.',
+        ),
+        (
+            says(server(30), ruled({"name": "class", "idle_timeout_s": 3600})),
+            'Idle for 30 min; stopped when idle for 1 h (rule "class"), at 12:30 UTC.',
+        ),
+        (
+            says(server(5, age_min=30), ruled({"max_age_s": 3600}), Mode.OBSERVING),
+            'Running for 30 min; would be stopped at the age of 1 h even when in use (rule "rules[0]"), at 12:30 UTC.',
+        ),
+        (says(server(125), ruled({"name": "gpu", "never": True})), 'Never stopped: the rule "gpu" says never.'),
+        (
+            says(server(125), ruled({"name": "noon", "hours": "11:00-13:00", "never": True})),
+            'Not stopped at this time of the week: the rule "noon" says never.',
+        ),
+        (
+            says(server(125), ruled({"name": "free", "idle_timeout_s": 0})),
+            'Never stopped: both limits are off under the rule "free".',
+        ),
+        (
+            says(server(125), ruled({"name": "class", "groups": "a", "profiles": "b", "never": True})),
+            'Left alone: the rule "class" asks for groups and options, which the hub doesn\'t tell HubGuard.',
+        ),
+        (
+            says(server(125), known=Known(exemption=KEPT)),
+            "Kept until 15:00 UTC (in 3 h), as bob asked: exam on Monday. Judged anew after that.",
+        ),
+        (
+            says(server(125), known=Known(exemption=replace(KEPT, until=NOW + minutes(1500), why=""))),
+            "Kept until 22 Nov at 13:00 UTC (in 1 d 1 h), as bob asked. Judged anew after that.",
+        ),
+        (
+            says(server(125), known=Known(hook=False)),
+            "Due, but the hook (HubGuardCull.hook) says to keep it; asked again in the next cycle.",
+        ),
+        (
+            says(server(125), known=Known(hook_error="it took over 10 s.")),
+            "Due, but the hook (HubGuardCull.hook) gave no answer: it took over 10 s; asked again in the next cycle.",
+        ),
+        (
+            says(server(300), known=Known(clock_from=NOW - minutes(10))),
+            "Idle for 10 min since the end of an outage; stopped when idle for 2 h, at 13:50 UTC.",
+        ),
+        (
+            says(server(300), known=Known(clock_from=NOW)),
+            "Idleness counts anew, since an outage has just ended; stopped when idle for 2 h, at 14:00 UTC.",
+        ),
+        (
+            says(server(300), known=Known(proxy_activity=NOW - minutes(130))),
+            "Idle for 2 h 10 min since traffic at the proxy, over the limit of 2 h; stopped in the next cycle.",
+        ),
+        (
+            says(server(None, age_min=10)),
+            "Idle for 10 min since its start; stopped when idle for 2 h, at 13:50 UTC.",
+        ),
+        (
+            says(server(5, started=None), CullPolicy(0, 3600)),
+            "Left alone: the hub doesn't tell when it started, and the maximum age counts from there.",
+        ),
+        (
+            says(STUCK, known=LONG),
+            "Pending (spawn) for 45 min, over the limit of 30 min; HubGuard leaves it as it is, "
+            "since HubGuardCull.interrupt_spawns is off.",
+        ),
+        (
+            says(replace(STUCK, pending="stop"), ruled(interrupt_spawns=True), known=LONG),
+            "Pending (stop) for 45 min, over the limit of 30 min; HubGuard leaves it as it is, "
+            "since only a start is interrupted.",
+        ),
+        (
+            says(STUCK, ruled(interrupt_spawns=True), known=LONG),
+            "Pending (spawn) for 45 min, over the limit of 30 min; interrupted in the next cycle.",
+        ),
+        (
+            says(STUCK, ruled(interrupt_spawns=True), Mode.HELD, known=LONG),
+            "Pending (spawn) for 45 min, over the limit of 30 min; would be interrupted now, but acting is on hold.",
+        ),
+        (
+            says(
+                STUCK, ruled(interrupt_spawns=True), known=LONG, outcome=Outcome(OutcomeKind.FAILED, "the hub said 500")
+            ),
+            "Pending (spawn) for 45 min, over the limit of 30 min; interrupting it failed: the hub said 500.",
+        ),
+    ],
+)
+def test_a_sentence_names_the_rule_the_evidence_and_what_stands_in_the_way(sentence: str, expected: str) -> None:
+    assert sentence == expected
+
+
+def test_a_start_that_could_not_be_interrupted_says_when_it_is_tried_again() -> None:
+    known = replace(LONG, failures=Failures(9, NOW))
+    told = says(STUCK, ruled(interrupt_spawns=True), known=known)
+    assert told.startswith("Due, but 9 tries to interrupt its start failed; tried again ")
+
+
+def test_the_facts_are_those_that_the_verdict_rests_on() -> None:
+    policy = ruled({"name": "class", "idle_timeout_s": 3600})
+    told = facts(server(72), policy, Known(proxy_activity=NOW - minutes(30), hook=True, exemption=KEPT))
+    assert told["Rule"] == "class"
+    assert told["Idle limit"] == "1 h"
+    assert told["Traffic at the proxy"] == "2026-11-21 11:30:00 UTC, 30 min ago"
+    assert told["Idle since"] == "2026-11-21 11:30:00 UTC, 30 min ago, by traffic at the proxy"
+    assert told["Kept"] == "until 15:00 UTC (in 3 h), as bob asked: exam on Monday"
+    assert told["Hook"] == "stop it"
+    assert "Due" not in told
+    outage = facts(server(300), known=Known(clock_from=NOW - minutes(10), hook_error="it raised"))
+    assert outage["Idle since"].endswith("by the end of an outage of hub or proxy")
+    assert outage["Hook"] == "no answer: it raised"
+    assert "Kept" not in facts(server(5), known=Known(exemption=replace(KEPT, until=NOW)))
+    assert facts(STUCK, known=LONG)["Pending since"] == "2026-11-21 11:15:00 UTC, 45 min ago; limit 30 min"
+
+
+def test_where_a_rule_cannot_be_told_no_limit_is_claimed_to_be_off() -> None:
+    told = facts(server(125), ruled({"groups": "a", "never": True}))
+    assert "Idle limit" not in told
+    assert "Maximum age" not in told
+
+
 def test_the_limit_that_comes_first_is_the_one_named() -> None:
     policy = CullPolicy(idle_timeout_s=7200, max_age_s=8 * 3600)
     assert says(server(5, age_min=420), policy) == (
@@ -136,7 +278,7 @@ def test_a_back_off_says_how_often_it_failed_and_when_it_is_tried_again() -> Non
 def test_only_an_acting_guard_says_that_it_stops(mode: Mode, idle_min: int, age_min: int, max_age_s: int) -> None:
     policy = CullPolicy(idle_timeout_s=7200, max_age_s=max_age_s)
     told = says(server(idle_min, age_min=age_min), policy, mode)
-    assert not re.search(r"(?<!would be )stopped", told)
+    assert not re.search(r"(?<!would be )(stopped|interrupted)", told)
 
 
 @given(
@@ -151,6 +293,21 @@ def test_only_an_acting_guard_says_that_it_stops(mode: Mode, idle_min: int, age_
     max_age_s=st.sampled_from([0.0, 3600.0]),
     kinds=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     tries=st.integers(0, 3),
+    rules=st.sampled_from(
+        [
+            [],
+            [{"never": True}],
+            [{"groups": "a", "never": True}],
+            [{"max_age_s": 60}],
+            [{"hours": "11:00-13:00", "never": True}],
+        ]
+    ),
+    pending_min=st.none() | st.integers(-10, 100),
+    outage_min=st.none() | st.integers(-10, 100),
+    kept=st.booleans(),
+    hook=st.sampled_from([None, True, False]),
+    hook_error=st.sampled_from(["", "it raised."]),
+    interrupt=st.booleans(),
 )
 def test_every_verdict_has_one_whole_sentence(
     idle_min: int | None,
@@ -164,12 +321,26 @@ def test_every_verdict_has_one_whole_sentence(
     max_age_s: float,
     kinds: tuple[bool, bool, bool],
     tries: int,
+    rules: list[dict[str, object]],
+    pending_min: int | None,
+    outage_min: int | None,
+    kept: bool,
+    hook: bool | None,
+    hook_error: str,
+    interrupt: bool,
 ) -> None:
-    policy = CullPolicy(idle_timeout_s, max_age_s, *kinds)
-    failures = Failures(tries, NOW) if tries else None
-    told = says(
-        server(idle_min, age_min=age_min, name=name, ready=ready, pending=pending, admin=admin), policy, mode, failures
+    policy = CullPolicy(idle_timeout_s, max_age_s, *kinds, rules=parse(rules)[0], interrupt_spawns=interrupt)
+    known = Known(
+        failures=Failures(tries, NOW) if tries else None,
+        exemption=KEPT if kept else None,
+        pending_since=None if pending_min is None else NOW - minutes(pending_min),
+        clock_from=None if outage_min is None else NOW - minutes(outage_min),
+        hook=hook,
+        hook_error=hook_error,
     )
+    one = server(idle_min, age_min=age_min, name=name, ready=ready, pending=pending, admin=admin)
+    told = says(one, policy, mode, known=known)
+    assert all(text and "None" not in text for text in facts(one, policy, known).values())
     assert told[0].isupper()
     assert told.endswith(".")
     assert ".." not in told
