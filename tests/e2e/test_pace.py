@@ -46,20 +46,20 @@ async def test_300_idle_servers_are_stopped_within_the_budget_and_failures_do_no
     hub = await testbed_hub(config=ARMED + settings, population=population)
 
     async def only_the_stuck_are_left() -> bool:
-        return {user for user, _ in await hub.servers()} == stuck
+        # The hub forgets a server a moment before it answers, and logs, the request that stopped it.
+        stops = sum(method == "DELETE" for _, method in requests(hub))
+        return {user for user, _ in await hub.servers()} == stuck and stops >= 300
 
     await hub.wait_for(only_the_stuck_are_left, "all but the stuck servers to be gone", 180)
     seen = requests(hub)
     stops = [at for at, method in seen if method == "DELETE"]
-    assert len(stops) >= 300
     assert len(stops) <= 300 + 6 * len(stuck), "failed stops back off"
     times = [at for at, _ in seen]
     for window_s in (1.0, 5.0, 20.0):
         most = max(sum(at <= later < at + window_s for later in times) for at in times)
-        # Half a second of leeway, for two things that this log can't tell apart: a hub whose event loop is busy takes up
-        # several requests at once; and the budget counts a stop when it grants it, while the intent is written before it
-        # is sent. Held to the letter, without either, in test_budget.
-        assert most <= RATE * (window_s + 0.5) + BURST, f"{most} requests within {window_s:g} s"
+        # A tenth of a second of leeway, since a hub whose event loop is busy takes up several requests at once. Held to the
+        # letter, without it, in test_budget.
+        assert most <= RATE * (window_s + 0.1) + BURST, f"{most} requests within {window_s:g} s"
     found = await mode(hub, "acting")
     assert found["servers"]["running"] == len(stuck), found["servers"]
     code, journal = await ask(hub, "api/v1/journal?event=outcome&limit=1000")
