@@ -11,12 +11,14 @@ from tornado.web import RequestHandler
 
 from hubguard.decide.cull import CullPolicy, judge_all
 from hubguard.decide.cull import plan as plan_cull
-from hubguard.errors import HubUnreachable
+from hubguard.errors import HubGuardError, HubUnreachable
+from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.model import (
     Action,
     BudgetUse,
     CycleReport,
     Entry,
+    Exemption,
     Failures,
     Known,
     Lease,
@@ -96,6 +98,7 @@ class FakeGuard:
     state: Status
     journal: list[Entry] = field(default_factory=list)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
+    kept: list[Exemption] = field(default_factory=list)
     fails: Exception | None = None
 
     def status(self) -> Status:
@@ -136,6 +139,32 @@ class FakeGuard:
     async def resume(self, actor: str, why: str) -> None:
         self._do("resume", actor, why)
         self.change(mode=Mode.ACTING, stance=replace(self.state.stance, held=False))
+
+    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
+        self._do("exempt", actor, why, user, server, until)
+        if not self.state.at < until <= self.state.at + timedelta(days=30):
+            raise HubGuardError("An exemption ends within 30 d (HubGuard.longest_exemption_s). Nothing was changed.")
+        made = Exemption(len(self.kept) + 1, user, server, until, actor, why, self.state.at)
+        self.kept.append(made)
+        return made
+
+    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
+        self._do("end_exemption", exemption_id, actor, why)
+        for i, one in enumerate(self.kept):
+            if one.id == exemption_id and one.covers(one.user, one.server or "", self.state.at):
+                self.kept[i] = replace(one, ended_at=self.state.at, ended_by=actor)
+                return self.kept[i]
+        raise NoSuchExemption(f"There is no exemption {exemption_id}. Nothing was changed.")
+
+    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
+        if self.fails:
+            raise self.fails
+        found = [
+            one
+            for one in reversed(self.kept)
+            if user in (None, one.user) and (ended or one.covers(one.user, one.server or "", self.state.at))
+        ]
+        return tuple(found)
 
     async def entries(
         self,

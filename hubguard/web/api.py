@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from hubguard.model import Entry, Standing
-from hubguard.web import shapes
+from hubguard.model import Entry, Exemption, Standing
+from hubguard.web import present, shapes
 from hubguard.web.base import Base
 from hubguard.web.openapi import Operation, Param, Refused, document, from_body, from_query
 
 PAGINATION = "application/jupyterhub-pagination+json"
 """As with the hub: asked for in Accept, a list comes as ``items`` with ``_pagination``."""
+
+YEAR_S = 366 * 86400.0
 
 OFFSET = Param("offset", int, "Where the page begins.", default=0, low=0, high=10_000_000)
 LIMIT = Param("limit", int, "How many at most.", default=100, low=1, high=1000)
@@ -30,7 +34,10 @@ SERVER_FILTERS = (
         choices=tuple(sign + name for name in shapes.SORTS for sign in ("", "-")),
     ),
 )
-EVENTS = ("intent", "outcome", "armed", "observing", "held", "resumed", "cycle", "lease", "note")
+EVENTS = (
+    *("intent", "outcome", "armed", "observing", "held", "resumed", "kept", "released"),
+    *("braked", "brake-over", "finding", "cycle", "lease", "note"),
+)
 JOURNAL_FILTERS = (
     Param("before_id", int, "Only entries older than this one.", low=1, high=2**62),
     LIMIT,
@@ -48,7 +55,7 @@ class Api(Base):
     async def prepare(self) -> None:
         """The rights are those of the operation."""
         method = (self.request.method or "").lower()
-        operation = self.operations.get("get" if method == "head" and hasattr(self, "get") else method)
+        operation = self.operations.get("get" if method == "head" else method)
         if operation is None:
             raise Refused(405, f"This address takes {', '.join(sorted(self.operations)).upper()} only.")
         self.needs = () if operation.needs == "none" else tuple(operation.needs.split(" and "))
@@ -56,15 +63,45 @@ class Api(Base):
 
     def query(self) -> dict[str, Any]:
         """The query's parameters, checked."""
-        return from_query(self.operations["get"].query, self.request.query_arguments)
+        return from_query(self._operation().query, self.request.query_arguments)
 
     def body(self) -> dict[str, Any]:
         """The JSON body's parameters, checked."""
-        return from_body(self.operations["post"].body or (), self.request.body)
+        return from_body(self._operation().body or (), self.request.body)
+
+    def _operation(self) -> Operation:
+        method = (self.request.method or "").lower()
+        return self.operations["get" if method == "head" else method]
+
+    def write_page(self, rows: Sequence[Any], asked: Mapping[str, Any], shape: Callable[[Any], Any]) -> None:
+        """The part of ``rows`` that ``asked`` wants: a plain list with a ``Link`` to the next page, or as the hub
+        paginates where Accept asks for it.
+        """
+        offset, limit = asked["offset"], asked["limit"]
+        items = [shape(row) for row in rows[offset : offset + limit]]
+        after = None
+        if offset + limit < len(rows):
+            url = self.link_next(**{**asked, "offset": offset + limit})
+            after = {"offset": offset + limit, "limit": limit, "url": url}
+        if PAGINATION not in self.request.headers.get("Accept", ""):
+            self.write_json(items)
+            return
+        # Set first: finishing sends the headers.
+        self.set_header("Content-Type", PAGINATION)
+        pagination = {"offset": offset, "limit": limit, "total": len(rows), "next": after}
+        self.finish(present.json_text({"items": items, "_pagination": pagination}))
+
+    def write_json_to_readers(self, value: Any) -> None:
+        """Answer with ``value`` as JSON, or with 204 to a caller who may act and not read."""
+        if self.may.read:
+            self.write_json(value)
+        else:
+            self.set_status(204)
 
     def link_next(self, **query: Any) -> str:
         """The address of the next page, also put into ``Link``."""
-        url = f"{self.request.path}?{urlencode({name: value for name, value in query.items() if value is not None})}"
+        given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
+        url = f"{self.request.path}?{urlencode({name: value for name, value in given.items() if value is not None})}"
         self.set_header("Link", f'<{url}>; rel="next"')
         return url
 
@@ -94,26 +131,12 @@ class ServersApi(Api):
     }
 
     def get(self) -> None:
-        """A plain list with a ``Link`` to the next page, or as the hub paginates where Accept asks for it."""
+        """See write_page."""
         asked = self.query()
-        offset, limit = asked["offset"], asked["limit"]
         standing = Standing(asked["standing"]) if asked["standing"] else None
         status = self.site.guard.status()
         rows = shapes.chosen(shapes.running(status.last_cycle), q=asked["q"], standing=standing, sort=asked["sort"])
-        items = [shapes.server(row, self.site.policy, status) for row in rows[offset : offset + limit]]
-        after = None
-        if offset + limit < len(rows):
-            after = {
-                "offset": offset + limit,
-                "limit": limit,
-                "url": self.link_next(**{**asked, "offset": offset + limit}),
-            }
-        if PAGINATION not in self.request.headers.get("Accept", ""):
-            self.write_json(items)
-            return
-        pagination = {"offset": offset, "limit": limit, "total": len(rows), "next": after}
-        self.write_json({"items": items, "_pagination": pagination})
-        self.set_header("Content-Type", PAGINATION)
+        self.write_page(rows, asked, lambda row: shapes.server(row, self.site.policy, status))
 
 
 class ServerApi(Api):
@@ -173,10 +196,7 @@ class StanceApi(Api):
         why = self.body()["why"]
         assert self.who is not None
         await getattr(self.site.guard, self.word)(self.who.actor, why)
-        if self.may.read:
-            self.write_json(shapes.of_status(self.site.guard.status()))
-        else:
-            self.set_status(204)
+        self.write_json_to_readers(shapes.of_status(self.site.guard.status()))
 
 
 def stance_api(word: str) -> type[StanceApi]:
@@ -195,7 +215,7 @@ class CyclesApi(Api):
             "act and read",
             body=(
                 Param("dry_run", bool, "Decide, and do nothing.", default=False),
-                Param("idle_timeout_s", float, "The idle limit in this cycle, in seconds.", above=0, high=366 * 86400),
+                Param("idle_timeout_s", float, "The idle limit in this cycle, in seconds.", above=0, high=YEAR_S),
                 Param("rate", float, "Requests to the hub per second; only lowers the budget.", low=0.1, high=1000),
                 Param("concurrency", int, "Servers stopped at once; only lowers the budget.", low=1, high=500),
             ),
@@ -208,6 +228,86 @@ class CyclesApi(Api):
         asked = self.body()
         assert self.who is not None
         self.write_json(shapes.cycle(await self.site.guard.cycle(self.who.actor, **asked)))
+
+
+class ExemptionsApi(Api):
+    """What people have asked to keep."""
+
+    operations = {
+        "get": Operation(
+            "What is to be kept, until when, and who asked for it; newest first.",
+            Exemption,
+            "read",
+            query=(
+                OFFSET,
+                LIMIT,
+                Param("user", str, "Only this user's.", high=255),
+                Param("ended", bool, "Also those that are over.", default=False),
+            ),
+            listed=True,
+            paged=True,
+        ),
+        "post": Operation(
+            "Keep a server, or all of a user's, until a time, whoever asks to stop it.",
+            Exemption,
+            "act",
+            body=(
+                Param("user", str, "Whose servers.", high=255, low=1, required=True),
+                Param(
+                    "server", str, "Which; empty for the default server. Left out or null: all of the user's.", high=255
+                ),
+                Param("until", datetime, "Until when; a date alone means to the end of that day, in UTC."),
+                Param("for_s", float, "For how many seconds from now, in place of until.", above=0, high=YEAR_S),
+                WHY,
+            ),
+            fails=(409,),
+        ),
+    }
+
+    async def get(self) -> None:
+        """See write_page."""
+        asked = self.query()
+        rows = await self.site.guard.exemptions(user=asked["user"], ended=asked["ended"])
+        self.write_page(rows, asked, lambda row: row)
+
+    async def post(self) -> None:
+        """The exemption is in force, and the journal has it."""
+        asked = self.body()
+        if (asked["until"] is None) == (asked["for_s"] is None):
+            raise Refused(400, "until: give either this or for_s")
+        until = asked["until"] or self.site.guard.status().at + timedelta(seconds=asked["for_s"])
+        assert self.who is not None
+        made = await self.site.guard.exempt(
+            self.who.actor, asked["why"], user=asked["user"], server=asked["server"], until=until
+        )
+        self.write_json_to_readers(made)
+
+
+class ExemptionApi(Api):
+    """One exemption."""
+
+    operations = {
+        "delete": Operation(
+            "End an exemption that is in force; it stays in the list of those that are over.",
+            Exemption,
+            "act",
+            query=(WHY,),
+            fails=(404,),
+        )
+    }
+
+    async def delete(self, number: str) -> None:
+        """It is over, and the journal has it. 404 where none of that number is in force."""
+        why = self.query()["why"]
+        assert self.who is not None
+        self.write_json_to_readers(await self.site.guard.end_exemption(exemption_id(number), self.who.actor, why))
+
+
+def exemption_id(number: str) -> int:
+    """The id that the digits ``number`` of an address stand for. Raises Refused (404) for what no database counts up to."""
+    if len(number) > 19 or int(number) > 2**62:
+        raise Refused(404, f"There is no exemption {number[:19]}…")
+    return int(number)
 
 
 class MetricsApi(Api):
@@ -231,10 +331,6 @@ class HealthApi(Api):
     def get(self) -> None:
         """See ``operations``."""
         self.write_json(shapes.health(self.site.guard.status()))
-
-    def head(self) -> None:
-        """As GET, without the body."""
-        self.get()
 
 
 class OpenApi(Api):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from hubguard.decide.cull import CullPolicy
 from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
+from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.port import GuardPort
 from hubguard.web import auth, htmx, present
 from hubguard.web.auth import AuthPort, Caller, Rights
@@ -64,6 +66,12 @@ class Base(RequestHandler):
     def set_default_headers(self) -> None:
         """See harden."""
         harden(self)
+
+    async def head(self, *parts: str) -> None:
+        """As GET; the body is left out on its way. 405 where there is no GET."""
+        answered = self.get(*parts)
+        if inspect.isawaitable(answered):
+            await answered
 
     def compute_etag(self) -> str | None:
         """None: nothing that is not stored can be asked for again by its tag."""
@@ -131,6 +139,8 @@ class Base(RequestHandler):
         error = (kwargs.get("exc_info") or (None, None))[1]
         if isinstance(error, HubUnreachable | JournalError | HubError):
             status_code = 503
+        elif isinstance(error, NoSuchExemption):
+            status_code = 404
         elif isinstance(error, HubGuardError):
             status_code = 409
         keep = {name: self._headers[name] for name in ("HX-Refresh",) if name in self._headers}

@@ -18,11 +18,12 @@ from typing import Any
 from tornado.web import HTTPError
 
 import hubguard
+from hubguard.web.times import moment
 
 # Not what str.isprintable() refuses: that would be the full-width space and what joins letters and emoji, too.
 _BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}
 
-_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", datetime: "string"}
 
 
 class Refused(HTTPError):
@@ -37,7 +38,8 @@ class Refused(HTTPError):
 class Param:
     """A parameter in the query or in a JSON body. ``low`` and ``high`` bound a number, or the length of a text.
 
-    ``above`` is a bound that a number has to lie above. ``default`` None: it may be left out, and means what ``help`` says.
+    ``above`` is a bound that a number has to lie above. ``default`` None: it may be left out, and means what ``help`` says,
+    unless it is ``required``.
     """
 
     name: str
@@ -48,11 +50,14 @@ class Param:
     high: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
+    required: bool = False
 
     def from_text(self, text: str) -> Any:
         """The value that ``text`` in a query means. Raises Refused (400)."""
-        if self.kind is str:
+        if self.kind in {str, datetime}:
             return self.checked(text)
+        if self.kind is bool:
+            return self.checked({"true": True, "false": False}.get(text, text))
         try:
             return self.checked(self.kind(text))
         except (ValueError, OverflowError):
@@ -62,6 +67,11 @@ class Param:
         """``value``, as JSON has it, when it is of the right kind and within its bounds. Raises Refused (400)."""
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**53 else math.inf
+        if self.kind is datetime and isinstance(value, str):
+            try:
+                return moment(value)
+            except ValueError:
+                raise self._refused(value) from None
         if type(value) is not self.kind or (self.choices and value not in self.choices):
             raise self._refused(value)
         size: Any = len(value) if isinstance(value, str) else value
@@ -84,6 +94,8 @@ class Param:
             return "one of " + ", ".join(self.choices)
         if self.kind is str:
             return f"a text of at most {self.high:g} characters" if self.high else "a text"
+        if self.kind is datetime:
+            return "a time such as 2026-12-01T18:00Z, or a date"
         if self.kind is bool:
             return "true or false"
         noun = "a whole number" if self.kind is int else "a number"
@@ -105,6 +117,8 @@ class Param:
                 made[of_text if self.kind is str else of_number] = bound
         if self.choices:
             made["enum"] = list(self.choices)
+        if self.kind is datetime:
+            made["format"] = "date-time"
         if self.default is not None:
             made["default"] = self.default
         return made
@@ -124,7 +138,7 @@ def from_query(params: Iterable[Param], arguments: Mapping[str, list[bytes]]) ->
         except UnicodeDecodeError:
             raise Refused(400, f"{name}: is not UTF-8") from None
         values[name] = known[name].from_text(text)
-    return values
+    return _with_all(known, values)
 
 
 def from_body(params: Iterable[Param], body: bytes) -> dict[str, Any]:
@@ -145,6 +159,13 @@ def from_body(params: Iterable[Param], body: bytes) -> dict[str, Any]:
             raise _unknown(name, known)
         if value is not None:
             values[name] = known[name].checked(value)
+    return _with_all(known, values)
+
+
+def _with_all(known: Mapping[str, Param], values: dict[str, Any]) -> dict[str, Any]:
+    for name, param in known.items():
+        if param.required and values[name] is None:
+            raise Refused(400, f"{name}: is missing")
     return values
 
 
@@ -231,6 +252,7 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
         ]
         + [
             {"name": param.name, "in": "query", "description": param.help, "schema": param.schema()}
+            | ({"required": True} if param.required else {})
             for param in one.query
         ],
         "responses": {"200": {"description": "OK", "content": content}}
@@ -249,6 +271,8 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
     if one.body is not None:
         properties = {param.name: param.schema() | {"description": param.help} for param in one.body}
         schema = {"type": "object", "additionalProperties": False, "properties": properties}
+        if required := [param.name for param in one.body if param.required]:
+            schema["required"] = required
         described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return described
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -11,11 +12,12 @@ from jinja2_fragments import render_block
 from markupsafe import Markup
 
 from hubguard.errors import JournalError
-from hubguard.model import Entry, Mode, Source, Standing, Status
+from hubguard.model import Entry, Exemption, Mode, Source, Standing, Status
 from hubguard.web import htmx, present, shapes
-from hubguard.web.api import EVENTS, WHY, not_running
+from hubguard.web.api import EVENTS, WHY, exemption_id, not_running
 from hubguard.web.base import Base
 from hubguard.web.openapi import Param, Refused
+from hubguard.web.times import moment
 
 ROWS = 100
 """Rows on a page of the Servers and Journal tables."""
@@ -32,7 +34,7 @@ class Page(Base):
     """A page, or its live part when asked for below ``fragments/``. ``values`` gives what ``template`` shows."""
 
     page = True
-    needs = ("read",)
+    needs: tuple[str, ...] = ("read",)
     template: ClassVar[str] = ""
     tab: ClassVar[str] = ""
 
@@ -64,6 +66,10 @@ class Page(Base):
     def server_url(self, user: str, name: str) -> str:
         """The address of a server's own page."""
         return self.here(f"servers/{quote(user, safe='')}/{quote(name, safe='')}")
+
+    def why(self) -> str:
+        """The reason in the form that was sent. Raises Refused (400)."""
+        return str(Param("why", str, WHY.help, high=WHY.high).checked(self.get_body_argument("why", "").strip()))
 
     async def show(self, path: str, live: Mapping[str, Any], *, poll: bool = True, **around: Any) -> None:
         """Answer with the page at ``path``, whose live part shows ``live`` and the rest ``around``, too.
@@ -141,11 +147,19 @@ class Servers(Page):
         pages = max(1, -(-len(found) // ROWS))
         number = min(max(1, _whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
-        kept = {"q": q, "standing": wanted.value if wanted else "", "sort": "" if sort == "due" else sort}
+        try:
+            kept = kept_by(await self.site.guard.exemptions())
+        except JournalError:
+            kept = {}
+        filters = {"q": q, "standing": wanted.value if wanted else "", "sort": "" if sort == "due" else sort}
         live = {
             **self.common(status),
             "rows": [
-                (row, present.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome))
+                (
+                    row,
+                    present.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome),
+                    kept.get(row.verdict.server.key) or kept.get((row.verdict.server.user, None)),
+                )
                 for row in found[begin : begin + ROWS]
             ],
             "begin": begin,
@@ -154,11 +168,16 @@ class Servers(Page):
             "counts": shapes.counts(rows),
             "empty": empty_words(status, total=len(rows)),
             "sort": sort,
-            "kept": kept,
+            "kept": filters,
             "number": number,
             "pages": pages,
         }
         await self.show("servers", live, q=q, standing=wanted, standings=present.STANDING_WORDS)
+
+
+def kept_by(exemptions: Sequence[Exemption]) -> dict[tuple[str, str | None], Exemption]:
+    """By user and server (None: all of the user's), of ``exemptions`` the one that runs for longest."""
+    return {(one.user, one.server): one for one in sorted(exemptions, key=lambda one: one.until)}
 
 
 def _whole(text: str) -> int:
@@ -193,14 +212,16 @@ class ServerPage(Page):
         """See the class. 404 for what neither runs nor is in the journal."""
         status = self.site.guard.status()
         row = shapes.find(status.last_cycle, user, name)
-        trouble, entries = "", tuple[Entry, ...]()
+        trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
             entries = await self.site.guard.entries(limit=20, user=user, server=name)
+            exemptions = await self.site.guard.exemptions(user=user)
         except JournalError as error:
             trouble = str(error)
         label = f"{user}/{name}" if name else user
         absent = not_running(label, known=status.last_cycle is not None)
-        if row is None and not entries and not trouble:
+        exemptions = tuple(one for one in exemptions if one.server in {None, name})
+        if row is None and not entries and not exemptions and not trouble:
             raise Refused(404, absent)
         explanation = (
             present.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome) if row else None
@@ -213,10 +234,93 @@ class ServerPage(Page):
                 "row": row,
                 "explanation": explanation,
                 "absent": absent,
+                "exemptions": exemptions,
                 "entries": entries,
                 "journal_trouble": trouble,
             },
+            user=user,
+            name=name,
+            today=f"{status.at:%Y-%m-%d}",
         )
+
+
+class Exemptions(Page):
+    """What people have asked to keep, newest first."""
+
+    template = "exemptions.html"
+    tab = "servers"
+
+    async def get(self) -> None:
+        """See the class."""
+        user, ended = self.asked("user").strip(), bool(self.asked("ended"))
+        found = await self.site.guard.exemptions(user=user or None, ended=ended)
+        pages = max(1, -(-len(found) // ROWS))
+        number = min(max(1, _whole(self.asked("page"))), pages)
+        live = {
+            **self.common(self.site.guard.status()),
+            "exemptions": found[(number - 1) * ROWS : number * ROWS],
+            "user": user,
+            "ended": ended,
+            "number": number,
+            "pages": pages,
+        }
+        await self.show("exemptions", live)
+
+
+class Keep(Page):
+    """Where the form on a server's page is sent: keep it, or all of that user's servers."""
+
+    needs = ("act",)
+
+    async def post(self) -> None:
+        """It is kept, and its page shows it."""
+        user, server = (self.get_body_argument(name, "", strip=False) for name in ("user", "server"))
+        Param("user", str, "", low=1, high=255).checked(user)
+        Param("server", str, "", high=255).checked(server)
+        scope = Param("scope", str, "", choices=("server", "user")).checked(self.get_body_argument("scope", ""))
+        assert self.who is not None
+        await self.site.guard.exempt(
+            self.who.actor,
+            self.why(),
+            user=user,
+            server=server if scope == "server" else None,
+            until=self._until(self.get_body_argument("until", ""), self.get_body_argument("date", "")),
+        )
+        self.redirect(self.server_url(user, server), status=303)
+
+    def _until(self, choice: str, date: str) -> datetime:
+        Param("until", str, "", choices=(*_SPANS, "date")).checked(choice)
+        if choice in _SPANS:
+            return self.site.guard.status().at + _SPANS[choice]
+        try:
+            return moment(date)
+        except ValueError:
+            raise Refused(400, "Until a date was chosen, and no date given: go back, and give one.") from None
+
+
+_SPANS = {"day": timedelta(days=1), "week": timedelta(days=7)}
+
+
+class EndExemption(Page):
+    """End an exemption, once that is confirmed."""
+
+    needs = ("act", "read")
+    tab = "servers"
+
+    async def get(self, number: str) -> None:
+        """The question. 404 where it is over."""
+        wanted = exemption_id(number)
+        found = next((one for one in await self.site.guard.exemptions() if one.id == wanted), None)
+        if found is None:
+            raise Refused(404, f"Exemption {wanted} isn't in force: it is over, was ended, or never was.")
+        template = self.site.env.get_template("end_exemption.html")
+        self.finish(template.render(**self.common(self.site.guard.status()), exemption=found))
+
+    async def post(self, number: str) -> None:
+        """It is over, and the list of exemptions shows what is left."""
+        assert self.who is not None
+        await self.site.guard.end_exemption(exemption_id(number), self.who.actor, self.why())
+        self.redirect(self.here("exemptions"), status=303)
 
 
 class JournalPage(Page):
@@ -261,7 +365,6 @@ class Change(Page):
 
     async def post(self, word: str) -> None:
         """It is done, and the Overview shows it."""
-        why = Param("why", str, WHY.help, high=WHY.high).checked(self.get_body_argument("why", "").strip())
         assert self.who is not None
-        await getattr(self.site.guard, word)(self.who.actor, why)
+        await getattr(self.site.guard, word)(self.who.actor, self.why())
         self.redirect(self.site.prefix, status=303)

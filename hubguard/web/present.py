@@ -121,6 +121,19 @@ def stamp(at: datetime) -> str:
     return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def day(at: datetime) -> str:
+    """``28 Nov``, in UTC."""
+    at = at.astimezone(timezone.utc)
+    return f"{at.day} {at:%b}"
+
+
+def kept_label(user: str, server: str | None) -> str:
+    """What an exemption keeps: ``ann/gpu``, ``ann`` for the default server, ``all servers of ann`` for None."""
+    if server is None:
+        return f"all servers of {user}"
+    return f"{user}/{server}" if server else user
+
+
 def count(number: int, noun: str) -> str:
     """``1 server``, ``12,000 servers``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -23,6 +23,9 @@ PAGES: dict[str, type[Base]] = {
     "": pages.Overview,
     "servers": pages.Servers,
     "servers/{user}/{name}": pages.ServerPage,
+    "exemptions": pages.Exemptions,
+    "exemptions/new": pages.Keep,
+    "exemptions/{id}": pages.EndExemption,
     "journal": pages.JournalPage,
     "actions/{word}": pages.Change,
 }
@@ -31,6 +34,7 @@ FRAGMENTS: dict[str, type[Base]] = {
     "fragments/overview": pages.Overview,
     "fragments/servers": pages.Servers,
     "fragments/servers/{user}/{name}": pages.ServerPage,
+    "fragments/exemptions": pages.Exemptions,
     "fragments/journal": pages.JournalPage,
 }
 
@@ -38,6 +42,8 @@ API: dict[str, type[api.Api]] = {
     "api/v1/status": api.StatusApi,
     "api/v1/servers": api.ServersApi,
     "api/v1/servers/{user}/{name}": api.ServerApi,
+    "api/v1/exemptions": api.ExemptionsApi,
+    "api/v1/exemptions/{id}": api.ExemptionApi,
     "api/v1/journal": api.JournalApi,
     "api/v1/arm": api.stance_api("arm"),
     "api/v1/observe": api.stance_api("observe"),
@@ -49,7 +55,12 @@ API: dict[str, type[api.Api]] = {
     "health": api.HealthApi,
 }
 
-_PATTERNS = {"{user}": "([^/]+)", "{name}": "([^/]*)", "{word}": f"({'|'.join(pages.Change.words)})"}
+_PATTERNS = {
+    "{user}": "([^/]+)",
+    "{name}": "([^/]*)",
+    "{id}": "([0-9]+)",
+    "{word}": f"({'|'.join(pages.Change.words)})",
+}
 
 
 class Static(StaticFileHandler):

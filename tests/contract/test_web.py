@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -90,7 +91,7 @@ def site(site_of: Callable[[FakeGuard], Site]) -> Site:
 
 
 def pages() -> list[str]:
-    return ["", "servers", "servers/student-00000/", "journal"]
+    return ["", "servers", "servers/student-00000/", "exemptions", "journal"]
 
 
 # -- who may ---------------------------------------------------------------------------------------------------------
@@ -627,6 +628,7 @@ async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Calla
 
 @pytest.mark.parametrize("path", [path for path in FRAGMENTS if "{" not in path])
 async def test_an_unchanged_part_is_answered_without_a_body(site: Site, path: str) -> None:
+    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
     first = await site.ask(path, "reader", headers={"HX-Request": "true"})
     tag = first.headers["HX-PTag"]
     page = await site.ask(path.removeprefix("fragments/").replace("overview", ""), "reader")
@@ -656,3 +658,197 @@ async def test_every_address_is_below_the_prefix(site: Site) -> None:
         assert answer.status == 404
     async with site.session.get(f"{outside}{PREFIX.rstrip('/')}", allow_redirects=False) as answer:
         assert (answer.status, answer.headers["Location"]) == (302, PREFIX)
+
+
+# -- what people ask to keep -----------------------------------------------------------------------------------------------
+
+KEEP = {"user": "ann", "until": "2026-11-23T12:00:00Z", "why": "exam"}
+
+
+async def test_an_exemption_is_made_listed_and_ended_through_the_api(site: Site) -> None:
+    made = await site.post("api/v1/exemptions", "actor", json.dumps({**KEEP, "server": "gpu"}))
+    assert made.status == 200
+    assert {**KEEP, "server": "gpu", "actor": "ann", "id": 1}.items() <= made.json.items()
+    whole = await site.post("api/v1/exemptions", "service", '{"user": "bo", "server": null, "for_s": 3600}')
+    assert (whole.json["server"], whole.json["until"]) == (None, "2026-11-21T13:00:00Z")
+    assert [one["id"] for one in (await site.ask("api/v1/exemptions", "reader")).json] == [2, 1]
+    assert [one["id"] for one in (await site.ask("api/v1/exemptions?user=ann", "reader")).json] == [1]
+    ended = await site.ask("api/v1/exemptions/1?why=cancelled", "actor", method="DELETE")
+    assert (ended.status, ended.json["ended_by"], ended.json["ended_at"]) == (200, "ann", "2026-11-21T12:00:00Z")
+    assert site.guard.asked[-1] == ("end_exemption", 1, "ann", "cancelled")
+    assert [one["id"] for one in (await site.ask("api/v1/exemptions", "reader")).json] == [2]
+    assert [one["id"] for one in (await site.ask("api/v1/exemptions?ended=true", "reader")).json] == [2, 1]
+
+
+async def test_a_date_alone_keeps_over_that_day(site: Site) -> None:
+    made = await site.post("api/v1/exemptions", "actor", '{"user": "ann", "until": "2026-11-30"}')
+    assert made.json["until"] == "2026-11-30T23:59:59Z"
+
+
+@pytest.mark.parametrize("number", ["1", "2", "0", str(2**62), str(2**62 + 1), "9" * 400])
+async def test_ending_what_is_not_in_force_is_404_and_ends_nothing(site: Site, number: str) -> None:
+    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    await site.guard.end_exemption(1, "ann", "")
+    before = list(site.guard.kept)
+    for method, path in (("DELETE", f"api/v1/exemptions/{number}"), ("GET", f"exemptions/{number}")):
+        answer = await site.ask(path, "actor", method=method)
+        assert answer.status == 404
+        assert len(answer.text) < 2000
+    assert site.guard.kept == before
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"until": "2026-11-23"}, "user"),
+        ({"user": "", "until": "2026-11-23"}, "user"),
+        ({"user": "x" * 256, "until": "2026-11-23"}, "user"),
+        ({"user": "a\nb", "until": "2026-11-23"}, "user"),
+        ({"user": "\ud800", "until": "2026-11-23"}, "user"),
+        ({"user": ["ann"], "until": "2026-11-23"}, "user"),
+        ({"user": "ann", "server": "x" * 256, "until": "2026-11-23"}, "server"),
+        ({"user": "ann"}, "until"),
+        ({"user": "ann", "until": "2026-11-23", "for_s": 60}, "until"),
+        ({"user": "ann", "until": "tomorrow"}, "until"),
+        ({"user": "ann", "until": "2026-13-01"}, "until"),
+        ({"user": "ann", "until": "0001-01-01T00:00+14:00"}, "until"),
+        ({"user": "ann", "until": 1795000000}, "until"),
+        ({"user": "ann", "for_s": 0}, "for_s"),
+        ({"user": "ann", "for_s": float("nan")}, "for_s"),
+        ({"user": "ann", "for_s": 1e12}, "for_s"),
+        ({"user": "ann", "for_s": 60, "forever": True}, "forever"),
+    ],
+)
+async def test_an_exemption_that_makes_no_sense_is_refused_by_name(site: Site, body: Any, named: str) -> None:
+    answer = await site.post("api/v1/exemptions", "actor", json.dumps(body))
+    assert answer.status == 400
+    assert answer.json["message"].startswith(f"{named}: ")
+    assert site.guard.kept == []
+
+
+async def test_an_exemption_beyond_what_the_settings_allow_is_409_with_the_guards_own_words(site: Site) -> None:
+    for until in ("2026-11-20", "2027-11-20"):
+        answer = await site.post("api/v1/exemptions", "actor", json.dumps({"user": "ann", "until": until}))
+        assert answer.status == 409
+        assert "HubGuard.longest_exemption_s" in answer.json["message"]
+
+
+async def test_who_may_only_read_keeps_and_ends_nothing(site: Site) -> None:
+    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    for method, path, body in (
+        ("POST", "api/v1/exemptions", json.dumps(KEEP)),
+        ("DELETE", "api/v1/exemptions/1", None),
+        ("POST", "exemptions/new", {"user": "ann", "server": "", "scope": "user", "until": "day"}),
+        ("GET", "exemptions/1", None),
+        ("POST", "exemptions/1", {}),
+    ):
+        assert (await site.ask(path, "reader", method=method, body=body)).status == 403
+    assert len(site.guard.asked) == 1
+    assert "exemptions/1" not in (await site.ask("exemptions", "reader")).text
+    assert "exemptions/new" not in (await site.ask("servers/student-00000/", "reader")).text
+
+
+async def test_who_may_act_and_not_read_learns_nothing_from_keeping(site: Site) -> None:
+    answer = await site.post("api/v1/exemptions", "stopper", json.dumps(KEEP))
+    assert (answer.status, answer.text) == (204, "")
+    ended = await site.ask("api/v1/exemptions/1", "stopper", method="DELETE")
+    assert (ended.status, ended.text) == (204, "")
+    assert (await site.ask("api/v1/exemptions", "stopper")).status == 403
+    assert (await site.ask("exemptions/1", "stopper")).status == 403
+
+
+async def test_a_foreign_page_keeps_and_ends_nothing(site: Site) -> None:
+    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    form = {"user": "ann", "server": "", "scope": "user", "until": "day"}
+    for method, path, body in (
+        ("POST", "exemptions/new", form),
+        ("POST", "exemptions/1", {}),
+        ("POST", "api/v1/exemptions", json.dumps(KEEP)),
+        ("DELETE", "api/v1/exemptions/1", None),
+    ):
+        assert (await site.ask(path, login="actor", method=method, body=body)).status == 403
+    assert len(site.guard.asked) == 1
+
+
+@pytest.mark.parametrize("name", [*AWKWARD, " a", "a "])
+async def test_the_form_keeps_a_server_of_any_name_and_the_page_ends_it(site: Site, name: str) -> None:
+    site.guard.change(last_cycle=report_of([Server(name, name, True, None, NOW - minutes(60), NOW)]))
+    token = await form_token(site)
+    form = {"_xsrf": token, "user": name, "server": name, "scope": "server", "until": "week", "why": "<b>bold"}
+    kept = await site.ask("exemptions/new", method="POST", login="actor", body=form)
+    assert kept.status == 303
+    assert site.guard.kept[0].until == NOW + timedelta(days=7)
+    assert (site.guard.kept[0].user, site.guard.kept[0].server) == (name, name)
+    back = await site.ask(kept.headers["Location"].removeprefix(PREFIX), login="actor")
+    assert "Kept until" in back.text
+    assert "<b>bold" not in back.text
+    assert "kept until" in (await site.ask("servers", "reader")).text
+    assert (await site.ask("exemptions/1", login="actor")).status == 200
+    over = await site.ask("exemptions/1", method="POST", login="actor", body={"_xsrf": token, "why": "done"})
+    assert (over.status, over.headers["Location"]) == (303, f"{PREFIX}exemptions")
+    assert "No exemption is in force" in (await site.ask("exemptions", "actor")).text
+    assert "by ann" in (await site.ask("exemptions?ended=1", "actor")).text
+
+
+async def test_the_form_keeps_all_servers_until_the_end_of_a_date(site: Site) -> None:
+    form = {"_xsrf": await form_token(site), "user": "student-00000", "server": "", "scope": "user"}
+    answer = await site.ask(
+        "exemptions/new", method="POST", login="actor", body={**form, "until": "date", "date": "2026-12-01"}
+    )
+    assert answer.status == 303
+    assert site.guard.kept[0].server is None
+    assert site.guard.kept[0].until.isoformat() == "2026-12-01T23:59:59+00:00"
+    assert "all of this user&#39;s servers" in (await site.ask("servers/student-00000/", "reader")).text
+
+
+@pytest.mark.parametrize(
+    "change", [{"until": "date"}, {"until": "date", "date": "soon"}, {"until": "ever"}, {"scope": "all"}, {"user": ""}]
+)
+async def test_a_form_that_is_not_filled_in_keeps_nothing_and_says_so(site: Site, change: dict[str, str]) -> None:
+    form = {"_xsrf": await form_token(site), "user": "a", "server": "", "scope": "user", "until": "day", **change}
+    answer = await site.ask("exemptions/new", method="POST", login="actor", body=form)
+    assert answer.status == 400
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert site.guard.kept == []
+
+
+async def test_many_exemptions_come_in_pages_each_once(site: Site) -> None:
+    for i in range(230):
+        await site.guard.exempt("ann", "", user=f"u{i % 3}", server=None, until=NOW + minutes(5 + i))
+    seen, url = [], "api/v1/exemptions?limit=60&ended=false&user=u1"
+    while url:
+        answer = await site.ask(url, "reader")
+        seen += [one["id"] for one in answer.json]
+        found = re.match(r"<(.+)>", answer.headers.get("Link", ""))
+        url = found[1].removeprefix(PREFIX) if found else ""
+    assert seen == [i for i in range(230, 0, -1) if i % 3 == 2]
+    headers = {"Accept": "application/jupyterhub-pagination+json"}
+    told = await site.ask("api/v1/exemptions", "reader", headers=headers)
+    assert told.headers["Content-Type"] == "application/jupyterhub-pagination+json"
+    assert told.json["_pagination"]["total"] == 230
+    page = (await site.ask("exemptions?page=3", "actor")).text
+    assert page.count('<tr id="x') == 30
+    assert "exemptions?page=2" in page
+
+
+async def test_a_journal_that_fails_leaves_the_servers_to_be_seen(site: Site) -> None:
+    site.guard.fails = JournalError("The journal's database is full.")
+    assert (await site.ask("servers", "reader")).status == 200
+    assert (await site.ask("exemptions", "reader")).status == 503
+
+
+# -- HEAD ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", [*pages(), "exemptions", "actions/arm", "api/v1/servers", "health", "metrics", "nothing"]
+)
+async def test_head_answers_as_get_does_without_the_body(site: Site, path: str) -> None:
+    for token in ("actor", "nobody"):
+        get, head = await site.ask(path, token), await site.ask(path, token, method="HEAD")
+        assert head.status == get.status
+        assert head.text == ""
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert (await site.ask("api/v1/hold", "actor", method="HEAD")).status == 405
+    assert (await site.ask("exemptions/new", "actor", method="HEAD")).status == 405
+    assert site.guard.asked == []
