@@ -600,6 +600,21 @@ async def test_what_cant_be_connected_to_is_told_without_the_password(url: str, 
     assert "HubGuard knows only what the hub's API tells" in told
 
 
+async def test_a_password_that_the_database_itself_repeats_is_taken_out(postgresql_url: str):
+    write(postgresql_url, POPULATION, now=NOW)
+    for url in (
+        sa.make_url(postgresql_url).set(password="s3cret"),
+        sa.make_url(postgresql_url).update_query_dict({"password": "s3cret"}),
+    ):
+        with (
+            opened(url.render_as_string(hide_password=False)) as db,
+            instead_of_reading("SELECT CAST('s3cret' AS int)"),
+        ):
+            with pytest.raises(HubDBError, match=r"integer.*\*\*\*") as raised:
+                await db.read()
+        assert "s3cret" not in "".join(traceback.format_exception(raised.value)) + raised.value.detail
+
+
 async def test_a_missing_driver_is_named_and_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymysql", None)
     with pytest.raises(HubDBError, match=r"isn't installed \(no Python module pymysql\)"):
