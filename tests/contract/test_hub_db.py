@@ -609,9 +609,9 @@ async def test_a_password_that_the_database_itself_repeats_is_taken_out(postgres
         with (
             opened(url.render_as_string(hide_password=False)) as db,
             instead_of_reading("SELECT CAST('s3cret' AS int)"),
+            pytest.raises(HubDBError, match=r"integer.*\*\*\*") as raised,
         ):
-            with pytest.raises(HubDBError, match=r"integer.*\*\*\*") as raised:
-                await db.read()
+            await db.read()
         assert "s3cret" not in "".join(traceback.format_exception(raised.value)) + raised.value.detail
 
 
