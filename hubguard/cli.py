@@ -12,19 +12,27 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hubguard import __version__, config
 from hubguard.errors import ConfigError, HubGuardError
+from hubguard.web.times import moment, span_s
 
 FINE, FAILED, USAGE, HELD, FINDINGS = 0, 1, 2, 3, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. An error is one line on stderr, never a traceback."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse drops a last word that stands behind an option: `keep ada --for 7d "an exam"`.
+    if arguments.command == "keep" and not arguments.why and len(rest) == 1 and not rest[0].startswith("-"):
+        arguments.why = rest[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(
         level=logging.DEBUG if arguments.debug else logging.INFO if arguments.command == "serve" else logging.WARNING,
         format="[%(levelname).1s %(asctime)s hubguard] %(message)s",
@@ -105,8 +113,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _stance(arguments: argparse.Namespace) -> int:
     """arm, observe, hold and resume go straight into the journal, so that they work with hub, proxy and guard down."""
-    from datetime import datetime, timezone
-
     from hubguard.journal.store import Journal, open_journal
 
     change = {"arm": Journal.arm, "observe": Journal.observe, "hold": Journal.hold, "resume": Journal.resume}
@@ -119,6 +125,60 @@ def _stance(arguments: argparse.Namespace) -> int:
         ("acting is on hold" if stance.held else "not on hold") + ", " + ("armed" if stance.armed else "observing only")
     )
     return FINE
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    """keep goes straight into the journal, as hold does."""
+    from hubguard.journal.store import open_journal
+    from hubguard.web import present
+
+    settings, now = _settings(arguments), datetime.now(timezone.utc)
+    ending, listing = arguments.end is not None, arguments.list
+    if ending and not arguments.why:
+        arguments.who, arguments.why = "", arguments.who
+    if (arguments.who == "") != (ending or listing) or (listing and arguments.why):
+        needed = "takes no USER" if ending or listing else "needs a USER"
+        raise ConfigError("keep", f"{needed} here; see `hubguard keep --help`")
+    journal = open_journal(_the_guards_journal(settings))
+    try:
+        if listing:
+            told = journal.exemptions(now)
+        elif ending:
+            told = (journal.end_exemption(arguments.end, _actor(), arguments.why, now),)
+        else:
+            user, server = _user_and_server(arguments.who)
+            told = (journal.exempt(user, server, _until(arguments, settings, now), _actor(), arguments.why, now),)
+    finally:
+        journal.close()
+    if arguments.json:
+        print(json.dumps(present.as_json(told if listing else told[0]), indent=2))
+    elif ending:
+        print(f"no longer kept: {present.kept_label(told[0].user, told[0].server)}")
+    else:
+        print("\n".join(map(present.exemption_text, told)) or "nothing is kept")
+    return FINE
+
+
+def _until(arguments: argparse.Namespace, settings: config.Settings, now: datetime) -> datetime:
+    """Until when to keep. Raises ConfigError where that is over, or later than the settings allow."""
+    longest_s = settings.guard.longest_exemption_s
+    option = "--for" if arguments.until is None else "--until"
+    until: datetime = now + timedelta(seconds=arguments.for_s) if arguments.until is None else arguments.until
+    if until <= now:
+        raise ConfigError(option, f"{until:%Y-%m-%d %H:%M} UTC is over already. Nothing was changed")
+    if (until - now).total_seconds() > longest_s:
+        latest = f"{longest_s / 86400:g} days at the longest (HubGuard.longest_exemption_s)"
+        raise ConfigError(option, f"a server is kept for {latest}. Nothing was changed")
+    return until
+
+
+def _user_and_server(who: str) -> tuple[str, str | None]:
+    """The user and the server, None where none is named: ``ada``, ``ada/`` (the default server), ``ada/gpu``."""
+    user, slash, server = who.partition("/")
+    if not user:
+        raise ConfigError("USER", "is missing before the slash")
+    user, server = (name.replace("%2F", "/").replace("%2f", "/") for name in (user, server))
+    return user, server if slash else None
 
 
 def _journal(arguments: argparse.Namespace) -> int:
@@ -276,6 +336,24 @@ def _width(text: str) -> int:
     return value
 
 
+def _span(text: str) -> float:
+    value = span_s(text)
+    if not 0 < value <= config.YEAR_S:
+        raise ValueError(text)
+    return value
+
+
+def _moment(text: str) -> datetime:
+    return moment(text)
+
+
+def _exemption_id(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 2**62:
+        raise ValueError(text)
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -294,6 +372,9 @@ def _count_or_0(text: str) -> int:
 _idle_timeout.__name__ = "number above 0 and up to a year"
 _rate.__name__ = "number from 0.1 to 1000"
 _width.__name__ = "count from 1 to 500"
+_span.__name__ = "span such as 90min, 12h, 7d or 2w, and up to a year"
+_moment.__name__ = "time such as 2026-12-01 or 2026-12-01T18:00"
+_exemption_id.__name__ = "number of an exemption, as --list shows it,"
 _count.__name__ = "count of 1 or more"
 _count_or_0.__name__ = "count of 0 or more"
 
@@ -339,6 +420,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
 
+    text = "keep a server, or all of a user's, until a time; works with hub and proxy down"
+    _keep_arguments(command("keep", _keep, text))
+
     journal = command("journal", _journal, "show what was done and decided, newest first")
     journal.add_argument("--limit", type=_count, default=50, metavar="N")
     journal.add_argument("--user", help="only what concerns this user")
@@ -372,3 +456,27 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "a real hub with a few dozen little servers, guarded by HubGuard")
     demo.add_argument("--check", action="store_true", help="watch it work, print what was seen, exit 0 or 1")
     return parser
+
+
+def _keep_arguments(keep: argparse.ArgumentParser) -> None:
+    keep.add_argument(
+        "who",
+        nargs="?",
+        default="",
+        metavar="USER[/SERVER]",
+        help="ada: all of her servers; ada/: her default server; ada/gpu: that one. A slash in a name is written %%2F",
+    )
+    keep.add_argument("why", nargs="?", default="", metavar="WHY", help="a reason, for the journal")
+    what = keep.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--for", type=_span, dest="for_s", metavar="SPAN", help="for so long from now: 90min, 12h, 7d, 2w"
+    )
+    what.add_argument(
+        "--until",
+        type=_moment,
+        metavar="TIME",
+        help="until then, in UTC: 2026-12-01T18:00, or 2026-12-01 with all of it",
+    )
+    what.add_argument("--list", action="store_true", help="show what is kept")
+    what.add_argument("--end", type=_exemption_id, metavar="ID", help="end that exemption")
+    keep.add_argument("--json", action="store_true")

@@ -134,6 +134,13 @@ def kept_label(user: str, server: str | None) -> str:
     return f"{user}/{server}" if server else user
 
 
+def exemption_text(exemption: Exemption) -> str:
+    """One line for a terminal."""
+    why = f": {exemption.why}" if exemption.why else ""
+    kept = kept_label(exemption.user, exemption.server)
+    return f"{exemption.id:>4}  {kept}  until {stamp(exemption.until)}  {exemption.actor}{why}"
+
+
 def count(number: int, noun: str) -> str:
     """``1 server``, ``12,000 servers``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

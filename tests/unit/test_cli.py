@@ -235,3 +235,97 @@ def test_without_a_guard_and_without_a_policy_nothing_is_stopped_by_defaults(run
     said = run("cull", "--once")
     assert said.code == 2
     assert said.err.startswith("hubguard: --config: is needed, or --timeout")
+
+
+def kept(run) -> list[dict[str, object]]:
+    return json.loads(run("keep", "--list", "--json").out)
+
+
+@pytest.mark.parametrize(
+    ("words", "user", "server", "why"),
+    [
+        (["ada", "--for", "7d", "an exam"], "ada", None, "an exam"),
+        (["--for", "2w", "ada/gpu", "an exam"], "ada", "gpu", "an exam"),
+        (["ada/", "an exam", "--for", "90min"], "ada", "", "an exam"),
+        (["--for", "1h", "żółć"], "żółć", None, ""),
+        (["a%2Fb/c%2fd", "--for", "1h"], "a/b", "c/d", ""),
+        (["a/b/c", "--for", "1h"], "a", "b/c", ""),
+        (["100%", "--for", "1h"], "100%", None, ""),
+    ],
+)
+def test_a_server_is_kept_with_hub_and_guard_down(
+    run, begun, words: list[str], user: str, server: str | None, why: str
+):
+    said = run("keep", *words)
+    assert (said.code, said.err) == (0, "")
+    (one,) = kept(run)
+    assert (one["user"], one["server"], one["why"]) == (user, server, why)
+    assert str(one["actor"]).endswith("(command)")
+
+
+def test_what_is_kept_is_listed_and_ended(run, begun):
+    assert run("keep", "--list").out == "nothing is kept\n"
+    run("keep", "ada", "--for", "7d", "exam")
+    run("keep", "bo/gpu", "--for", "1h")
+    assert [one["id"] for one in kept(run)] == [2, 1]
+    assert "bo/gpu" in run("keep", "--list").out
+    assert "all servers of ada" in run("keep", "--list").out
+    assert run("keep", "--end", "1", "it is over").out == "no longer kept: all servers of ada\n"
+    assert [one["user"] for one in kept(run)] == ["bo"]
+    again = run("keep", "--end", "1")
+    assert again.code == 1
+    assert again.err.startswith("hubguard: Exemption 1 is over already")
+    entries = [json.loads(line) for line in run("journal", "--json").out.splitlines()]
+    assert [entry["event"] for entry in entries] == ["released", "kept", "kept"]
+    assert "it is over" in entries[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["keep"], "--for --until --list --end"),
+        (["keep", "ada"], "--for --until --list --end"),
+        (["keep", "ada", "--for", "7"], "invalid span such as 90min, 12h, 7d or 2w"),
+        (["keep", "ada", "--for", "-7d"], "--for"),
+        (["keep", "ada", "--for", "0h"], "invalid span"),
+        (["keep", "ada", "--for", "9999w"], "invalid span"),
+        (["keep", "ada", "--until", "soon"], "invalid time such as 2026-12-01 or 2026-12-01T18:00"),
+        (["keep", "ada", "--until", "2020-01-01"], "--until: 2020-01-01 23:59 UTC is over already"),
+        (["keep", "ada", "--until", "9999-12-31"], "30 days at the longest (HubGuard.longest_exemption_s)"),
+        (["keep", "ada", "--for", "31d"], "30 days at the longest (HubGuard.longest_exemption_s)"),
+        (["keep", "--for", "1d"], "needs a USER"),
+        (["keep", "/gpu", "--for", "1d"], "USER"),
+        (["keep", "ada", "--list"], "takes no USER"),
+        (["keep", "--end", "1", "why", "more"], "takes no USER"),
+        (["keep", "--end", "0"], "number of an exemption"),
+        (["keep", "--end", str(2**62 + 1)], "number of an exemption"),
+        (["keep", "ada", "why", "--for", "1d", "more"], "unrecognized arguments: more"),
+        (["keep", "ada", "--for", "1d", "--forever"], "unrecognized arguments: --forever"),
+        (["hold", "an exam", "--now"], "unrecognized arguments: --now"),
+    ],
+)
+def test_keeping_what_makes_no_sense_is_wrong_usage_and_keeps_nothing(run, begun, words: list[str], says: str):
+    said = run(*words)
+    assert said.code == 2
+    assert says in said.err
+    assert kept(run) == []
+
+
+def test_the_longest_exemption_is_the_one_of_the_settings(run, begun, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("c.HubGuard.longest_exemption_s = 3600.0\n")
+    assert run("keep", "ada", "--for", "61min", "--config", "mine.py").code == 2
+    assert run("keep", "ada", "--for", "1h", "--config", "mine.py").code == 0
+
+
+def test_an_exemption_that_does_not_exist_is_named(run, begun):
+    said = run("keep", "--end", str(2**62))
+    assert said.code == 1
+    assert said.err.startswith(f"hubguard: There is no exemption {2**62}")
+
+
+def test_a_name_that_no_journal_can_hold_is_one_line(run, begun):
+    said = run("keep", "x" * 256, "--for", "1h")
+    assert said.code == 1
+    assert said.err.startswith("hubguard: ")
+    assert "255" in said.err
+    assert kept(run) == []
