@@ -9,13 +9,17 @@ PYTEST = pytest -q -n 3
 BIN = $(CURDIR)/$(VENV)/bin
 export PYTHON
 
-.PHONY: demo test test-long lint setup
+.PHONY: bench demo test test-long lint setup
 
 setup:
 	@sh .ci/setup $(VENV) 'jupyterhub>=6.1,<7'
 
 demo: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/hubguard demo $(ARGS)
+
+# ARGS="stop --quick", for instance; bench/README.md tells what there is.
+bench: setup
+	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.cull $(ARGS)
 
 lint: setup
 	PATH="$(BIN):$$PATH" $(BIN)/pre-commit run --all-files

@@ -1,0 +1,1 @@
+"""Benchmarks: HubGuard side by side with what it replaces, on real hubs."""

@@ -1,0 +1,55 @@
+"""Somebody else at the hub: asks who they are, so many times a second, and tells how long each answer took.
+
+``BYSTANDER_TOKEN=… python -m bench.bystander URL PER_SECOND`` asks until its standard input ends, and then prints JSON:
+``latencies_s`` in the order of asking, counted from when each request was due, and ``failed``, how many weren't answered
+with 200. It doesn't wait for one answer before it asks again: a hub that is slow for a second is slow for all who would
+have come in that second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+
+import aiohttp
+
+
+async def ask(url: str, per_second: float) -> None:
+    loop = asyncio.get_running_loop()
+    over = loop.run_in_executor(None, sys.stdin.read)
+    latencies: dict[int, float] = {}
+    failed = 0
+    headers = {"Authorization": f"token {os.environ['BYSTANDER_TOKEN']}"}
+
+    async def once(number: int, due_s: float) -> None:
+        nonlocal failed
+        try:
+            async with session.get(url) as answer:
+                await answer.read()
+                failed += answer.status != 200
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            failed += 1
+        latencies[number] = loop.time() - due_s
+
+    async with aiohttp.ClientSession(
+        headers=headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30)
+    ) as session:
+        began_s = loop.time()
+        asking: set[asyncio.Task[None]] = set()
+        for number in itertools.count():
+            if over.done():
+                break
+            due_s = began_s + number / per_second
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            task = asyncio.create_task(once(number, due_s))
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+        await asyncio.gather(*asking)
+    print(json.dumps({"latencies_s": [latencies[number] for number in sorted(latencies)], "failed": failed}))
+
+
+if __name__ == "__main__":
+    asyncio.run(ask(sys.argv[1], float(sys.argv[2])))
