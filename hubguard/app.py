@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from hubguard.act.lease import Books
 from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.clock import SystemClock
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
+from hubguard.clients.hub_db import HubDB, SQLHubDB
+from hubguard.clients.proxy_api import HTTPProxyAPI, ProxyAPI
 from hubguard.config import Settings, load, read_file, sections_of
-from hubguard.errors import ConfigError
+from hubguard.errors import ConfigError, HubGuardError
+from hubguard.hook import Hook, load_hook
 from hubguard.idle_culler import settings_from
-from hubguard.inhub import SCOPES
+from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.loop import Guard
 from hubguard.web.auth import HubLogin
 from hubguard.web.routes import make_application
@@ -125,6 +129,9 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
     if culler:
         circumstances, taken_over = _beside_a_culler(culler)
         layers.append(taken_over)
+    interval_s = told.get("hub", {}).get("activity_interval")
+    if interval_s is not None:
+        layers.append({"HubGuardCull": {"hub_activity_interval_s": float(interval_s)}})
     layers.append(told.get("sections", {}))
     environ = {**os.environ, **told.get("environ", {})}
     if config_file is None and environ.get("HUBGUARD_CONFIG"):
@@ -154,11 +161,24 @@ def _beside_a_culler(culler: Mapping[str, Any]) -> tuple[Circumstances, Mapping[
 
 
 def make_guard(
-    settings: Settings, place: Place, hub: HubAPI, budget: Budget, circumstances: Circumstances | None = None
+    settings: Settings,
+    place: Place,
+    hub: HubAPI,
+    budget: Budget,
+    circumstances: Circumstances | None = None,
+    *,
+    database: HubDB | None = None,
+    proxy: ProxyAPI | None = None,
+    hook: Hook | None = None,
 ) -> Guard:
-    """The guard of the hub at ``place``, not yet running."""
+    """The guard of the hub at ``place``, not yet running. ``hook`` takes the place of the one that the settings name."""
     url = settings.guard.db_url
     circumstances = circumstances or Circumstances()
+    if hook is None and settings.cull.hook:
+        try:
+            hook = load_hook(settings.cull.hook)
+        except ConfigError as error:
+            settings = replace(settings, errors=(*settings.errors, str(error)))
     return Guard(
         settings,
         hub,
@@ -172,8 +192,60 @@ def make_guard(
         observe_only=circumstances.observe_only,
         took_over=circumstances.took_over,
         notes=circumstances.notes,
-        features={scope: need.feature for scope, need in SCOPES.items()},
+        features=_features(settings),
+        database=database,
+        proxy=proxy,
+        hook=hook,
     )
+
+
+def _features(settings: Settings) -> dict[str, str]:
+    """By hub scope, what needs it."""
+    features = {scope: need.feature for scope, need in SCOPES.items()}
+    if settings.cull.users:
+        features[DELETE_USERS] = "deleting users (set HubGuardCull.users before the include)"
+    return features
+
+
+@contextlib.asynccontextmanager
+async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIterator[Sources]:
+    """The hub's database and the proxy, each None where there is no way to it; closed at the end. Never raises for either.
+
+    The proxy is the one that the hub told of, or that CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN name.
+    """
+    told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
+    url = settings.guard.hub_db_url
+    if url == "hub":
+        url = str(told.get("hub", {}).get("db_url") or "")
+    database = None
+    if url:
+        try:
+            database = SQLHubDB(url)
+        except HubGuardError as error:
+            log.warning("The hub's database isn't read: %s", error)
+    api_url = told.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")
+    token = told.get("proxy", {}).get("auth_token") or environ.get("CONFIGPROXY_AUTH_TOKEN")
+    proxy = None
+    if api_url and token:
+        try:
+            proxy = HTTPProxyAPI(api_url, token, budget)
+        except ConfigError as error:
+            log.warning("The proxy isn't read: %s", error)
+    try:
+        yield Sources(database, proxy)
+    finally:
+        if proxy is not None:
+            await proxy.close()
+        if database is not None:
+            database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What else of the world can be read, beside the hub's API."""
+
+    database: HubDB | None = None
+    proxy: ProxyAPI | None = None
 
 
 def make_budget(settings: Settings) -> Budget:
@@ -202,10 +274,11 @@ async def serve(place: Place, config_file: Path | None) -> int:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, ending.set)
-    async with HTTPHubAPI(
-        place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s
-    ) as hub:
-        guard = make_guard(settings, place, hub, budget, circumstances)
+    async with (
+        HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
+        sources(settings, place, budget) as others,
+    ):
+        guard = make_guard(settings, place, hub, budget, circumstances, database=others.database, proxy=others.proxy)
         server = HTTPServer(_application(guard, place, budget), xheaders=True, max_body_size=LARGEST_REQUEST)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
         await asyncio.sleep(0)  # the first try to bind comes before any work

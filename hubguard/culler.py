@@ -26,7 +26,7 @@ from traitlets.config.loader import DeferredConfig, JSONFileConfigLoader, LazyCo
 
 from hubguard import __version__, config
 from hubguard.app import make_budget, make_guard, place_from
-from hubguard.clients.hub_api import HTTPHubAPI
+from hubguard.clients.hub_api import HTTPHubAPI, internal_ssl_context
 from hubguard.config import Settings
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.idle_culler import (
@@ -239,10 +239,10 @@ def _log_as_told(options: Mapping[str, object]) -> None:
 async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int:
     """Run the guard until told to end; the exit code. Raises ConfigError for what can't work at all."""
     settings = settings_of(options, environ)
-    if options.get(HOOK) is not None:
-        raise ConfigError(f"c.IdleCuller.{HOOK}", "isn't asked yet. Nothing is culled, since it may spare servers")
+    ssl_context = None
     if options.get("ssl_enabled"):
-        raise ConfigError("--ssl-enabled", "hubs with internal SSL can't be reached yet")
+        location = options.get("internal_certs_location", DEFAULTS["internal_certs_location"])
+        ssl_context = internal_ssl_context(str(location))
     if url := options.get("url"):
         environ = {**environ, "JUPYTERHUB_API_URL": str(url)}
     place = replace(place_from(environ), registration={})
@@ -250,14 +250,19 @@ async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, ending.set)
     budget = make_budget(settings)
-    async with _HubWithModels(
+    hub = _HubWithModels(
         place.api_url,
         place.token,
         budget,
         request_timeout_s=settings.budget.request_timeout_s,
         page_size=int(str(options.get("api_page_size") or 200)),
-    ) as hub:
-        guard = make_guard(settings, place, hub, budget)
+        ssl_context=ssl_context,
+    )
+    async with hub:
+        hook = options.get(HOOK)
+        inactive_limit = int(str(options.get("timeout", DEFAULTS["timeout"])))
+        arbiter = as_arbiter(hook, inactive_limit, hub.model) if callable(hook) else None
+        guard = make_guard(settings, place, hub, budget, hook=arbiter)
         _say_what_it_cannot()
         told = _Told(guard)
         tasks = [asyncio.create_task(work) for work in (guard.run(), ending.wait(), told.run())]
@@ -355,7 +360,7 @@ class _HubWithModels(HTTPHubAPI):
 
 
 def as_arbiter(
-    hook: Hook, inactive_limit: int | float, model: Callable[[Server], Mapping[str, Any]]
+    hook: Hook, inactive_limit: int, model: Callable[[Server], Mapping[str, Any]]
 ) -> Callable[..., Awaitable[bool]]:
     """The culler's ``hook`` as HubGuard's: it is asked with the keywords that the culler gives it, whatever else there is."""
 

@@ -126,8 +126,8 @@ class Snapshot:
 
     @property
     def complete(self) -> bool:
-        """True when the hub told of all its servers; the proxy only adds to what is known, and may be missing."""
-        return all(r.complete for r in self.readings if r.source is not Source.PROXY)
+        """True when the hub answered in full. Its database and the proxy only spare it questions, and may be missing."""
+        return all(r.complete for r in self.readings if r.source is Source.HUB_API)
 
 
 class Standing(str, Enum):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from hubguard.act.lease import LeaseKeeper
+from hubguard.act.verify import Verifier
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
-from hubguard.decide.cull import CullPolicy, still_due
+from hubguard.decide.cull import CullPolicy, still_due, user_still_due
 from hubguard.errors import (
     BudgetExhausted,
     HubError,
@@ -18,14 +22,9 @@ from hubguard.errors import (
     LeaseLost,
     Unrecordable,
 )
-from hubguard.model import NOT_TRIED, Action, Outcome, OutcomeKind, Plan, Server
+from hubguard.model import NOT_TRIED, Action, ActionKind, Known, Outcome, OutcomeKind, Plan, Server
 
 log = logging.getLogger(__name__)
-
-FIRST_REREAD_S = 0.5
-LONGEST_REREAD_S = 8.0
-"""Between two re-reads after a stop: most servers are gone within a second, slow ones take ten and more."""
-
 
 LOOK_LASTS_S = 15.0
 """A second look counts for so long: a request that waits longer for its turn looks again."""
@@ -36,122 +35,233 @@ COMMIT_LASTS_S = 2.0
 LOOKS = 5
 """So many second looks at one server in one cycle, before it is left to the next."""
 
+UNVERIFIED_A_PLACE = 5
+"""How many stops may be under way, not yet verified, for each one that may be sent at once. Most are verified within a
+second; where none can be, those behind them needn't wait for each of them, and the hub isn't given all of them at once."""
+
+KnownNow = Callable[[Action, Server | None], Awaitable[Known]]
+"""What is known now of the server of an action, beyond what the hub has just said of it (None: for a user, or it's gone)."""
+
 
 class Executor:
-    """Carries out plans. ``verify_s`` is how long a stop may take until it counts as unverified."""
+    """Carries out plans. ``verify_s`` is how long a stop may take until it counts as unverified.
 
-    def __init__(self, hub: HubAPI, keeper: LeaseKeeper, clock: Clock, *, verify_s: float) -> None:
+    ``known_now`` is asked at each second look; ``running`` is about how many servers the hub has.
+    """
+
+    def __init__(
+        self,
+        hub: HubAPI,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        known_now: KnownNow,
+        *,
+        verify_s: float,
+        running: int,
+    ) -> None:
         self._hub = hub
         self._keeper = keeper
         self._clock = clock
+        self._known_now = known_now
         self._verify_s = verify_s
+        self._running = running
 
     async def run(
         self, plan: Plan, policy: CullPolicy, actor: str, *, asked: bool, armed: bool | None, concurrency: int
     ) -> tuple[tuple[Action, Outcome], ...]:
         """Every action of ``plan`` with its outcome, in the plan's order; at most ``concurrency`` at a time.
 
-        One failure never ends the rest. What ends it, with the rest skipped: the lease lost, acting put on hold, the
-        journal unusable, the hub refusing the token, the breaker open, or the plan expired.
+        A stop that was answered makes room for the next one while it is being verified. One failure never ends the rest.
+        What ends it, with the rest skipped: the lease lost, acting put on hold, the journal unusable, the hub refusing the
+        token, the breaker open, or the plan expired. A user is only deleted when all servers of the plan are settled.
         """
-        outcomes: dict[int, Outcome] = {}
-        waiting = iter(enumerate(plan.actions))
-        workers = max(1, min(concurrency, len(plan.actions)))
-        ended: list[str] = []
+        work = _Work()
+        verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=self._running)
+        try:
+            for of_users in (False, True):
+                waiting = iter(
+                    [
+                        (index, action)
+                        for index, action in enumerate(plan.actions)
+                        if (action.kind is ActionKind.DELETE_USER) is of_users
+                    ]
+                )
+                room = asyncio.Semaphore(concurrency * UNVERIFIED_A_PLACE)
+                workers = [
+                    self._work(waiting, room, work, verifier, plan, policy, actor, asked=asked, armed=armed)
+                    for _ in range(max(1, min(concurrency, len(plan.actions))))
+                ]
+                await asyncio.gather(*workers)
+                await work.all_verified()
+        finally:
+            work.cancel()
+            verifier.close()
+        return tuple((action, work.outcomes[index]) for index, action in enumerate(plan.actions))
 
-        async def work() -> None:
-            for index, action in waiting:
-                if not ended and self._clock.now() >= plan.expires_at:
-                    ended.append("the plan has expired: what it rests on is too old to act on")
-                if ended:
-                    outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {ended[0]}")
+    async def _work(
+        self,
+        waiting: Iterator[tuple[int, Action]],
+        room: asyncio.Semaphore,
+        work: _Work,
+        verifier: Verifier,
+        plan: Plan,
+        policy: CullPolicy,
+        actor: str,
+        *,
+        asked: bool,
+        armed: bool | None,
+    ) -> None:
+        for index, action in waiting:
+            await room.acquire()
+            handed_over = False
+            try:
+                if self._clock.now() >= plan.expires_at:
+                    work.end("the plan has expired: what it rests on is too old to act on")
+                if work.ended:
+                    work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}")
                     continue
-                outcomes[index], end = await self._one(action, policy, actor, asked=asked, armed=armed)
-                if end and not ended:
-                    ended.append(end)
-                    log.warning("The rest of this cycle is skipped: %s", end)
+                attempt = _Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
+                sent = await self._look_and_send(action, attempt, policy)
+                if isinstance(sent, _Sent):
+                    work.end(sent.remark if sent.refused else "")
+                    work.verify(index, self._verify(action, attempt, sent, verifier), room)
+                    handed_over = True
+                else:
+                    work.outcomes[index], end = sent
+                    work.end(end)
+            finally:
+                if not handed_over:
+                    room.release()
 
-        await asyncio.gather(*(work() for _ in range(workers)))
-        return tuple((action, outcomes[index]) for index, action in enumerate(plan.actions))
-
-    async def _one(
-        self, action: Action, policy: CullPolicy, actor: str, *, asked: bool, armed: bool | None
-    ) -> tuple[Outcome, str]:
-        """The outcome of one action, and what ends the whole plan, or ""."""
-        attempt = _Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
+    async def _look_and_send(
+        self, action: Action, attempt: _Attempt, policy: CullPolicy
+    ) -> _Sent | tuple[Outcome, str]:
+        """What was sent, or the outcome of what wasn't with what ends the whole plan, or ""."""
         try:
             for _ in range(LOOKS):
                 attempt.looked_at_s = self._clock.monotonic_s()
-                server = await self._hub.get_server(action.user, action.name)
-                stands_in_the_way = still_due(action, server, policy, self._clock.now())
+                stands_in_the_way = await self._second_look(action, policy)
                 if stands_in_the_way is not None:
-                    await self._keeper.skip(action, actor, stands_in_the_way)
+                    await self._keeper.skip(action, attempt.actor, stands_in_the_way)
                     return Outcome(OutcomeKind.SKIPPED, stands_in_the_way), ""
                 try:
-                    outcome, end = await self._send_and_verify(action, attempt)
-                    break
+                    return await self._send(action, attempt)
                 except _LookAgain:
                     continue
-            else:
-                return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
+            return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
         except Exception as error:
             if attempt.intent is None:
                 return _nothing_sent(action, error)
+            log.exception("What came of acting on %s is unknown", action.label)
+            return _Sent(f"a defect in HubGuard: {_named(error)}", failed=False)
+
+    async def _second_look(self, action: Action, policy: CullPolicy) -> str | None:
+        """Why not, after all; None when it is still to be done."""
+        if action.kind is ActionKind.DELETE_USER:
+            user = await self._hub.get_user(action.user)
+            known = await self._known_now(action, None)
+            exemptions = () if known.exemption is None else (known.exemption,)
+            return user_still_due(action, user, policy, exemptions, self._clock.now())
+        server = await self._hub.get_server(action.user, action.name)
+        known = await self._known_now(action, server)
+        return still_due(action, server, policy, known, self._clock.now())
+
+    async def _send(self, action: Action, attempt: _Attempt) -> _Sent:
+        """Raises whatever keeps the request from being sent."""
+        try:
+            if action.kind is ActionKind.DELETE_USER:
+                await self._hub.delete_user(action.user, confirm=attempt.confirm)
+                return _Sent("", failed=False)
+            at_once = await self._hub.stop_server(
+                action.user, action.name, remove=action.remove, confirm=attempt.confirm
+            )
+        except HubError as error:
+            if attempt.intent is None:
+                raise
+            # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
+            failed = not isinstance(error, HubUnreachable)
+            return _Sent(str(error), failed=failed, refused=isinstance(error, HubRefused))
+        return _Sent("" if at_once else "it stops slowly", failed=False)
+
+    async def _verify(self, action: Action, attempt: _Attempt, sent: _Sent, verifier: Verifier) -> tuple[Outcome, str]:
+        """The outcome, recorded, and what ends the whole plan, or ""."""
+        end = ""
+        try:
+            if sent.refused:
+                outcome = Outcome(OutcomeKind.FAILED, sent.remark)
+            elif action.kind is ActionKind.DELETE_USER:
+                outcome = await self._verify_user(action, sent)
+            else:
+                outcome = await verifier.outcome(action, sent.remark, failed=sent.failed)
+        except Exception as error:
             log.exception("The outcome for %s is unknown", action.label)
-            outcome, end = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {_named(error)}"), ""
+            outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {_named(error)}")
         assert attempt.intent is not None
         try:
             await self._keeper.settle(attempt.intent, outcome)
         except JournalError as error:
-            end = end or f"the journal can't record what was done: {error}"
+            end = f"the journal can't record what was done: {error}"
         return outcome, end
 
-    async def _send_and_verify(self, action: Action, attempt: _Attempt) -> tuple[Outcome, str]:
-        """Raises whatever keeps the request from being sent."""
-        remark, failed = "", False
+    async def _verify_user(self, action: Action, sent: _Sent) -> Outcome:
+        """A hub deletes a user before it answers, so that one read tells; it may have failed half way."""
         try:
-            at_once = await self._hub.stop_server(
-                action.user, action.name, remove=action.remove, confirm=attempt.confirm
-            )
-            remark = "" if at_once else "it stops slowly"
-        except HubError as error:
-            if attempt.intent is None:
-                raise
-            if isinstance(error, HubRefused):
-                return Outcome(OutcomeKind.FAILED, str(error)), str(error)
-            # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
-            failed = not isinstance(error, HubUnreachable)
-            remark = str(error)
-        return await self._verify(action, remark, failed=failed), ""
+            user = await self._hub.get_user(action.user)
+        except (HubError, BudgetExhausted) as error:
+            return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {error}")
+        if user is None:
+            return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({sent.remark})" if sent.remark else ""))
+        if user.created != action.started:
+            return Outcome(OutcomeKind.DONE, "that user is gone; one of the same name is there since")
+        return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
 
-    async def _verify(self, action: Action, remark: str, *, failed: bool) -> Outcome:
-        """Re-reads until the server is gone, was restarted, or ``verify_s`` has passed.
 
-        With ``failed`` (the hub said no) a server that is still ready is a failure at once.
-        """
-        until_s = self._clock.monotonic_s() + self._verify_s
-        wait_s, last = FIRST_REREAD_S, remark
-        server: Server | None = None
-        while True:
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request went out, or may have. ``failed``: the hub said no. ``refused``: it doesn't take our token."""
+
+    remark: str
+    failed: bool
+    refused: bool = False
+
+
+class _Work:
+    """The outcomes so far, by position in the plan; what is being verified; and what ends the rest, or ""."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.ended = ""
+        self._verifying: set[asyncio.Task[None]] = set()
+
+    def end(self, why: str) -> None:
+        if why and not self.ended:
+            self.ended = why
+            log.warning("The rest of this cycle is skipped: %s", why)
+
+    def verify(
+        self, index: int, verification: Coroutine[Any, Any, tuple[Outcome, str]], room: asyncio.Semaphore
+    ) -> None:
+        async def finish() -> None:
             try:
-                server = await self._hub.get_server(action.user, action.name)
-            except (HubError, BudgetExhausted) as error:
-                last = f"it couldn't be read again: {error}"
-            else:
-                if server is None:
-                    return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({remark})" if remark else ""))
-                if server.started != action.started:
-                    return Outcome(OutcomeKind.DONE, "that run is gone; the server was started again since")
-                if server.ready and failed:
-                    return Outcome(OutcomeKind.FAILED, f"still running: {remark}")
-                last = "still running" if server.ready else f"pending: {server.pending or 'not ready'}"
-            if self._clock.monotonic_s() + wait_s > until_s:
-                break
-            await self._clock.sleep(wait_s)
-            wait_s = min(wait_s * 2, LONGEST_REREAD_S)
-        if server is not None and server.ready:
-            return Outcome(OutcomeKind.FAILED, f"still running {self._verify_s:g} s after the stop" + _also(remark))
-        return Outcome(OutcomeKind.UNVERIFIED, f"not seen gone within {self._verify_s:g} s: {last}" + _also(remark))
+                self.outcomes[index], end = await verification
+                self.end(end)
+            finally:
+                room.release()
+
+        self._verifying.add(asyncio.get_running_loop().create_task(finish()))
+
+    async def all_verified(self) -> None:
+        verifying, self._verifying = self._verifying, set()
+        try:
+            await asyncio.gather(*verifying)
+        except BaseException:
+            self._verifying = verifying
+            raise
+
+    def cancel(self) -> None:
+        """What is still being verified is left: its intent stays open, and the next snapshot settles it."""
+        for task in self._verifying:
+            task.cancel()
 
 
 class _LookAgain(Exception):
@@ -167,7 +277,7 @@ class _Attempt:
         self._keeper = keeper
         self._clock = clock
         self._action = action
-        self._actor = actor
+        self.actor = actor
         self._asked = asked
         self._armed = armed
         self.looked_at_s = float("-inf")
@@ -178,7 +288,7 @@ class _Attempt:
         began_s = self._clock.monotonic_s()
         if began_s - self.looked_at_s > LOOK_LASTS_S:
             raise _LookAgain
-        intent = await self._keeper.intend(self._action, self._actor, asked=self._asked, armed=self._armed)
+        intent = await self._keeper.intend(self._action, self.actor, asked=self._asked, armed=self._armed)
         if self._clock.monotonic_s() - began_s > COMMIT_LASTS_S:
             # The budget has let this request go a while ago. Those that a slow journal held up would go out all at once.
             await self._keeper.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))
@@ -201,7 +311,3 @@ def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _also(remark: str) -> str:
-    return f"; {remark}" if remark else ""

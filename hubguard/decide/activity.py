@@ -54,18 +54,16 @@ def _followed(
         if missing and route is not None:
             readded_at = route.last_activity
         missing = route is None and server.ready
-    claims = [(known.active_at, known.evidence)]
+    active_at, by = known.active_at, known.evidence
     for at, evidence in (
         (server.last_activity, Evidence.HUB),
         (route.last_activity if route else None, Evidence.PROXY),
         (server.started, Evidence.START),
     ):
-        only_readded = readded_at is not None and at is not None and abs(at - readded_at) <= SAME
-        if at is not None and not only_readded:
-            claims.append((min(at, now), evidence))
-    active_at, evidence = max(
-        ((at, evidence) for at, evidence in claims if at is not None), key=lambda claim: claim[0], default=(None, None)
-    )
+        if at is None or (readded_at is not None and abs(at - readded_at) <= SAME):
+            continue
+        if active_at is None or min(at, now) > active_at:
+            active_at, by = min(at, now), evidence
     pending, pending_since = known.pending, known.pending_since
     if pending_known:
         if server.pending is None:
@@ -78,7 +76,7 @@ def _followed(
         server=server.name,
         started=server.started,
         active_at=active_at,
-        evidence=evidence,
+        evidence=by,
         pending=pending,
         pending_since=pending_since,
         readded_at=readded_at,

@@ -23,6 +23,9 @@ CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_server
 
 PASSED_ON = ("HUBGUARD_", "CONFIGPROXY_", "JUPYTERHUB_REQUEST_TIMEOUT")
 
+HUBS_OWN = "hub"
+"""What HubGuard.hub_db_url says for the database that the hub's own config names."""
+
 log = logging.getLogger("hubguard.inhub")
 
 LONGEST = 100_000
@@ -65,6 +68,7 @@ class LateRegistration(str):
         for name, find in (
             ("sections", _sections),
             ("proxy", _proxy),
+            ("hub", _hub),
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
             ("idle_culler", self._idle_culler),
@@ -161,6 +165,22 @@ def _proxy(app: Any, errors: list[str]) -> dict[str, str]:
     """Where the proxy's API is and its token, for as much as this kind of proxy has them."""
     names = ("api_url", "auth_token")
     return {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
+
+
+def _hub(app: Any, errors: list[str]) -> dict[str, Any]:
+    """How often the hub takes over activity from the proxy, and its database where that is to be read."""
+    told: dict[str, Any] = {"activity_interval": getattr(app, "last_activity_interval", None)}
+    if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
+        told["db_url"] = _absolute(app.db_url)
+    return told
+
+
+def _absolute(url: str) -> str:
+    """A SQLite file by its full path: our process may run in another folder than the hub."""
+    scheme, slashes, path = url.partition(":///")
+    if scheme != "sqlite" or not path or path.startswith(":memory:") or os.path.isabs(path):
+        return url
+    return f"{scheme}{slashes}{os.path.abspath(path)}"
 
 
 def _redirect_uri(app: Any, errors: list[str]) -> str:

@@ -19,8 +19,9 @@ from jupyterhub import version_info
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.inhub.late import LateRegistration, Members
-from hubguard.inhub.scopes import CUSTOM_SCOPES, LOGIN_SCOPES, SCOPES, SERVICE
+from hubguard.idle_culler import settings_from
+from hubguard.inhub.late import LateRegistration, Members, runs_a_culler
+from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, LOGIN_SCOPES, SCOPES, SERVICE
 
 PROCESS = "hubguard-process"
 ROLE = "hubguard"
@@ -87,7 +88,7 @@ def _register(levels: list[Config]) -> None:
     role = {
         "name": ROLE,
         "description": "What HubGuard needs: see hubguard.inhub.SCOPES",
-        "scopes": list(SCOPES),
+        "scopes": [*SCOPES, *([DELETE_USERS] if _deletes_users(levels) else [])],
         "services": Members([SERVICE]),
     }
     taken = ROLE in _names(levels, "load_roles")
@@ -95,6 +96,15 @@ def _register(levels: list[Config]) -> None:
     if not taken:
         _add(levels, "load_roles", [role], first=False)
     _add(levels, "services", [process, page], first=True)
+
+
+def _deletes_users(levels: list[Config]) -> bool:
+    """Whether users are to be deleted, by our setting or that of an idle culler among the services."""
+    if _effective(levels, "HubGuardCull", "users", False) is True:
+        return True
+    services = [spec for spec in _effective(levels, "JupyterHub", "services", []) if isinstance(spec, dict)]
+    cullers = [spec["command"] for spec in services if runs_a_culler(spec.get("command") or ())]
+    return any(settings_from(command).settings.get("HubGuardCull", {}).get("users") is True for command in cullers)
 
 
 def _levels(c: Config) -> list[Config]:

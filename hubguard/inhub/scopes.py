@@ -20,6 +20,7 @@ SCOPES: dict[str, Need] = {
     "read:users": Need("telling admins' servers from others", True),
     "read:servers": Need("seeing since when a server runs and when it was last used", True),
     "delete:servers": Need("stopping servers", True),
+    "read:roles:users": Need("rules that match on roles", False),
     "list:services": Need("noticing another culler at work", False),
     "read:services": Need("noticing another culler at work", False),
     "access:services!service=hubguard": Need("`hubguard cull --once` through the running guard", False),
@@ -29,6 +30,9 @@ SCOPES: dict[str, Need] = {
 None is a custom one: with a line after the include that sets the custom scopes anew, the hub wouldn't start for a role that
 names one. ``delete:servers`` allows the same.
 """
+
+DELETE_USERS = "delete:users"
+"""Is asked for only where users are to be deleted: ``HubGuardCull.users``, or a culler with --cull-users taken over from."""
 
 CUSTOM_SCOPES: dict[str, dict[str, object]] = {
     "custom:hubguard:read": {

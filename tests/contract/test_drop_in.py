@@ -327,23 +327,7 @@ def environ(hub: ScriptedHub, **more: str) -> dict[str, str]:
     return {**kept, **ours, **more}
 
 
-WAITING = {"a hook", "users", "users but not admins"}
-"""What the guard doesn't do yet."""
-
-
-@pytest.mark.parametrize(
-    "situation",
-    [
-        pytest.param(
-            situation,
-            id=situation.name,
-            marks=[pytest.mark.xfail(reason="the guard doesn't do that yet", strict=True)]
-            if situation.name in WAITING
-            else [],
-        )
-        for situation in SITUATIONS
-    ],
-)
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
 async def test_it_stops_what_the_idle_culler_stops_but_for_what_is_listed(
     situation: Situation, peer_folder: Path, tmp_path: Path
 ):

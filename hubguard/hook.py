@@ -1,0 +1,105 @@
+"""The operator's own function, which has the last word on each server that is due."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+from hubguard.errors import ConfigError
+from hubguard.model import User, Verdict
+
+Hook = Callable[..., "bool | Awaitable[bool]"]
+"""Called with those of these keywords that it names: ``server`` and ``user`` (the nouns of hubguard.model), ``groups`` (a
+tuple, None where the hub doesn't tell), ``inactive`` (a timedelta) and ``inactive_limit`` (seconds). It returns whether to
+stop the server."""
+
+PATIENCE_S = 10.0
+"""So long a hook may take for one server."""
+
+AT_ONCE = 10
+"""So many servers an async hook is asked about at once."""
+
+
+def load_hook(name: str) -> Hook:
+    """The function that ``module:function`` names. Raises ConfigError."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function) if module and function else None
+    except Exception as error:
+        raise ConfigError("HubGuardCull.hook", f"{name!r} can't be loaded: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise ConfigError("HubGuardCull.hook", f"{name!r} names no function; write it as module:function")
+    hook: Hook = found
+    return hook
+
+
+class Hooked:
+    """Asks ``hook``: an async one in the event loop, another in a thread of its own, so that neither holds up the pages."""
+
+    def __init__(self, hook: Hook) -> None:
+        self._hook = hook
+        self._async = inspect.iscoroutinefunction(hook)
+        self._names = _keywords(hook)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hook")
+
+    async def ask(self, verdicts: Iterable[Verdict], now: datetime) -> dict[tuple[str, str], tuple[bool | None, str]]:
+        """By (user, name): its answer and "", or None and why there is none."""
+        places = asyncio.Semaphore(AT_ONCE if self._async else 1)
+
+        async def one(verdict: Verdict) -> tuple[bool | None, str]:
+            async with places:
+                return await self._ask(verdict, now)
+
+        asked = list(verdicts)
+        answers = await asyncio.gather(*map(one, asked))
+        return {verdict.server.key: answer for verdict, answer in zip(asked, answers, strict=True)}
+
+    async def _ask(self, verdict: Verdict, now: datetime) -> tuple[bool | None, str]:
+        keywords = _about(verdict, now)
+        if self._names is not None:
+            keywords = {name: value for name, value in keywords.items() if name in self._names}
+        try:
+            answer = await asyncio.wait_for(self._call(keywords), PATIENCE_S)
+        except asyncio.TimeoutError:
+            return None, f"it didn't answer within {PATIENCE_S:g} s"
+        except Exception as error:
+            return None, f"it failed with {type(error).__name__}: {error}"
+        return bool(answer), ""
+
+    async def _call(self, keywords: dict[str, Any]) -> Any:
+        if self._async:
+            return await self._hook(**keywords)  # type: ignore[misc]
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._thread, lambda: self._hook(**keywords))
+        return await answer if inspect.isawaitable(answer) else answer
+
+    def close(self) -> None:
+        """It isn't asked any more; one that hangs is left behind."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _keywords(hook: Hook) -> frozenset[str] | None:
+    """The names it takes, None for any."""
+    try:
+        parameters = inspect.signature(hook).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def _about(verdict: Verdict, now: datetime) -> dict[str, Any]:
+    server = verdict.server
+    return {
+        "server": server,
+        "user": User(server.user, server.admin, server.groups, server.roles),
+        "groups": server.groups,
+        "inactive": max(timedelta(0), now - verdict.idle_since) if verdict.idle_since else timedelta(0),
+        "inactive_limit": verdict.idle_timeout_s,
+    }
