@@ -42,7 +42,7 @@ class Rate:
         self._see(now_s)
         if self._reserved >= self.burst:
             return float("inf")
-        wait_s = max(now_s, self._due_s) + (self._reserved - (self.burst - 1)) * self._interval_s - now_s
+        wait_s = self._due_s + (self._reserved - (self.burst - 1)) * self._interval_s - now_s
         return wait_s if wait_s > TINY_S else 0.0
 
     def reserve(self, now_s: float) -> None:

@@ -203,6 +203,12 @@ def test_stops_whose_intents_are_slow_to_commit_do_not_bunch_up_when_they_go_out
     assert_paced(traffic.began[ACT], 16.0, 8)
 
 
+def test_whoever_waits_for_one_that_is_slow_to_go_out_goes_an_interval_after_it():
+    traffic = Traffic(rate=1.0, burst=1)
+    traffic.run(traffic.send(RESERVED, prepares=5.0, takes=1000.0), traffic.send(RESERVED, after=0.1))
+    assert traffic.began[RESERVED] == [5.0, 6.0]
+
+
 def test_what_was_let_go_but_never_sent_costs_the_rate_nothing():
     traffic = Traffic(rate=1.0, burst=1)
     traffic.run(*(traffic.send(RESERVED, ending="unsent", prepares=0.1) for _ in range(10)), traffic.send(RESERVED))
@@ -750,9 +756,11 @@ def test_whoever_already_waits_when_an_open_breaker_is_restored_is_turned_away()
     async def restores():
         await traffic.clock.sleep(0.5)
         traffic.budget.restore(PaceState(10, "open", 5, 10.0, 15.0), 0.0)
+        assert traffic.refused == 0
+        await traffic.clock.sleep(0.1)
+        assert traffic.refused == 3
 
     traffic.run(*(traffic.send_whatever_comes(RESERVED) for _ in range(4)), restores())
-    assert traffic.refused == 3
 
 
 async def test_on_the_real_clock_it_paces_too_and_leaves_no_task_behind():
