@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 import hubguard
-from hubguard.model import BudgetUse, CycleReport, Mode, OutcomeKind, Standing, Status
+from hubguard.model import BrakeReason, BudgetUse, CycleReport, FindingKind, Mode, OutcomeKind, Standing, Status
 
 
 def registry(status: Callable[[], Status]) -> CollectorRegistry:
@@ -49,10 +49,33 @@ class GuardCollector(Collector):
             "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", status.last_good_cycle_at
         )
         yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", status.next_cycle_at)
+        yield _outcomes(status)
+        if status.recent.error_ratio is not None:
+            text = "Share of what was sent in the last hour that failed or couldn't be verified"
+            yield _gauge("hubguard_error_ratio", text, status.recent.error_ratio)
+        reason = status.brake.reason if status.brake else None
+        brakes = {one.value: one is reason for one in BrakeReason}
+        yield _labelled("hubguard_brake", "1 for what HubGuard holds back for", "reason", brakes)
+        kinds = Counter(finding.kind for finding in status.findings)
+        found = {kind.value: kinds[kind] for kind in FindingKind}
+        yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", found)
         if status.last_cycle is not None:
+            due_at = status.oldest_overdue.due_at if status.oldest_overdue else None
+            late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0
+            text = "For how long the server has been due that has been for longest; 0 where none is overdue"
+            yield _gauge("hubguard_oldest_overdue_seconds", text, late_s)
             yield from _of_cycle(status.last_cycle, status.at)
         if status.budget is not None:
             yield from _of_budget(status.budget)
+
+
+def _outcomes(status: Status) -> Metric:
+    family = CounterMetricFamily(
+        "hubguard_actions", "Actions since this guard started, by how they ended", labels=["outcome"]
+    )
+    for kind in OutcomeKind:
+        family.add_metric([kind.value], getattr(status.tally, kind.value))
+    return family
 
 
 def _of_cycle(report: CycleReport, now: datetime) -> Iterator[Metric]:

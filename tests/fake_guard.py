@@ -31,6 +31,7 @@ from hubguard.model import (
     Source,
     Stance,
     Status,
+    UserVerdict,
 )
 from hubguard.web.auth import Caller
 
@@ -79,16 +80,17 @@ def report_of(
     outcomes: Sequence[Outcome] = (),
     failures: dict[Any, Failures] | None = None,
     skipped_why: str = "",
+    users: Sequence[UserVerdict] = (),
 ) -> CycleReport:
     """A cycle over ``servers`` a minute before NOW; ``outcomes`` are those of the first planned actions."""
     at = NOW - minutes(1)
     reading = Reading(Source.HUB_API, at, not incomplete, 0.25, incomplete)
     known = {run: Known(failures=failed) for run, failed in (failures or {}).items()}
     verdicts = judge_all(servers, policy, known, NOW)
-    plan = plan_cull(verdicts, policy, NOW)
+    plan = plan_cull(verdicts, policy, NOW, users)
     done: tuple[tuple[Action, Outcome], ...] = tuple(zip(plan.actions, outcomes, strict=False))
     snapshot = Snapshot(at, tuple(servers), (reading,))
-    return CycleReport(at, at + timedelta(seconds=3), snapshot, verdicts, plan, done, skipped_why)
+    return CycleReport(at, at + timedelta(seconds=3), snapshot, verdicts, plan, done, skipped_why, tuple(users))
 
 
 @dataclass
@@ -138,7 +140,9 @@ class FakeGuard:
 
     async def resume(self, actor: str, why: str) -> None:
         self._do("resume", actor, why)
-        self.change(mode=Mode.ACTING, stance=replace(self.state.stance, held=False))
+        brake = None if self.state.brake is not None and self.state.brake.acceptable else self.state.brake
+        mode = Mode.BRAKED if brake else Mode.ACTING
+        self.change(mode=mode, stance=replace(self.state.stance, held=False), brake=brake)
 
     async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
         self._do("exempt", actor, why, user, server, until)

@@ -113,7 +113,7 @@ class StatusApi(Api):
 
     def get(self) -> None:
         """See ``operations``."""
-        self.write_json(shapes.of_status(self.site.guard.status()))
+        self.write_json(shapes.of_status(self.site.guard.status(), self.site.policy))
 
 
 class ServersApi(Api):
@@ -182,7 +182,7 @@ _SAYS = {
     "arm": "Acting is allowed from now on.",
     "observe": "Only observe from now on; what is under way is finished.",
     "hold": "Send nothing more that changes the hub, whoever asks, until resumed.",
-    "resume": "The hold is over.",
+    "resume": "The hold is over, and what a brake objects to is accepted, where it is acceptable: status tells.",
 }
 
 
@@ -196,7 +196,7 @@ class StanceApi(Api):
         why = self.body()["why"]
         assert self.who is not None
         await getattr(self.site.guard, self.word)(self.who.actor, why)
-        self.write_json_to_readers(shapes.of_status(self.site.guard.status()))
+        self.write_json_to_readers(shapes.of_status(self.site.guard.status(), self.site.policy))
 
 
 def stance_api(word: str) -> type[StanceApi]:

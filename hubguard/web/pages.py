@@ -116,12 +116,21 @@ class Overview(Page):
             "overview",
             {
                 **self.common(status),
-                "shape": shapes.of_status(status),
+                "shape": shapes.of_status(status, self.site.policy),
+                "modes": Mode,
+                "recovered_at": recovered_at(status),
+                "long_overdue_s": shapes.LONG_OVERDUE_S,
                 "entries": entries,
                 "journal_trouble": trouble,
                 "source_words": SOURCE_WORDS,
             },
         )
+
+
+def recovered_at(status: Status) -> datetime | None:
+    """When idle clocks were started anew, as long as that is news: for a day."""
+    at = status.clock_from
+    return at if at is not None and status.at - at < timedelta(days=1) else None
 
 
 def last_actions(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
@@ -357,11 +366,13 @@ class Change(Page):
     words: ClassVar[tuple[str, ...]] = ("arm", "observe", "hold", "resume")
 
     async def get(self, word: str) -> None:
-        """The question, with how many servers are due right now."""
+        """The question, with how much is due right now, and what a brake objects to."""
         status = self.site.guard.status()
-        due = shapes.counts(shapes.running(status.last_cycle)).stop
+        shape = shapes.of_status(status, self.site.policy)
+        users_due = shape.last_cycle.users_due if shape.last_cycle else 0
         template = self.site.env.get_template(self.template)
-        self.finish(template.render(**self.common(status), word=word, due=due, htmx_config=htmx.CONFIG))
+        values = {**self.common(status), "word": word, "due": shape.servers.stop, "users_due": users_due}
+        self.finish(template.render(**values, htmx_config=htmx.CONFIG))
 
     async def post(self, word: str) -> None:
         """It is done, and the Overview shows it."""

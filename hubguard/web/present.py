@@ -11,7 +11,22 @@ from typing import Any
 
 from hubguard.decide.cull import CullPolicy
 from hubguard.decide.rules import Rule
-from hubguard.model import Entry, Evidence, Exemption, Mode, Outcome, OutcomeKind, Reason, Standing, Status, Verdict
+from hubguard.model import (
+    ActionKind,
+    Brake,
+    BrakeReason,
+    Entry,
+    Evidence,
+    Exemption,
+    FindingKind,
+    Mode,
+    Outcome,
+    OutcomeKind,
+    Reason,
+    Standing,
+    Status,
+    Verdict,
+)
 
 MODE_WORDS: dict[Mode, str] = {
     Mode.STARTING: "Starting",
@@ -29,6 +44,21 @@ STANDING_WORDS: dict[Standing, str] = {
     Standing.KEEP: "Running",
     Standing.EXEMPT: "Exempt",
     Standing.UNKNOWN: "Unknown",
+}
+
+FINDING_WORDS: dict[FindingKind, str] = {
+    FindingKind.PENDING_STUCK: "Stuck",
+    FindingKind.CAME_BACK: "Came back",
+    FindingKind.ACTIVITY_FROZEN: "Activity frozen",
+    FindingKind.CANT_TELL: "Can't tell",
+    FindingKind.NOT_CULLING: "Not culling",
+    FindingKind.RULE: "Rule",
+}
+
+_KIND_WORDS: dict[str, tuple[str, str, str]] = {
+    ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}", "stopped"),
+    ActionKind.INTERRUPT_SPAWN.value: ("interrupt the start of {}", "interrupting the start of {}", "interrupted"),
+    ActionKind.DELETE_USER.value: ("delete the user {}", "deleting the user {}", "deleted"),
 }
 
 _EXEMPT_WHY: dict[Reason, str] = {
@@ -311,6 +341,8 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
     ]
     if known.proxy_activity is not None:
         named.append(("Traffic at the proxy", at(known.proxy_activity)))
+    if known.active_at is not None and _differ(known.active_at, server.last_activity):
+        named.append(("Last real use", f"{at(known.active_at)}, by HubGuard's own record"))
     if known.clock_from is not None:
         named.append(("End of an outage", f"{at(known.clock_from)}; nobody's idleness counts from before that"))
     if verdict.idle_since is not None and verdict.evidence is not None:
@@ -337,6 +369,28 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
     return tuple(named)
 
 
+def _differ(one: datetime, other: datetime | None) -> bool:
+    """By more than the hub itself rounds activity."""
+    return other is None or abs((one - other).total_seconds()) >= 60
+
+
+def planned(stops: int, interrupts: int, deletions: int) -> str:
+    """``3 servers to be stopped, 1 start to be interrupted, 2 users to be deleted``; what there is none of is left out."""
+    parts = [f"{count(stops, 'server')} to be stopped"] if stops or not (interrupts or deletions) else []
+    parts += [f"{count(interrupts, 'start')} to be interrupted"] if interrupts else []
+    parts += [f"{count(deletions, 'user')} to be deleted"] if deletions else []
+    return ", ".join(parts)
+
+
+def acceptance(brake: Brake, policy: CullPolicy) -> str:
+    """What a person accepts by resuming under an acceptable ``brake``; one sentence."""
+    if brake.reason is BrakeReason.OVER_CAP:
+        return f"Resuming accepts all that is due: each cycle then does up to {policy.plan_cap:,} of it."
+    if brake.reason is BrakeReason.POPULATION:
+        return "Resuming accepts that the others are gone: HubGuard goes on by the users that are left."
+    return "Resuming accepts that."
+
+
 def headline(status: Status, due: int) -> str:
     """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look."""
     if status.mode is Mode.ACTING:
@@ -346,6 +400,8 @@ def headline(status: Status, due: int) -> str:
         return f"HubGuard only observes: it would stop {count(due, 'server') if due else 'nothing'} now. {status.why}"
     if status.mode is Mode.HELD:
         return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
+    if status.mode is Mode.BRAKED and status.brake is not None:
+        return f"HubGuard holds back, since {status.brake.why.rstrip('. ')}."
     return status.why
 
 
@@ -379,21 +435,27 @@ def entry_sentence(entry: Entry) -> str:
     """What happened, in words, without the time and who did it."""
     whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
     detail = f": {entry.detail}" if entry.detail else ""
+    do, doing, _ = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
     if entry.event == "intent":
         why = f" ({entry.reason})" if entry.reason else ""
-        return f"going to stop {whose}{why}"
+        return f"going to {do.format(whose)}{why}"
     if entry.event == "outcome":
         kind = entry.outcome.value if entry.outcome else "ended"
-        return f"stopping {whose}: {kind}{f', {entry.detail}' if entry.detail else ''}"
+        return f"{doing.format(whose)}: {kind}{f', {entry.detail}' if entry.detail else ''}"
+    if entry.event in {"kept", "released"} and entry.user is not None:
+        kept = kept_label(entry.user, entry.server)
+        return f"keeps {kept} {entry.detail}" if entry.event == "kept" else f"no longer keeps {kept}{detail}"
     words = {
         "armed": "armed HubGuard",
         "observing": "set HubGuard to observe only",
         "held": "put acting on hold",
         "resumed": "resumed acting",
+        "braked": "holds back",
+        "brake-over": "no longer holds back",
     }.get(entry.event)
     if words:
         return words + detail
-    return f"{whose}{detail}" if whose and entry.event == "note" else entry.detail or entry.event
+    return f"{whose}{detail}" if whose and entry.event in {"note", "finding"} else entry.detail or entry.event
 
 
 def entry_text(entry: Entry) -> str:
@@ -404,7 +466,11 @@ def entry_text(entry: Entry) -> str:
 def report_text(report: Mapping[str, Any]) -> str:
     """A cycle's report, in the form in which the API gives it, as lines for a terminal."""
     actions = report["actions"]
-    lines = [f"{count(report['servers'], 'server')} seen, {len(actions)} to be stopped."]
+    kinds = [action["kind"] for action in actions]
+    numbers = (
+        kinds.count(kind.value) for kind in (ActionKind.STOP_SERVER, ActionKind.INTERRUPT_SPAWN, ActionKind.DELETE_USER)
+    )
+    lines = [f"{count(report['servers'], 'server')} seen, {planned(*numbers)}."]
     if report["skipped_why"]:
         lines.append(f"Nothing was done: {report['skipped_why']}.")
     lines += [
@@ -412,12 +478,17 @@ def report_text(report: Mapping[str, Any]) -> str:
         for source in report["sources"]
         if not source["complete"]
     ]
-    for action in actions:
-        outcome = action["outcome"] or "would be stopped"
-        detail = f": {action['detail']}" if action["detail"] else ""
-        lines.append(
-            f"  {action['user']}{'/' + action['name'] if action['name'] else ''}  {outcome} ({action['reason']}){detail}"
-        )
+    lines += [f"  {_action_text(action)}" for action in actions]
     if report["left_out"]:
-        lines.append(f"{count(report['left_out'], 'server')} more over the cap, left to the next cycle.")
+        lines.append(f"{count(report['left_out'], 'action')} more over the cap, left to the next cycle.")
     return "\n".join(lines)
+
+
+def _action_text(action: Mapping[str, Any]) -> str:
+    label = f"{action['user']}/{action['name']}" if action["name"] else action["user"]
+    doing, done = _KIND_WORDS[action["kind"]][1:]
+    words = f"{doing.format(label)}: {action['outcome']}" if action["outcome"] else f"{label}  would be {done}"
+    if action["kind"] == ActionKind.DELETE_USER.value and not action["outcome"]:
+        words = f"the user {words}"
+    detail = f": {action['detail']}" if action["detail"] else ""
+    return f"{words} ({action['reason']}){detail}"

@@ -10,8 +10,13 @@ from datetime import datetime
 from hubguard.decide.cull import CullPolicy
 from hubguard.model import (
     Action,
+    ActionKind,
+    Brake,
     BudgetUse,
     CycleReport,
+    Evidence,
+    Exemption,
+    Finding,
     Lease,
     Mode,
     Outcome,
@@ -21,17 +26,29 @@ from hubguard.model import (
     Stance,
     Standing,
     Status,
+    Tally,
     Verdict,
 )
 from hubguard.web import present
 
 
 @dataclass(frozen=True, slots=True)
+class FactShape:
+    """Something that a decision rests on: what it is, and how it stands, in words."""
+
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerShape:
     """A server as of the last cycle, and what is to happen to it.
 
-    ``idle_s`` is null where the hub tells no times; ``due_at`` where nothing would ever stop it. ``outcome`` is what came
-    of acting on it in the last cycle, or null. ``explanation`` is one sentence.
+    ``idle_since``, by ``evidence``, and ``idle_s`` are null where the hub tells no times; ``due_at`` where nothing would
+    ever stop it. ``rule`` names the rule whose limits apply, null for those of the settings; 0 is off. ``active_at`` is its
+    last real use by HubGuard's own record. ``outcome`` is what came of acting on it in the last cycle, or null.
+    ``explanation`` is one sentence, ``facts`` what it rests on. ``not_acting`` says why HubGuard stops nothing at all right
+    now, "" while it acts.
     """
 
     user: str
@@ -41,14 +58,23 @@ class ServerShape:
     pending: str | None
     started: datetime | None
     last_activity: datetime | None
+    active_at: datetime | None
+    idle_since: datetime | None
+    evidence: Evidence | None
     idle_s: float | None
     standing: Standing
     reason: Reason
+    rule: str | None
+    idle_timeout_s: float
+    max_age_s: float
+    exemption: Exemption | None
     due_at: datetime | None
     not_before: datetime | None
     failures: int
     outcome: OutcomeKind | None
     explanation: str
+    facts: tuple[FactShape, ...]
+    not_acting: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +103,12 @@ class CountsShape:
 
 @dataclass(frozen=True, slots=True)
 class ActionShape:
-    """One planned action. ``outcome`` is null where nothing was sent; ``detail`` is one line on what came of it."""
+    """One planned action. ``outcome`` is null where nothing was sent; ``detail`` is one line on what came of it.
 
+    With the kind delete-user, ``user`` is deleted, and ``name`` is empty.
+    """
+
+    kind: ActionKind
     user: str
     name: str
     reason: Reason
@@ -106,12 +136,19 @@ class CycleShape:
 
 @dataclass(frozen=True, slots=True)
 class LastCycleShape:
-    """The last cycle in numbers: how many servers it saw, planned to stop, and what came of them."""
+    """The last cycle in numbers: how many servers it saw, what it planned, and what came of that.
+
+    ``planned`` is the sum of the three below it. ``users_due`` counts the users that are due to be deleted, planned or not.
+    """
 
     began_at: datetime
     ended_at: datetime
     servers: int
     planned: int
+    stop_server: int
+    interrupt_spawn: int
+    delete_user: int
+    users_due: int
     left_out: int
     done: int
     skipped: int
@@ -121,8 +158,25 @@ class LastCycleShape:
 
 
 @dataclass(frozen=True, slots=True)
+class OverdueShape:
+    """The server that has been due for longest and isn't stopped yet."""
+
+    user: str
+    name: str
+    due_at: datetime
+    overdue_s: float
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
 class StatusShape:
-    """What HubGuard is doing. ``sentence`` says it in words; ``last_cycle`` is null before the first one."""
+    """What HubGuard is doing. ``sentence`` says it in words; ``last_cycle`` is null before the first one.
+
+    ``brake`` is set while HubGuard holds back by itself; where it is ``acceptable``, resuming lets it go on. ``clock_from``:
+    idle clocks were started anew then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
+    ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null where nothing was.
+    ``findings`` are what an operator should look at, most recent last.
+    """
 
     at: datetime
     mode: Mode
@@ -142,18 +196,30 @@ class StatusShape:
     errors: tuple[str, ...]
     notes: tuple[str, ...]
     budget: BudgetUse | None
+    brake: Brake | None
+    clock_from: datetime | None
+    tally: Tally
+    recent: Tally
+    error_ratio: float | None
+    oldest_overdue: OverdueShape | None
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class HealthShape:
-    """Whether HubGuard works. ``ok`` is false while it starts, is in trouble, or hasn't had a good cycle for long.
+    """Whether HubGuard works. ``ok`` is false while it starts, is in trouble, or hasn't had a good cycle for long; while
+    it is armed and a server has been due for over half an hour; or when most of what it sent in the last hour failed.
 
-    ``last_good_cycle_age_s`` is null before the first one.
+    ``last_good_cycle_age_s`` is null before the first one, ``oldest_overdue_s`` where no server is overdue, ``error_ratio``
+    where nothing was sent in the last hour.
     """
 
     ok: bool
     mode: Mode
     last_good_cycle_age_s: float | None
+    oldest_overdue_s: float | None
+    error_ratio: float | None
+    braked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +233,13 @@ class Running:
 STALE_CYCLE_S = 900.0
 """Without a good cycle for this long, or for three times as long as cycles are apart, ``/health`` says so."""
 
+LONG_OVERDUE_S = 1800.0
+"""With a server due for longer than this while armed, ``/health`` says that it isn't culling."""
+
+ERRORS_MOST = 0.5
+ERRORS_AMONG = 10
+"""With a larger share of so many actions or more failed or unverified, ``/health`` says so."""
+
 SORTS = ("due", "name", "idle", "started")
 
 
@@ -174,7 +247,11 @@ def running(report: CycleReport | None) -> list[Running]:
     """The servers of ``report`` that still run, nearest to being stopped first; those it has stopped are left out."""
     if report is None:
         return []
-    outcomes = {(action.user, action.name, action.started): outcome for action, outcome in report.outcomes}
+    outcomes = {
+        (action.user, action.name, action.started): outcome
+        for action, outcome in report.outcomes
+        if action.kind is not ActionKind.DELETE_USER
+    }
     rows = [Running(verdict, outcomes.get(verdict.server.run)) for verdict in report.verdicts]
     return [row for row in rows if row.outcome is None or row.outcome.kind is not OutcomeKind.DONE]
 
@@ -228,6 +305,7 @@ def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
     """One server as the API gives it, as of ``status.at``."""
     verdict, seen = row.verdict, row.verdict.server
     idle_s = (status.at - verdict.idle_since).total_seconds() if verdict.idle_since else None
+    explanation = present.explain(verdict, policy, status.at, status.mode, row.outcome)
     return ServerShape(
         user=seen.user,
         name=seen.name,
@@ -236,14 +314,23 @@ def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
         pending=seen.pending,
         started=seen.started,
         last_activity=seen.last_activity,
+        active_at=verdict.known.active_at,
+        idle_since=verdict.idle_since,
+        evidence=verdict.evidence,
         idle_s=None if idle_s is None else max(0.0, round(idle_s, 3)),
         standing=verdict.standing,
         reason=verdict.reason,
+        rule=verdict.rule,
+        idle_timeout_s=verdict.idle_timeout_s,
+        max_age_s=verdict.max_age_s,
+        exemption=verdict.known.exemption,
         due_at=verdict.due_at,
         not_before=verdict.not_before,
         failures=verdict.failures,
         outcome=row.outcome.kind if row.outcome else None,
-        explanation=present.explain(verdict, policy, status.at, status.mode, row.outcome).sentence,
+        explanation=explanation.sentence,
+        facts=tuple(FactShape(what, text) for what, text in explanation.facts),
+        not_acting="" if status.mode is Mode.ACTING else status.why,
     )
 
 
@@ -269,7 +356,7 @@ def cycle(report: CycleReport) -> CycleShape:
     def shape(action: Action) -> ActionShape:
         outcome = outcomes.get(action)
         kind, detail = (outcome.kind, outcome.detail) if outcome else (None, "")
-        return ActionShape(action.user, action.name, action.reason, action.remove, kind, detail)
+        return ActionShape(action.kind, action.user, action.name, action.reason, action.remove, kind, detail)
 
     return CycleShape(
         began_at=report.began_at,
@@ -285,18 +372,37 @@ def cycle(report: CycleReport) -> CycleShape:
 
 def _last_cycle(report: CycleReport) -> LastCycleShape:
     by = Counter(outcome.kind for _, outcome in report.outcomes)
+    planned = Counter(action.kind for action in report.plan.actions)
     return LastCycleShape(
         began_at=report.began_at,
         ended_at=report.ended_at,
         servers=len(report.snapshot.servers),
         planned=len(report.plan.actions),
+        stop_server=planned[ActionKind.STOP_SERVER],
+        interrupt_spawn=planned[ActionKind.INTERRUPT_SPAWN],
+        delete_user=planned[ActionKind.DELETE_USER],
+        users_due=sum(one.standing is Standing.STOP for one in report.user_verdicts),
         left_out=report.plan.left_out,
         skipped_why=report.skipped_why,
         **{kind.value: by[kind] for kind in OutcomeKind},
     )
 
 
-def of_status(status: Status) -> StatusShape:
+def overdue_s(status: Status) -> float | None:
+    """For how long the server has been due that has been for longest; None where none is overdue."""
+    due_at = status.oldest_overdue.due_at if status.oldest_overdue else None
+    return None if due_at is None else round(max(0.0, (status.at - due_at).total_seconds()), 3)
+
+
+def _overdue(status: Status, policy: CullPolicy) -> OverdueShape | None:
+    oldest, late_s = status.oldest_overdue, overdue_s(status)
+    if oldest is None or oldest.due_at is None or late_s is None:
+        return None
+    words = present.explain(oldest, policy, status.at, status.mode).sentence
+    return OverdueShape(oldest.server.user, oldest.server.name, oldest.due_at, late_s, words)
+
+
+def of_status(status: Status, policy: CullPolicy) -> StatusShape:
     """The guard's status as the API gives it: numbers instead of every server."""
     numbers = counts(running(status.last_cycle))
     return StatusShape(
@@ -318,7 +424,18 @@ def of_status(status: Status) -> StatusShape:
         errors=status.errors,
         notes=status.notes,
         budget=status.budget,
+        brake=status.brake,
+        clock_from=status.clock_from,
+        tally=status.tally,
+        recent=status.recent,
+        error_ratio=_rounded(status.recent.error_ratio),
+        oldest_overdue=_overdue(status, policy),
+        findings=status.findings,
     )
+
+
+def _rounded(ratio: float | None) -> float | None:
+    return None if ratio is None else round(ratio, 4)
 
 
 def health(status: Status) -> HealthShape:
@@ -330,4 +447,16 @@ def health(status: Status) -> HealthShape:
     if status.next_cycle_at and status.last_cycle:
         apart_s = (status.next_cycle_at - status.last_cycle.began_at).total_seconds()
     fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
-    return HealthShape(works and fresh, status.mode, age_s)
+    late_s, recent = overdue_s(status), status.recent
+    may_act = status.mode in {Mode.ACTING, Mode.BRAKED} and not status.stance.held
+    late = may_act and late_s is not None and late_s > LONG_OVERDUE_S
+    sent = recent.done + recent.failed + recent.unverified
+    failing = sent >= ERRORS_AMONG and (recent.error_ratio or 0.0) > ERRORS_MOST
+    return HealthShape(
+        ok=works and fresh and not late and not failing,
+        mode=status.mode,
+        last_good_cycle_age_s=age_s,
+        oldest_overdue_s=late_s,
+        error_ratio=_rounded(recent.error_ratio),
+        braked=status.brake is not None or status.mode is Mode.BRAKED,
+    )

@@ -16,8 +16,28 @@ from fake_guard import CALLERS, NOW, POLICY, FakeAuth, FakeGuard, done, guard_wi
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from hubguard.decide.cull import CullPolicy, judge
 from hubguard.errors import HubGuardError, JournalError
-from hubguard.model import Failures, Mode, Outcome, OutcomeKind, Server, Stance
+from hubguard.model import (
+    Brake,
+    BrakeReason,
+    Evidence,
+    Failures,
+    Finding,
+    FindingKind,
+    Known,
+    Mode,
+    Outcome,
+    OutcomeKind,
+    Reason,
+    Server,
+    Stance,
+    Standing,
+    Tally,
+    User,
+    UserVerdict,
+    Verdict,
+)
 from hubguard.web.routes import API, FRAGMENTS, PAGES, make_application
 
 PREFIX = "/services/hubguard/"
@@ -66,13 +86,13 @@ class Site:
 
 
 @pytest.fixture
-async def site_of() -> AsyncIterator[Callable[[FakeGuard], Site]]:
+async def site_of() -> AsyncIterator[Callable[..., Site]]:
     servers: list[HTTPServer] = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
 
-        def make(guard: FakeGuard) -> Site:
+        def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
             auth = FakeAuth()
-            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=POLICY)
+            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy)
             sockets = bind_sockets(0, "127.0.0.1")
             server = HTTPServer(app)
             server.add_sockets(sockets)
@@ -86,7 +106,7 @@ async def site_of() -> AsyncIterator[Callable[[FakeGuard], Site]]:
 
 
 @pytest.fixture
-def site(site_of: Callable[[FakeGuard], Site]) -> Site:
+def site(site_of: Callable[..., Site]) -> Site:
     return site_of(guard_with(made_up(40)))
 
 
@@ -134,7 +154,10 @@ async def test_health_and_the_description_are_open_and_name_nobody(site: Site) -
         answer = await site.ask(path)
         assert answer.status == 200
         assert not re.search("student|ann\\b|hub-1", answer.text)
-    assert (await site.ask("health")).json == {"ok": True, "mode": "acting", "last_good_cycle_age_s": 60.0}
+    assert (await site.ask("health")).json == {
+        **{"ok": True, "mode": "acting", "last_good_cycle_age_s": 60.0},
+        **{"oldest_overdue_s": None, "error_ratio": None, "braked": False},
+    }
 
 
 async def test_health_answers_200_and_not_ok_when_nothing_works(site: Site) -> None:
@@ -284,9 +307,7 @@ AWKWARD = [
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-async def test_awkward_names_are_shown_as_they_are_and_found_again(
-    site_of: Callable[[FakeGuard], Site], name: str
-) -> None:
+async def test_awkward_names_are_shown_as_they_are_and_found_again(site_of: Callable[..., Site], name: str) -> None:
     servers = [Server(name, server, True, None, NOW - minutes(60), NOW - minutes(5)) for server in ("", name)]
     site = site_of(guard_with(servers))
     page = await site.ask("servers", "reader")
@@ -410,7 +431,7 @@ async def test_pages_take_odd_addresses_as_if_nothing_was_asked(site: Site) -> N
 # -- what the API tells --------------------------------------------------------------------------------------------------
 
 
-async def test_every_server_is_in_one_page_or_another_once(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_every_server_is_in_one_page_or_another_once(site_of: Callable[..., Site]) -> None:
     site = site_of(guard_with(made_up(257), skipped_why="a drill"))
     plain, url = [], "api/v1/servers?limit=50"
     while url:
@@ -431,7 +452,7 @@ async def test_every_server_is_in_one_page_or_another_once(site_of: Callable[[Fa
     assert len(set(plain)) == 257
 
 
-async def test_ten_thousand_servers_are_filtered_sorted_and_paged(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_ten_thousand_servers_are_filtered_sorted_and_paged(site_of: Callable[..., Site]) -> None:
     site = site_of(guard_with(made_up(10_000), skipped_why="a drill"))
     first = (await site.ask("api/v1/servers", "reader")).json
     assert len(first) == 100
@@ -447,7 +468,7 @@ async def test_ten_thousand_servers_are_filtered_sorted_and_paged(site_of: Calla
     assert len(page.text) < 300_000
 
 
-async def test_a_server_that_the_last_cycle_stopped_is_no_longer_listed(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_a_server_that_the_last_cycle_stopped_is_no_longer_listed(site_of: Callable[..., Site]) -> None:
     servers = [
         Server(user, "", True, None, NOW - minutes(600), NOW - minutes(300 - i)) for i, user in enumerate("abcd")
     ]
@@ -463,7 +484,7 @@ async def test_a_server_that_the_last_cycle_stopped_is_no_longer_listed(site_of:
     assert (await site.ask("api/v1/status", "reader")).json["servers"]["running"] == 3
 
 
-async def test_a_cycle_that_is_asked_for_is_reported_with_each_action(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_a_cycle_that_is_asked_for_is_reported_with_each_action(site_of: Callable[..., Site]) -> None:
     site = site_of(guard_with(made_up(30), outcomes=done("gone")))
     answer = await site.post("api/v1/cycles", "actor", '{"dry_run": true, "idle_timeout_s": 60, "rate": null}')
     assert answer.status == 200
@@ -585,7 +606,7 @@ async def test_every_mode_has_a_page_a_word_and_a_shape(site: Site, mode: Mode) 
         assert (await site.ask(path, "actor")).status == 200
 
 
-async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[..., Site]) -> None:
     site = site_of(guard_with(()))
     assert "No server is running" in (await site.ask("servers", "reader")).text
     site.guard.change(last_cycle=report_of((), incomplete="page 3 of 7 didn't come"))
@@ -613,7 +634,7 @@ async def test_a_journal_that_fails_does_not_take_the_overview_down(site: Site) 
     assert (await site.ask("journal", "reader")).status == 503
 
 
-async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Callable[[FakeGuard], Site]) -> None:
+async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Callable[..., Site]) -> None:
     server = Server("bo", "", True, None, NOW - minutes(600), NOW - minutes(300))
     policy = replace(POLICY, retry_base_s=3600.0)
     failures = {server.run: Failures(9, NOW - minutes(0.01))}
@@ -852,3 +873,238 @@ async def test_head_answers_as_get_does_without_the_body(site: Site, path: str) 
     assert (await site.ask("api/v1/hold", "actor", method="HEAD")).status == 405
     assert (await site.ask("exemptions/new", "actor", method="HEAD")).status == 405
     assert site.guard.asked == []
+
+
+# -- why it isn't culling ----------------------------------------------------------------------------------------------------
+
+OVER_CAP = Brake(
+    BrakeReason.OVER_CAP,
+    NOW - minutes(7),
+    "1,234 actions are due at once, more than the 1,000 of HubGuardCull.plan_cap",
+    "It ends by itself when no more than 1,000 are due.",
+    acceptable=True,
+)
+PROXY_DOWN = Brake(
+    BrakeReason.PROXY_DOWN, NOW, "the proxy hasn't answered since noon", "It ends when it answers again."
+)
+
+
+def overdue(minutes_ago: float, user: str = "late") -> Verdict:
+    server = Server(user, "gpu", True, None, NOW - minutes(900), NOW - minutes(120 + minutes_ago))
+    return judge(server, POLICY, Known(), NOW)
+
+
+async def test_a_brake_is_shown_with_why_since_when_and_what_ends_it(site: Site) -> None:
+    site.guard.change(mode=Mode.BRAKED, brake=PROXY_DOWN)
+    text = (await site.ask("", "actor")).text
+    assert "HubGuard holds back, since the proxy hasn&#39;t answered since noon." in text
+    assert "It ends when it answers again." in text
+    assert "actions/resume" not in text
+    told = (await site.ask("api/v1/status", "reader")).json["brake"]
+    assert (told["reason"], told["acceptable"]) == ("proxy-down", False)
+    site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
+    assert "would also hold back by itself" in (await site.ask("", "actor")).text
+    confirm = (await site.ask("actions/resume", "actor")).text
+    assert "Resuming doesn&#39;t change that" in confirm
+
+
+async def test_an_acceptable_brake_offers_to_resume_and_says_what_is_accepted(site: Site) -> None:
+    site.guard.change(mode=Mode.BRAKED, brake=OVER_CAP)
+    assert "actions/resume" in (await site.ask("", "actor")).text
+    assert "actions/resume" not in (await site.ask("", "reader")).text
+    confirm = (await site.ask("actions/resume", login="actor")).text
+    assert "1,234 actions are due at once" in confirm
+    assert "Resuming accepts all that is due: each cycle then does up to 1,000 of it." in confirm
+    assert "which?" in confirm
+    assert "The hold ends" not in confirm
+    done_ = await site.ask("actions/resume", method="POST", login="actor", body={"_xsrf": await form_token(site)})
+    assert done_.status == 303
+    assert site.guard.state.brake is None
+
+
+async def test_after_an_outage_the_overview_says_that_idle_clocks_began_anew_for_a_day(site: Site) -> None:
+    site.guard.change(clock_from=NOW - minutes(30))
+    assert "Idle clocks were started anew at" in (await site.ask("", "reader")).text
+    site.guard.change(clock_from=NOW - timedelta(days=2))
+    assert "Idle clocks" not in (await site.ask("", "reader")).text
+    assert (await site.ask("api/v1/status", "reader")).json["clock_from"] == "2026-11-19T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("change", "ok"),
+    [
+        ({"oldest_overdue": overdue(29)}, True),
+        ({"oldest_overdue": overdue(31)}, False),
+        ({"oldest_overdue": overdue(31), "mode": Mode.BRAKED, "brake": OVER_CAP}, False),
+        ({"oldest_overdue": overdue(31), "mode": Mode.OBSERVING}, True),
+        ({"oldest_overdue": overdue(31), "mode": Mode.HELD, "stance": Stance(armed=True, held=True)}, True),
+        ({"oldest_overdue": overdue(31), "mode": Mode.STANDBY}, True),
+        ({"recent": Tally(done=4, failed=3, unverified=3)}, False),
+        ({"recent": Tally(done=5, failed=3, unverified=2)}, True),
+        ({"recent": Tally(failed=9)}, True),
+        ({"recent": Tally(skipped=100, failed=9)}, True),
+        ({"recent": Tally(failed=10)}, False),
+        ({"mode": Mode.BRAKED, "brake": PROXY_DOWN}, True),
+    ],
+)
+async def test_health_is_not_ok_when_hubguard_ought_to_cull_and_does_not(
+    site: Site, change: dict[str, Any], ok: bool
+) -> None:
+    site.guard.change(**change)
+    answer = await site.ask("health")
+    assert answer.json["ok"] is ok
+    assert answer.json["braked"] is (change.get("mode") is Mode.BRAKED)
+    assert "late" not in answer.text
+
+
+async def test_the_overview_says_what_is_overdue_what_failed_and_what_to_look_at(site: Site) -> None:
+    quiet = (await site.ask("", "reader")).text
+    assert "no server is overdue" in quiet
+    assert "To look at" not in quiet
+    site.guard.change(
+        oldest_overdue=overdue(45, "<b>late"),
+        recent=Tally(done=3, failed=1, skipped=7),
+        tally=Tally(done=300, failed=1),
+        findings=(
+            Finding(FindingKind.CAME_BACK, NOW - minutes(90), "It was seen gone <i>and is ready.", "bo", "x/y"),
+            Finding(FindingKind.NOT_CULLING, NOW - minutes(5), "12 servers are long overdue."),
+        ),
+    )
+    text = (await site.ask("", "reader")).text
+    assert "45 min" in text
+    assert "&lt;b&gt;late/gpu" in text
+    assert "1 failed and 0 not confirmed of 4" in text
+    assert "25 %" in text
+    assert text.index("seen gone &lt;i&gt;") < text.index("12 servers are long overdue")
+    assert "servers/bo/x%2Fy" in text
+    told = (await site.ask("api/v1/status", "reader")).json
+    assert told["oldest_overdue"]["overdue_s"] == 45 * 60
+    assert told["error_ratio"] == 0.25
+    assert told["tally"]["done"] == 300
+    assert [one["kind"] for one in told["findings"]] == ["came-back", "not-culling"]
+
+
+async def test_every_answer_is_as_described_when_all_of_it_is_set(site_of: Callable[..., Site]) -> None:
+    site = site_of(everything())
+    described = (await site.ask("openapi.json")).json
+    known = described["components"]["schemas"]
+    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
+    for path in ("api/v1/status", "api/v1/servers", "health", "api/v1/exemptions"):
+        schema = described["paths"][f"/{path}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        conforms((await site.ask(path, "reader")).json, schema, known, path)
+    schema = described["paths"]["/api/v1/exemptions/{id}"]["delete"]["responses"]["200"]["content"]["application/json"]
+    ended = await site.ask("api/v1/exemptions/1", "actor", method="DELETE")
+    conforms(ended.json, schema["schema"], known)
+    body = described["paths"]["/api/v1/exemptions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["required"] == ["user"]
+    assert body["properties"]["until"]["format"] == "date-time"
+
+
+def everything() -> FakeGuard:
+    guard = guard_with(made_up(20), mode=Mode.BRAKED)
+    verdict = overdue(45)
+    known = Known(exemption=None, active_at=NOW - minutes(500), clock_from=NOW - minutes(600))
+    verdict = replace(verdict, rule="gpu", evidence=Evidence.PROXY, known=known)
+    report = replace(guard.state.last_cycle, verdicts=(*guard.state.last_cycle.verdicts, verdict))  # type: ignore[union-attr]
+    guard.change(
+        brake=OVER_CAP,
+        clock_from=NOW,
+        oldest_overdue=verdict,
+        recent=Tally(1, 2, 3, 4),
+        findings=(Finding(FindingKind.RULE, NOW, "It can't match."),),
+        last_cycle=report,
+    )
+    return guard
+
+
+async def test_metrics_tell_of_actions_brake_findings_and_what_is_overdue(site: Site) -> None:
+    text = (await site.ask("metrics", "reader")).text
+    assert "hubguard_oldest_overdue_seconds 0.0" in text
+    assert "hubguard_error_ratio" not in text
+    site.guard.change(
+        mode=Mode.BRAKED,
+        brake=OVER_CAP,
+        tally=Tally(done=7, failed=2),
+        recent=Tally(done=3, failed=1),
+        oldest_overdue=overdue(45),
+        findings=(Finding(FindingKind.RULE, NOW, "x"), Finding(FindingKind.RULE, NOW, "y")),
+    )
+    text = (await site.ask("metrics", "reader")).text
+    for line in (
+        'hubguard_actions_total{outcome="done"} 7.0',
+        'hubguard_actions_total{outcome="unverified"} 0.0',
+        "hubguard_error_ratio 0.25",
+        "hubguard_oldest_overdue_seconds 2700.0",
+        'hubguard_brake{reason="over-cap"} 1.0',
+        'hubguard_brake{reason="clock"} 0.0',
+        'hubguard_findings{kind="rule"} 2.0',
+        'hubguard_findings{kind="came-back"} 0.0',
+    ):
+        assert line in text
+    assert "late" not in text
+    site.guard.change(last_cycle=None)
+    assert "hubguard_oldest_overdue" not in (await site.ask("metrics", "reader")).text
+
+
+# -- users to be deleted ---------------------------------------------------------------------------------------------------
+
+
+def leaving(*names: str) -> list[UserVerdict]:
+    gone = NOW - timedelta(days=60)
+    return [
+        UserVerdict(User(name, False, created=gone, last_activity=gone), Standing.STOP, Reason.IDLE, gone, gone)
+        for name in names
+    ]
+
+
+async def test_a_deletion_is_never_told_as_a_stop(site_of: Callable[..., Site]) -> None:
+    servers = [Server("ann", "", True, None, NOW - minutes(600), NOW - minutes(300))]
+    policy = replace(POLICY, users=True)
+    site = site_of(guard_with(servers, users=leaving("bo", "cy"), outcomes=done("", "")), policy)
+    actions = (await site.post("api/v1/cycles", "actor")).json["actions"]
+    assert [(one["kind"], one["user"], one["outcome"]) for one in actions] == [
+        ("stop-server", "ann", "done"),
+        ("delete-user", "bo", "done"),
+        ("delete-user", "cy", None),
+    ]
+    last = (await site.ask("api/v1/status", "reader")).json["last_cycle"]
+    assert (last["planned"], last["stop_server"], last["delete_user"], last["users_due"]) == (3, 1, 2, 2)
+    overview = (await site.ask("", "reader")).text
+    assert "1 server to be stopped, 2 users to be deleted" in overview
+    assert "2 stopped" not in overview
+    for word in ("arm", "resume"):
+        assert "Users are deleted, too" in (await site.ask(f"actions/{word}", "actor")).text
+
+
+async def test_a_user_who_was_deleted_takes_no_server_of_the_same_run_off_the_list(
+    site_of: Callable[..., Site],
+) -> None:
+    gone = NOW - timedelta(days=60)
+    servers = [Server("bo", "", True, None, gone, NOW - minutes(1))]
+    site = site_of(guard_with(servers, users=leaving("bo"), outcomes=done("")))
+    assert (await site.ask("api/v1/servers/bo/", "reader")).status == 200
+
+
+async def test_without_users_to_delete_nobody_is_frightened(site: Site) -> None:
+    assert "Users are deleted" not in (await site.ask("actions/arm", "actor")).text
+
+
+# -- explanations ----------------------------------------------------------------------------------------------------------
+
+
+async def test_page_and_api_explain_a_server_in_the_same_words(site_of: Callable[..., Site]) -> None:
+    guard = everything()
+    site = site_of(guard)
+    told = (await site.ask("api/v1/servers/late/gpu", "reader")).json
+    facts = {fact["what"]: fact["text"] for fact in told["facts"]}
+    assert told["rule"] == facts["Rule"] == "gpu"
+    assert told["evidence"] == "proxy"
+    assert told["active_at"] == "2026-11-21T03:40:00Z"
+    assert facts["Last real use"].startswith("2026-11-21 03:40:00 UTC")
+    assert told["not_acting"] == guard.state.why
+    listed = next(one for one in (await site.ask("api/v1/servers?q=late", "reader")).json)
+    assert listed == told
+    page = (await site.ask("servers/late/gpu", "reader")).text
+    assert told["explanation"] in page.replace("&#34;", '"').replace("&#39;", "'")
+    for what, text in facts.items():
+        assert f"<dt>{what}</dt><dd>{text}</dd>" in page.replace("&#39;", "'")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hubguard.decide.cull import CullPolicy, judge
 from hubguard.decide.rules import parse
-from hubguard.model import Entry, Exemption, Failures, Known, Mode, Outcome, OutcomeKind, Server, Standing
+from hubguard.model import ActionKind, Entry, Exemption, Failures, Known, Mode, Outcome, OutcomeKind, Server, Standing
 from hubguard.web import present, shapes
 
 
@@ -394,3 +394,75 @@ def test_times_leave_as_utc_whatever_they_came_as() -> None:
 def test_json_never_opens_a_tag() -> None:
     assert "<" not in present.json_text({"why": "</script>"})
     assert json.loads(present.json_text({"why": "</script>"})) == {"why": "</script>"}
+
+
+def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> None:
+    base = {"id": 1, "at": NOW, "actor": "hubguard", "fence": 1, "user": "ann", "server": ""}
+    said = {
+        kind: (
+            present.entry_sentence(Entry(**base, event="intent", action=kind.value, reason="idle")),
+            present.entry_sentence(Entry(**base, event="outcome", action=kind.value, outcome=OutcomeKind.DONE)),
+        )
+        for kind in ActionKind
+    }
+    assert said == {
+        ActionKind.STOP_SERVER: ("going to stop ann (idle)", "stopping ann: done"),
+        ActionKind.INTERRUPT_SPAWN: (
+            "going to interrupt the start of ann (idle)",
+            "interrupting the start of ann: done",
+        ),
+        ActionKind.DELETE_USER: ("going to delete the user ann (idle)", "deleting the user ann: done"),
+    }
+    actions = [
+        {"kind": kind.value, "user": "ann", "name": "", "reason": "idle", "outcome": outcome, "detail": ""}
+        for kind in ActionKind
+        for outcome in (None, "done")
+    ]
+    report = {"servers": 9, "actions": actions, "skipped_why": "", "sources": [], "left_out": 3}
+    assert present.report_text(report).splitlines() == [
+        "9 servers seen, 2 servers to be stopped, 2 starts to be interrupted, 2 users to be deleted.",
+        "  ann  would be stopped (idle)",
+        "  stopping ann: done (idle)",
+        "  ann  would be interrupted (idle)",
+        "  interrupting the start of ann: done (idle)",
+        "  the user ann  would be deleted (idle)",
+        "  deleting the user ann: done (idle)",
+        "3 actions more over the cap, left to the next cycle.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            {
+                "event": "kept",
+                "user": "ann",
+                "server": None,
+                "detail": "until 2026-12-01 00:00 UTC (exemption 3): exam",
+            },
+            "keeps all servers of ann until 2026-12-01 00:00 UTC (exemption 3): exam",
+        ),
+        ({"event": "kept", "user": "ann", "server": "", "detail": "until noon"}, "keeps ann until noon"),
+        (
+            {"event": "released", "user": "ann", "server": "gpu", "detail": "exemption 3, ended"},
+            "no longer keeps ann/gpu: exemption 3, ended",
+        ),
+        ({"event": "braked", "detail": "the proxy is down"}, "holds back: the proxy is down"),
+        ({"event": "brake-over", "detail": ""}, "no longer holds back"),
+        ({"event": "finding", "detail": "12 servers are overdue."}, "12 servers are overdue."),
+        ({"event": "finding", "user": "ann", "server": "gpu", "detail": "It is stuck."}, "ann/gpu: It is stuck."),
+    ],
+)
+def test_what_is_kept_held_back_and_found_has_sentences(fields: dict[str, object], sentence: str) -> None:
+    entry = Entry(**{"id": 1, "at": NOW, "actor": "ann", "fence": 0, **fields})  # type: ignore[arg-type]
+    assert present.entry_sentence(entry) == sentence
+
+
+def test_real_use_is_told_where_hubguards_own_record_differs_from_the_hubs() -> None:
+    one = server(5)
+    own = {"active_at": NOW - minutes(90)}
+    assert facts(one, known=Known(**own))["Last real use"].startswith("2026-11-21 10:30:00 UTC")
+    assert "Last real use" not in facts(one, known=Known(active_at=one.last_activity))
+    assert "Last real use" not in facts(one)
+    assert "Last real use" in facts(server(None), known=Known(**own))
