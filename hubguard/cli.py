@@ -100,6 +100,18 @@ def _cull(arguments: argparse.Namespace) -> int:
     return once.exit_code(report, dry_run=arguments.dry_run)
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from hubguard import once
+    from hubguard.web import present
+
+    settings = _settings(arguments)
+    _the_guards_journal(settings)
+    user, server = _user_and_server(arguments.who)
+    told = asyncio.run(once.explain(settings, os.environ, user=user, server=server or ""))
+    print(json.dumps(told, indent=2) if arguments.json else present.server_text(told))
+    return FINE
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hubguard import doctor
 
@@ -124,6 +136,8 @@ def _stance(arguments: argparse.Namespace) -> int:
     print(
         ("acting is on hold" if stance.held else "not on hold") + ", " + ("armed" if stance.armed else "observing only")
     )
+    if arguments.command == "resume":
+        print("What HubGuard itself held back for so far is accepted, where a person may accept it (see the Overview).")
     return FINE
 
 
@@ -412,11 +426,17 @@ def _parser() -> argparse.ArgumentParser:
     cull.add_argument("--concurrency", type=_width, metavar="N", help="stop at most N at a time")
     cull.add_argument("--rate", type=_rate, metavar="PER_SECOND", help="at most so many requests per second")
 
+    explain = command("explain", _explain, "say why a server is stopped or not, by what rule, since when, and when")
+    explain.add_argument(
+        "who", metavar="USER[/SERVER]", help="ada: her default server; a slash in a name is written %%2F"
+    )
+    explain.add_argument("--json", action="store_true", help="as the API gives it")
+
     for name, text in (
         ("arm", "let HubGuard act by itself"),
         ("observe", "let HubGuard only observe"),
         ("hold", "nothing more is sent, whoever asks, until resumed; works with hub and proxy down"),
-        ("resume", "end a hold"),
+        ("resume", "end a hold; what HubGuard itself holds back for is accepted, where a person may accept it"),
     ):
         command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
 

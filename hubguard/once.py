@@ -1,12 +1,14 @@
-"""``hubguard cull --once``: through the guard that holds the lease, or else under a lease of its own."""
+"""What commands ask of the guard that runs: ``hubguard explain``, and ``cull --once``, which does without one, too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from hubguard.act.lease import HUB
 from hubguard.app import Place, make_budget, make_guard, place_from
@@ -34,7 +36,7 @@ async def cull(
     place = place_from(environ)
     lease = await asyncio.to_thread(_lease, settings.guard.db_url)
     if lease is not None and lease.holder and lease.expires_at > SystemClock().now():
-        return await _through_the_guard(lease, place, wish)
+        return await _through_the_guard(lease, place, "POST", "api/v1/cycles", wish)
     if not policy_known:
         raise ConfigError(
             "--config",
@@ -48,6 +50,22 @@ async def cull(
         report = await make_guard(settings, place, hub, budget).once(actor, **wish)
     told: dict[str, Any] = present.as_json(shapes.cycle(report))
     return told
+
+
+async def explain(settings: Settings, environ: Mapping[str, str], *, user: str, server: str) -> dict[str, Any]:
+    """Why that server is stopped or not, by the guard that runs, as its API tells it; ``server`` "" is the default one.
+
+    Raises HubGuardError where no guard runs, or the server doesn't as of its last look.
+    """
+    place = place_from(environ)
+    lease = await asyncio.to_thread(_lease, settings.guard.db_url)
+    if lease is None or not lease.holder or lease.expires_at <= SystemClock().now():
+        raise HubGuardError(
+            "No guard runs for this hub, and it is the guard that knows. `hubguard cull --once --dry-run` says what would be"
+            " stopped"
+        )
+    path = f"api/v1/servers/{quote(user, safe='')}/{quote(server, safe='')}"
+    return await _through_the_guard(lease, place, "GET", path)
 
 
 def exit_code(report: Mapping[str, Any], *, dry_run: bool) -> int:
@@ -73,23 +91,29 @@ def _lease(url: str) -> Lease | None:
         journal.close()
 
 
-async def _through_the_guard(lease: Lease, place: Place, wish: Mapping[str, Any]) -> dict[str, Any]:
+async def _through_the_guard(
+    lease: Lease, place: Place, method: str, path: str, wish: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     guard = f"the guard that holds the lease ({lease.holder})"
     if not lease.address:
         raise HubGuardError(f"Another command is at work: {guard} has no address to ask. Try again when it is done.")
-    url = lease.address + "api/v1/cycles"
+    # Encoded by us: a name may hold what looks like a part of the address.
+    url = URL(lease.address + path, encoded=True)
+    body = None if wish is None else {key: value for key, value in wish.items() if value is not None}
     timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S, connect=10)
     headers = {"Authorization": f"token {place.token}"}
     failed = ""
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-            session.post(url, json={key: value for key, value in wish.items() if value is not None}) as response,
+            session.request(method, url, json=body) as response,
         ):
             answer = await response.json(content_type=None)
             if response.status == 200 and isinstance(answer, dict):
                 return answer
             said = answer.get("message", "") if isinstance(answer, dict) else ""
+            if response.status == 404 and said:
+                raise HubGuardError(said)
             failed = f"answered {response.status} at {url}: {said}"
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
         failed = (

@@ -55,10 +55,10 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.RULE: "Rule",
 }
 
-_KIND_WORDS: dict[str, tuple[str, str, str]] = {
-    ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}", "stopped"),
-    ActionKind.INTERRUPT_SPAWN.value: ("interrupt the start of {}", "interrupting the start of {}", "interrupted"),
-    ActionKind.DELETE_USER.value: ("delete the user {}", "deleting the user {}", "deleted"),
+_KIND_WORDS: dict[str, tuple[str, str]] = {
+    ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}"),
+    ActionKind.INTERRUPT_SPAWN.value: ("interrupt the start of {}", "interrupting the start of {}"),
+    ActionKind.DELETE_USER.value: ("delete the user {}", "deleting the user {}"),
 }
 
 _EXEMPT_WHY: dict[Reason, str] = {
@@ -435,7 +435,7 @@ def entry_sentence(entry: Entry) -> str:
     """What happened, in words, without the time and who did it."""
     whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
     detail = f": {entry.detail}" if entry.detail else ""
-    do, doing, _ = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
+    do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
     if entry.event == "intent":
         why = f" ({entry.reason})" if entry.reason else ""
         return f"going to {do.format(whose)}{why}"
@@ -486,9 +486,23 @@ def report_text(report: Mapping[str, Any]) -> str:
 
 def _action_text(action: Mapping[str, Any]) -> str:
     label = f"{action['user']}/{action['name']}" if action["name"] else action["user"]
-    doing, done = _KIND_WORDS[action["kind"]][1:]
-    words = f"{doing.format(label)}: {action['outcome']}" if action["outcome"] else f"{label}  would be {done}"
-    if action["kind"] == ActionKind.DELETE_USER.value and not action["outcome"]:
-        words = f"the user {words}"
+    what, words = {
+        ActionKind.STOP_SERVER.value: (label, action["outcome"] or "would be stopped"),
+        ActionKind.INTERRUPT_SPAWN.value: (f"the start of {label}", _ended("interrupt", action["outcome"])),
+        ActionKind.DELETE_USER.value: (f"the user {label}", _ended("delete", action["outcome"])),
+    }[action["kind"]]
     detail = f": {action['detail']}" if action["detail"] else ""
-    return f"{words} ({action['reason']}){detail}"
+    return f"{what}  {words} ({action['reason']}){detail}"
+
+
+def _ended(verb: str, outcome: str | None) -> str:
+    return f"{verb.rstrip('e')}ing: {outcome}" if outcome else f"would be {verb.rstrip('e')}ed"
+
+
+def server_text(server: Mapping[str, Any]) -> str:
+    """Why, or why not, as the API tells it of one server, as lines for a terminal."""
+    lines = [f"{kept_label(server['user'], server['name'])}: {STANDING_WORDS[Standing(server['standing'])].lower()}"]
+    lines += [server["explanation"], server["not_acting"]]
+    width = max((len(fact["what"]) for fact in server["facts"]), default=0)
+    lines += [f"  {fact['what']:<{width}}  {fact['text']}" for fact in server["facts"]]
+    return "\n".join(line for line in lines if line)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from fake_guard import CALLERS, NOW, POLICY, FakeAuth, guard_with, made_up, minutes
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 
 from hubguard import cli
+from hubguard.act.lease import HUB
 from hubguard.journal.store import open_journal
+from hubguard.model import Server
+from hubguard.web.routes import make_application
 
 HUBLESS = {"JUPYTERHUB_API_TOKEN": "sikrit-token", "JUPYTERHUB_API_URL": "http://127.0.0.1:9/hub/api"}
 
@@ -121,7 +129,9 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
     assert journal.stance().held
     assert journal.stance().held_why == "an exam"
     journal.close()
-    assert run("resume").out == "not on hold, observing only\n"
+    resumed = run("resume").out
+    assert resumed.startswith("not on hold, observing only\n")
+    assert "held back for so far is accepted" in resumed
     assert run("arm", "we are ready").out == "not on hold, armed\n"
     assert run("observe").out == "not on hold, observing only\n"
     lines = run("journal", "--json").out.splitlines()
@@ -129,7 +139,13 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
     assert "an exam" in run("journal").out
 
 
-@pytest.mark.parametrize("words", [["hold", "an exam"], ["arm"], ["journal"], ["cull", "--once"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["hold", "an exam"], ["arm"], ["journal"], ["cull", "--once"]),
+        *(["keep", "ada", "--for", "1d"], ["keep", "--list"], ["keep", "--end", "1"], ["explain", "ada"]),
+    ],
+)
 def test_incident_a_command_in_another_folder_than_the_hubs_began_a_journal_of_its_own(
     run, hubless, tmp_path: Path, words: list[str]
 ):
@@ -329,3 +345,57 @@ def test_a_name_that_no_journal_can_hold_is_one_line(run, begun):
     assert said.err.startswith("hubguard: ")
     assert "255" in said.err
     assert kept(run) == []
+
+
+def test_without_a_guard_nobody_can_explain_and_it_says_so(run, begun, hubless):
+    said = run("explain", "ada/gpu")
+    assert said.code == 1
+    assert said.err.startswith("hubguard: No guard runs for this hub")
+
+
+@pytest.fixture
+async def guarded(begun, hubless):
+    """A guard's API, with made-up servers, at the address in the journal."""
+    server = HTTPServer(
+        make_application(
+            guard_with([*made_up(5), Server("a/ł b", "x/y%", True, None, NOW - minutes(900), NOW - minutes(300))]),
+            Trusting(),
+            prefix="/services/hubguard/",
+            hub_prefix="/hub/",
+            policy=POLICY,
+        )
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    address = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/services/hubguard/"
+    journal = open_journal("sqlite:///hubguard.sqlite")
+    journal.take_lease(HUB, "hub-1:4711", address, 0.0, datetime.now(timezone.utc), 600.0)
+    journal.close()
+    yield address
+    server.stop()
+    await server.close_all_connections()
+
+
+class Trusting(FakeAuth):
+    """Takes the service's own token for one that may act."""
+
+    async def caller(self, handler, *, fresh):
+        ours = handler.request.headers.get("Authorization") == f"token {HUBLESS['JUPYTERHUB_API_TOKEN']}"
+        return CALLERS["actor" if ours else "nobody"]
+
+
+async def test_the_running_guard_explains_a_server_of_any_name(run, guarded):
+    said = await asyncio.to_thread(run, "explain", "a%2Fł b/x%2Fy%")
+    assert (said.code, said.err) == (0, "")
+    first, why = said.out.splitlines()[:2]
+    assert first == "a/ł b/x/y%: due"
+    assert why == "Idle for 5 h, over the limit of 2 h; stopped in the next cycle."
+    assert "Idle since" in said.out
+    told = json.loads((await asyncio.to_thread(run, "explain", "a%2Fł b/x%2Fy%", "--json")).out)
+    assert told["explanation"] == why
+
+
+async def test_a_server_that_does_not_run_is_named(run, guarded):
+    said = await asyncio.to_thread(run, "explain", "nobody")
+    assert said.code == 1
+    assert said.err == "hubguard: nobody isn't running, as of HubGuard's last look at the hub.\n"

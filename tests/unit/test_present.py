@@ -422,11 +422,11 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
     assert present.report_text(report).splitlines() == [
         "9 servers seen, 2 servers to be stopped, 2 starts to be interrupted, 2 users to be deleted.",
         "  ann  would be stopped (idle)",
-        "  stopping ann: done (idle)",
-        "  ann  would be interrupted (idle)",
-        "  interrupting the start of ann: done (idle)",
+        "  ann  done (idle)",
+        "  the start of ann  would be interrupted (idle)",
+        "  the start of ann  interrupting: done (idle)",
         "  the user ann  would be deleted (idle)",
-        "  deleting the user ann: done (idle)",
+        "  the user ann  deleting: done (idle)",
         "3 actions more over the cap, left to the next cycle.",
     ]
 
