@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -13,10 +14,13 @@ from traitlets.config.loader import LazyConfigValue
 
 from hubguard.app import make_budget, place_from
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
-from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.config import HubGuardCull, Settings, load, read_file, sections_of
+from hubguard.decide import rules
 from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
 from hubguard.inhub import SCOPES, runs_a_culler
+from hubguard.inhub.scopes import DELETE_USERS, Need
 from hubguard.journal.migrate import revisions
+from hubguard.web import present
 
 OLDEST_HUB = (5, 2)
 
@@ -55,7 +59,7 @@ async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check
         checks.append(Check("hub", Finding.WRONG, str(error), "Set it as the hub does for its services."))
     else:
         async with hub:
-            for look in (_version, _scopes, _servers, _cullers):
+            for look in (_version, partial(_scopes, settings), _servers, _cullers):
                 found = await _unless_unreachable(look, hub)
                 checks += found
                 if any(check.subject == "hub" and check.finding is Finding.WRONG for check in found):
@@ -106,12 +110,36 @@ def as_text(checks: Sequence[Check]) -> str:
 
 
 def _settings(settings: Settings) -> list[Check]:
-    if not settings.errors:
-        return [Check("settings", Finding.FINE, "all settings are right")]
-    return [
+    checks = [
         Check("settings", Finding.WRONG, error, "Mend it in the config file; HubGuard acts on nothing until then.")
         for error in settings.errors
+    ] or [Check("settings", Finding.FINE, "all settings are right")]
+    # What load() takes the rules for; with errors in them there are none.
+    checks += [
+        Check("rules", Finding.WARNING, sentence, "Change it or its place in HubGuardCull.rules, or leave it out.")
+        for sentence in rules.analyse(rules.parse(settings.cull.rules)[0])
     ]
+    return checks + _deleting_users(settings.cull)
+
+
+def _deleting_users(cull: HubGuardCull) -> list[Check]:
+    """What the settings say of deleting users, where they do."""
+    if not cull.users:
+        return []
+    who = "users, admins too," if cull.admin_users else "users who aren't admins"
+    idle, old = present.limit(cull.user_idle_timeout_s), present.limit(cull.user_max_age_s)
+    when = [f"haven't been active for {idle}"] if cull.user_idle_timeout_s > 0 else []
+    when += [f"were created {old} ago, active or not"] if cull.user_max_age_s > 0 else []
+    if not when:
+        what = "users would be deleted (HubGuardCull.users), but with both of their limits at 0 nobody ever is"
+        return [Check("users", Finding.WARNING, what, "Set HubGuardCull.user_idle_timeout_s, or users to False.")]
+    what = f"{who} are deleted from the hub, with all they have there, when no server of theirs runs and they "
+    what += " or ".join(when)
+    do = (
+        "Set HubGuardCull.users to False unless this hub's users are temporary. Where the spawner deletes storage with the"
+        " user, that is gone, too (KubeSpawner: by default)."
+    )
+    return [Check("users", Finding.WARNING, what, do)]
 
 
 async def _unless_unreachable(look: Callable[[HubAPI], Awaitable[list[Check]]], hub: HubAPI) -> list[Check]:
@@ -140,10 +168,11 @@ async def _version(hub: HubAPI) -> list[Check]:
     return [Check("hub", Finding.FINE, f"the hub answers; it is JupyterHub {version}")]
 
 
-async def _scopes(hub: HubAPI) -> list[Check]:
+async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
     name, held = await hub.whoami()
     checks = []
-    for scope, need in SCOPES.items():
+    needs = SCOPES | ({DELETE_USERS: Need("deleting users (HubGuardCull.users)", True)} if settings.cull.users else {})
+    for scope, need in needs.items():
         if scope in held:
             continue
         finding = Finding.WRONG if need.required else Finding.WARNING

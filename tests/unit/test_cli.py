@@ -399,3 +399,42 @@ async def test_a_server_that_does_not_run_is_named(run, guarded):
     said = await asyncio.to_thread(run, "explain", "nobody")
     assert said.code == 1
     assert said.err == "hubguard: nobody isn't running, as of HubGuard's last look at the hub.\n"
+
+
+def test_config_check_names_rules_that_can_never_have_a_say(run, tmp_path: Path):
+    rules = (
+        "[{'name': 'all', 'never': True}, {'name': 'gpu', 'users': 'a*', 'idle_timeout_s': 60},"
+        " {'name': 'none', 'users': [], 'never': True}]"
+    )
+    (tmp_path / "mine.py").write_text(f"c.HubGuardCull.rules = {rules}\n")
+    said = run("config", "check", "mine.py")
+    assert said.code == 0
+    assert said.out.count("warning rules") == 2
+    assert 'The rule "gpu" is never used: the earlier rule "all" matches all that it matches.' in said.out
+    assert 'The rule "none" can never match: its list of users is empty.' in said.out
+    (tmp_path / "mine.py").write_text("c.HubGuardCull.rules = [{'name': 'all', 'nevr': True}]\n")
+    wrong = run("config", "check", "mine.py")
+    assert wrong.code == 1
+    assert "HubGuardCull.rules[0].nevr: no such field" in wrong.out
+    assert "warning rules" not in wrong.out
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("", "users who aren't admins are deleted from the hub"),
+        ("", "no server of theirs runs and they haven't been active for 30 d\n"),
+        ("c.HubGuardCull.admin_users = True\n", "users, admins too, are deleted"),
+        (
+            "c.HubGuardCull.user_idle_timeout_s = 0\nc.HubGuardCull.user_max_age_s = 7200\n",
+            "they were created 2 h ago, active or not",
+        ),
+        ("c.HubGuardCull.user_idle_timeout_s = 0\n", "nobody ever is"),
+    ],
+)
+def test_config_check_and_doctor_say_plainly_that_users_are_deleted(run, tmp_path: Path, lines: str, says: str):
+    (tmp_path / "mine.py").write_text(f"c.HubGuardCull.users = True\n{lines}")
+    for words in (["config", "check", "mine.py"], ["doctor", "--config", "mine.py"]):
+        assert says in run(*words).out
+    (tmp_path / "mine.py").write_text(lines)
+    assert "deleted" not in run("config", "check", "mine.py").out
