@@ -226,7 +226,7 @@ async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIter
     api_url = told.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")
     token = told.get("proxy", {}).get("auth_token") or environ.get("CONFIGPROXY_AUTH_TOKEN")
     proxy = None
-    if api_url and token:
+    if api_url and token and settings.guard.read_proxy:
         try:
             proxy = HTTPProxyAPI(api_url, token, budget)
         except ConfigError as error:

@@ -68,6 +68,11 @@ class HubGuard(Configurable):
         HubGuard reads everything through the hub's API. "hub": the one that the hub's config names. An account that may
         only read is enough.""",
     ).tag(config=True)
+    read_proxy = Bool(
+        True,
+        help="""Whether the proxy's table is read, where the proxy is configurable-http-proxy: it knows of traffic minutes
+        before the hub does, and tells a quiet hub from one that has stopped noticing.""",
+    ).tag(config=True)
     longest_exemption_s = Float(
         30 * DAY_S,
         help="Seconds for which a server can be kept by an exemption at the longest. Range: 0 (no exemptions) to a year.",

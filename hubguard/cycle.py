@@ -121,7 +121,7 @@ class Cycles:
         self._stopped: dict[Run, datetime] = {}
         self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
         self._announced: set[Run] | None = None
-        self._paced: PaceState | None = None
+        self._paced: tuple[PaceState, datetime | None] | None = None
         self._forgot_at: datetime | None = None
 
     async def begin(self, books: Books) -> None:
@@ -332,11 +332,14 @@ class Cycles:
 
     async def remember_pace(self, books: Books) -> None:
         """What the budget has learned is in the journal, where it has changed: a restart goes on from there."""
-        paced = self._budget.state()
-        if self._paced is None or not _same_pace(paced, self._paced):
-            self._paced = paced
+        paced, now = self._budget.state(), self._clock.now()
+        # When a probe is due is a moment; how long it is until then is another number each time.
+        probe_at = now + timedelta(seconds=paced.probe_in_s)
+        learned = (replace(paced, probe_in_s=0.0), probe_at if paced.breaker == "open" else None)
+        if self._paced is None or not _same_pace(learned, self._paced):
+            self._paced = learned
             with contextlib.suppress(JournalError):
-                await books.call(books.journal.remember, PACE, asdict(paced), self._clock.now())
+                await books.call(books.journal.remember, PACE, asdict(paced), now)
 
     async def _take_over(self, books: Books, judgement: Judgement) -> None:
         self._deleted_users = 0
@@ -596,5 +599,7 @@ def _inactive_since(policy: CullPolicy, now: datetime) -> datetime | None:
     return now - timedelta(seconds=policy.user_idle_timeout_s)
 
 
-def _same_pace(one: PaceState, other: PaceState) -> bool:
-    return replace(one, probe_in_s=0.0) == replace(other, probe_in_s=0.0)
+def _same_pace(one: tuple[PaceState, datetime | None], other: tuple[PaceState, datetime | None]) -> bool:
+    if one[0] != other[0] or one[1] is None or other[1] is None:
+        return one == other
+    return abs(one[1] - other[1]) < timedelta(seconds=1)

@@ -15,7 +15,9 @@ from hubguard.testbed.population import Population, SeededServer
 
 SNIPPET = Path(__file__).parents[1] / "jupyterhub_config.d" / "hubguard.py"
 INCLUDE = f"load_subconfig({str(SNIPPET)!r})\n"
+# Servers are idle by the hub's database only: the proxy sees their routes added when the hub starts, and takes that for use.
 QUICK = """
+c.HubGuard.read_proxy = False
 c.HubGuardCull.idle_timeout_s = 600.0
 c.HubGuardCull.every_s = 1.0
 c.HubGuardBudget.rate = 200.0
