@@ -119,7 +119,7 @@ class Overview(Page):
                 "shape": shapes.of_status(status, self.site.policy),
                 "modes": Mode,
                 "recovered_at": recovered_at(status),
-                "long_overdue_s": shapes.LONG_OVERDUE_S,
+                "late": shapes.is_late(status),
                 "entries": entries,
                 "journal_trouble": trouble,
                 "source_words": SOURCE_WORDS,

@@ -394,6 +394,13 @@ def overdue_s(status: Status) -> float | None:
     return None if due_at is None else round(max(0.0, (status.at - due_at).total_seconds()), 3)
 
 
+def is_late(status: Status) -> bool:
+    """Whether HubGuard ought to cull, and a server has been due for too long all the same. A person's hold is no lateness."""
+    late_s = overdue_s(status)
+    armed = status.mode is Mode.ACTING or (status.mode is Mode.BRAKED and bool(status.stance.armed))
+    return armed and late_s is not None and late_s > LONG_OVERDUE_S
+
+
 def _overdue(status: Status, policy: CullPolicy) -> OverdueShape | None:
     oldest, late_s = status.oldest_overdue, overdue_s(status)
     if oldest is None or oldest.due_at is None or late_s is None:
@@ -447,16 +454,14 @@ def health(status: Status) -> HealthShape:
     if status.next_cycle_at and status.last_cycle:
         apart_s = (status.next_cycle_at - status.last_cycle.began_at).total_seconds()
     fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
-    late_s, recent = overdue_s(status), status.recent
-    may_act = status.mode in {Mode.ACTING, Mode.BRAKED} and not status.stance.held
-    late = may_act and late_s is not None and late_s > LONG_OVERDUE_S
+    recent = status.recent
     sent = recent.done + recent.failed + recent.unverified
     failing = sent >= ERRORS_AMONG and (recent.error_ratio or 0.0) > ERRORS_MOST
     return HealthShape(
-        ok=works and fresh and not late and not failing,
+        ok=works and fresh and not is_late(status) and not failing,
         mode=status.mode,
         last_good_cycle_age_s=age_s,
-        oldest_overdue_s=late_s,
+        oldest_overdue_s=overdue_s(status),
         error_ratio=_rounded(recent.error_ratio),
         braked=status.brake is not None or status.mode is Mode.BRAKED,
     )
