@@ -47,6 +47,7 @@ from hubguard.model import (
     Standing,
     Tally,
     Verdict,
+    same_run,
 )
 from hubguard.observe.snapshot import Observer
 
@@ -274,7 +275,7 @@ class Cycles:
                     continue
             else:
                 server = seen.get((intent.user or "", intent.server or ""))
-                if server is None or server.started != intent.started:
+                if server is None or not same_run(server.started, intent.started):
                     outcome = Outcome(OutcomeKind.DONE, "that run was found gone by a later look")
                 elif server.pending is not None:
                     continue
@@ -297,7 +298,8 @@ class Cycles:
         if followed:
             # The unchanged, too: what hasn't been seen for long is forgotten.
             await books.call(books.journal.see, followed.values(), snapshot.taken_at)
-        self._seen.update(followed)
+        # What isn't there any more the journal keeps; here it would only grow.
+        self._seen = followed
 
     async def _known(self, books: Books, snapshot: Snapshot) -> dict[Run, Known]:
         now = self._clock.now()
@@ -482,8 +484,7 @@ class _KnownNow:
         now = self._clock.now()
         journal = self._books.journal
         exemptions = await self._books.call(journal.exemptions, now, user=action.user)
-        routes = await self._observer.routes() or {}
-        route = activity.by_server(routes).get((action.user, action.name))
+        route = (await self._observer.routes()).get((action.user, action.name))
         known = replace(
             known,
             exemption=_exemption_of(action.user, action.name, exemptions, now),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 
@@ -66,6 +66,16 @@ class Server:
     def label(self) -> str:
         """How people name it: ``user`` for the default server, else ``user/name``."""
         return f"{self.user}/{self.name}" if self.name else self.user
+
+
+def same_run(one: datetime | None, other: datetime | None) -> bool:
+    """Whether two starts of a server by one name are of the same run, whichever source each is from.
+
+    A hub's database on MySQL keeps whole seconds, and no server is started twice within one.
+    """
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) < timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)

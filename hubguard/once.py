@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from hubguard.act.lease import HUB
-from hubguard.app import Place, make_budget, make_guard, place_from
+from hubguard.app import Place, make_budget, make_guard, place_from, sources
 from hubguard.clients.clock import SystemClock
 from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.config import Settings
@@ -44,10 +44,12 @@ async def cull(
             " are to be stopped. jupyterhub_config.py will do",
         )
     budget = make_budget(settings)
-    async with HTTPHubAPI(
-        place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s
-    ) as hub:
-        report = await make_guard(settings, place, hub, budget).once(actor, **wish)
+    async with (
+        HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
+        sources(settings, place, budget) as others,
+    ):
+        guard = make_guard(settings, place, hub, budget, database=others.database, proxy=others.proxy)
+        report = await guard.once(actor, **wish)
     told: dict[str, Any] = present.as_json(shapes.cycle(report))
     return told
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.errors import BudgetExhausted, HubError
-from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Server
+from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Server, same_run
 
 FIRST_REREAD_S = 0.5
 LONGEST_REREAD_S = 8.0
@@ -140,7 +140,7 @@ class _Case:
             return
         if server is None:
             self._end(OutcomeKind.DONE, "gone at a re-read" + (f" ({self.remark})" if self.remark else ""))
-        elif server.started != self.action.started:
+        elif not same_run(server.started, self.action.started):
             self._end(OutcomeKind.DONE, "that run is gone; the server was started again since")
         else:
             self._still_there(server)

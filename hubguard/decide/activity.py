@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from hubguard.model import Evidence, Route, Seen, Server, Snapshot, Source
+from hubguard.model import Evidence, Route, Seen, Server, Snapshot, Source, same_run
 
 SAME = timedelta(seconds=1)
 """A hub that takes over a route's time may round it by less than this."""
@@ -24,7 +24,7 @@ def follow(before: Mapping[tuple[str, str], Seen], snapshot: Snapshot) -> dict[t
     found = {}
     for server in snapshot.servers:
         known = before.get(server.key)
-        if known is None or known.started != server.started:
+        if known is None or not same_run(known.started, server.started):
             known = Seen(server.user, server.name, server.started)
         found[server.key] = _followed(known, server, routes, snapshot.taken_at, pending_known=pending_known)
     return found

@@ -24,6 +24,7 @@ from hubguard.model import (
     User,
     UserVerdict,
     Verdict,
+    same_run,
 )
 
 Run = tuple[str, str, datetime | None]
@@ -165,7 +166,7 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, known: 
     """
     if server is None:
         return "it is no longer running"
-    if server.started != action.started:
+    if not same_run(server.started, action.started):
         return "it was restarted in the meantime"
     verdict = judge(server, policy, replace(known, failures=None), now)
     interrupting = action.kind is ActionKind.INTERRUPT_SPAWN

@@ -12,7 +12,7 @@ from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB
 from hubguard.clients.proxy_api import ProxyAPI
-from hubguard.decide.activity import ALIVE
+from hubguard.decide.activity import ALIVE, by_server
 from hubguard.errors import HubError, HubGuardError
 from hubguard.model import Reading, Route, Server, Snapshot, Source, User
 
@@ -36,7 +36,7 @@ class Observer:
         self._database = database
         self._proxy = proxy
         self._whole_at_s = float("-inf")
-        self._routes: Mapping[str, Route] | None = None
+        self._routes: Mapping[tuple[str, str], Route] = {}
         self._routes_at_s = float("-inf")
         self._reading_routes = asyncio.Lock()
 
@@ -78,18 +78,20 @@ class Observer:
             of_proxy = await self._read(Source.PROXY, self._proxy.routes())
             readings.append(of_proxy.reading)
             routes = of_proxy.value
-            self._routes, self._routes_at_s = routes, self._clock.monotonic_s()
+            self._keep(routes)
         return Snapshot(taken_at, servers, tuple(readings), users_total, inactive, routes)
 
-    async def routes(self) -> Mapping[str, Route] | None:
-        """The proxy's table by path, as of two seconds ago at most; None where it can't be read."""
+    async def routes(self) -> Mapping[tuple[str, str], Route]:
+        """The proxy's routes by (user, name) of the server, as of two seconds ago at most; none where it can't be read."""
         if self._proxy is None:
-            return None
+            return {}
         async with self._reading_routes:
             if self._clock.monotonic_s() - self._routes_at_s > ROUTES_LAST_S:
-                self._routes = (await self._read(Source.PROXY, self._proxy.routes())).value
-                self._routes_at_s = self._clock.monotonic_s()
+                self._keep((await self._read(Source.PROXY, self._proxy.routes())).value)
             return self._routes
+
+    def _keep(self, routes: Mapping[str, Route] | None) -> None:
+        self._routes, self._routes_at_s = by_server(routes or {}), self._clock.monotonic_s()
 
     def _whole_is_due(self) -> bool:
         return self._clock.monotonic_s() - self._whole_at_s >= WHOLE_S
