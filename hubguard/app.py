@@ -189,6 +189,7 @@ def make_guard(
         holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
         address=place.url.rstrip("/") + place.prefix if place.url else "",
         generation=place.generation,
+        hub_checks_at_s=place.registration.get("hub", {}).get("checks_at"),
         observe_only=circumstances.observe_only,
         took_over=circumstances.took_over,
         notes=circumstances.notes,

@@ -42,6 +42,7 @@ class Guard:
     ``took_over`` names the idle culler whose place it takes, or "". ``notes`` go to the Overview as they are.
     ``features`` tells for each hub scope what needs it: what our token lacks of them becomes a note. ``database`` and
     ``proxy`` are None where they can't be read, ``hook`` where the operator has none.
+    ``hub_checks_at_s`` is a moment (unix time) at which the hub itself checks its routes, None where that isn't known.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Guard:
         database: HubDB | None = None,
         proxy: ProxyAPI | None = None,
         hook: Hook | None = None,
+        hub_checks_at_s: float | None = None,
     ) -> None:
         self.settings = settings
+        self._hub_checks_at_s = hub_checks_at_s
         self._hook = Hooked(hook) if hook is not None else None
         self._cycles = Cycles(
             settings,
@@ -213,7 +216,7 @@ class Guard:
                 self.settings.cull.every_s,
                 self._chance(),
                 self._clock.now().timestamp(),
-                hub_checks_at_s=self._generation or None,
+                hub_checks_at_s=self._hub_checks_at_s,
                 hub_check_every_s=self.settings.cull.hub_activity_interval_s,
             )
             self._next_at = self._clock.now() + timedelta(seconds=wait_s)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -44,12 +45,14 @@ class LateRegistration(str):
 
     problems: tuple[str, ...]
     took_over: dict[str, Any] | None
+    first_started_at: float
 
     def __new__(cls, *problems: str) -> LateRegistration:
         """``problems`` are told along with what is found later, before it."""
         made = super().__new__(cls, "(told when the process is started)")
         made.problems = problems
         made.took_over = None
+        made.first_started_at = 0.0
         return made
 
     def __deepcopy__(self, memo: object) -> LateRegistration:
@@ -68,7 +71,7 @@ class LateRegistration(str):
         for name, find in (
             ("sections", _sections),
             ("proxy", _proxy),
-            ("hub", _hub),
+            ("hub", self._hub),
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
             ("idle_culler", self._idle_culler),
@@ -84,6 +87,18 @@ class LateRegistration(str):
             told["errors"].append("HubGuard's settings in the hub's config: they are too long to be passed on.")
             text = json.dumps({"errors": told["errors"]})
         return text
+
+    def _hub(self, app: Any, errors: list[str]) -> dict[str, Any]:
+        """How often, and when, the hub takes over activity from the proxy, and its database where that is to be read.
+
+        A hub begins with that right after it has started its services (5.5 and 6.1).
+        """
+        self.first_started_at = self.first_started_at or time.time()
+        interval_s = getattr(app, "last_activity_interval", None)
+        told: dict[str, Any] = {"activity_interval": interval_s, "checks_at": self.first_started_at}
+        if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
+            told["db_url"] = _absolute(app.db_url)
+        return told
 
     def _idle_culler(self, app: Any, errors: list[str]) -> dict[str, Any] | None:
         """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
@@ -165,14 +180,6 @@ def _proxy(app: Any, errors: list[str]) -> dict[str, str]:
     """Where the proxy's API is and its token, for as much as this kind of proxy has them."""
     names = ("api_url", "auth_token")
     return {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
-
-
-def _hub(app: Any, errors: list[str]) -> dict[str, Any]:
-    """How often the hub takes over activity from the proxy, and its database where that is to be read."""
-    told: dict[str, Any] = {"activity_interval": getattr(app, "last_activity_interval", None)}
-    if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
-        told["db_url"] = _absolute(app.db_url)
-    return told
 
 
 def _absolute(url: str) -> str:
