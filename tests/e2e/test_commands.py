@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from guarded import ARMED, OBSERVING, gone, guards, mode, servers
+from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers
 
 from hubguard.testbed.hub import TestbedHub
 
@@ -139,3 +139,45 @@ async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_an
     assert any("delete:servers is missing" in check["what"] for check in wrong)
     assert any(check["subject"] == "proxy" for check in wrong)
     assert all(check["do"] for check in wrong)
+
+
+async def test_what_is_kept_survives_a_cycle_that_stops_the_others_and_goes_when_it_is_ended(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, kept=7200, exam=7200))
+    await mode(hub, "observing")
+    code, _, err = await command(hub, "keep", "kept", "--for", "1h", "a long run")
+    assert code == 0, err
+    status, made = await ask(
+        hub, "api/v1/exemptions", method="POST", json={"user": "exam", "server": "", "for_s": 3600, "why": "exam"}
+    )
+    assert (status, made["server"]) == (200, "")
+    code, out, err = await command(hub, "cull", "--once")
+    assert code == 0, err
+    assert "idle  done" in out
+    await gone(hub, "idle")
+    assert {("kept", ""), ("exam", "")} <= set(await hub.servers())
+    code, out, err = await command(hub, "explain", "kept")
+    assert code == 0, err
+    assert "exempt" in out.splitlines()[0]
+    assert "a long run" in out
+    code, out, _ = await command(hub, "explain", "exam", "--json")
+    told = json.loads(out)
+    assert (told["reason"], told["exemption"]["why"]) == ("exemption", "exam")
+    assert (await ask(hub, f"api/v1/exemptions/{made['id']}", method="DELETE"))[0] == 200
+    code, _, err = await command(hub, "cull", "--once")
+    assert code == 0, err
+    await gone(hub, "exam")
+    assert ("kept", "") in await hub.servers()
+    _, entries = await ask(hub, "api/v1/journal?event=kept")
+    assert {entry["user"] for entry in entries} == {"kept", "exam"}
+
+
+async def test_the_guard_refuses_to_keep_for_longer_than_the_settings_allow(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=ARMED + "c.HubGuard.longest_exemption_s = 60.0\n")
+    await mode(hub, "acting")
+    body = {"user": "ada", "for_s": 61}
+    status, answer = await ask(hub, "api/v1/exemptions", method="POST", json=body)
+    assert (status, "HubGuard.longest_exemption_s" in answer["message"]) == (409, True)
+    for number in ("1", str(2**62)):
+        status, answer = await ask(hub, f"api/v1/exemptions/{number}", method="DELETE")
+        assert (status, f"no exemption {number}" in answer["message"]) == (404, True)
+    assert (await ask(hub, "api/v1/exemptions?ended=true"))[1] == []

@@ -19,7 +19,8 @@ from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard.model import Mode, Stance
+from hubguard.decide.cull import judge
+from hubguard.model import Brake, BrakeReason, Finding, FindingKind, Known, Mode, Server, Stance, Tally
 from hubguard.testbed.hub import TestbedHub
 from hubguard.web.routes import make_application
 
@@ -29,6 +30,10 @@ ARGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 PREFIX = "/services/hubguard/"
+EVERY_PAGE = (
+    *("", "servers", "servers/student-00003/gpu", "exemptions", "exemptions/1", "journal"),
+    *("actions/arm", "actions/resume"),
+)
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -90,9 +95,23 @@ async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser
     guard = guard_with(made_up(120), Mode.OBSERVING)
     guard.write("held", actor="ann", detail="exam " * 30)
     guard.write("note", user="a" * 200, server="", detail="would be stopped now")
+    guard.change(
+        brake=Brake(
+            BrakeReason.OVER_CAP, NOW, "1,234 actions are due at once", "It ends by itself. " * 9, acceptable=True
+        ),
+        clock_from=NOW - minutes(50),
+        oldest_overdue=judge(Server("x" * 200, "y", True, None, NOW, NOW - minutes(300)), POLICY, Known(), NOW),
+        recent=Tally(done=30, failed=12),
+        findings=tuple(Finding(kind, NOW, "It is so. " * 20, "x" * 200, "gpu") for kind in FindingKind),
+    )
+    for i in range(120):
+        whose = f"student-{i:05d}" if i else "x" * 200
+        await guard.exempt(
+            "ann", "exam " * (i % 40), user=whose, server="gpu" if i % 2 else None, until=NOW + minutes(900)
+        )
     viewport = {"width": width, "height": 800}
     async with visiting(browser, guard, color_scheme=theme, viewport=viewport) as visit:
-        for path in ("", "servers", "servers/student-00003/gpu", "journal", "actions/arm"):
+        for path in EVERY_PAGE:
             page = await visit.open(path)
             assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert await unreadable(page) == [], path
@@ -268,9 +287,49 @@ async def test_hold_is_one_click_and_resume_is_confirmed_with_and_without_javasc
         assert visit.complaints == []
 
 
+@pytest.mark.parametrize("javascript", [True, False])
+async def test_a_server_is_kept_from_its_page_and_given_back_from_the_list(browser: Browser, javascript: bool) -> None:
+    guard = guard_with(made_up(30))
+    async with visiting(browser, guard, java_script_enabled=javascript) as visit:
+        page = await visit.open("servers/student-00003/gpu")
+        await page.get_by_label("the end of a date").check()
+        await page.get_by_label("Date", exact=True).fill("2026-12-01")
+        await page.get_by_label("all servers of student-00003").check()
+        await page.get_by_label("Why (for the journal").fill("exam")
+        await page.get_by_role("button", name="Keep").click()
+        await expect(page.locator("#live")).to_contain_text("until 2026-12-01 23:59:59 UTC")
+        await page.get_by_role("link", name="All servers").click()
+        await expect(page.locator("tr", has_text="student-00003/gpu")).to_contain_text("kept until 1 Dec")
+        await page.get_by_role("link", name="Exemptions").click()
+        row = page.locator("tbody tr")
+        await expect(row).to_contain_text("all servers of student-00003")
+        await expect(row).to_contain_text("exam")
+        await row.get_by_role("link", name="End…").click()
+        await page.get_by_role("button", name="End it").click()
+        await expect(page.locator("#live")).to_contain_text("No exemption is in force.")
+        assert [asked[0] for asked in guard.asked] == ["exempt", "end_exemption"]
+        assert visit.complaints == []
+
+
+async def test_a_refresh_leaves_the_form_to_keep_a_server_as_it_was_filled_in(browser: Browser) -> None:
+    guard = guard_with(made_up(30))
+    async with visiting(browser, guard) as visit:
+        page = await visit.open("servers/student-00003/gpu")
+        await page.get_by_label("a week from now").check()
+        why = page.get_by_label("Why (for the journal")
+        await why.fill("exam until")
+        guard.change(at=NOW + minutes(3), mode=Mode.OBSERVING)
+        await refreshed(page)
+        await expect(page.locator("#live")).to_contain_text("Observing")
+        await expect(why).to_have_value("exam until")
+        await expect(why).to_be_focused()
+        await expect(page.get_by_label("a week from now")).to_be_checked()
+
+
 async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser) -> None:
     async with visiting(browser, guard_with(made_up(5))) as visit:
-        for path in ("", "servers", "journal", "actions/arm"):
+        await visit.guard.exempt("ann", "exam", user="student-00003", server=None, until=NOW + minutes(900))
+        for path in EVERY_PAGE:
             page = await visit.open(path)
             nameless = await page.evaluate(
                 """() => [...document.querySelectorAll("a, button, input:not([type=hidden]), select, summary")]
