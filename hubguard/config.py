@@ -65,8 +65,8 @@ class HubGuard(Configurable):
     hub_db_url = Unicode(
         "",
         help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
-        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names. An account that may
-        only read is enough.""",
+        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names; say so in that config.
+        An account that may only read is enough.""",
     ).tag(config=True)
     read_proxy = Bool(
         True,
@@ -115,13 +115,15 @@ class HubGuardCull(Configurable):
         "",
         help="""A function of yours that has the last word, as `module:function`, sync or async. It is called with the
         keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is due,
-        and returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Empty: none.""",
+        and returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Install the module where
+        HubGuard is. Empty: none.""",
     ).tag(config=True)
     users = Bool(
         False,
         help="""Whether users are deleted from the hub, too, with all they have there, once none of their servers runs and
         they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Where the spawner deletes storage
-        with the user, that is gone, too (KubeSpawner: by default).""",
+        with the user, that is gone, too (KubeSpawner: by default). Set it before the include, which then asks for the
+        scope that it needs.""",
     ).tag(config=True)
     user_idle_timeout_s = Float(
         30 * DAY_S,
@@ -151,21 +153,22 @@ class HubGuardCull(Configurable):
     ).tag(config=True, low=10.0, high=DAY_S)
     population_fall = Float(
         0.2,
-        help="""HubGuard holds back when this share of the hub's users has disappeared since it last looked, other than by its
-        own hand. Range: 0.01 to 1.""",
+        help="""HubGuard holds back when this share of the hub's users, and ten of them at least, has disappeared within an
+        hour or two, other than by its own hand. Range: 0.01 to 1.""",
     ).tag(config=True, low=0.01, high=1.0)
     remove_named_servers = Bool(
         False, help="Whether a named server that was stopped is also removed from the hub, with its options."
     ).tag(config=True)
     plan_cap = Int(
         1000,
-        help="""The most servers that may be due at once. With more, HubGuard holds back until a person has looked and
-        resumes; then each cycle stops so many. At least 1.""",
+        help="""The most that may be due at once: servers to stop, starts to interrupt and users to delete, together. With
+        more, HubGuard holds back until no more are due, or a person has looked and resumes; then each cycle does so many. At
+        least 1.""",
     ).tag(config=True, low=1, high=1_000_000)
     verify_s = Float(
         60.0,
         help="""Seconds for which HubGuard reads a server again after a stop until the hub shows it gone. Longer stops end as
-        "unverified" and are looked at again in the next cycle. Range: 1 to an hour.""",
+        "unverified"; those still running later are tried again after a wait, as failed ones are. Range: 1 to an hour.""",
     ).tag(config=True, low=1.0, high=3600.0)
     retry_base_s = Float(
         30.0,
@@ -285,7 +288,7 @@ def sections_of(config: Config) -> dict[str, dict[str, object]]:
 def settings_table() -> list[tuple[str, str, str]]:
     """(name, default as written in Python, help on one line) of every setting, in the order of the sections."""
     return [
-        (f"{section.__name__}.{name}", repr(trait.default_value), " ".join(str(trait.help).split()))
+        (f"{section.__name__}.{name}", repr(trait.default()), " ".join(str(trait.help).split()))
         for section in SECTIONS
         for name, trait in section.class_own_traits(config=True).items()
     ]
