@@ -391,13 +391,19 @@ def acceptance(brake: Brake, policy: CullPolicy) -> str:
     return "Resuming accepts that."
 
 
-def headline(status: Status, due: int) -> str:
-    """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look."""
+def headline(status: Status, due: int, users: int = 0) -> str:
+    """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look.
+
+    So many ``users`` are due to be deleted.
+    """
     if status.mode is Mode.ACTING:
         now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due" if due else "none is due right now"
-        return f"HubGuard is armed and stops servers that are due; {now}."
+        leaving = f" {count(users, 'user')} {'is' if users == 1 else 'are'} due to be deleted." if users else ""
+        return f"HubGuard is armed and stops servers that are due; {now}.{leaving}"
     if status.mode is Mode.OBSERVING:
-        return f"HubGuard only observes: it would stop {count(due, 'server') if due else 'nothing'} now. {status.why}"
+        would = [f"stop {count(due, 'server')}"] if due else []
+        would += [f"delete {count(users, 'user')}"] if users else []
+        return f"HubGuard only observes: it would {' and '.join(would) or 'stop nothing'} now. {status.why}"
     if status.mode is Mode.HELD:
         return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
     if status.mode is Mode.BRAKED and status.brake is not None:

@@ -138,7 +138,7 @@ class CycleShape:
 class LastCycleShape:
     """The last cycle in numbers: how many servers it saw, what it planned, and what came of that.
 
-    ``planned`` is the sum of the three below it. ``users_due`` counts the users that are due to be deleted, planned or not.
+    ``planned`` is the sum of the three below it. ``users_due`` counts the users that are still to be deleted, planned or not.
     """
 
     began_at: datetime
@@ -381,11 +381,23 @@ def _last_cycle(report: CycleReport) -> LastCycleShape:
         stop_server=planned[ActionKind.STOP_SERVER],
         interrupt_spawn=planned[ActionKind.INTERRUPT_SPAWN],
         delete_user=planned[ActionKind.DELETE_USER],
-        users_due=sum(one.standing is Standing.STOP for one in report.user_verdicts),
+        users_due=users_due(report),
         left_out=report.plan.left_out,
         skipped_why=report.skipped_why,
         **{kind.value: by[kind] for kind in OutcomeKind},
     )
+
+
+def users_due(report: CycleReport | None) -> int:
+    """How many users are due to be deleted and weren't deleted in ``report``."""
+    if report is None:
+        return 0
+    deleted = {
+        action.user
+        for action, outcome in report.outcomes
+        if action.kind is ActionKind.DELETE_USER and outcome.kind is OutcomeKind.DONE
+    }
+    return sum(one.standing is Standing.STOP and one.user.name not in deleted for one in report.user_verdicts)
 
 
 def overdue_s(status: Status) -> float | None:
@@ -415,7 +427,7 @@ def of_status(status: Status, policy: CullPolicy) -> StatusShape:
     return StatusShape(
         at=status.at,
         mode=status.mode,
-        sentence=present.headline(status, numbers.stop),
+        sentence=present.headline(status, numbers.stop, users_due(status.last_cycle)),
         why=status.why,
         stance=status.stance,
         started_at=status.started_at,

@@ -833,6 +833,23 @@ async def test_a_form_that_is_not_filled_in_keeps_nothing_and_says_so(site: Site
     assert site.guard.kept == []
 
 
+async def test_every_link_of_the_journal_and_the_exemptions_leads_somewhere(site: Site) -> None:
+    await site.guard.exempt("ann", "", user="gone", server=None, until=NOW + minutes(60))
+    await site.guard.exempt("ann", "", user="gone", server="gpu", until=NOW + minutes(60))
+    site.guard.write("kept", user="gone", server=None, detail="until noon")
+    site.guard.write("kept", user="gone", server="gpu", detail="until noon")
+    site.guard.write("outcome", user="gone", server="", action="delete-user", outcome=OutcomeKind.DONE)
+    site.guard.write("finding", user="gone", server=None, detail="It is odd.")
+    for number in (1, 2):
+        await site.guard.end_exemption(number, "ann", "")
+    for path in ("journal", "exemptions?ended=1"):
+        text = (await site.ask(path, "reader")).text
+        links = [link for link in re.findall(f'href="{PREFIX}([^"]+)"', text) if "gone" in link]
+        assert len(links) >= 2
+        for link in links:
+            assert (await site.ask(link.replace("&amp;", "&"), "reader")).status == 200, link
+
+
 async def test_many_exemptions_come_in_pages_each_once(site: Site) -> None:
     for i in range(230):
         await site.guard.exempt("ann", "", user=f"u{i % 3}", server=None, until=NOW + minutes(5 + i))
@@ -1069,9 +1086,12 @@ async def test_a_deletion_is_never_told_as_a_stop(site_of: Callable[..., Site]) 
         ("delete-user", "cy", None),
     ]
     last = (await site.ask("api/v1/status", "reader")).json["last_cycle"]
-    assert (last["planned"], last["stop_server"], last["delete_user"], last["users_due"]) == (3, 1, 2, 2)
+    assert (last["planned"], last["stop_server"], last["delete_user"], last["users_due"]) == (3, 1, 2, 1)
     overview = (await site.ask("", "reader")).text
     assert "1 server to be stopped, 2 users to be deleted" in overview
+    assert "1 user is due to be deleted." in overview
+    site.guard.change(mode=Mode.OBSERVING)
+    assert "it would delete 1 user now" in (await site.ask("", "reader")).text
     assert "2 stopped" not in overview
     for word in ("arm", "resume"):
         assert "Users are deleted, too" in (await site.ask(f"actions/{word}", "actor")).text
