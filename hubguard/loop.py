@@ -387,6 +387,7 @@ class Guard:
             errors=self.settings.errors,
             notes=self._notes + self._scope_notes,
             budget=self._budget.use(),
+            armed=self._armed(),
             brake=self._cycles.brake,
             clock_from=self._cycles.clock_from,
             tally=self._cycles.tally,

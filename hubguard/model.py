@@ -513,8 +513,9 @@ class Status:
     operator should know (a missing optional scope, a taken-over culler). ``last_cycle`` and ``next_cycle_at`` are None
     before the first cycle, ``lease`` where nobody has ever held it, ``last_good_cycle_at`` before one has succeeded.
     ``brake`` is set while HubGuard holds back. ``clock_from``: idle clocks were started anew then, after an outage.
-    ``tally`` is of this guard's life, ``recent`` of the last hour. ``oldest_overdue`` is the server that has been due for
-    longest and isn't stopped yet. ``findings`` are what an operator should look at, most recent last.
+    ``armed`` is what holds, by people or by the settings. ``tally`` is of this guard's life, ``recent`` of the last hour.
+    ``oldest_overdue`` is the server that has been due for longest and isn't stopped yet. ``findings`` are what an operator
+    should look at, most recent last.
     """
 
     at: datetime
@@ -532,6 +533,7 @@ class Status:
     errors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     budget: BudgetUse | None = None
+    armed: bool = False
     brake: Brake | None = None
     clock_from: datetime | None = None
     tally: Tally = field(default_factory=Tally)

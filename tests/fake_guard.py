@@ -205,6 +205,7 @@ def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **repor
             mode=mode,
             why=WHY[mode],
             stance=Stance(armed=mode is Mode.ACTING or None),
+            armed=mode in {Mode.ACTING, Mode.BRAKED},
             started_at=NOW - timedelta(days=2),
             holder="hub-1:4711",
             lease=Lease("hub-1:4711", "http://127.0.0.1:8080", 3, 0.0, NOW - minutes(60), NOW + timedelta(seconds=20)),

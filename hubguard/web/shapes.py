@@ -409,8 +409,8 @@ def overdue_s(status: Status) -> float | None:
 def is_late(status: Status) -> bool:
     """Whether HubGuard ought to cull, and a server has been due for too long all the same. A person's hold is no lateness."""
     late_s = overdue_s(status)
-    armed = status.mode is Mode.ACTING or (status.mode is Mode.BRAKED and bool(status.stance.armed))
-    return armed and late_s is not None and late_s > LONG_OVERDUE_S
+    meant_to_act = status.armed and status.mode in {Mode.ACTING, Mode.BRAKED}
+    return meant_to_act and late_s is not None and late_s > LONG_OVERDUE_S
 
 
 def _overdue(status: Status, policy: CullPolicy) -> OverdueShape | None:

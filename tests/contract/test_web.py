@@ -952,8 +952,8 @@ async def test_after_an_outage_the_overview_says_that_idle_clocks_began_anew_for
     [
         ({"oldest_overdue": overdue(29)}, True),
         ({"oldest_overdue": overdue(31)}, False),
-        ({"oldest_overdue": overdue(31), "mode": Mode.BRAKED, "brake": OVER_CAP}, False),
-        ({"oldest_overdue": overdue(31), "mode": Mode.BRAKED, "brake": OVER_CAP, "stance": Stance()}, True),
+        ({"oldest_overdue": overdue(31), "mode": Mode.BRAKED, "brake": OVER_CAP, "armed": True}, False),
+        ({"oldest_overdue": overdue(31), "mode": Mode.BRAKED, "brake": OVER_CAP, "armed": False}, True),
         ({"oldest_overdue": overdue(31), "mode": Mode.OBSERVING}, True),
         ({"oldest_overdue": overdue(31), "mode": Mode.HELD, "stance": Stance(armed=True, held=True)}, True),
         ({"oldest_overdue": overdue(31), "mode": Mode.STANDBY}, True),
