@@ -35,7 +35,8 @@ DAY_S = 86400.0
 STOP_S = 1.0
 CONCURRENCY = 10
 ASKS_PER_S = 20.0
-STOP_OPTIONS = ("--timeout=600", f"--concurrency={CONCURRENCY}")
+# Without the last one the peer, which takes so long, would begin its next cycle before the first one is over.
+STOP_OPTIONS = ("--timeout=600", f"--concurrency={CONCURRENCY}", "--cull-every=3600")
 
 # idle cycles
 EVERY_S = 2
@@ -76,7 +77,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Stops:
-    """What stopping everybody took. ``gone_s``: until the last stop was answered; ``cycle_s``: until the cycle was over."""
+    """What stopping everybody took. ``gone_s``: until the last stop was answered; ``cycle_s``: until the cycle was over.
+
+    ``hub_s`` are the CPU seconds of the hub meanwhile, with what the independent client asked.
+    """
 
     who: str
     servers: int
@@ -84,6 +88,7 @@ class Stops:
     cycle_s: float
     in_flight: int
     requests: dict[str, int]
+    hub_s: float
     budget: BudgetKept
     p50_ms: float
     p99_ms: float
@@ -106,7 +111,9 @@ async def stops(idle: int, peers: Sequence[str], say: Callable[[str], None]) -> 
             Goal(f"time to the end of the cycle, HubGuard / {theirs.who}", ours.cycle_s / theirs.cycle_s, 1 / 8),
             Goal(f"p99 of an independent client, HubGuard / {theirs.who}", ours.p99_ms / theirs.p99_ms, 1.5),
         ]
-    goals.append(Goal("HubGuard ahead of its budget, ms", max(0.0, ours.budget.ahead_ms), 0.0))
+    # What was sent in time may arrive late and the next one not: that much is taken for the way, and no more.
+    on_the_way_ms = 1000 / config.load(environ={}).budget.rate
+    goals.append(Goal("HubGuard ahead of its budget, ms", max(0.0, ours.budget.ahead_ms), on_the_way_ms))
     goals.append(Goal("HubGuard's stops in flight", ours.in_flight, CONCURRENCY))
     return [*found, ours], goals
 
@@ -122,11 +129,12 @@ async def _stops(who: str, idle: int, command: list[str], environ: dict[str, str
     async with _hub(population) as (hub, tokens), Gate(hub.api_url) as gate:
         async with _bystander(hub, tokens["bystander"]) as told:
             await asyncio.sleep(2.0)
-            began_s = time.monotonic()
+            assert hub.pid is not None
+            began_s, hub_began_s = time.monotonic(), _cpu_s(hub.pid)
             async with contenders.running(command, hub, gate, tokens["culler"], **environ) as contender:
                 limit_s = 120 + 3 * idle * STOP_S
                 await contenders.over(contender, ends_by_itself=ends_by_itself, timeout_s=limit_s)
-                ended_s = time.monotonic()
+                ended_s, hub_s = time.monotonic(), _cpu_s(hub.pid) - hub_began_s
         left = {user for user, _ in await hub.servers()}
         if left != set(busy):
             raise BenchError(
@@ -144,6 +152,7 @@ async def _stops(who: str, idle: int, command: list[str], environ: dict[str, str
             cycle_s=ended_s - began_s,
             in_flight=gate.most_in_flight("DELETE"),
             requests=contenders.kinds([(asked.method, asked.path) for asked in gate.asked]),
+            hub_s=hub_s,
             budget=budget_kept([asked.at_s for asked in gate.asked], budget.rate, budget.burst),
             p50_ms=1000 * _quantile(told["latencies_s"], 0.5),
             p99_ms=1000 * _quantile(told["latencies_s"], 0.99),
@@ -370,7 +379,18 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _stops_table(found: Sequence[Stops]) -> str:
-    head = ["stop", "servers", "last stop s", "cycle s", "in flight", "requests", "budget used", "p50 ms", "p99 ms"]
+    head = [
+        "stop",
+        "servers",
+        "last stop s",
+        "cycle s",
+        "in flight",
+        "requests",
+        "hub CPU s",
+        "budget used",
+        "p50 ms",
+        "p99 ms",
+    ]
     return _table(
         [head]
         + [
@@ -381,6 +401,7 @@ def _stops_table(found: Sequence[Stops]) -> str:
                 f"{one.cycle_s:.1f}",
                 str(one.in_flight),
                 str(one.budget.requests),
+                f"{one.hub_s:.1f}",
                 # The peer has no budget to keep to.
                 f"{one.budget.highest_share:.0%}" if one.who == "HubGuard" else "-",
                 f"{one.p50_ms:.1f}",
@@ -438,7 +459,7 @@ async def bench(arguments: argparse.Namespace) -> int:
                 (10_000, 250),
             ]
         )
-        grown = [one for size in sizes for one in await idle_cycles(*size, cycles, arguments.peer[:1], say)]
+        grown = [one for size in sizes for one in await idle_cycles(*size, 5, arguments.peer[:1], say)]
         told["growth"] = [asdict(one) for one in grown]
         say("done\n\n" + _idle_table(grown) + "\n")
     told["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
