@@ -67,6 +67,9 @@ WOULD_BE_STOPPED = "would be stopped now"
 REMEMBERED_NOTES = 5000
 """So many of the last notes are looked through after a start, so that a restart doesn't say everything once more."""
 
+NEWS = 100
+"""So many new findings a cycle are told in the journal; the page shows all that there are."""
+
 WATCH, PACE = "watch", "pace"
 """Under these names the journal keeps what the brake and the budget remember."""
 
@@ -120,6 +123,7 @@ class Cycles:
         self._seen: dict[tuple[str, str], Seen] = {}
         self._deleted_users = 0
         self._stopped: dict[Run, datetime] = {}
+        self._came_back: dict[Run, Finding] = {}
         self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
         self._announced: set[Run] | None = None
         self._paced: tuple[PaceState, datetime | None] | None = None
@@ -133,6 +137,8 @@ class Cycles:
         if watch is not None:
             self._watch = Watch.from_dict(watch[0])
             self.clock_from = self._watch.clock_from
+            done = await books.call(journal.entries, event="outcome", limit=REMEMBERED_NOTES)
+            self._deleted_users = sum(_is_deletion(entry) and entry.at >= watch[1] for entry in done)
         paced = await books.call(journal.recall, PACE)
         if paced is not None:
             age_s = max(0.0, (self._clock.now() - paced[1]).total_seconds())
@@ -195,7 +201,9 @@ class Cycles:
         # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
         open_intents = await books.call(journal.open_intents)
         snapshot = await self._observer.look(
-            users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=asked
+            users=policy.users,
+            inactive_since=_inactive_since(policy, began_at),
+            whole=asked or self._one_is_stuck(began_at),
         )
         await self.remember_pace(books)
         now = self._clock.now()
@@ -257,10 +265,15 @@ class Cycles:
             self.oldest_overdue = oldest_overdue(report)
             if snapshot.complete and judgement.brake is None:
                 self.last_good_at = ended_at
-            self._find(report, judgement)
+            await self._find(books, report, judgement, wanted=not (stance.held or why_observing))
         return report
 
     # -- observing ------------------------------------------------------------------------------------------------
+
+    def _one_is_stuck(self, now: datetime) -> bool:
+        """Whether a server was pending for too long by what is known. Only the hub's API tells whether it still is."""
+        limit = timedelta(seconds=self.policy.pending_limit_s)
+        return any(seen.pending_since is not None and now - seen.pending_since >= limit for seen in self._seen.values())
 
     async def _settle_what_was_left(self, books: Books, open_intents: tuple[Entry, ...], snapshot: Snapshot) -> None:
         """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
@@ -282,6 +295,8 @@ class Cycles:
                 else:
                     outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
             await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
+            if intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
+                self._deleted_users += 1
 
     async def _what_became_of_user(self, intent: Entry) -> Outcome | None:
         try:
@@ -426,21 +441,25 @@ class Cycles:
 
     # -- findings -------------------------------------------------------------------------------------------------
 
-    def _find(self, report: CycleReport, judgement: Judgement) -> None:
+    async def _find(self, books: Books, report: CycleReport, judgement: Judgement, *, wanted: bool) -> None:
+        """``findings`` are those of this cycle. ``wanted``: people want what is due to be done."""
         now = report.ended_at
+        self._follow_what_came_back(report)
         found = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
         found += judgement.findings
-        found += _came_back(report, self._stopped, now)
+        found += self._came_back.values()
         found += [
-            Finding(FindingKind.PENDING_STUCK, since, _stuck(verdict.server, since), *verdict.server.key)
+            Finding(
+                FindingKind.PENDING_STUCK, seen.pending_since, _stuck(verdict.server.label, seen), *verdict.server.key
+            )
             for verdict in report.verdicts
-            if (since := verdict.known.pending_since) is not None
-            and verdict.server.pending is not None
-            and now - since >= timedelta(seconds=self.policy.pending_limit_s)
+            if (seen := self._seen.get(verdict.server.key)) is not None
+            and seen.pending_since is not None
+            and now - seen.pending_since >= timedelta(seconds=self.policy.pending_limit_s)
         ]
         due_at = self.oldest_overdue.due_at if self.oldest_overdue else None
         late = timedelta(seconds=max(OVERDUE_S, 3 * self._settings.cull.every_s))
-        if due_at is not None and self.oldest_overdue is not None and now - due_at > late:
+        if wanted and due_at is not None and self.oldest_overdue is not None and now - due_at > late:
             label = self.oldest_overdue.server.label
             text = f"The server {label} has been due since {due_at:%Y-%m-%d %H:%M} UTC and still runs."
             found.append(Finding(FindingKind.NOT_CULLING, due_at, text, *self.oldest_overdue.server.key))
@@ -448,10 +467,46 @@ class Cycles:
         for finding in found:
             key = (finding.kind, finding.user, finding.server)
             began[key] = min(finding.since, self._since.get(key, finding.since))
+        news = [finding for finding in found if (finding.kind, finding.user, finding.server) not in self._since]
+        for finding in news[:NEWS]:
+            with contextlib.suppress(JournalError):
+                await books.call(
+                    books.journal.note,
+                    "finding",
+                    "hubguard",
+                    0,
+                    now,
+                    finding.detail,
+                    user=finding.user,
+                    server=finding.server,
+                )
         self._since = began
         self.findings = tuple(
             replace(finding, since=began[(finding.kind, finding.user, finding.server)]) for finding in found
         )
+
+    def _follow_what_came_back(self, report: CycleReport) -> None:
+        """Runs that were seen gone and are ready again, and those that came back while they were being verified.
+
+        They are told of for as long as that run is there.
+        """
+        found = dict(self._came_back)
+        if report.snapshot.complete:
+            there = {server.run for server in report.snapshot.servers}
+            found = {run: finding for run, finding in found.items() if run in there}
+        for server in report.snapshot.servers:
+            at = self._stopped.get(server.run)
+            if server.ready and at is not None and at < report.began_at:
+                text = f"The server {server.label} was stopped and seen gone, and the same run is ready again."
+                found[server.run] = Finding(FindingKind.CAME_BACK, at, text, *server.key)
+        for action, outcome in report.outcomes:
+            if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith(CAME_BACK):
+                text = f"Stopping {action.label}: {outcome.detail}."
+                run = (action.user, action.name, action.started)
+                found[run] = Finding(FindingKind.CAME_BACK, report.ended_at, text, action.user, action.name)
+            elif outcome.kind is OutcomeKind.DONE:
+                found.pop((action.user, action.name, action.started), None)
+        self._came_back = found
 
     def _width(self, rate: float | None, concurrency: int | None) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
@@ -487,7 +542,9 @@ class _KnownNow:
         route = (await self._observer.routes()).get((action.user, action.name))
         known = replace(
             known,
-            exemption=_exemption_of(action.user, action.name, exemptions, now),
+            exemption=next(iter(exemptions), None)
+            if action.kind is ActionKind.DELETE_USER
+            else _exemption_of(action.user, action.name, exemptions, now),
             proxy_activity=route.last_activity if route else known.proxy_activity,
             hook=None,
             hook_error="",
@@ -529,7 +586,10 @@ def _hook_decides(verdict: Verdict) -> bool:
 
 
 def oldest_overdue(report: CycleReport) -> Verdict | None:
-    """The server that has been due for longest and wasn't stopped in this cycle; None where there is none."""
+    """The server that has been due for longest and wasn't stopped in this cycle; None where there is none.
+
+    One that the operator's own function wants kept isn't late.
+    """
     done = {
         (action.user, action.name, action.started)
         for action, outcome in report.outcomes
@@ -541,33 +601,18 @@ def oldest_overdue(report: CycleReport) -> Verdict | None:
         if verdict.standing in {Standing.STOP, Standing.WAIT}
         and verdict.due_at is not None
         and verdict.due_at < report.ended_at
+        and verdict.known.hook is not False
         and verdict.server.run not in done
     ]
     return min(late, key=lambda verdict: verdict.due_at or report.ended_at, default=None)
 
 
-def _came_back(report: CycleReport, stopped: Mapping[Run, datetime], now: datetime) -> list[Finding]:
-    """Runs that were seen gone and are ready again, and those that came back while they were being verified."""
-    found = [
-        Finding(
-            FindingKind.CAME_BACK,
-            stopped[server.run],
-            f"The server {server.label} was stopped and seen gone, and the same run is ready again.",
-            *server.key,
-        )
-        for server in report.snapshot.servers
-        if server.ready and server.run in stopped and stopped[server.run] < report.began_at
-    ]
-    found += [
-        Finding(FindingKind.CAME_BACK, now, f"Stopping {action.label}: {outcome.detail}.", action.user, action.name)
-        for action, outcome in report.outcomes
-        if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith(CAME_BACK)
-    ]
-    return found
+def _stuck(label: str, seen: Seen) -> str:
+    return f"The server {label} has been pending ({seen.pending}) since {seen.pending_since:%Y-%m-%d %H:%M} UTC."
 
 
-def _stuck(server: Server, since: datetime) -> str:
-    return f"The server {server.label} has been pending ({server.pending}) since {since:%Y-%m-%d %H:%M} UTC."
+def _is_deletion(entry: Entry) -> bool:
+    return entry.action == ActionKind.DELETE_USER.value and entry.outcome is OutcomeKind.DONE
 
 
 def _answered(snapshot: Snapshot, source: Source) -> bool | None:

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -45,6 +45,7 @@ class Hooked:
         self._hook = hook
         self._async = inspect.iscoroutinefunction(hook)
         self._names = _keywords(hook)
+        self._hangs: Future[Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hook")
 
     async def ask(self, verdicts: Iterable[Verdict], now: datetime) -> dict[tuple[str, str], tuple[bool | None, str]]:
@@ -61,6 +62,9 @@ class Hooked:
 
     async def _ask(self, verdict: Verdict, now: datetime) -> tuple[bool | None, str]:
         keywords = _about(verdict, now)
+        if self._hangs is not None and not self._hangs.done():
+            # It would only wait behind the other: three hundred servers at ten seconds each are most of an hour.
+            return None, "it hasn't answered for another server yet"
         if self._names is not None:
             keywords = {name: value for name, value in keywords.items() if name in self._names}
         try:
@@ -74,8 +78,8 @@ class Hooked:
     async def _call(self, keywords: dict[str, Any]) -> Any:
         if self._async:
             return await self._hook(**keywords)  # type: ignore[misc]
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._thread, lambda: self._hook(**keywords))
+        self._hangs = self._thread.submit(lambda: self._hook(**keywords))
+        answer = await asyncio.wrap_future(self._hangs)
         return await answer if inspect.isawaitable(answer) else answer
 
     def close(self) -> None:

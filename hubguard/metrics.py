@@ -38,7 +38,7 @@ class GuardCollector(Collector):
         versions = {"version": hubguard.__version__, "hub_version": status.hub_version or ""}
         yield InfoMetricFamily("hubguard", "HubGuard, and the hub it guards", versions)
         yield _labelled("hubguard_mode", "1 for the mode it is in", "mode", {m.value: m is status.mode for m in Mode})
-        yield _gauge("hubguard_armed", "1 when people have armed it", bool(status.stance.armed))
+        yield _gauge("hubguard_armed", "1 when it is armed, by people or by its settings", status.armed)
         yield _gauge("hubguard_held", "1 when people have put acting on hold", status.stance.held)
         yield _gauge("hubguard_settings_errors", "Wrong settings; with any, it acts on nothing", len(status.errors))
         yield _gauge("hubguard_holds_lease", "1 when this guard may act for the hub", status.holds_lease)

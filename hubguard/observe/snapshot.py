@@ -69,10 +69,8 @@ class Observer:
                 self._whole_at_s = self._clock.monotonic_s()
         inactive: tuple[User, ...] | None = None
         if users and all(reading.complete for reading in readings if reading.source is Source.HUB_API):
-            read = await self._read(Source.HUB_API, self._hub.list_users(inactive_since=inactive_since))
-            inactive = read.value
-            if inactive is None:
-                readings[-1] = read.reading
+            inactive, failed = await self._inactive(inactive_since)
+            readings = [failed if failed and one.source is Source.HUB_API else one for one in readings]
         routes = None
         if self._proxy is not None:
             of_proxy = await self._read(Source.PROXY, self._proxy.routes())
@@ -80,6 +78,15 @@ class Observer:
             routes = of_proxy.value
             self._keep(routes)
         return Snapshot(taken_at, servers, tuple(readings), users_total, inactive, routes)
+
+    async def _inactive(self, since: datetime | None) -> tuple[tuple[User, ...] | None, Reading | None]:
+        """Those users, or None and the reading that says why; from the hub's database where that tells."""
+        if self._database is not None:
+            told = await self._read(Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
+            if told.value is not None:
+                return told.value, None
+        read = await self._read(Source.HUB_API, self._hub.list_users(inactive_since=since))
+        return read.value, None if read.reading.complete else read.reading
 
     async def routes(self) -> Mapping[tuple[str, str], Route]:
         """The proxy's routes by (user, name) of the server, as of two seconds ago at most; none where it can't be read."""
