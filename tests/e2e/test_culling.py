@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +15,15 @@ from urllib.parse import quote, unquote
 
 import aiohttp
 import pytest
-from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers, status
+from aiohttp import web
+from guarded import ARMED, OBSERVING, ask, external, gone, guards, mode, servers, status
+from scripted_hub import TOKEN, Person, ScriptedHub, Srv
 
+from hubguard.cycle import PACE
+from hubguard.journal.store import open_journal
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
+from hubguard.testbed.processes import free_ports
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
@@ -420,11 +427,15 @@ async def test_users_that_vanish_by_another_hand_brake_until_a_person_accepts_it
 
 @pytest.mark.long
 async def test_a_start_that_is_stuck_is_reported_and_interrupted_where_the_policy_says_so(testbed_hub: MakeHub):
-    """Two hubs at once, since the shortest limit is a minute; a start that isn't stuck is left alone on both."""
+    """Two hubs at once, since the shortest limit is a minute.
+
+    The one that only reports is watched through its database, which doesn't tell what is pending: it has to be asked.
+    """
     config = ARMED + "c.HubGuardCull.pending_limit_s = 60.0\nc.Spawner.start_timeout = 600\n"
     config += "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}\n"
     reporting, interrupting = await asyncio.gather(
-        testbed_hub(config=config), testbed_hub(config=config + "c.HubGuardCull.interrupt_spawns = True\n")
+        testbed_hub(config=config + "c.HubGuard.hub_db_url = 'hub'\n"),
+        testbed_hub(config=config + "c.HubGuardCull.interrupt_spawns = True\n"),
     )
 
     async def report(hub: TestbedHub) -> dict[str, Any]:
@@ -442,10 +453,12 @@ async def test_a_start_that_is_stuck_is_reported_and_interrupted_where_the_polic
         await mode(hub, "acting")
         await hub.api("POST", "users/stuck")
         assert (await hub.api("POST", "users/stuck/server", json={"start_s": 500.0})).status == 202
+        # A cycle that is asked for looks at the whole list.
+        assert (await ask(hub, "api/v1/cycles", method="POST", json={"dry_run": True}))[0] == 200
     finding = await report(reporting)
     await gone(interrupting, "stuck")
     assert (finding["kind"], finding["user"], finding["server"]) == ("pending-stuck", "stuck", "")
-    await cycles(reporting)
+    assert [one["kind"] for one in (await cycles(reporting))["findings"]] == ["pending-stuck"]
     server = await reporting.server("stuck")
     assert server is not None
     assert server["pending"] == "spawn"
@@ -483,12 +496,12 @@ async def test_a_server_that_comes_back_after_its_stop_is_a_finding_and_no_succe
 
     await hub.kill_proxy()
     await directly("POST", "arm")
-    found: dict[str, Any] = {}
+
+    def back(found: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(one["user"], one["server"]) for one in found["findings"] if one["kind"] == "came-back"]
 
     async def is_told() -> bool:
-        found.clear()
-        found.update(await directly("GET", "status"))
-        return bool(found["findings"])
+        return bool(back(await directly("GET", "status")))
 
     await hub.wait_for(is_told, "the server that came back to be told of", 90)
     await hub.start_proxy()
@@ -497,11 +510,104 @@ async def test_a_server_that_comes_back_after_its_stop_is_a_finding_and_no_succe
     assert server is not None
     assert server["ready"]
     found = await cycles(hub)
-    (finding,) = found["findings"]
-    assert (finding["kind"], finding["user"], finding["server"]) == ("came-back", "idle", "")
+    assert back(found) == [("idle", "")], "it stays a finding while that run is there"
     assert (found["tally"]["done"], found["tally"]["failed"]) == (0, 1)
     assert await outcomes(hub) == [("idle", "stop-server", "failed")]
     # Whoever ends it by hand is done with it.
     assert (await hub.api("DELETE", "users/idle/server")).status in {202, 204}
     await gone(hub, "idle")
     assert (await cycles(hub))["findings"] == []
+
+
+# -- a guard that is killed ---------------------------------------------------------------------------------------
+
+
+class FallingHub(ScriptedHub):
+    """A hub that answers everything with ``error`` from the first stop on that it is asked for, until ``healed``."""
+
+    token = TOKEN
+
+    def __init__(self, people: list[Person], error: int) -> None:
+        super().__init__(people)
+        self.seen: list[tuple[float, str, str]] = []
+        self.healed = False
+        self._error = error
+        self._fallen = False
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append((time.monotonic(), request.method, request.path))
+        self._fallen = self._fallen or request.method == "DELETE"
+        if self._fallen and not self.healed:
+            return web.json_response({"status": self._error, "message": "not now"}, status=self._error)
+        return await super()._answer(request)
+
+
+OPEN_S = 2.0
+KILLED = f"""
+c.HubGuard.armed = True
+c.HubGuard.lease_s = 3.0
+c.HubGuardCull.idle_timeout_s = 600.0
+c.HubGuardCull.every_s = 1.0
+c.HubGuardCull.retry_base_s = 1.0
+c.HubGuardCull.retry_max_s = 1.0
+c.HubGuardBudget.breaker_failures = 3
+c.HubGuardBudget.breaker_open_s = {OPEN_S}
+"""
+
+
+@pytest.mark.parametrize("error", [500, 429])
+async def test_a_guard_killed_while_its_breaker_is_open_goes_on_with_one_get_at_a_time(tmp_path: Path, error: int):
+    """It was in the midst of stops; the one after it neither repeats them blindly nor begins with a fresh allowance."""
+    settings = tmp_path / "hubguard_config.py"
+    settings.write_text(KILLED)
+    db_url = f"sqlite:///{tmp_path / 'journal.sqlite'}"
+    (port,) = free_ports(1)
+
+    async def guard(hub: FallingHub) -> asyncio.subprocess.Process:
+        command, environ = external(hub, port, db_url, HUBGUARD_CONFIG=str(settings))  # type: ignore[arg-type]
+        with (tmp_path / "log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(*command, env=environ, cwd=tmp_path, stdout=log, stderr=log)
+
+    async def until(check: Callable[[], bool], what: str) -> None:
+        for _ in range(600):
+            if check():
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"waited for {what}, in vain:\n{(tmp_path / 'log').read_text()[-3000:]}")
+
+    def is_open() -> bool:
+        if "DELETE" not in {method for _, method, _ in hub.seen}:
+            return False
+        journal = open_journal(db_url)
+        try:
+            remembered = journal.recall(PACE)
+            return remembered is not None and remembered[0]["breaker"] == "open"
+        finally:
+            journal.close()
+
+    async with FallingHub([Person(name, {"": Srv()}) for name in ("ann", "bob", "cyd")], error) as hub:
+        process = await guard(hub)
+        try:
+            await until(is_open, "the journal to know that the breaker is open")
+            process.kill()
+            await process.wait()
+            before = len(hub.seen)
+            process = await guard(hub)
+            await until(lambda: len(hub.seen) >= before + 2, "two probes")
+            probes = hub.seen[before:]
+            hub.healed = True
+            assert {method for _, method, _ in probes} == {"GET"}
+            # Each is sent that long after the answer to the one before, however slow this machine is.
+            assert all(later[0] - probe[0] >= OPEN_S for probe, later in itertools.pairwise(probes))
+            await until(lambda: len(hub.asked) >= 3, "the servers to be stopped")
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await asyncio.wait_for(process.wait(), 20)
+    since = hub.seen[before:]
+    for at, method, path in since:
+        if method == "DELETE":
+            user = path.split("/")[4]
+            looks = [when for when, how, where in since if how == "GET" and where == f"/hub/api/users/{user}"]
+            assert any(when < at for when in looks), f"{user} was looked at again"
+    assert sorted(hub.asked) == ["stop ann", "stop bob", "stop cyd"]
