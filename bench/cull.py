@@ -459,9 +459,11 @@ async def bench(arguments: argparse.Namespace) -> int:
                 (10_000, 250),
             ]
         )
-        grown = [one for size in sizes for one in await idle_cycles(*size, 5, arguments.peer[:1], say)]
+        grown: list[Idle] = []
+        for size in sizes:
+            grown += await idle_cycles(*size, 5, arguments.peer[:1], say)
+            say("done\n\n" + _idle_table(grown[-3:]) + "\n")
         told["growth"] = [asdict(one) for one in grown]
-        say("done\n\n" + _idle_table(grown) + "\n")
     told["goals"] = [{**asdict(goal), "met": goal.met} for goal in goals]
     if arguments.json:
         print(json.dumps(told, indent=1))
