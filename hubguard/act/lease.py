@@ -83,6 +83,8 @@ class LeaseKeeper:
         self._lease_s = lease_s
         self._lease: Lease | None = None
         self._sure_until_s = float("-inf")
+        self._others: Lease | None = None
+        self._others_since_s = 0.0
         self.seen: Lease | None = None
         self.superseded = False
 
@@ -112,10 +114,22 @@ class LeaseKeeper:
             self.seen = await self._books.call(journal.lease, HUB)
             if self.seen is not None and self._generation and self.seen.generation > self._generation:
                 self.superseded = True
+            await self._watch_the_other(now, asked_s)
             return False
         self._lease = self.seen = lease
         self._sure_until_s = asked_s + self._lease_s
         return True
+
+    async def _watch_the_other(self, now: datetime, now_s: float) -> None:
+        """A lease that its holder hasn't renewed for twice as long as it lasts is free, whatever date it is good until.
+
+        Its holder, counting as we do, has long ceased to act on it. The date was from a clock that was ahead.
+        """
+        if self.seen is None or self.seen != self._others:
+            self._others, self._others_since_s = self.seen, now_s
+        elif now_s - self._others_since_s >= 2 * self._lease_s:
+            log.warning("The guard %s has been silent for too long and loses the lease.", self.seen.holder)
+            await self._books.call(self._books.journal.release_lease, HUB, self.seen, now)
 
     async def give_up(self) -> None:
         """The lease isn't ours any more, and the next guard needn't wait. Never raises."""

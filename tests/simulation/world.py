@@ -585,6 +585,13 @@ class World:
         assert set(outcomes) == intents, f"without outcome: {sorted(intents - set(outcomes))}"
         assert self.sent <= len(intents)
 
+    def explained(self) -> str:
+        """What the guard says of itself and of each server."""
+        assert self.life is not None
+        status = self.life.guard.status()
+        verdicts = status.last_cycle.verdicts if status.last_cycle else ()
+        return "\n".join([f"{self.wall.now()} {status.why}", *(f"{one}" for one in verdicts)])
+
     def running(self) -> set[Key]:
         """The servers that run, without those that somebody has asked to keep."""
         kept = self.journal.exemptions(self.wall.now())
