@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import threading
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,21 +40,23 @@ def load_hook(name: str) -> Hook:
 
 
 class Hooked:
-    """Asks ``hook``: an async one in the event loop, another in a thread of its own, so that neither holds up the pages."""
+    """Asks ``hook``: an async one in the event loop, another in a thread, so that neither holds up the pages.
+
+    One that isn't async is asked about one server at a time, whoever asks.
+    """
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
         self._async = inspect.iscoroutinefunction(hook)
         self._names = _keywords(hook)
-        self._hangs: Future[Any] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hook")
+        self._places = asyncio.Semaphore(AT_ONCE if self._async else 1)
+        self._under_way: Future[Any] | None = None
 
     async def ask(self, verdicts: Iterable[Verdict], now: datetime) -> dict[tuple[str, str], tuple[bool | None, str]]:
         """By (user, name): its answer and "", or None and why there is none."""
-        places = asyncio.Semaphore(AT_ONCE if self._async else 1)
 
         async def one(verdict: Verdict) -> tuple[bool | None, str]:
-            async with places:
+            async with self._places:
                 return await self._ask(verdict, now)
 
         asked = list(verdicts)
@@ -62,29 +65,40 @@ class Hooked:
 
     async def _ask(self, verdict: Verdict, now: datetime) -> tuple[bool | None, str]:
         keywords = _about(verdict, now)
-        if self._hangs is not None and not self._hangs.done():
+        if self._under_way is not None and not self._under_way.done():
             # It would only wait behind the other: three hundred servers at ten seconds each are most of an hour.
             return None, "it hasn't answered for another server yet"
         if self._names is not None:
             keywords = {name: value for name, value in keywords.items() if name in self._names}
         try:
-            answer = await asyncio.wait_for(self._call(keywords), PATIENCE_S)
+            return bool(await asyncio.wait_for(self._call(keywords), PATIENCE_S)), ""
         except asyncio.TimeoutError:
             return None, f"it didn't answer within {PATIENCE_S:g} s"
         except Exception as error:
             return None, f"it failed with {type(error).__name__}: {error}"
-        return bool(answer), ""
 
     async def _call(self, keywords: dict[str, Any]) -> Any:
-        if self._async:
-            return await self._hook(**keywords)  # type: ignore[misc]
-        self._hangs = self._thread.submit(lambda: self._hook(**keywords))
-        answer = await asyncio.wrap_future(self._hangs)
-        return await answer if inspect.isawaitable(answer) else answer
+        try:
+            answer = self._hook(**keywords) if self._async else await self._in_thread(keywords)
+            return await answer if inspect.isawaitable(answer) else answer
+        except SystemExit as error:
+            # In the event loop it would end HubGuard.
+            raise RuntimeError(f"it called sys.exit({error.code!r})") from None
 
-    def close(self) -> None:
-        """It isn't asked any more; one that hangs is left behind."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def _in_thread(self, keywords: dict[str, Any]) -> Awaitable[Any]:
+        answer: Future[Any] = Future()
+        answer.set_running_or_notify_cancel()  # whoever gives up waiting doesn't end it
+
+        def run() -> None:
+            try:
+                answer.set_result(self._hook(**keywords))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._under_way = answer
+        # Not one of a pool: Python waits for those before it ends, and one that hangs would keep it from that.
+        threading.Thread(target=run, name="hook", daemon=True).start()
+        return asyncio.wrap_future(answer)
 
 
 def _keywords(hook: Hook) -> frozenset[str] | None:

@@ -68,14 +68,13 @@ class Guard:
     ) -> None:
         self.settings = settings
         self._hub_checks_at_s = hub_checks_at_s
-        self._hook = Hooked(hook) if hook is not None else None
         self._cycles = Cycles(
             settings,
             hub,
             budget,
             Observer(hub, clock, database=database, proxy=proxy),
             clock,
-            hook=self._hook,
+            hook=Hooked(hook) if hook is not None else None,
             generation=generation,
         )
         self.policy = self._cycles.policy
@@ -142,8 +141,6 @@ class Guard:
             await self._end()
 
     async def _end(self) -> None:
-        if self._hook is not None:
-            self._hook.close()
         if self._keeper is not None:
             await self._keeper.give_up()
         if self._books is not None:

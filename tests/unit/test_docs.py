@@ -226,6 +226,5 @@ async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_say
     ]
     assert {verdict.evidence for verdict in due} == {Evidence.HUB}
     answers = await hook.ask(due, NOW)
-    hook.close()
     said = {user: answer for (user, _), answer in answers.items()}
     assert said == {"ada": (True, ""), "exam-7": (False, ""), "bob": (False, ""), "cid": (True, "")}
