@@ -315,7 +315,10 @@ async def test_a_server_that_somebody_keeps_while_the_cycle_is_under_way_stays(t
 # -- users --------------------------------------------------------------------------------------------------------
 
 
-async def test_users_who_are_long_gone_are_deleted_and_admins_the_active_and_the_kept_are_not(testbed_hub: MakeHub):
+@pytest.mark.parametrize("hub_db_url", ["", "hub"])
+async def test_users_who_are_long_gone_are_deleted_and_admins_the_active_and_the_kept_are_not(
+    testbed_hub: MakeHub, hub_db_url: str
+):
     population = Population(
         users=(
             SeededUser("stale", idle_for_s=40 * DAY_S, created_s=90 * DAY_S),
@@ -327,7 +330,7 @@ async def test_users_who_are_long_gone_are_deleted_and_admins_the_active_and_the
         ),
         servers=(SeededServer("runs", idle_for_s=40 * DAY_S),),
     )
-    config = "c.HubGuardCull.users = True\n" + OBSERVING
+    config = f"c.HubGuardCull.users = True\nc.HubGuard.hub_db_url = {hub_db_url!r}\n" + OBSERVING
     hub = await testbed_hub(config=config, population=population)
     await mode(hub, "observing")
     asked = {"user": "kept", "for_s": 3600}
