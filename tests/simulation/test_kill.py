@@ -52,8 +52,8 @@ def killed_at(step: int, *, proxy_told: bool, database_told: bool) -> World:
     assert world.life.dead
     world.begin()
     world.life.dies_at = None
-    # The dead guard's lease has to run out first.
-    world.passes(1000.0)
+    # The dead guard's lease has to run out first, and an intent that was left counts as a failure, with its back-off.
+    world.passes(900.0 + 3 * EVERY_S)
     return world
 
 

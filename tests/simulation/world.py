@@ -433,7 +433,7 @@ class World:
 
     def use(self, key: Key) -> bool:
         """Somebody uses their server through the proxy; False where they can't."""
-        record, path = self.hub._settled().get(key), route_path("/", *key)
+        record, path = self.hub._records.get(key), route_path("/", *key)
         if not self.proxy_up or record is None or not record.server.ready or path not in self.proxy._routes:
             return False
         self.proxy.seen(path)
