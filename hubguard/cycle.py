@@ -22,7 +22,7 @@ from hubguard.decide.cull import plan as plan_cull
 from hubguard.decide.disruption import Caution, Judgement, Look
 from hubguard.decide.disruption import look as judge_the_world
 from hubguard.decide.watch import Watch
-from hubguard.errors import JournalError
+from hubguard.errors import JournalError, ProxyError
 from hubguard.hook import Hooked
 from hubguard.model import (
     Action,
@@ -30,6 +30,7 @@ from hubguard.model import (
     Brake,
     CycleReport,
     Entry,
+    Evidence,
     Exemption,
     Failures,
     Finding,
@@ -325,10 +326,12 @@ class Cycles:
         known = {}
         for server in snapshot.servers:
             seen, route = self._seen.get(server.key), routes.get(server.key)
+            # A proxy that has lost its table has lost traffic, too, that the hub may not have taken over yet.
+            noted = seen.active_at if seen is not None and seen.evidence is Evidence.PROXY else None
             known[server.run] = Known(
                 failures=failures.get(server.run),
                 exemption=_exemption_of(server.user, server.name, exemptions, now),
-                proxy_activity=route.last_activity if route else None,
+                proxy_activity=_latest(route.last_activity if route else None, noted),
                 active_at=seen.active_at if seen else None,
                 pending_since=seen.pending_since if seen else None,
             )
@@ -539,13 +542,16 @@ class _KnownNow:
         now = self._clock.now()
         journal = self._books.journal
         exemptions = await self._books.call(journal.exemptions, now, user=action.user)
-        route = (await self._observer.routes()).get((action.user, action.name))
+        routes = await self._observer.routes()
+        if routes is None:
+            raise ProxyError("the proxy can't be read just now, so that nobody's use of their server can be seen")
+        route = routes.get((action.user, action.name))
         known = replace(
             known,
             exemption=next(iter(exemptions), None)
             if action.kind is ActionKind.DELETE_USER
             else _exemption_of(action.user, action.name, exemptions, now),
-            proxy_activity=route.last_activity if route else known.proxy_activity,
+            proxy_activity=_latest(route.last_activity if route else None, known.proxy_activity),
             hook=None,
             hook_error="",
         )
@@ -618,6 +624,10 @@ def _is_deletion(entry: Entry) -> bool:
 def _answered(snapshot: Snapshot, source: Source) -> bool | None:
     reading = snapshot.reading(source)
     return None if reading is None else reading.complete
+
+
+def _latest(*times: datetime | None) -> datetime | None:
+    return max((at for at in times if at is not None), default=None)
 
 
 def _exemption_of(user: str, server: str, exemptions: Iterable[Exemption], now: datetime) -> Exemption | None:

@@ -20,6 +20,7 @@ from hubguard.errors import (
     HubUnreachable,
     JournalError,
     LeaseLost,
+    ProxyError,
     Unrecordable,
 )
 from hubguard.model import NOT_TRIED, Action, ActionKind, Known, Outcome, OutcomeKind, Plan, Server
@@ -73,7 +74,8 @@ class Executor:
 
         A stop that was answered makes room for the next one while it is being verified. One failure never ends the rest.
         What ends it, with the rest skipped: the lease lost, acting put on hold, the journal unusable, the hub refusing the
-        token, the breaker open, or the plan expired. A user is only deleted when all servers of the plan are settled.
+        token, the breaker open, the proxy not answering, or the plan expired. A user is only deleted when all servers of the
+        plan are settled.
         """
         work = _Work()
         verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=self._running)
@@ -301,7 +303,7 @@ def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), "another guard holds the lease"
     if isinstance(error, Unrecordable):
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), ""
-    if isinstance(error, (JournalError, HubRefused, BudgetExhausted)):
+    if isinstance(error, (JournalError, HubRefused, BudgetExhausted, ProxyError)):
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), str(error)
     if isinstance(error, HubError):
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, since it couldn't be read again: {error}"), ""

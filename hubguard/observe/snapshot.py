@@ -36,7 +36,7 @@ class Observer:
         self._database = database
         self._proxy = proxy
         self._whole_at_s = float("-inf")
-        self._routes: Mapping[tuple[str, str], Route] = {}
+        self._routes: Mapping[tuple[str, str], Route] | None = None
         self._routes_at_s = float("-inf")
         self._reading_routes = asyncio.Lock()
 
@@ -88,8 +88,11 @@ class Observer:
         read = await self._read(Source.HUB_API, self._hub.list_users(inactive_since=since))
         return read.value, None if read.reading.complete else read.reading
 
-    async def routes(self) -> Mapping[tuple[str, str], Route]:
-        """The proxy's routes by (user, name) of the server, as of two seconds ago at most; none where it can't be read."""
+    async def routes(self) -> Mapping[tuple[str, str], Route] | None:
+        """The proxy's routes by (user, name) of the server, as of two seconds ago at most; None where it doesn't tell.
+
+        There are none where HubGuard has no access to the proxy.
+        """
         if self._proxy is None:
             return {}
         async with self._reading_routes:
@@ -98,7 +101,8 @@ class Observer:
             return self._routes
 
     def _keep(self, routes: Mapping[str, Route] | None) -> None:
-        self._routes, self._routes_at_s = by_server(routes or {}), self._clock.monotonic_s()
+        self._routes = None if routes is None else by_server(routes)
+        self._routes_at_s = self._clock.monotonic_s()
 
     def _whole_is_due(self) -> bool:
         return self._clock.monotonic_s() - self._whole_at_s >= WHOLE_S

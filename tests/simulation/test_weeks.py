@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from simulation.world import EVERY_S, LIMIT_S, RETRY_MAX_S, UPDATE_S, Key, World
+from simulation.world import EVERY_S, LIMIT_S, RETRY_MAX_S, SETTINGS, UPDATE_S, Key, World
 
 from hubguard.clients.memory_hub import Stops
 from hubguard.errors import HubGuardError
@@ -231,3 +232,38 @@ def test_a_guard_that_died_while_its_clock_was_ahead_keeps_no_other_from_acting(
         world.all_is_accounted_for()
     finally:
         world.close()
+
+
+QUICK = {"HubGuardCull": {**SETTINGS["HubGuardCull"], "every_s": 60.0}}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World(settings=QUICK)
+    world.journal.arm("ada", "", world.clock.now())
+    world.begin()
+    world.passes(UPDATE_S + 1)
+    yield world
+    world.close()
+
+
+def test_use_that_the_proxy_has_forgotten_still_counts_where_it_was_seen(world: World):
+    """It loses its table before the hub has taken over what was in it, and has no route until the hub puts it right."""
+    world.start(("ada", ""), idle_s=LIMIT_S - 60)
+    world.use(("ada", ""))
+    world.passes(130)
+    world.proxy.wipe()
+    world.passes(100)
+    assert world.running() == {("ada", "")}
+
+
+def test_nothing_is_stopped_on_the_hubs_word_alone_while_the_proxy_does_not_answer(world: World):
+    """Too short to be an outage, and long enough to miss somebody who has just come back."""
+    world.start(("ada", ""), idle_s=LIMIT_S + 60)
+    world.use(("ada", ""))
+    world.proxy_up = False
+    world.passes(100)
+    assert world.running() == {("ada", "")}
+    world.proxy_up = True
+    world.passes(LIMIT_S + 300)
+    assert world.running() == set()

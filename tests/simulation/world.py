@@ -29,7 +29,7 @@ from hubguard.clients.proxy_models import route_path
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
 from hubguard.journal.store import Journal, open_journal
 from hubguard.loop import Guard
-from hubguard.model import Entry, Route, Server, User
+from hubguard.model import Entry, Evidence, Route, Server, User
 from hubguard.observe.snapshot import ROUTES_LAST_S
 
 T = TypeVar("T")
@@ -216,7 +216,6 @@ class Life:
         self.dies_at: int | None = None
         self.looked: dict[Key, tuple[int, float]] = {}
         self.intents: list[Intent] = []
-        self.table: dict[Key, datetime] = {}
         self.table_at_s = float("-inf")
         settings = config.load(SETTINGS, world.settings, environ={})
         assert not settings.errors, settings.errors
@@ -549,6 +548,12 @@ class World:
         if record is None or record.server.started != intent.started:
             return  # it was started anew since the second look, and HubGuard can't know
         assert request.at_s >= self.not_idle_before_s - max(0.0, self.wall.ahead_s), f"{what}: just after an outage"
+        if self.proxy_told:
+            assert looked_s - life.table_at_s <= ROUTES_LAST_S + 2 * TAKES_S, f"{what}: the proxy wasn't asked"
+            noted = self.journal.activity().get(key)
+            if noted is not None and noted.evidence is Evidence.PROXY and noted.active_at is not None:
+                idle_s = (self.wall.now() - noted.active_at).total_seconds()
+                assert idle_s >= LIMIT_S, f"{what}: HubGuard itself had noted its use {idle_s:.0f} s ago"
         used = self.used.get(key)
         if used is None or not self._could_be_told(life, key, used, looked_s):
             return
@@ -618,7 +623,11 @@ class World:
     def _proxy_fault(self, request: ProxyRequest) -> ProxyUnreachable | None:
         if not self.proxy_up:
             return ProxyUnreachable("Connection refused.")
-        return ProxyUnreachable("reset") if self.every_nth_fails and self.requests % 2 else None
+        if self.every_nth_fails and self.requests % 2:
+            return ProxyUnreachable("reset")
+        if self.life is not None:
+            self.life.table_at_s = request.at_s
+        return None
 
     def switch_database(self, up: bool) -> None:
         if self.database is not None:
