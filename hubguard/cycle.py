@@ -76,12 +76,12 @@ WATCH, PACE = "watch", "pace"
 
 
 class Cycles:
-    """Runs cycles, one at a time, and remembers between them. :meth:`begin` comes first, with the journal's memory.
+    """Runs cycles, one at a time, and remembers between them. ``begun``: what the journal remembers is in force.
 
     After each cycle ``last`` is its report, ``brake`` what holds acting back, ``clock_from`` the end of the last outage,
     ``findings`` what an operator should look at, ``oldest_overdue`` the server that has been due for longest, ``tally`` and
-    ``recent`` how actions ended, and ``last_good_at`` when a cycle last saw all and wasn't kept from doing what was due by
-    anything but people.
+    ``recent`` how actions ended, ``saw_all`` whether the hub answered in full, and ``last_good_at`` when a cycle last saw all
+    and nothing but people kept it from doing what was due.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class Cycles:
         generation: float = 0.0,
     ) -> None:
         self.policy = policy_of(settings)
+        self.begun = False
+        self.saw_all = True
         self.last: CycleReport | None = None
         self.last_good_at: datetime | None = None
         self.brake: Brake | None = None
@@ -130,9 +132,12 @@ class Cycles:
         self._paced: tuple[PaceState, datetime | None] | None = None
         self._forgot_at: datetime | None = None
 
-    async def begin(self, books: Books) -> None:
-        """What the journal remembers of earlier cycles is in force: outages, the population, the budget's state. Raises
-        JournalError."""
+    def begin_anew(self) -> None:
+        """Before the next cycle, what the journal remembers is read: another guard may have acted since."""
+        self.begun = False
+
+    async def _begin(self, books: Books) -> None:
+        """What the journal remembers of earlier cycles is in force: outages, the population, the budget's state."""
         journal = books.journal
         watch = await books.call(journal.recall, WATCH)
         if watch is not None:
@@ -147,6 +152,7 @@ class Cycles:
                 # What another version has written is no reason not to begin.
                 self._budget.restore(PaceState(**paced[0]), age_s)
         self._seen = dict(await books.call(journal.activity))
+        self.begun = True
 
     async def run(
         self,
@@ -168,6 +174,8 @@ class Cycles:
         ``rate`` and ``concurrency`` are for this cycle alone.
         """
         async with self._one_at_a_time:
+            if not self.begun:
+                await self._begin(books)
             with self._budget.lowered(rate=rate, concurrency=concurrency):
                 report = await self._run(
                     books,
@@ -204,10 +212,12 @@ class Cycles:
         snapshot = await self._observer.look(
             users=policy.users,
             inactive_since=_inactive_since(policy, began_at),
-            whole=asked or self._one_is_stuck(began_at),
+            # Only the hub's API tells what is in the middle of something.
+            whole=asked or bool(open_intents) or self._one_is_stuck(began_at),
         )
         await self.remember_pace(books)
         now = self._clock.now()
+        self.saw_all = snapshot.complete
         if snapshot.complete:
             await self._settle_what_was_left(books, open_intents, snapshot)
             await self._follow(books, snapshot)
@@ -231,7 +241,7 @@ class Cycles:
         if self._hook is not None:
             known = await self._ask_hook(self._hook, verdicts, known, now)
             verdicts = judge_all(snapshot.servers, policy, known, now)
-        user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now)
+        user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, clock_from)
         plan = plan_cull(verdicts, policy, now, user_verdicts)
         judgement = judge_the_world(
             self._watch,
@@ -250,7 +260,7 @@ class Cycles:
                 self._hub,
                 keeper,
                 self._clock,
-                _KnownNow(self._observer, books, self._hook, self._clock, known, policy),
+                _KnownNow(self._observer, books, self._hook, self._clock, known, policy, clock_from),
                 verify_s=self._settings.cull.verify_s,
                 running=len(snapshot.servers),
             )
@@ -305,7 +315,7 @@ class Cycles:
         except Exception as error:
             log.warning("What became of deleting %s isn't known yet: %s", intent.user, error)
             return None
-        if user is None or user.created != intent.started:
+        if user is None or not same_run(user.created, intent.started):
             return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
         return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
 
@@ -362,9 +372,10 @@ class Cycles:
                 await books.call(books.journal.remember, PACE, asdict(paced), now)
 
     async def _take_over(self, books: Books, judgement: Judgement) -> None:
-        self._deleted_users = 0
         if judgement.watch != self._watch:
             await books.call(books.journal.remember, WATCH, judgement.watch.to_dict(), self._clock.now())
+        # Only now: the watch without the deletions, or they without it, would look like a loss.
+        self._deleted_users = 0
         before, self.brake = self.brake, judgement.brake
         self._watch, self.clock_from = judgement.watch, judgement.clock_from
         reason = judgement.brake.reason if judgement.brake else None
@@ -529,8 +540,10 @@ class _KnownNow:
         clock: Clock,
         known: Mapping[Run, Known],
         policy: CullPolicy,
+        clock_from: datetime | None,
     ) -> None:
         self._observer = observer
+        self._clock_from = clock_from
         self._books = books
         self._hook = hook
         self._clock = clock
@@ -552,6 +565,7 @@ class _KnownNow:
             if action.kind is ActionKind.DELETE_USER
             else _exemption_of(action.user, action.name, exemptions, now),
             proxy_activity=_latest(route.last_activity if route else None, known.proxy_activity),
+            clock_from=self._clock_from,
             hook=None,
             hook_error="",
         )

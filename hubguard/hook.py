@@ -22,6 +22,9 @@ stop the server."""
 PATIENCE_S = 10.0
 """So long a hook may take for one server."""
 
+HANGING = 5
+"""So many servers it may hang for, until it isn't asked about others before it has answered for one of them."""
+
 AT_ONCE = 10
 """So many servers an async hook is asked about at once."""
 
@@ -50,7 +53,7 @@ class Hooked:
         self._async = inspect.iscoroutinefunction(hook)
         self._names = _keywords(hook)
         self._places = asyncio.Semaphore(AT_ONCE if self._async else 1)
-        self._under_way: Future[Any] | None = None
+        self._hanging: list[asyncio.Future[Any] | Future[Any]] = []
 
     async def ask(self, verdicts: Iterable[Verdict], now: datetime) -> dict[tuple[str, str], tuple[bool | None, str]]:
         """By (user, name): its answer and "", or None and why there is none."""
@@ -65,22 +68,33 @@ class Hooked:
 
     async def _ask(self, verdict: Verdict, now: datetime) -> tuple[bool | None, str]:
         keywords = _about(verdict, now)
-        if self._under_way is not None and not self._under_way.done():
-            # It would only wait behind the other: three hundred servers at ten seconds each are most of an hour.
-            return None, "it hasn't answered for another server yet"
+        self._hanging = [one for one in self._hanging if not one.done()]
+        if len(self._hanging) >= HANGING:
+            # Each more would cost its patience: for three hundred servers most of an hour.
+            return None, "it hasn't answered for other servers yet"
         if self._names is not None:
             keywords = {name: value for name, value in keywords.items() if name in self._names}
+        # A task of its own: a hook that is cancelled, or won't be, is its own affair.
+        task = asyncio.ensure_future(self._call(keywords))
         try:
-            return bool(await asyncio.wait_for(self._call(keywords), PATIENCE_S)), ""
-        except asyncio.TimeoutError:
+            await asyncio.wait({task}, timeout=PATIENCE_S)
+        finally:
+            if not task.done():
+                self._hanging.append(task)
+                task.cancel()
+        if task in self._hanging:
             return None, f"it didn't answer within {PATIENCE_S:g} s"
-        except Exception as error:
+        if task.cancelled():
+            return None, "it was cancelled"
+        error = task.exception()
+        if error is not None:
             return None, f"it failed with {type(error).__name__}: {error}"
+        return task.result(), ""
 
-    async def _call(self, keywords: dict[str, Any]) -> Any:
+    async def _call(self, keywords: dict[str, Any]) -> bool:
         try:
             answer = self._hook(**keywords) if self._async else await self._in_thread(keywords)
-            return await answer if inspect.isawaitable(answer) else answer
+            return bool(await answer if inspect.isawaitable(answer) else answer)
         except SystemExit as error:
             # In the event loop it would end HubGuard.
             raise RuntimeError(f"it called sys.exit({error.code!r})") from None
@@ -95,7 +109,7 @@ class Hooked:
             except BaseException as error:
                 answer.set_exception(error)
 
-        self._under_way = answer
+        self._hanging.append(answer)  # until it is done; giving up on it doesn't end its thread
         # Not one of a pool: Python waits for those before it ends, and one that hangs would keep it from that.
         threading.Thread(target=run, name="hook", daemon=True).start()
         return asyncio.wrap_future(answer)

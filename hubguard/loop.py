@@ -99,7 +99,6 @@ class Guard:
         self._started_at = clock.now()
         self._soon = asyncio.Event()
         self._learned_at: datetime | None = None
-        self._began = False
 
     # -- living ---------------------------------------------------------------------------------------------------
 
@@ -178,7 +177,12 @@ class Guard:
 
     async def _remember(self) -> None:
         """What the budget has learned outlives even a guard that is killed in the midst of its first cycle."""
-        if self._began and self._books is not None and self._keeper is not None and self._keeper.lease is not None:
+        if (
+            self._cycles.begun
+            and self._books is not None
+            and self._keeper is not None
+            and self._keeper.lease is not None
+        ):
             await self._cycles.remember_pace(self._books)
 
     async def _keep_lease_once(self) -> None:
@@ -190,11 +194,7 @@ class Guard:
         if holds and not held_before:
             log.info("This guard holds the lease (fence %d).", self._keeper.seen.fence if self._keeper.seen else 0)
             # Whoever held it before may have left something to remember.
-            await self._cycles.begin(self._usable_books())
-            self._began = True
-            if self._took_over and self._stance.armed is None:
-                why = f"took over from {self._took_over}, and goes on with its settings"
-                await self._set(Journal.arm, "hubguard", why)
+            self._cycles.begin_anew()
             self._soon.set()
         elif held_before and not holds:
             log.warning("This guard has lost the lease and acts no more.")
@@ -202,7 +202,7 @@ class Guard:
     async def _run_cycles(self) -> None:
         while True:
             self._soon.clear()
-            if not self.settings.errors and self._began and self._keeper is not None and self._keeper.lease is not None:
+            if not self.settings.errors and self._keeper is not None and self._keeper.lease is not None:
                 try:
                     await self._cycle("hubguard", asked=False)
                 except HubGuardError as error:
@@ -216,6 +216,9 @@ class Guard:
                 hub_checks_at_s=self._hub_checks_at_s,
                 hub_check_every_s=self.settings.cull.hub_activity_interval_s,
             )
+            if not self._cycles.saw_all:
+                # An outage is told from one slow answer by a second look.
+                wait_s = min(wait_s, self.settings.cull.outage_s / 2)
             self._next_at = self._clock.now() + timedelta(seconds=wait_s)
             await self._sleep_or_soon(wait_s)
 
@@ -265,6 +268,8 @@ class Guard:
         books, keeper = self._usable_books(), self._keeper
         assert keeper is not None
         self._stance = await books.call(books.journal.stance)
+        if self._took_over and self._stance.armed is None:
+            await self._set(Journal.arm, "hubguard", f"took over from {self._took_over}, and goes on with its settings")
         report = await self._cycles.run(
             books,
             keeper,

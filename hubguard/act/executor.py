@@ -23,7 +23,7 @@ from hubguard.errors import (
     ProxyError,
     Unrecordable,
 )
-from hubguard.model import NOT_TRIED, Action, ActionKind, Known, Outcome, OutcomeKind, Plan, Server
+from hubguard.model import NOT_TRIED, Action, ActionKind, Known, Outcome, OutcomeKind, Plan, Server, same_run
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Executor:
             user = await self._hub.get_user(action.user)
             known = await self._known_now(action, None)
             exemptions = () if known.exemption is None else (known.exemption,)
-            return user_still_due(action, user, policy, exemptions, self._clock.now())
+            return user_still_due(action, user, policy, exemptions, self._clock.now(), known.clock_from)
         server = await self._hub.get_server(action.user, action.name)
         known = await self._known_now(action, server)
         return still_due(action, server, policy, known, self._clock.now())
@@ -213,7 +213,7 @@ class Executor:
             return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {error}")
         if user is None:
             return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({sent.remark})" if sent.remark else ""))
-        if user.created != action.started:
+        if not same_run(user.created, action.started):
             return Outcome(OutcomeKind.DONE, "that user is gone; one of the same name is there since")
         return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
 

@@ -132,14 +132,19 @@ def judge_all(
 
 
 def judge_users(
-    users: Iterable[User], policy: CullPolicy, exemptions: Sequence[Exemption], now: datetime
+    users: Iterable[User],
+    policy: CullPolicy,
+    exemptions: Sequence[Exemption],
+    now: datetime,
+    clock_from: datetime | None = None,
 ) -> tuple[UserVerdict, ...]:
     """A verdict for every user, nearest to being deleted first; those that never will be come last, by name.
 
-    An exemption of any server of a user's keeps the user, too: a server goes with its user.
+    An exemption of any server of a user's keeps the user, too: a server goes with its user. No inactivity counts from
+    before ``clock_from``.
     """
     kept = {e.user for e in exemptions if e.covers(e.user, e.server or "", now)}
-    verdicts = [_judge_user(user, policy, user.name in kept, now) for user in users]
+    verdicts = [_judge_user(user, policy, user.name in kept, now, clock_from) for user in users]
     return tuple(sorted(verdicts, key=_user_nearness))
 
 
@@ -182,16 +187,24 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, known: 
 
 
 def user_still_due(
-    action: Action, user: User | None, policy: CullPolicy, exemptions: Sequence[Exemption], now: datetime
+    action: Action,
+    user: User | None,
+    policy: CullPolicy,
+    exemptions: Sequence[Exemption],
+    now: datetime,
+    clock_from: datetime | None = None,
 ) -> str | None:
     """The second look: None when ``user``, as just read again, is to be deleted as ``action`` has it; else why not."""
     if user is None:
         return "there is no such user any more"
-    if user.created != action.started:
+    if not same_run(user.created, action.started):
         return "the user was deleted and made anew in the meantime"
-    if user.last_activity is not None and (action.last_activity is None or user.last_activity > action.last_activity):
+    if user.last_activity is not None and (
+        action.last_activity is None or user.last_activity > action.last_activity + timedelta(seconds=1)
+    ):
+        # A second more may come of another source that keeps whole ones.
         return "the user was active in the meantime"
-    (verdict,) = judge_users([user], policy, exemptions, now)
+    (verdict,) = judge_users([user], policy, exemptions, now, clock_from)
     if verdict.standing is Standing.STOP:
         return None
     if verdict.standing is Standing.WAIT:
@@ -268,8 +281,10 @@ def _unless_put_off(due: Verdict, policy: CullPolicy, now: datetime) -> Verdict:
     return replace(due, standing=Standing.STOP)
 
 
-def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime) -> UserVerdict:
+def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock_from: datetime | None) -> UserVerdict:
     idle_since = max((at for at in (user.last_activity, user.created) if at is not None), default=None)
+    if idle_since is not None and clock_from is not None:
+        idle_since = max(idle_since, clock_from)
     due_at, limit = _due(idle_since, policy.user_idle_timeout_s, user.created, policy.user_max_age_s)
     if not policy.users or (policy.user_idle_timeout_s <= 0 and policy.user_max_age_s <= 0):
         return UserVerdict(user, Standing.EXEMPT, Reason.NO_LIMITS, idle_since, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -14,7 +14,7 @@ from hubguard.clients.hub_db import HubDB
 from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.decide.activity import ALIVE, by_server
 from hubguard.errors import HubError, HubGuardError
-from hubguard.model import Reading, Route, Server, Snapshot, Source, User
+from hubguard.model import Reading, Route, Server, Snapshot, Source, User, same_run
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ class Observer:
         self._database = database
         self._proxy = proxy
         self._whole_at_s = float("-inf")
+        self._starts: dict[tuple[str, str], datetime] = {}
         self._routes: Mapping[tuple[str, str], Route] | None = None
         self._routes_at_s = float("-inf")
         self._reading_routes = asyncio.Lock()
@@ -67,6 +68,7 @@ class Observer:
             if listed.value is not None:
                 servers, users_total = listed.value
                 self._whole_at_s = self._clock.monotonic_s()
+        servers = self._as_first_seen(servers)
         inactive: tuple[User, ...] | None = None
         if users and all(reading.complete for reading in readings if reading.source is Source.HUB_API):
             inactive, failed = await self._inactive(inactive_since)
@@ -78,6 +80,18 @@ class Observer:
             routes = of_proxy.value
             self._keep(routes)
         return Snapshot(taken_at, servers, tuple(readings), users_total, inactive, routes)
+
+    def _as_first_seen(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
+        """Each with its start as it was first told: what is known of a run is found by that, whichever source it is from."""
+        same = []
+        for server in servers:
+            first = self._starts.get(server.key)
+            if first is not None and first != server.started and same_run(first, server.started):
+                server = replace(server, started=first)  # noqa: PLW2901
+            same.append(server)
+        if servers:
+            self._starts = {server.key: server.started for server in same if server.started is not None}
+        return tuple(same)
 
     async def _inactive(self, since: datetime | None) -> tuple[tuple[User, ...] | None, Reading | None]:
         """Those users, or None and the reading that says why; from the hub's database where that tells."""

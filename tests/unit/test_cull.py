@@ -597,7 +597,7 @@ def deletion() -> Action:
         (user(created=ago(8999)), USERS, (), "the user was deleted and made anew in the meantime"),
         (user(created=None), USERS, (), "the user was deleted and made anew in the meantime"),
         (user(last_activity=ago(1500)), USERS, (), "the user was active in the meantime"),
-        (user(last_activity=ago(1999.9)), replace(USERS, user_max_age_s=1), (), "the user was active in the meantime"),
+        (user(last_activity=ago(1998.9)), replace(USERS, user_max_age_s=1), (), "the user was active in the meantime"),
         (user(servers=(server(),)), USERS, (), "a server of the user's is running"),
         (user(admin=True), USERS, (), "the user is an admin"),
         (user(), USERS, (exemption(),), "somebody has asked to keep a server of the user's"),

@@ -41,7 +41,22 @@ async def test_second_looks_at_many_servers_at_once_all_get_the_functions_own_an
     assert set(at_once) == {0}, "a function that isn't async is never asked twice at a time"
 
 
-async def test_while_it_hangs_over_one_server_the_others_are_kept_at_once_and_asked_again_afterwards(
+async def test_while_it_hangs_over_one_server_it_is_asked_about_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hooks, "PATIENCE_S", 0.05)
+    hangs = threading.Event()
+
+    def stuck(server: Server) -> bool:
+        if server.user == "odd":
+            hangs.wait(30)
+        return True
+
+    answers = await Hooked(stuck).ask([verdict(user) for user in ("odd", "ann", "bob")], NOW)
+    hangs.set()
+    assert answers[("odd", "")] == (None, "it didn't answer within 0.05 s")
+    assert [answers[(user, "")] for user in ("ann", "bob")] == [(True, "")] * 2
+
+
+async def test_one_that_hangs_for_all_is_given_up_after_a_few_and_asked_again_when_it_answers(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(hooks, "PATIENCE_S", 0.05)
@@ -49,18 +64,24 @@ async def test_while_it_hangs_over_one_server_the_others_are_kept_at_once_and_as
 
     def stuck(server: Server) -> bool:
         asked.append(server.user)
-        if server.user == "odd":
-            hangs.wait(30)
+        hangs.wait(30)
         return True
 
     hooked = Hooked(stuck)
-    answers = await hooked.ask([verdict(user) for user in ("odd", "ann", "bob")], NOW)
-    assert answers[("odd", "")] == (None, "it didn't answer within 0.05 s")
-    assert [answers[(user, "")] for user in ("ann", "bob")] == [(None, "it hasn't answered for another server yet")] * 2
-    assert asked == ["odd"]
+    answers = await hooked.ask([verdict(f"u{number}") for number in range(20)], NOW)
+    assert len(asked) == hooks.HANGING
+    assert all(said is None for said, _ in answers.values()), "none is stopped without its word"
     hangs.set()
     while (await hooked.ask([verdict("ann")], NOW))[("ann", "")] != (True, ""):
         await asyncio.sleep(0.01)
+
+
+async def test_one_that_is_cancelled_or_cancels_itself_is_a_failure_of_its_own():
+    async def cancelled() -> bool:
+        raise asyncio.CancelledError
+
+    answers = await Hooked(cancelled).ask([verdict("ann")], NOW)
+    assert answers == {("ann", ""): (None, "it was cancelled")}
 
 
 def exits() -> bool:
