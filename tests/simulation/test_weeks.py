@@ -29,7 +29,7 @@ class Weeks(RuleBasedStateMachine):
 
     world: World
 
-    @initialize(proxy_told=st.booleans(), database_told=st.booleans(), armed=st.booleans())
+    @initialize(proxy_told=st.booleans(), database_told=st.booleans(), armed=st.sampled_from([True, True, True, False]))
     def begins(self, proxy_told: bool, database_told: bool, armed: bool) -> None:
         self.world = World(proxy_told=proxy_told, database_told=database_told)
         for number in range(MANY):
@@ -55,10 +55,14 @@ class Weeks(RuleBasedStateMachine):
     def somebody_starts_a_server(self, key: Key, stops: Stops, stop_s: float) -> None:
         self.world.start(key, stops=stops, stop_s=stop_s)
 
-    @rule(stops=st.sampled_from([Stops.WORKS, Stops.WORKS, Stops.ANSWER_LOST]), stop_s=st.sampled_from([0.0, 1.0]))
-    def everybody_starts_a_server(self, stops: Stops, stop_s: float) -> None:
+    @rule(
+        stops=st.sampled_from([Stops.WORKS, Stops.WORKS, Stops.ANSWER_LOST]),
+        stop_s=st.sampled_from([0.0, 1.0]),
+        idle_s=st.sampled_from([0.0, LIMIT_S - 60, 2 * LIMIT_S]),
+    )
+    def everybody_has_a_server(self, stops: Stops, stop_s: float, idle_s: float) -> None:
         for key in KEYS:
-            self.world.start(key, stops=stops, stop_s=stop_s)
+            self.world.start(key, stops=stops, stop_s=stop_s, idle_s=idle_s)
 
     @rule(key=keys)
     def somebody_uses_theirs(self, key: Key) -> None:
@@ -72,9 +76,9 @@ class Weeks(RuleBasedStateMachine):
     def everybody_leaves(self) -> None:
         self.world.regulars.clear()
 
-    @rule(key=keys, when=st.sampled_from(["list", "get", "stop", "version"]))
-    def somebody_comes_back_in_the_midst_of_a_cycle(self, key: Key, when: str) -> None:
-        self.world.comes_back[when] = key
+    @rule(who=st.sets(keys, min_size=1), when=st.sampled_from(["list", "get", "stop", "version"]))
+    def some_come_back_in_the_midst_of_a_cycle(self, who: set[Key], when: str) -> None:
+        self.world.comes_back[when] = who
 
     @rule(key=keys)
     def somebody_stops_theirs(self, key: Key) -> None:
@@ -159,7 +163,7 @@ class Weeks(RuleBasedStateMachine):
 
     # -- people who look after it ------------------------------------------------------------------------------------------
 
-    @rule(what=st.sampled_from(["hold", "resume", "arm", "observe"]))
+    @rule(what=st.sampled_from(["hold", "resume", "resume", "arm", "arm", "observe"]))
     def somebody_decides(self, what: str) -> None:
         life = self.world.life
         assert life is not None

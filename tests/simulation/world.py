@@ -324,7 +324,7 @@ class World:
         self.sent = 0
         self.requests = 0
         self.kept_until: dict[int, tuple[str, datetime, float]] = {}
-        self.comes_back: dict[str, Key] = {}
+        self.comes_back: dict[str, set[Key]] = {}
         self.not_idle_before_s = float("-inf")
         self.down: tuple[float, Life | None] | None = None
         self._last_stop: dict[Key, int] = {}
@@ -512,8 +512,7 @@ class World:
             # A guard takes any exception of its hub for a defect and goes on.
             self.broken = self.broken or error
             raise
-        key = self.comes_back.pop(request.call, None)
-        if key is not None:
+        for key in sorted(self.comes_back.pop(request.call, set())):
             self.use(key)
 
     def _hold_against_the_truth(self, life: Life, request: Request) -> None:
