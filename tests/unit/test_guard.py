@@ -18,7 +18,7 @@ from hubguard.clients.memory_hub import MemoryHub, Request, Stops
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.journal.store import open_journal
 from hubguard.loop import Guard
-from hubguard.model import Entry, Mode, OutcomeKind, Server, Status
+from hubguard.model import Entry, Mode, OutcomeKind, Server, Status, User
 from hubguard.once import exit_code
 from hubguard.web import present, shapes
 
@@ -577,3 +577,87 @@ async def test_a_mended_role_shows_without_a_restart(world: MakeWorld):
     w.hub.scopes = frozenset({"list:services"})
     await w.for_s(700)
     assert w.status.notes == ()
+
+
+def failing_once(w: World, name: str, when: Callable[[], bool] = lambda: True) -> list[bool]:
+    """The journal's method of that name fails the first time that ``when`` holds; what is returned says whether it has."""
+    real, failed = w.books.call, []
+
+    async def call(function, *args, **kwargs):
+        if function.__name__ == name and not failed and when():
+            failed.append(True)
+            raise JournalError("the journal is locked")
+        return await real(function, *args, **kwargs)
+
+    w.books.call = call  # type: ignore[method-assign]
+    return failed
+
+
+async def test_one_failure_to_read_what_the_journal_remembers_delays_a_cycle_and_no_more(world: MakeWorld):
+    w = await world()
+    w.server("idle", 700)
+    failed = failing_once(w, "recall")
+    await w.for_s(200)
+    assert failed
+    assert w.stopped() == ["idle"]
+
+
+async def test_one_failure_to_arm_in_the_place_of_a_culler_delays_it_and_no_more(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
+    w.server("idle", 700)
+    failed = failing_once(w, "arm")
+    await w.for_s(200)
+    assert failed
+    assert w.stopped() == ["idle"]
+
+
+async def test_an_outage_between_two_long_cycles_is_seen_and_nobody_active_before_it_is_stopped(world: MakeWorld):
+    w = await world({"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 900.0, "every_s": 600.0}})
+    w.server("ann", 30)
+    w.hub.fault = lambda _: HubUnreachable("down") if 330 <= w.clock.monotonic_s() <= 1190 else None
+
+    async def use() -> None:
+        while True:
+            if not 330 <= w.clock.monotonic_s() <= 1500:  # the hub's first update comes 300 s after its start
+                w.hub.change("ann", last_activity=w.clock.now())
+            await w.clock.sleep(290)
+
+    task = asyncio.ensure_future(use())
+    await w.for_s(2500)
+    task.cancel()
+    assert w.status.clock_from is not None
+    assert w.stopped() == []
+
+
+USERS = {
+    "HubGuard": {"armed": True},
+    "HubGuardCull": {"idle_timeout_s": 1800.0, "users": True, "user_idle_timeout_s": 1800.0},
+}
+
+
+def deleted(w: World) -> list[str]:
+    return [request.user for request in w.hub.requests if request.call == "delete"]
+
+
+async def test_users_are_not_deleted_at_the_first_look_after_an_outage(world: MakeWorld):
+    w = await world(USERS)
+    now = w.clock.now()
+    w.hub.add_user(User("ann", False, (), (), now - timedelta(days=9), now - timedelta(seconds=60)))
+    w.hub.fault = lambda _: HubUnreachable("down") if 120 <= w.clock.monotonic_s() <= 3720 else None
+    await w.for_s(3900)
+    assert deleted(w) == []
+    await w.for_s(3600)
+    assert deleted(w) == ["ann"]
+
+
+async def test_its_own_deletions_are_no_loss_of_users_even_when_the_journal_fails_meanwhile(world: MakeWorld):
+    w = await world(USERS)
+    now = w.clock.now()
+    for number in range(40):
+        at = now - timedelta(days=1) if number < 20 else now + timedelta(days=3)
+        w.hub.add_user(User(f"u{number}", False, (), (), now - timedelta(days=9), at))
+    failed = failing_once(w, "remember", lambda: len(deleted(w)) == 20)
+    await w.for_s(3600)
+    assert failed
+    assert len(deleted(w)) == 20
+    assert w.status.brake is None
