@@ -261,7 +261,8 @@ def _fallen(reference: int, total: int) -> tuple[str, str]:
 def _proxy_down(since: datetime) -> tuple[str, str]:
     return (
         f"the proxy hasn't answered since {_time(since)}, so that nobody's use of their server can be seen",
-        "It ends by itself when the proxy answers again; all idle clocks then start anew.",
+        "It ends by itself when the proxy answers again; all idle clocks then start anew. Where HubGuard has no way to the"
+        " proxy's API, set HubGuard.read_proxy to False.",
     )
 
 
