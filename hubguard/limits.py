@@ -115,6 +115,44 @@ class Concurrency:
         self._successes, self._was_full = 0, False
 
 
+class Spread:
+    """Spreads what takes long over the time that it takes, so that it doesn't go out, and come back, in heaps.
+
+    With so many in flight at once that each take as long as the last ones did, one may go every so-and-so often (Little's
+    law). Whoever keeps that distance, or almost, gets as many done, and others never meet ten at once.
+    """
+
+    SHARE = 0.9
+    """Of that distance: less than all of it, so that it is the places that run out, and not the turns."""
+
+    LONGEST_S = 1.0
+    """Between two, however long each takes: what is to be stopped mustn't wait for what nobody feels."""
+
+    WEIGHT = 0.2
+    """Of the latest in the moving average of how long one takes."""
+
+    def __init__(self) -> None:
+        self._takes_s: float | None = None
+        self._last_s = float("-inf")
+
+    def wait_s(self, now_s: float, limit: int) -> float:
+        """Seconds until the next may go, where ``limit`` may be in flight; 0 when it may go now, or none is done yet."""
+        if self._takes_s is None:
+            return 0.0
+        gap_s = min(self.LONGEST_S, self.SHARE * self._takes_s / limit)
+        wait_s = min(gap_s, self._last_s + gap_s - now_s)
+        return wait_s if wait_s > TINY_S else 0.0
+
+    def goes(self, now_s: float) -> None:
+        """One goes now."""
+        self._last_s = now_s
+
+    def took(self, seconds: float) -> None:
+        """One is done, and took so long."""
+        seconds = max(0.0, seconds)
+        self._takes_s = seconds if self._takes_s is None else self._takes_s + self.WEIGHT * (seconds - self._takes_s)
+
+
 class Latency:
     """Tells when answers of one kind take longer and longer, from two moving averages of how long they took.
 

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from hubguard.clients.clock import Clock, SystemClock
 from hubguard.errors import BudgetExhausted
-from hubguard.limits import Breaker, Concurrency, Latency, Rate
+from hubguard.limits import Breaker, Concurrency, Latency, Rate, Spread
 from hubguard.model import BudgetUse, PaceState
 
 RESERVED_SHARE = 0.2
@@ -254,6 +254,9 @@ class Budget:
         now_s = self._clock.monotonic_s()
         side, places = self._sides[slot._to], self._whole.places[slot._to]
         self._failures += not ok
+        if slot._lane is Lane.ACT:
+            for stage in slot._stages:
+                stage.spread.took(now_s - slot._began_s)
         if overload:
             places.overloaded(slot._began_s, now_s)
             side.breaker.overloaded(now_s, probe=slot._probe)
@@ -335,6 +338,8 @@ class Budget:
         slot._reserved = tuple(rates)
         for stage in slot._stages:
             stage.in_flight[slot._to, slot._lane] += 1
+            if slot._lane is Lane.ACT:
+                stage.spread.goes(now_s)
         slot._full = not self._whole.has_place(slot)
         breaker = self._sides[slot._to].breaker
         if breaker.state == "open":
@@ -371,13 +376,17 @@ class _Side:
 
 
 class _Stage:
-    """One set of limits: the rate of all together, acting within four fifths of it, and the places at each destination."""
+    """One set of limits: the rate of all together, acting within four fifths of it, and the places at each destination.
+
+    Acting is spread over the time that it takes.
+    """
 
     def __init__(self, rate: float, burst: int, concurrency: int, now_s: float) -> None:
         self.total = Rate(rate, burst, now_s)
         self.acting = Rate(rate * (1 - RESERVED_SHARE), max(1, int(burst * (1 - RESERVED_SHARE))), now_s)
         self.places = {to: Concurrency(concurrency) for to in Destination}
         self.in_flight = {(to, lane): 0 for to in Destination for lane in Lane}
+        self.spread = Spread()
         self.over = False
 
     def rates(self, lane: Lane) -> tuple[Rate, ...]:
@@ -393,7 +402,10 @@ class _Stage:
         """Seconds until that one may go, infinite until someone is done."""
         if not self.has_place(slot):
             return math.inf
-        return max(rate.wait_s(now_s) for rate in self.rates(slot._lane))
+        wait_s = max(rate.wait_s(now_s) for rate in self.rates(slot._lane))
+        if slot._lane is Lane.ACT:
+            wait_s = max(wait_s, self.spread.wait_s(now_s, self.places[slot._to].limit))
+        return wait_s
 
 
 def _in_force(slot: Slot) -> tuple[_Stage, ...]:

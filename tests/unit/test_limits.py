@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubguard.limits import Breaker, Concurrency, Latency, Rate, backoff_s, cycle_in_s
+from hubguard.limits import Breaker, Concurrency, Latency, Rate, Spread, backoff_s, cycle_in_s
 
 rates = st.floats(0.01, 1000, allow_nan=False)
 bursts = st.integers(1, 1000)
@@ -447,3 +447,25 @@ def _opened(at: float) -> Breaker:
     breaker = Breaker(1, 10.0)
     breaker.overloaded(at, probe=False)
     return breaker
+
+
+@given(takes_s=st.floats(0.01, 30), limit=st.integers(1, 50), count=st.integers(2, 200))
+def test_what_is_spread_goes_out_no_faster_than_it_gets_done_and_hardly_slower(takes_s: float, limit: int, count: int):
+    spread, now_s = Spread(), 0.0
+    assert spread.wait_s(now_s, limit) == 0, "how long one takes isn't known yet"
+    spread.took(takes_s)
+    for _ in range(count):
+        now_s += spread.wait_s(now_s, limit)
+        assert spread.wait_s(now_s, limit) == 0
+        spread.goes(now_s)
+    gaps_s = now_s / (count - 1)
+    assert gaps_s <= takes_s / limit + 1e-6
+    assert gaps_s >= min(Spread.LONGEST_S, 0.89 * takes_s / limit) - 1e-5
+
+
+def test_a_clock_that_jumps_back_makes_nobody_wait_longer_than_a_gap():
+    spread = Spread()
+    spread.took(1.0)
+    spread.goes(1000.0)
+    assert spread.wait_s(0.0, 10) <= 0.1
+    assert spread.wait_s(2000.0, 10) == 0
