@@ -19,9 +19,9 @@ TOGETHER_S = 0.5
 """Re-reads that are due so soon are done at once, so that one list serves them all."""
 
 USERS_A_PAGE = 200
-READS_A_PAGE = 4
-"""A list is asked for where that many single reads for each of its pages would be. A page costs a hub ten of them at the
-most (6.1: 30 to 45 ms for 200 users), and the budget, which is what stops are waiting for, only one."""
+READS_A_PAGE = 10
+"""A list is asked for where that many single reads for each of its pages would be: so long a page holds up the hub's only
+event loop (6.1: 30 to 45 ms for 200 users), and whoever asks it meanwhile."""
 
 
 class Verifier:
