@@ -661,3 +661,18 @@ async def test_its_own_deletions_are_no_loss_of_users_even_when_the_journal_fail
     assert failed
     assert len(deleted(w)) == 20
     assert w.status.brake is None
+
+
+async def test_many_stops_at_once_are_verified_by_one_list(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"concurrency": 50, "rate": 1000.0, "burst": 100}})
+    for number in range(40):
+        w.server(f"u{number:02}", 700, stops=Stops.GHOST if number == 7 else Stops.WORKS)
+    await w.for_s(70)
+    calls = [request.call for request in w.hub.requests if request.at_s < 5]
+    assert calls.count("stop") == 40
+    assert calls.count("get") < 60, "40 second looks, and hardly any more"
+    assert calls.count("list") >= 2
+    outcomes = {entry.user: entry.outcome for entry in w.entries("outcome")}
+    assert outcomes.pop("u07") is OutcomeKind.FAILED
+    assert set(outcomes.values()) == {OutcomeKind.DONE}
+    assert len(outcomes) == 39
