@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import aiohttp
+import pytest
 
 from hubguard.clients.budget import Budget
 from hubguard.clients.hub_models import read_time
@@ -16,6 +17,9 @@ from hubguard.clients.proxy_api import HTTPProxyAPI
 from hubguard.clients.proxy_models import read_hub_routes, route_path
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import Population, SeededServer
+
+# What the brake rests on; it changes with the hub's versions, and not with HubGuard.
+pytestmark = pytest.mark.long
 
 Hubs = Callable[..., Awaitable[TestbedHub]]
 

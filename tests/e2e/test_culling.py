@@ -315,6 +315,7 @@ async def test_a_server_that_somebody_keeps_while_the_cycle_is_under_way_stays(t
 # -- users --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hub_db_url", ["", "hub"])
 async def test_users_who_are_long_gone_are_deleted_and_admins_the_active_and_the_kept_are_not(
     testbed_hub: MakeHub, hub_db_url: str
@@ -402,8 +403,7 @@ async def test_a_function_that_is_not_there_is_named_and_nothing_is_done(testbed
 
 
 # -- the population -----------------------------------------------------------------------------------------------
-
-
+@pytest.mark.long
 async def test_users_that_vanish_by_another_hand_brake_until_a_person_accepts_it(testbed_hub: MakeHub):
     crowd = tuple(SeededUser(f"user-{number:02}") for number in range(38))
     hub = await testbed_hub(
@@ -558,6 +558,7 @@ c.HubGuardBudget.breaker_open_s = {OPEN_S}
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [500, 429])
 async def test_a_guard_killed_while_its_breaker_is_open_goes_on_with_one_get_at_a_time(tmp_path: Path, error: int):
     """It was in the midst of stops; the one after it neither repeats them blindly nor begins with a fresh allowance."""
