@@ -27,8 +27,8 @@ lint: setup
 test: lint
 	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
 
-# The long tier on the newest hub, the whole suite but the simulation (which has no hub) on the second hub version, and what needs no browser with every
-# dependency at the lowest version that setup.cfg allows.
+# The long tier on the newest hub; on the second hub version all but the simulation, which has no hub; and what needs no
+# browser with every dependency at the lowest version that setup.cfg allows.
 test-long: setup
 	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m long $(ARGS)
 	@sh .ci/setup $(VENV_55) 'jupyterhub==5.5.*'
