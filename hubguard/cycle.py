@@ -221,8 +221,8 @@ class Cycles:
         if snapshot.complete:
             await self._settle_what_was_left(books, open_intents, snapshot)
             await self._follow(books, snapshot)
-        known = await self._known(books, snapshot)
         exemptions = await books.call(journal.exemptions, now)
+        known = await self._known(books, snapshot, exemptions, now)
         stance = await books.call(journal.stance)
         look = Look(
             now=now,
@@ -243,11 +243,7 @@ class Cycles:
             verdicts = judge_all(snapshot.servers, policy, known, now)
         user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, clock_from)
         plan = plan_cull(verdicts, policy, now, user_verdicts)
-        judgement = judge_the_world(
-            self._watch,
-            replace(look, due=len(plan.actions) + plan.left_out),
-            replace(self._caution, plan_cap=policy.plan_cap),
-        )
+        judgement = judge_the_world(self._watch, replace(look, due=len(plan.actions) + plan.left_out), self._caution)
         if not dry_run:
             await self._take_over(books, judgement)
         skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=asked, dry_run=dry_run)
@@ -327,11 +323,11 @@ class Cycles:
         # What isn't there any more the journal keeps; here it would only grow.
         self._seen = followed
 
-    async def _known(self, books: Books, snapshot: Snapshot) -> dict[Run, Known]:
-        now = self._clock.now()
-        journal = books.journal
-        failures: Mapping[Run, Failures] = await books.call(journal.failures, now - timedelta(seconds=HISTORY_S))
-        exemptions = await books.call(journal.exemptions, now)
+    async def _known(
+        self, books: Books, snapshot: Snapshot, exemptions: tuple[Exemption, ...], now: datetime
+    ) -> dict[Run, Known]:
+        since = now - timedelta(seconds=HISTORY_S)
+        failures: Mapping[Run, Failures] = await books.call(books.journal.failures, since)
         routes = activity.by_server(snapshot.routes or {})
         known = {}
         for server in snapshot.servers:

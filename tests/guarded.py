@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,27 @@ async def mode(hub: TestbedHub, *wanted: str) -> dict[str, Any]:
     except Exception as error:
         raise AssertionError(f"{found}\n{error}") from error
     return found
+
+
+@asynccontextmanager
+async def in_use(hub: TestbedHub, *users: str) -> AsyncIterator[None]:
+    """While the block lasts, these users ask their servers for something again and again, through the proxy."""
+
+    async def work() -> None:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+            while True:
+                for user in users:
+                    async with session.get(f"{hub.url}user/{user}/api/status") as answer:
+                        assert answer.status == 200, f"the server of {user} has gone while it was in use"
+                    await asyncio.sleep(max(0.05, 0.5 / len(users)))
+
+    working = asyncio.create_task(work())
+    try:
+        yield
+        assert not working.done(), working.exception()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 async def gone(hub: TestbedHub, *users: str) -> None:

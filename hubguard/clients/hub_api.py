@@ -11,12 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 from hubguard.clients.budget import Budget, Lane, Slot
+from hubguard.clients.http import LONGEST_QUOTE, checked_token, checked_url, in_words, printable, quotable
 from hubguard.clients.hub_models import (
     Page,
     read_page,
@@ -53,9 +54,6 @@ OVERLAP = 2
 
 STEPS_BACK = 10
 """So often a list is read again from further back, where more have left; each step is four times the last."""
-
-LONGEST_QUOTE = 300
-"""Characters of the hub's own words that an error repeats."""
 
 
 class HubAPI(Protocol):
@@ -180,8 +178,8 @@ class HTTPHubAPI:
 
         ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
         """
-        self._api_url = _checked_url(api_url)
-        self._token = _checked_token(token)
+        self._api_url = checked_url("JUPYTERHUB_API_URL", api_url, "http://127.0.0.1:8081/hub/api")
+        self._token = checked_token("JUPYTERHUB_API_TOKEN", token, "the token of a service or user of the hub")
         self._budget = budget
         self._page_size = page_size
         self._timeout_s = request_timeout_s
@@ -242,7 +240,7 @@ class HTTPHubAPI:
 
     async def get_user(self, name: str) -> User | None:
         """See HubAPI."""
-        what, scope = f"read the user {_printable(name)}", "read:servers and read:users"
+        what, scope = f"read the user {printable(name)}", "read:servers and read:users"
         answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404)))
         if answer.status == 404:
             return None
@@ -250,7 +248,7 @@ class HTTPHubAPI:
 
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         """See HubAPI."""
-        what = f"delete the user {_printable(name)}"
+        what = f"delete the user {printable(name)}"
         await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
 
     async def stop_server(
@@ -397,7 +395,7 @@ class HTTPHubAPI:
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return HubUnreachable(
-                f"The hub didn't {call.what}: no answer from {self._api_url} ({self._cut(_reason(error))})."
+                f"The hub didn't {call.what}: no answer from {self._api_url} ({self._cut(in_words(error))})."
                 " Is it running, and is this its API's URL?"
             )
 
@@ -438,8 +436,7 @@ class HTTPHubAPI:
         return f": {self._cut(said)}" if isinstance(said, str) and said.strip() else ""
 
     def _cut(self, text: str) -> str:
-        text = _printable(" ".join(text.replace(self._token, "[token]").split()))
-        return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
+        return quotable(text, self._token)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -465,7 +462,7 @@ class HTTPHubAPI:
         try:
             response = await send(request)
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            reason = _reason(error)
+            reason = in_words(error)
         else:
             skew_s = read_skew(response.headers.get("Date"), sent_at)
             self._skew_s = self._skew_s if skew_s is None else skew_s
@@ -566,13 +563,6 @@ def _is_hubs_404(answer: Any) -> bool:
     return isinstance(answer, dict) and answer.get("status") == 404
 
 
-def _reason(error: Exception) -> str:
-    """In words, without the request that some of aiohttp's errors carry along."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return f"{type(error).__name__}: {error.message}"
-    return str(error) or type(error).__name__
-
-
 def _quoted(name: str) -> str:
     return quote(name, safe="")
 
@@ -582,31 +572,4 @@ def _query(query: Mapping[str, str] | None) -> str:
 
 
 def _label(user: str, name: str) -> str:
-    return _printable(f"the server {user}/{name}" if name else f"the server of {user}")
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _checked_url(api_url: str) -> str:
-    try:
-        parts = urlsplit(api_url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(
-            "JUPYTERHUB_API_URL", "must be a URL such as http://127.0.0.1:8081/hub/api, with http or https and a host"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError("JUPYTERHUB_API_URL", "must not have a user, a password, a query or a fragment in it")
-    return api_url.rstrip("/")
-
-
-def _checked_token(token: str) -> str:
-    if not token:
-        raise ConfigError("JUPYTERHUB_API_TOKEN", "is empty. Set it to the token of a service or user of the hub")
-    if not all("!" <= character <= "~" for character in token):
-        raise ConfigError("JUPYTERHUB_API_TOKEN", "has a space, a line break or another character that no token has")
-    return token
+    return printable(f"the server {user}/{name}" if name else f"the server of {user}")

@@ -7,16 +7,16 @@ import json
 import ssl
 from types import TracebackType
 from typing import Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
 from hubguard.clients.budget import Budget, Destination, Lane, Slot
+from hubguard.clients.http import LONGEST_QUOTE, checked_token, checked_url, in_words, quotable
 from hubguard.clients.proxy_models import read_route, read_routes
 from hubguard.errors import (
     BudgetExhausted,
-    ConfigError,
     ProxyError,
     ProxyFailed,
     ProxyGarbled,
@@ -27,9 +27,6 @@ from hubguard.model import Route
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes. A table of 10,000 routes takes about 2 MB of these 64 MiB."""
-
-LONGEST_QUOTE = 300
-"""Characters of somebody else's words that an error repeats."""
 
 
 class ProxyAPI(Protocol):
@@ -83,8 +80,8 @@ class HTTPProxyAPI:
 
         ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
         """
-        self._api_url = _checked_url(api_url)
-        self._token = _checked_token(token)
+        self._api_url = checked_url("CONFIGPROXY_API_URL", api_url, "http://127.0.0.1:8001")
+        self._token = checked_token("CONFIGPROXY_AUTH_TOKEN", token, "the token that the proxy and the hub have")
         self._budget = budget
         self._timeout_s = request_timeout_s
         self._ssl = ssl_context
@@ -171,7 +168,7 @@ class HTTPProxyAPI:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             kind = _Broken if isinstance(error, _ConnectionLost) else ProxyUnreachable
             return kind(
-                f"No answer from the proxy's API at {self._api_url} ({self._cut(_reason(error))})."
+                f"No answer from the proxy's API at {self._api_url} ({self._cut(in_words(error))})."
                 " Is it running, and is this its API's URL?"
             )
 
@@ -200,9 +197,7 @@ class HTTPProxyAPI:
             return error.with_traceback(None)
 
     def _cut(self, text: str) -> str:
-        text = " ".join(text.replace(self._token, "[token]").split())
-        text = "".join(character if character.isprintable() else "?" for character in text)
-        return text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "…"
+        return quotable(text, self._token)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -230,37 +225,7 @@ async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandler
     try:
         return await send(request)
     except aiohttp.ClientConnectorError as error:
-        lost: aiohttp.ClientError = aiohttp.ClientError(_reason(error))
+        lost: aiohttp.ClientError = aiohttp.ClientError(in_words(error))
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        lost = _ConnectionLost(_reason(error))
+        lost = _ConnectionLost(in_words(error))
     raise lost
-
-
-def _reason(error: Exception) -> str:
-    """In words, without the request that some of aiohttp's errors carry along."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return f"{type(error).__name__}: {error.message}"
-    return str(error) or type(error).__name__
-
-
-def _checked_url(api_url: str) -> str:
-    try:
-        parts = urlsplit(api_url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(
-            "CONFIGPROXY_API_URL", "must be a URL such as http://127.0.0.1:8001, with http or https and a host"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError("CONFIGPROXY_API_URL", "must not have a user, a password, a query or a fragment in it")
-    return api_url.rstrip("/")
-
-
-def _checked_token(token: str) -> str:
-    if not token:
-        raise ConfigError("CONFIGPROXY_AUTH_TOKEN", "is empty. Set it to the token that the proxy and the hub have")
-    if not all("!" <= character <= "~" for character in token):
-        raise ConfigError("CONFIGPROXY_AUTH_TOKEN", "has a space, a line break or another character that no token has")
-    return token

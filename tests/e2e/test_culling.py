@@ -7,8 +7,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -16,7 +15,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 import pytest
 from aiohttp import web
-from guarded import ARMED, OBSERVING, ask, external, gone, guards, mode, servers, status
+from guarded import ARMED, OBSERVING, ask, external, gone, guards, in_use, mode, servers, status
 from scripted_hub import TOKEN, Person, ScriptedHub, Srv
 
 from hubguard.cycle import PACE
@@ -90,27 +89,6 @@ async def cycles(hub: TestbedHub, count: int = 2) -> dict[str, Any]:
 async def act(hub: TestbedHub, word: str) -> None:
     code, answer = await ask(hub, f"api/v1/{word}", method="POST", json={"why": "a test wants it"})
     assert code == 200, answer
-
-
-@asynccontextmanager
-async def in_use(hub: TestbedHub, *users: str) -> AsyncIterator[None]:
-    """While the block lasts, these users ask their servers for something twice a second, through the proxy."""
-
-    async def work() -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            while True:
-                for user in users:
-                    async with session.get(f"{hub.url}user/{user}/api/status") as answer:
-                        assert answer.status == 200, f"the server of {user} has gone while it was in use"
-                await asyncio.sleep(0.5)
-
-    working = asyncio.create_task(work())
-    try:
-        yield
-        assert not working.done(), working.exception()
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
 
 
 # -- the proxy ----------------------------------------------------------------------------------------------------

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 from urllib.parse import unquote
 
-import aiohttp
 import pytest
-from guarded import ARMED, ask, mode
+from guarded import ARMED, ask, in_use, mode
 
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import Population, SeededServer
@@ -60,27 +57,6 @@ def population() -> Population:
     )
 
 
-@asynccontextmanager
-async def in_use(hub: TestbedHub) -> AsyncIterator[None]:
-    """While the block lasts, whoever is busy asks their server for something every few seconds, through the proxy."""
-
-    async def work() -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            while True:
-                for user in BUSY:
-                    async with session.get(f"{hub.url}user/{user}/api/status") as answer:
-                        assert answer.status == 200, f"the server of {user} has gone while it was in use"
-                    await asyncio.sleep(0.05)
-
-    working = asyncio.create_task(work())
-    try:
-        yield
-        assert not working.done(), working.exception()
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
-
-
 def requests(hub: TestbedHub) -> list[tuple[float, str, str, int]]:
     """(arrived at, unix seconds; method; path; status) of each of HubGuard's requests, by the hub's access log."""
     found = []
@@ -118,7 +94,7 @@ async def test_of_a_hundred_servers_the_idle_half_is_stopped_once_each_within_th
         now = (await mode(hub, "acting"))["last_cycle"]["began_at"]
         return (datetime.fromisoformat(now) - datetime.fromisoformat(began)).total_seconds() > 2 * EVERY_S
 
-    async with in_use(hub):
+    async with in_use(hub, *BUSY):
         await hub.wait_for(only_the_kept_are_left, "the idle servers, and only these, to be gone", 120)
         await hub.wait_for(all_accounted_for, "every intent in the journal to have its outcome", 60)
         began = (await mode(hub, "acting"))["last_cycle"]["began_at"]
