@@ -19,6 +19,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import PyFileConfigLoader
 
 from hubguard.decide import rules
+from hubguard.drift import REMEDIES
 from hubguard.errors import ConfigError
 
 DAY_S = 86400.0
@@ -215,7 +216,55 @@ class HubGuardBudget(Configurable):
     )
 
 
-SECTIONS: tuple[type[Configurable], ...] = (HubGuard, HubGuardCull, HubGuardBudget)
+class HubGuardDrift(Configurable):
+    """How HubGuard finds out where hub, database, proxy and backends disagree, and what it mends by itself."""
+
+    every_s = Float(
+        30.0,
+        help="""Seconds from one look at all sources to the next, give or take 10 %. While something is suspected, it looks
+        again after a sixth of that, and after 5 s at the earliest. Range: 5 to an hour.""",
+    ).tag(config=True, low=5.0, high=3600.0)
+    sightings = Int(
+        3,
+        help="""A difference is drift when so many complete looks in a row have shown it; until then it is suspected. Range: 2
+        to 100.""",
+    ).tag(config=True, low=2, high=100)
+    for_s = Float(
+        15.0,
+        help="""Seconds for which it must have been seen, too. Longer than a server is between two states on a busy hub.
+        Range: 0 to an hour.""",
+    ).tag(config=True, low=0.0, high=3600.0)
+    clear_after = Int(
+        2, help="So many complete looks in a row without it end a drift that was raised. Range: 1 to 100."
+    ).tag(config=True, low=1, high=100)
+    repair = List(
+        Unicode(),
+        default_value=[
+            "route-missing",
+            "route-wrong-target",
+            "route-stale",
+            "service-route-missing",
+            "hub-route-missing",
+        ],
+        help="""The kinds of drift that HubGuard repairs by itself, once it is armed; the others it repairs when asked. For
+        routes, it has the hub check them; it writes none itself. Of the others there are "server-dead" (stop it),
+        "server-ghost" (start it, then stop it), "server-orphan" (end the backend, where it is proved to be this hub's) and
+        "pending-stuck" (interrupt the start).""",
+    ).tag(config=True)
+    backend = Unicode(
+        "auto",
+        help="""Where to see what really runs: "process", "systemd", "docker", "kubernetes"; "http" only asks each server
+        whether it answers, without anybody's credentials; "" is nowhere. "auto": by the hub's spawner, and "http" where
+        that is none of these.""",
+    ).tag(config=True)
+    watch_proxy = Bool(
+        True,
+        help="""Whether HubGuard keeps a route of its own at the proxy, where that is configurable-http-proxy, and looks for
+        it every second or two: a proxy that has lost its table, hangs or is gone shows within seconds.""",
+    ).tag(config=True)
+
+
+SECTIONS: tuple[type[Configurable], ...] = (HubGuard, HubGuardCull, HubGuardDrift, HubGuardBudget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +276,7 @@ class Settings:
 
     guard: HubGuard
     cull: HubGuardCull
+    drift: HubGuardDrift
     budget: HubGuardBudget
     errors: tuple[str, ...] = ()
 
@@ -256,12 +306,18 @@ def load(
                 _set(instance, trait, value)
             except ConfigError as error:
                 errors.append(str(error))
-    guard, cull, budget = (made[section.__name__] for section in SECTIONS)
+    guard, cull, drift, budget = (made[section.__name__] for section in SECTIONS)
     errors += [str(error) for error in _together(guard, cull)]
+    reparable = [kind.value for kind in REMEDIES]
+    for kind in [kind for kind in drift.repair if kind not in reparable]:
+        errors.append(
+            f"HubGuardDrift.repair: {kind!r} is no kind of drift that can be repaired{_closest(kind, reparable)}"
+        )
+        drift.repair = []
     if wrong := rules.parse(cull.rules)[1]:
         errors += [f"HubGuardCull.{error}" for error in wrong]
         cull.rules = []
-    return Settings(guard, cull, budget, tuple(dict.fromkeys(errors)))
+    return Settings(guard, cull, drift, budget, tuple(dict.fromkeys(errors)))
 
 
 def read_file(path: Path) -> Config:

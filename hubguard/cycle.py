@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from hubguard.act.executor import LOOK_LASTS_S, Executor
 from hubguard.act.lease import Books, LeaseKeeper
-from hubguard.act.verify import CAME_BACK
+from hubguard.act.verify import CAME_BACK, CHANGED_NOTHING
 from hubguard.clients.budget import Budget
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
@@ -496,7 +496,7 @@ class Cycles:
         )
 
     def _follow_what_came_back(self, report: CycleReport) -> None:
-        """Runs that were seen gone and are ready again, and those that came back while they were being verified.
+        """Runs that were seen gone and are ready again, and those that a stop didn't end though the hub took it.
 
         They are told of for as long as that run is there.
         """
@@ -510,7 +510,7 @@ class Cycles:
                 text = f"The server {server.label} was stopped and seen gone, and the same run is ready again."
                 found[server.run] = Finding(FindingKind.CAME_BACK, at, text, *server.key)
         for action, outcome in report.outcomes:
-            if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith(CAME_BACK):
+            if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith((CAME_BACK, CHANGED_NOTHING)):
                 text = f"Stopping {action.label}: {outcome.detail}."
                 run = (action.user, action.name, action.started)
                 found[run] = Finding(FindingKind.CAME_BACK, report.ended_at, text, action.user, action.name)

@@ -100,3 +100,7 @@ class ProxyGarbled(ProxyError):
 
 class BudgetExhausted(HubGuardError):
     """The budget gives no slot in time: the breaker is open, or the wait would be too long."""
+
+
+class BackendError(HubGuardError):
+    """What runs the servers didn't tell, or didn't do as asked: its API is out of reach, refuses us or makes no sense."""

@@ -18,11 +18,12 @@ from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.config import Settings
 from hubguard.cycle import Cycles
 from hubguard.decide.cull import CullPolicy
+from hubguard.drift import DriftReport, RepairPlan
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hook import Hook, Hooked
 from hubguard.journal.store import Journal
 from hubguard.limits import cycle_in_s
-from hubguard.model import CycleReport, Entry, Exemption, Mode, Stance, Status
+from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Mode, Stance, Status
 from hubguard.observe.snapshot import Observer
 
 log = logging.getLogger(__name__)
@@ -397,6 +398,25 @@ class Guard:
             oldest_overdue=self._cycles.oldest_overdue,
             findings=self._cycles.findings,
         )
+
+    def drift(self) -> DriftReport | None:
+        """See GuardPort."""
+        return None
+
+    async def look_for_drift(self) -> DriftReport:
+        """See GuardPort."""
+        raise HubGuardError("No look has been taken yet.")
+
+    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
+        """See GuardPort."""
+        raise HubGuardError("No look has been taken yet.")
+
+    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
+        """See GuardPort."""
+        raise HubGuardError("No look has been taken yet.")
+
+    def tell_outlived(self, user: str, server: str, detail: str) -> None:
+        """See GuardPort."""
 
     def _mode(self) -> tuple[Mode, str]:
         if self.settings.errors:

@@ -15,6 +15,7 @@ class Source(str, Enum):
     HUB_DB = "hub_db"
     PROXY = "proxy"
     BACKEND = "backend"
+    HUB_ROUTES = "hub_routes"  # the proxy's table as the hub's API tells it
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,21 +291,41 @@ class ActionKind(str, Enum):
     STOP_SERVER = "stop-server"
     INTERRUPT_SPAWN = "interrupt-spawn"  # end a start that has been pending for too long
     DELETE_USER = "delete-user"
+    CHECK_ROUTES = "check-routes"  # have the hub compare the proxy's table with what it knows, and mend it
+    START_AND_STOP = "start-and-stop"  # end a server that the hub only believes in
+    END_BACKEND = "end-backend"
+
+
+class DriftKind(str, Enum):
+    """How what is believed and what is can differ. The values are the vocabulary of pages, API and docs."""
+
+    ROUTE_MISSING = "route-missing"  # the hub says ready, and there is no route
+    ROUTE_WRONG_TARGET = "route-wrong-target"  # its route leads elsewhere
+    ROUTE_STALE = "route-stale"  # a route for a server that isn't
+    SERVICE_ROUTE_MISSING = "service-route-missing"
+    HUB_ROUTE_MISSING = "hub-route-missing"
+    SERVER_DEAD = "server-dead"  # the hub says ready, and its backend is gone or doesn't answer
+    SERVER_GHOST = "server-ghost"  # the same, and a stop changed nothing
+    SERVER_ORPHAN = "server-orphan"  # the hub says stopped, or knows nothing of it, and the backend lives
+    PENDING_STUCK = "pending-stuck"
+    ORM_DANGLING = "orm-dangling"  # rows of the hub's database that lead nowhere
+    ACTIVITY_FROZEN = "activity-frozen"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
     """One thing to do to one server or user, with its precondition: that very run, still as idle as when decided on.
 
-    ``remove`` also deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on; for
-    a user ``started`` is when the user was created.
+    A repair has the kind of drift as its ``reason``, and that the drift is still there as its precondition; where it is
+    about no single server, ``user`` is "". ``remove`` also deletes a named server from the hub. ``started`` and
+    ``last_activity`` are the reading it rests on; for a user ``started`` is when the user was created.
     """
 
     user: str
     name: str
     started: datetime | None
     last_activity: datetime | None
-    reason: Reason
+    reason: Reason | DriftKind
     remove: bool = False
     kind: ActionKind = ActionKind.STOP_SERVER
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from hubguard.model import CycleReport, Entry, Exemption, Status
+from hubguard.drift import DriftReport, RepairPlan
+from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Status
 
 
 class GuardPort(Protocol):
@@ -75,4 +76,32 @@ class GuardPort(Protocol):
         event: str | None = None,
     ) -> tuple[Entry, ...]:
         """Journal entries, newest first, older than ``before_id`` where given; at most ``limit``. Raises JournalError."""
+        ...
+
+    def drift(self) -> DriftReport | None:
+        """What the last look at all sources found; None before the first. Never blocks, never raises."""
+        ...
+
+    async def look_for_drift(self) -> DriftReport:
+        """Look at all sources now. Raises HubGuardError with the reason it couldn't."""
+        ...
+
+    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
+        """The plan for the raised drift of these ids and of these kinds; it does nothing.
+
+        Raises HubGuardError where an id isn't known or not raised, its kind can only be reported, or there is nothing to do.
+        """
+        ...
+
+    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
+        """Carry out the plan of that digest, which was made lately; ``count`` is how many repairs it has, as a check.
+
+        It is under way when this returns; what came of it is in the ``repaired`` of later reports, and in the journal.
+        Raises HubGuardError where there is no such plan, it has expired, the count is wrong, acting is on hold, or HubGuard
+        holds back; nothing is done then.
+        """
+        ...
+
+    def tell_outlived(self, user: str, server: str, detail: str) -> None:
+        """The hub's own spawner says that the backend of that server lived on after it was stopped. Never raises."""
         ...

@@ -165,7 +165,7 @@ class _Case:
             self.next_s = now_s + self.wait_s
             self.wait_s = min(self.wait_s * 2, LONGEST_REREAD_S)
         elif self.ready:
-            self._end(OutcomeKind.FAILED, f"still running {verify_s:g} s after the stop" + _also(self.remark))
+            self._end(OutcomeKind.FAILED, f"{CHANGED_NOTHING}: still running {verify_s:g} s later" + _also(self.remark))
         else:
             self._end(OutcomeKind.UNVERIFIED, f"not seen gone within {verify_s:g} s: {self.last}" + _also(self.remark))
 
@@ -175,6 +175,9 @@ class _Case:
 
 
 CAME_BACK = "it came back: the stop had begun, and it is ready again"
+CHANGED_NOTHING = "the stop changed nothing"
+"""Tried with the proxy down: 6.1 begins to stop and has the server ready again after half a minute; 5.5 answers 204 at once,
+and it is ready all along."""
 
 
 def _also(remark: str) -> str:

@@ -356,7 +356,9 @@ def cycle(report: CycleReport) -> CycleShape:
     def shape(action: Action) -> ActionShape:
         outcome = outcomes.get(action)
         kind, detail = (outcome.kind, outcome.detail) if outcome else (None, "")
-        return ActionShape(action.kind, action.user, action.name, action.reason, action.remove, kind, detail)
+        return ActionShape(
+            action.kind, action.user, action.name, Reason(action.reason.value), action.remove, kind, detail
+        )
 
     return CycleShape(
         began_at=report.began_at,

@@ -455,7 +455,7 @@ async def test_a_start_that_is_stuck_is_reported_and_interrupted_where_the_polic
 
 @pytest.mark.long
 async def test_a_server_that_comes_back_after_its_stop_is_a_finding_and_no_success(testbed_hub: MakeHub):
-    """With the proxy down a hub answers that it stops the server, and half a minute later the same run is ready again."""
+    """With the proxy down a hub answers that it stops the server, and the same run is ready afterwards: see act/verify.py."""
     hub = await testbed_hub(
         config=OBSERVING + "c.HubGuardCull.retry_base_s = 86400.0\nc.HubGuardCull.retry_max_s = 86400.0\n",
         population=servers(idle=7200, other=60),
