@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
-from typing import Generic, TypeVar
 
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB
 from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.decide.activity import ALIVE, by_server
-from hubguard.errors import HubError, HubGuardError
 from hubguard.model import Reading, Route, Server, Snapshot, Source, User, same_run
-
-T = TypeVar("T")
+from hubguard.observe.reading import read
 
 WHOLE_S = 600.0
 """Where the hub's database is read, its API is asked for the whole list so often: what is pending only the API tells."""
@@ -56,14 +53,14 @@ class Observer:
         readings = []
         from_database = None
         if self._database is not None:
-            from_database = await self._read(Source.HUB_DB, self._database.read())
+            from_database = await read(self._clock, Source.HUB_DB, self._database.read())
             readings.append(from_database.reading)
         if from_database is not None and from_database.value is not None and not (whole or self._whole_is_due()):
             servers, users_total = from_database.value.servers, from_database.value.users_total
-            alive = await self._read(Source.HUB_API, self._hub.version(), ALIVE)
+            alive = await read(self._clock, Source.HUB_API, self._hub.version(), ALIVE)
             readings.append(alive.reading)
         else:
-            listed = await self._read(Source.HUB_API, self._listed())
+            listed = await read(self._clock, Source.HUB_API, self._listed())
             readings.append(listed.reading)
             if listed.value is not None:
                 servers, users_total = listed.value
@@ -75,7 +72,7 @@ class Observer:
             readings = [failed if failed and one.source is Source.HUB_API else one for one in readings]
         routes = None
         if self._proxy is not None:
-            of_proxy = await self._read(Source.PROXY, self._proxy.routes())
+            of_proxy = await read(self._clock, Source.PROXY, self._proxy.routes())
             readings.append(of_proxy.reading)
             routes = of_proxy.value
             self._keep(routes)
@@ -96,11 +93,11 @@ class Observer:
     async def _inactive(self, since: datetime | None) -> tuple[tuple[User, ...] | None, Reading | None]:
         """Those users, or None and the reading that says why; from the hub's database where that tells."""
         if self._database is not None:
-            told = await self._read(Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
+            told = await read(self._clock, Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
             if told.value is not None:
                 return told.value, None
-        read = await self._read(Source.HUB_API, self._hub.list_users(inactive_since=since))
-        return read.value, None if read.reading.complete else read.reading
+        listed = await read(self._clock, Source.HUB_API, self._hub.list_users(inactive_since=since))
+        return listed.value, None if listed.reading.complete else listed.reading
 
     async def routes(self) -> Mapping[tuple[str, str], Route] | None:
         """The proxy's routes by (user, name) of the server, as of two seconds ago at most; None where it doesn't tell.
@@ -111,7 +108,7 @@ class Observer:
             return {}
         async with self._reading_routes:
             if self._clock.monotonic_s() - self._routes_at_s > ROUTES_LAST_S:
-                self._keep((await self._read(Source.PROXY, self._proxy.routes())).value)
+                self._keep((await read(self._clock, Source.PROXY, self._proxy.routes())).value)
             return self._routes
 
     def _keep(self, routes: Mapping[str, Route] | None) -> None:
@@ -123,22 +120,3 @@ class Observer:
 
     async def _listed(self) -> tuple[tuple[Server, ...], int]:
         return await self._hub.list_servers(), await self._hub.count_users()
-
-    async def _read(self, source: Source, asking: Awaitable[T], detail: str = "") -> _Read[T]:
-        at, began_s = self._clock.now(), self._clock.monotonic_s()
-        value, complete = None, True
-        try:
-            value = await asking
-        except HubGuardError as error:
-            complete, detail = False, str(error)
-            if source is Source.HUB_API and not isinstance(error, HubError):
-                detail = f"the hub wasn't asked: {error}"
-        return _Read(value, Reading(source, at, complete, self._clock.monotonic_s() - began_s, detail))
-
-
-@dataclass(frozen=True)
-class _Read(Generic[T]):
-    """What a source gave, or None, and how that went."""
-
-    value: T | None
-    reading: Reading
