@@ -177,10 +177,11 @@ class Budget:
 
     def state(self) -> PaceState:
         """What :meth:`restore` needs to go on from here in another process."""
-        breaker = self._sides[Destination.HUB].breaker
+        side = self._sides[Destination.HUB]
+        breaker = side.breaker
         probe_in_s = {
             "closed": 0.0,
-            "open": breaker.probe_in_s(self._clock.monotonic_s()),
+            "open": side.probe_in_s(self._clock.monotonic_s()),
             # One is out. Should nobody be left to hear its answer, it counts as not answered.
             "probing": breaker.stays_s,
         }[breaker.state]
@@ -206,6 +207,14 @@ class Budget:
             stays_s=state.stays_open_s,
             now_s=now_s,
         )
+        self._dispatch()
+
+    def try_again(self, to: Destination) -> None:
+        """Somebody has evidence that ``to`` is back: where its breaker is open, one probe may go now, and decides.
+
+        It is evidence until a request that went out later fails; a destination that is left alone by Retry-After stays so.
+        """
+        self._sides[to].back_at_s = self._clock.monotonic_s()
         self._dispatch()
 
     async def _enter(self, slot: Slot) -> None:
@@ -260,6 +269,8 @@ class Budget:
         if overload:
             places.overloaded(slot._began_s, now_s)
             side.breaker.overloaded(now_s, probe=slot._probe)
+            if slot._began_s >= side.back_at_s:
+                side.back_at_s = math.inf
         else:
             side.breaker.answered(probe=slot._probe)
             if ok and slot._kind is not None and side.latencies[slot._kind].rising(now_s - slot._began_s):
@@ -311,10 +322,10 @@ class Budget:
         )
 
     def _turn_away(self, to: Destination, now_s: float) -> None:
-        breaker = self._sides[to].breaker
-        if breaker.state == "closed":
+        side = self._sides[to]
+        if side.breaker.state == "closed":
             return
-        probe_in_s = breaker.probe_in_s(now_s) if breaker.state == "open" else 0.0
+        probe_in_s = side.probe_in_s(now_s) if side.breaker.state == "open" else 0.0
         when = f"in {math.ceil(probe_in_s)} s at the earliest" if probe_in_s else "first"
         for queue in self._waiting.values():
             for slot in [slot for slot in queue if slot._to is to and not slot._granted.done()]:
@@ -341,9 +352,9 @@ class Budget:
             if slot._lane is Lane.ACT:
                 stage.spread.goes(now_s)
         slot._full = not self._whole.has_place(slot)
-        breaker = self._sides[slot._to].breaker
-        if breaker.state == "open":
-            breaker.probe(now_s)
+        side = self._sides[slot._to]
+        if side.breaker.state == "open":
+            side.breaker.probe(now_s + side.breaker.probe_in_s(now_s))
             slot._probe = True
             self._turn_away(slot._to, now_s)
         self._waited_s += max(0.0, now_s - slot._asked_s)
@@ -367,12 +378,20 @@ class Budget:
 
 
 class _Side:
-    """What a destination has to itself: its breaker, until when it wants to be left alone, and how fast it usually is."""
+    """What a destination has to itself: its breaker, until when it wants to be left alone, and how fast it usually is.
+
+    ``back_at_s`` is when somebody had evidence that it is back, and infinite where there is none.
+    """
 
     def __init__(self, breaker: Breaker) -> None:
         self.breaker = breaker
         self.paused_until_s = -math.inf
+        self.back_at_s = math.inf
         self.latencies: defaultdict[str, Latency] = defaultdict(Latency)
+
+    def probe_in_s(self, now_s: float) -> float:
+        """Seconds until the open breaker lets a probe go; 0 where it may go now."""
+        return self.breaker.probe_in_s(now_s) if self.back_at_s == math.inf else 0.0
 
 
 class _Stage:

@@ -137,6 +137,14 @@ class HubAPI(Protocol):
         """
         ...
 
+    async def check_routes(self, *, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Have the hub compare the proxy's table with what it knows, and mend it; it has done so when this returns.
+
+        ``confirm`` is as for stop_server. The answer may take ``timeout_s``: with the proxy down, a hub tries for half a
+        minute (HubFailed, 500). Raises HubError; after HubUnreachable the hub may still be at it.
+        """
+        ...
+
     async def version(self) -> str:
         """The hub's version, such as ``6.1.1``. Needs no scope. Raises HubError."""
         ...
@@ -272,6 +280,11 @@ class HTTPHubAPI:
         table = _Call("GET", "/proxy", "list the proxy's routes", "proxy", known=(200,))
         return await self._all_pages(table, read_hub_routes)
 
+    async def check_routes(self, *, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI."""
+        call = _Call("POST", "/proxy", "check the proxy's routes", "proxy", known=(200,), timeout_s=timeout_s)
+        await self._once(call, confirm)
+
     async def version(self) -> str:
         """See HubAPI."""
         answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
@@ -378,9 +391,14 @@ class HTTPHubAPI:
     async def _exchange(self, call: _Call) -> _Answer | HubError:
         """The answer, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
         url = URL(self._api_url + call.path + _query(call.query), encoded=True)
+        timeout_s = call.timeout_s or self._timeout_s
         try:
             async with self._open_session().request(
-                call.method, url, json=call.body, allow_redirects=False
+                call.method,
+                url,
+                json=call.body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_any():
@@ -391,7 +409,7 @@ class HTTPHubAPI:
                 return _Answer(response.status, bytes(body), response.headers.get("Retry-After"))
         except asyncio.TimeoutError:
             return _TooSlow(
-                f"The hub didn't {call.what} within {self._timeout_s:g} s: it hangs or is overloaded, or the network is."
+                f"The hub didn't {call.what} within {timeout_s:g} s: it hangs or is overloaded, or the network is."
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return HubUnreachable(
@@ -499,7 +517,10 @@ def internal_ssl_context(location: str) -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One request; ``what`` completes "the hub was asked to"; ``known`` are the statuses that mean something."""
+    """One request; ``what`` completes "the hub was asked to"; ``known`` are the statuses that mean something.
+
+    ``timeout_s`` None: the client's own.
+    """
 
     method: str
     path: str
@@ -508,6 +529,7 @@ class _Call:
     known: tuple[int, ...]
     query: Mapping[str, str] | None = None
     body: Mapping[str, object] | None = None
+    timeout_s: float | None = None
 
     @property
     def safe(self) -> bool:

@@ -15,6 +15,9 @@ from hubguard.clients.proxy_models import route_path
 from hubguard.errors import HubError, HubFailed, HubUnreachable
 from hubguard.model import Route, Server, User
 
+HUB_AT, SERVED_AT = "http://127.0.0.1:8081", "http://127.0.0.1:1"
+"""Where the hub is, and every server of it."""
+
 COMES_BACK_S = 30.0
 """How long a hub whose proxy is down tries before the server is ready again."""
 
@@ -34,7 +37,7 @@ class Stops(str, Enum):
 class Request:
     """What the hub was asked, and when.
 
-    ``call`` is list, get, stop, count, users, get-user, delete, services, routes, version or whoami.
+    ``call`` is list, get, stop, count, users, get-user, delete, services, routes, check-routes, version or whoami.
     """
 
     at: datetime
@@ -75,7 +78,7 @@ class MemoryHub:
         self.skew_s: float | None = None
         self.requests: list[Request] = []
         self.fault: Callable[[Request], HubError | None] | None = None
-        self.routes = {"/": Route("/", "http://127.0.0.1:8081")}
+        self.routes = {"/": Route("/", HUB_AT)}
         self.backends: set[tuple[str, str]] = set()
         self.owner = "hubguard"
         self.services: dict[str, tuple[str, ...]] = {"hubguard": ()}
@@ -213,6 +216,22 @@ class MemoryHub:
         async with self._asked("routes"):
             return dict(self.routes)
 
+    async def check_routes(self, *, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI. What is right in ``routes`` stays as it is, with its time."""
+        async with self._asked("check-routes", confirm=confirm):
+            if self.takes_s > timeout_s:
+                raise HubUnreachable(f"The hub didn't check the proxy's routes within {timeout_s:g} s.")
+            records = self._settled()
+            kept = {key for key, record in records.items() if record.active and record.server.pending}
+            ready = {key for key, record in records.items() if record.active and record.server.ready}
+            for path, route in list(self.routes.items()):
+                wrong = route.key in ready and route.target != SERVED_AT
+                if route.key is not None and (wrong or route.key not in kept | ready):
+                    del self.routes[path]
+            for key in sorted(ready):
+                self._route(records[key].server)
+            self.routes.setdefault("/", Route("/", HUB_AT))
+
     async def version(self) -> str:
         """See HubAPI."""
         async with self._asked("version"):
@@ -236,7 +255,7 @@ class MemoryHub:
         async with contextlib.AsyncExitStack() as stack:
             slot = None
             if self._budget is not None:
-                acts = call in ("stop", "delete")
+                acts = call in ("stop", "delete", "check-routes")
                 kind = "user" if call.startswith("get") else None
                 slot = await stack.enter_async_context(
                     self._budget.slot(Lane.ACT if acts else Lane.RESERVED, safe=not acts, kind=kind)
@@ -275,7 +294,7 @@ class MemoryHub:
     def _route(self, server: Server) -> None:
         path = route_path("/", *server.key)
         if server.ready and path not in self.routes:
-            self.routes[path] = Route(path, "http://127.0.0.1:1", server.user, server.name, self._clock.now())
+            self.routes[path] = Route(path, SERVED_AT, server.user, server.name, self._clock.now())
 
     def _shown_users(self) -> dict[str, User]:
         """All users by name, in that order, with what the hub calls active."""

@@ -778,3 +778,114 @@ def _with_open_breaker(open_s: float, **numbers) -> Traffic:
     traffic.run(traffic.send(RESERVED, ending="overload"))
     assert traffic.budget.use().breaker == "open"
     return traffic
+
+
+# evidence that it is back
+
+
+async def _fails(budget: Budget, to: Destination, times: int) -> None:
+    for _ in range(times):
+        async with budget.slot(Lane.RESERVED, safe=True, to=to) as slot:
+            slot.failed(overload=True)
+
+
+async def _asked(budget: Budget, to: Destination, *, safe: bool = True, ok: bool = True) -> None:
+    async with budget.slot(Lane.RESERVED, safe=safe, to=to) as slot:
+        slot.begins()
+        if ok:
+            slot.succeeded()
+        else:
+            slot.failed(overload=True)
+
+
+async def test_where_it_is_known_to_be_back_one_probe_goes_at_once_and_closes_the_breaker():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=3, clock=clock)
+
+    async def story() -> None:
+        await _fails(budget, Destination.PROXY, 3)
+        with pytest.raises(BudgetExhausted):
+            await _asked(budget, Destination.PROXY)
+        budget.try_again(Destination.PROXY)
+        with pytest.raises(BudgetExhausted):
+            await _asked(budget, Destination.PROXY, safe=False)
+        await _asked(budget, Destination.PROXY)
+        await _asked(budget, Destination.PROXY, safe=False)
+
+    await clock.run(story())
+    assert clock.monotonic_s() < 1.0
+
+
+async def test_a_probe_on_such_evidence_that_fails_leaves_the_breaker_open_until_new_evidence():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=1, clock=clock)
+
+    async def story() -> None:
+        await _fails(budget, Destination.PROXY, 1)
+        for _ in range(3):
+            budget.try_again(Destination.PROXY)
+            await _asked(budget, Destination.PROXY, ok=False)
+            for _ in range(5):
+                with pytest.raises(BudgetExhausted):
+                    await _asked(budget, Destination.PROXY)
+
+    await clock.run(story())
+    assert budget.use().requests == 4
+
+
+async def test_a_probe_on_such_evidence_that_is_given_up_may_be_followed_by_another():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=1, clock=clock)
+
+    async def story() -> None:
+        await _fails(budget, Destination.PROXY, 1)
+        budget.try_again(Destination.PROXY)
+        async with budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY):
+            pass
+        await _asked(budget, Destination.PROXY)
+
+    await clock.run(story())
+
+
+async def test_evidence_about_one_destination_says_nothing_about_the_other():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=1, clock=clock)
+
+    async def story() -> None:
+        await _fails(budget, Destination.HUB, 1)
+        budget.try_again(Destination.PROXY)
+        with pytest.raises(BudgetExhausted):
+            await _asked(budget, Destination.HUB)
+
+    await clock.run(story())
+
+
+async def test_old_evidence_does_not_shorten_a_later_outage():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=1, clock=clock)
+
+    async def story() -> None:
+        budget.try_again(Destination.PROXY)
+        await clock.sleep(1000.0)
+        await _fails(budget, Destination.PROXY, 1)
+        with pytest.raises(BudgetExhausted):
+            await _asked(budget, Destination.PROXY)
+
+    await clock.run(story())
+
+
+async def test_evidence_that_comes_while_a_probe_is_out_outlives_its_failure():
+    clock = VirtualClock()
+    budget = Budget(rate=1000.0, burst=100, concurrency=10, breaker_failures=1, clock=clock)
+
+    async def story() -> None:
+        await _fails(budget, Destination.PROXY, 1)
+        await clock.sleep(15.0)
+        async with budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
+            slot.begins()
+            await clock.sleep(5.0)
+            budget.try_again(Destination.PROXY)
+            slot.failed(overload=True)
+        await _asked(budget, Destination.PROXY)
+
+    await clock.run(story())
