@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hubguard.clients.read_only import SILENT_S, ReadOnly
+from hubguard.drift import Key, ORMCounts
 from hubguard.model import Server, User
 
 T = TypeVar("T")
@@ -42,13 +43,18 @@ USERS_AT_ONCE = 500
 _revision = sa.table("alembic_version", sa.column("version_num"))
 _users = sa.table("users", *map(sa.column, ("id", "name", "admin", "created", "last_activity")))
 _spawners = sa.table(
-    "spawners", *map(sa.column, ("user_id", "server_id", "name", "started", "last_activity", "user_options"))
+    "spawners", *map(sa.column, ("user_id", "server_id", "name", "started", "last_activity", "user_options", "state"))
 )
-_servers = sa.table("servers", sa.column("id"))
+_servers = sa.table("servers", *map(sa.column, ("id", "proto", "ip", "port")))
+_services = sa.table("services", sa.column("id"), sa.column("_server_id"))
 _groups = sa.table("groups", sa.column("id"), sa.column("name"))
 _roles = sa.table("roles", sa.column("id"), sa.column("name"))
 _user_groups = sa.table("user_group_map", sa.column("user_id"), sa.column("group_id"))
 _user_roles = sa.table("user_role_map", sa.column("user_id"), sa.column("role_id"))
+_group_roles = sa.table("group_role_map", sa.column("group_id"), sa.column("role_id"))
+_service_roles = sa.table("service_role_map", sa.column("service_id"), sa.column("role_id"))
+_tokens = sa.table("api_tokens", sa.column("expires_at"))
+_codes = sa.table("oauth_codes", sa.column("expires_at"))
 
 _RUNNING: sa.Select[Any] = (
     sa.select(
@@ -63,6 +69,9 @@ _RUNNING: sa.Select[Any] = (
     .join_from(_spawners, _users, _spawners.c.user_id == _users.c.id)
     .join(_servers, _spawners.c.server_id == _servers.c.id)
     .where(_spawners.c.server_id.is_not(None))
+)
+_WHERE_THEY_ARE: sa.Select[Any] = _RUNNING.add_columns(
+    _servers.c.proto, _servers.c.ip, _servers.c.port, _spawners.c.state
 )
 _INACTIVE: sa.Select[Any] = (
     sa.select(_users.c.id, _users.c.name, _users.c.admin, _users.c.created, _users.c.last_activity)
@@ -86,6 +95,52 @@ _ROLES_OF = (
 )
 
 
+def _count(rows: Any, *conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    return sa.select(sa.func.count()).select_from(rows).where(*conditions)
+
+
+def _leading_nowhere(rows: Any, *ends: tuple[Any, Any]) -> sa.Select[Any]:
+    """How many of a map's rows have an end of which there is none, each end given as (the map's column, an id)."""
+    for column, id_ in ends:
+        rows = rows.outerjoin(id_.table, column == id_)
+    return _count(rows, sa.or_(*(id_.is_(None) for _, id_ in ends)))
+
+
+_ORM_COUNTS: Mapping[str, tuple[sa.Select[Any], ...]] = {
+    # Outer joins, since "NOT EXISTS" looks through all spawners for each server: there is no index on their server_id.
+    "servers_of_nobody": (
+        _count(
+            _servers.outerjoin(_spawners, _spawners.c.server_id == _servers.c.id).outerjoin(
+                _services, _services.c._server_id == _servers.c.id
+            ),
+            _spawners.c.server_id.is_(None),
+            _services.c.id.is_(None),
+        ),
+    ),
+    "spawners_without_server": (
+        _count(
+            _spawners.outerjoin(_servers, _spawners.c.server_id == _servers.c.id),
+            _spawners.c.server_id.is_not(None),
+            _servers.c.id.is_(None),
+        ),
+    ),
+    "expired_tokens": (_count(_tokens, _tokens.c.expires_at < sa.bindparam("now", type_=sa.DateTime())),),
+    "expired_codes": (_count(_codes, _codes.c.expires_at < sa.bindparam("now_epoch", type_=sa.Integer())),),
+    "memberships_of_nobody": tuple(
+        _leading_nowhere(*rows)
+        for rows in (
+            (_user_groups, (_user_groups.c.user_id, _users.c.id), (_user_groups.c.group_id, _groups.c.id)),
+            (_user_roles, (_user_roles.c.user_id, _users.c.id), (_user_roles.c.role_id, _roles.c.id)),
+            (_group_roles, (_group_roles.c.group_id, _groups.c.id), (_group_roles.c.role_id, _roles.c.id)),
+            (_service_roles, (_service_roles.c.service_id, _services.c.id), (_service_roles.c.role_id, _roles.c.id)),
+        )
+    ),
+}
+"""The statements that each field of ORMCounts is the sum of."""
+
+_ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  # nothing is bound to them here
+
+
 @dataclass(frozen=True, slots=True)
 class HubState:
     """What the hub's database said at one moment.
@@ -97,12 +152,19 @@ class HubState:
 
     ``users_total`` is how many users the hub has, ``revision`` the Alembic revision of its tables, ``took_s`` how many
     seconds the reading took.
+
+    ``targets`` is where the hub believes each server is reached, as scheme://host:port. It leaves out a server that listens
+    on all addresses of a machine (which machine isn't written down: the hub takes its own host's name) or on a Unix socket,
+    and while one still starts, what stands there needn't be its address yet. ``states`` is what each server's spawner keeps
+    to find it again, where it keeps anything; it may hold secrets, and is in no repr.
     """
 
     servers: tuple[Server, ...]
     users_total: int
     revision: str
     took_s: float
+    targets: Mapping[Key, str] = field(default_factory=dict, hash=False)
+    states: Mapping[Key, Mapping[str, object]] = field(default_factory=dict, hash=False, repr=False)
 
 
 class HubDB(Protocol):
@@ -115,6 +177,13 @@ class HubDB(Protocol):
         """Every user who was never active, or not from ``since`` on, by name, with what runs for them (see HubState).
 
         It is read bit by bit, so one who becomes active meanwhile may be among them. Raises HubDBError.
+        """
+
+    async def orm_counts(self) -> ORMCounts:
+        """How many rows lead nowhere or have expired. Each number is of a moment of its own. Raises HubDBError.
+
+        A server's row is nobody's for a moment whenever one starts, and the hub itself removes what has expired from time
+        to time: so a count is worth telling when it stays.
         """
 
     def close(self) -> None:
@@ -143,6 +212,10 @@ class SQLHubDB:
         """See HubDB."""
         return await self._call(lambda: self._inactive_users(since.astimezone(timezone.utc)))
 
+    async def orm_counts(self) -> ORMCounts:
+        """See HubDB."""
+        return await self._call(self._orm_counts)
+
     def close(self) -> None:
         """See HubDB. A call that is under way ends by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -161,11 +234,28 @@ class SQLHubDB:
         with self._db.transaction() as connection:
             revision = self._known_revision(connection)
             users_total = connection.execute(sa.select(sa.func.count()).select_from(_users)).scalar_one()
-            rows = connection.execute(_RUNNING).all()
+            rows = connection.execute(_WHERE_THEY_ARE).all()
             memberships = _memberships(connection, {row[0] for row in rows})
         # The database is free again; all that follows is ours alone.
         servers = self._servers(rows, memberships)
-        return HubState(servers, users_total, revision, time.monotonic() - began_s)
+        targets, states = {}, {}
+        for _, user, _, name, _, _, _, proto, ip, port, state in rows:
+            if target := _target(proto, ip, port):
+                targets[user, name or ""] = target
+            if kept := _object(state):
+                states[user, name or ""] = kept
+        return HubState(servers, users_total, revision, time.monotonic() - began_s, targets, states)
+
+    def _orm_counts(self) -> ORMCounts:
+        now = datetime.now(timezone.utc)
+        values = {"now": now.replace(tzinfo=None), "now_epoch": int(now.timestamp())}
+        counts: dict[str, int] = {}
+        for name, statements in _ORM_COUNTS.items():
+            # Each in a transaction of its own: in a large database, all of them together could keep a hub on SQLite waiting.
+            with self._db.transaction() as connection:
+                self._known_revision(connection)
+                counts[name] = sum(connection.execute(counting, values).scalar_one() for counting in statements)
+        return ORMCounts(**counts)
 
     def _inactive_users(self, since: datetime) -> tuple[User, ...]:
         with self._db.transaction() as connection:
@@ -212,9 +302,9 @@ class SQLHubDB:
                 admin=bool(admin),
                 groups=groups[id_],
                 roles=roles[id_],
-                options=_options(options),
+                options=_object(options),
             )
-            for id_, user, admin, name, started, last_activity, options in rows
+            for id_, user, admin, name, started, last_activity, options, *_ in rows
         )
         return tuple(sorted(found, key=lambda server: server.key))
 
@@ -264,10 +354,17 @@ def _memberships(connection: Connection, ids: Iterable[int]) -> tuple[_Names, _N
     return both[0], both[1]
 
 
-def _options(text: str | None) -> Mapping[str, object] | None:
-    """What a server was started with; the hub writes nothing for no options, and None stands for what can't be read."""
+def _object(text: str | None) -> Mapping[str, object] | None:
+    """What the hub keeps as JSON; it writes nothing for an empty object, and None stands for what can't be read."""
     try:
-        options = json.loads(text or "{}")
-    except ValueError:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
         return None
-    return options if isinstance(options, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _target(proto: object, ip: object, port: object) -> str | None:
+    """scheme://host:port, or None where the row doesn't name one."""
+    if proto not in ("http", "https") or not isinstance(ip, str) or ip in _ALL_ADDRESSES or not isinstance(port, int):
+        return None
+    return f"{proto}://[{ip}]:{port}" if ":" in ip else f"{proto}://{ip}:{port}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
 from hubguard.clients.hub_db import HubState
+from hubguard.drift import Key, ORMCounts
 from hubguard.errors import HubDBError
 from hubguard.model import Server, User
 
@@ -15,6 +16,7 @@ from hubguard.model import Server, User
 class MemoryHubDB:
     """Implements HubDB. ``users`` holds everybody by name, with what runs for them, and may be changed at any time.
 
+    ``targets`` and ``states`` are told of those that run, ``counts`` as they are; they too may be changed.
     ``fault`` may be set to what every reading raises. ``calls`` counts the readings, those that failed among them.
     """
 
@@ -23,19 +25,31 @@ class MemoryHubDB:
         self.revision = "f460b0348206"
         self.fault: HubDBError | None = None
         self.calls = 0
+        self.targets: dict[Key, str] = {}
+        self.states: dict[Key, Mapping[str, object]] = {}
+        self.counts = ORMCounts()
 
     async def read(self) -> HubState:
         """See HubDB."""
         began_s = time.monotonic()
         self._asked()
         servers = tuple(sorted(self._running(), key=lambda server: server.key))
-        return HubState(servers, len(self.users), self.revision, time.monotonic() - began_s)
+        run = {server.key for server in servers}
+        targets = {key: target for key, target in self.targets.items() if key in run}
+        states = {key: dict(state) for key, state in self.states.items() if key in run and state}
+        took_s = time.monotonic() - began_s
+        return HubState(servers, len(self.users), self.revision, took_s, targets, states)
 
     async def inactive_users(self, since: datetime) -> tuple[User, ...]:
         """See HubDB."""
         self._asked()
         found = (user for user in self.users.values() if user.last_activity is None or user.last_activity < since)
         return tuple(sorted((_as_told(user) for user in found), key=lambda user: user.name))
+
+    async def orm_counts(self) -> ORMCounts:
+        """See HubDB."""
+        self._asked()
+        return self.counts
 
     def close(self) -> None:
         """See HubDB."""

@@ -25,6 +25,7 @@ from hubguard.clients import hub_db, read_only
 from hubguard.clients.hub_db import HubDB, SQLHubDB
 from hubguard.clients.hub_models import read_time
 from hubguard.clients.memory_hub_db import MemoryHubDB
+from hubguard.drift import ORMCounts
 from hubguard.errors import HubDBError
 from hubguard.model import Server, User
 from hubguard.testbed.hub import TestbedHub
@@ -97,6 +98,18 @@ def expected_users(population: Population = POPULATION) -> dict[str, User]:
     return users
 
 
+def expected_targets() -> dict[tuple[str, str], str]:
+    return {(server.user, server.name): "http://127.0.0.1:1" for server in POPULATION.servers if server.running}
+
+
+def expected_states() -> dict[tuple[str, str], dict[str, object]]:
+    return {
+        (server.user, server.name): {"seeded": True, "shared": server.shared}
+        for server in POPULATION.servers
+        if server.running
+    }
+
+
 def sqlite_url(folder: Path, population: Population = POPULATION) -> str:
     url = f"sqlite:///{folder / 'jupyterhub.sqlite'}"
     write(url, population, now=NOW)
@@ -135,7 +148,10 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HubDB]:
     """A database with POPULATION in it, as the client that is tested sees it."""
     if request.param == "memory":
         # As another client would have them: unsorted, and with things that no database knows.
-        yield MemoryHubDB(*reversed([_as_the_hub_itself_knows(user) for user in expected_users().values()]))
+        memory = MemoryHubDB(*reversed([_as_the_hub_itself_knows(user) for user in expected_users().values()]))
+        memory.targets, memory.states = expected_targets(), expected_states()
+        memory.targets["gone", ""] = "http://127.0.0.1:1"  # it doesn't run
+        yield memory
         return
     if request.param == "sqlite":
         url = sqlite_url(tmp_path)
@@ -201,15 +217,32 @@ async def test_nobody_but_who_never_came_was_inactive_before_all_times(db: HubDB
     assert len(inactive) == 3
 
 
+async def test_where_each_server_is_reached_and_what_its_spawner_keeps_is_told_of_those_that_run(db: HubDB):
+    state = await db.read()
+    assert state.targets == expected_targets()
+    assert state.states == expected_states()
+    assert ("gone", "") not in state.targets
+
+
+async def test_what_a_spawner_keeps_is_in_no_repr(db: HubDB):
+    state = await db.read()
+    assert state.states["boss", ""]["seeded"]
+    assert "seeded" not in repr(state)
+
+
+async def test_a_sound_database_has_no_row_that_leads_nowhere(db: HubDB):
+    assert await db.orm_counts() == ORMCounts()
+
+
 async def test_the_readings_of_the_one_in_memory_can_be_made_to_fail():
     db = MemoryHubDB()
     db.fault = HubDBError("gone")
-    for reading in (db.read(), db.inactive_users(NOW)):
+    for reading in (db.read(), db.inactive_users(NOW), db.orm_counts()):
         with pytest.raises(HubDBError):
             await reading
     db.fault = None
     assert (await db.read()).servers == ()
-    assert db.calls == 3
+    assert db.calls == 4
 
 
 # What only real databases can do.
@@ -262,6 +295,104 @@ async def test_a_server_that_nobody_owns_or_that_has_lost_its_address_is_none(tm
             connection.exec_driver_sql("UPDATE spawners SET user_id = 99999 WHERE name = 'forgotten'")
         after = {server.key for server in (await db.read()).servers}
     assert before - after == {("boss", "gpu"), ("sleeper", "forgotten")}
+
+
+@pytest.mark.parametrize(
+    ("row", "target"),
+    [
+        ("ip = '10.1.2.3', port = 8888", "http://10.1.2.3:8888"),
+        ("ip = 'jupyter-ann.hub.svc', port = 8888, proto = 'https'", "https://jupyter-ann.hub.svc:8888"),
+        ("ip = 'fd00::7', port = 8888", "http://[fd00::7]:8888"),
+        # The hub takes its own host's name for these, which isn't in its database.
+        ("ip = ''", None),
+        ("ip = '0.0.0.0'", None),
+        ("ip = '::'", None),
+        ("ip = NULL", None),
+        ("port = NULL", None),
+        ("proto = 'http+unix'", None),
+    ],
+)
+async def test_a_server_is_reached_where_its_row_says_or_it_isnt_told(url: str, row: str, target: str | None):
+    with changing(url) as connection:
+        which = "SELECT server_id FROM spawners WHERE name = 'gpu'"
+        connection.exec_driver_sql(f"UPDATE servers SET {row} WHERE id IN ({which})")
+    with opened(url) as db:
+        state = await db.read()
+    expected = expected_targets() | {("boss", "gpu"): target}
+    assert state.targets == {key: target for key, target in expected.items() if target}
+    assert len(state.servers) == len(expected)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[1]", "nonsense", "[" * 100_000, None])
+async def test_a_spawner_that_keeps_nothing_or_nonsense_has_no_state(url: str, text: str | None):
+    with changing(url) as connection:
+        connection.execute(sa.text("UPDATE spawners SET state = :text WHERE name = 'gpu'"), {"text": text})
+    with opened(url) as db:
+        state = await db.read()
+    assert ("boss", "gpu") not in state.states
+    assert len(state.states) == len(state.servers) - 1
+
+
+# Each plants rows, and says how many of a kind there are then. Where the database minds (PostgreSQL, or SQLite as the hub
+# opens it), such rows come of repairs by hand, of restored backups and of old hubs.
+STRAYS = {
+    "a server that neither a spawner nor a service names": (
+        ["INSERT INTO servers (id, proto, ip, port) VALUES (9001, 'http', '', 1), (9002, 'http', '', 2)"],
+        ORMCounts(servers_of_nobody=2),
+    ),
+    "a server that a service names": (
+        [
+            "INSERT INTO servers (id, proto, ip, port) VALUES (9001, 'http', '', 1)",
+            "INSERT INTO services (id, name, _server_id{timeout}) VALUES (9001, 'served', 9001{thirty})",
+        ],
+        ORMCounts(),
+    ),
+    "a spawner that names no server that there is": (
+        ["UPDATE spawners SET server_id = 99999 WHERE name = 'gpu'", "DELETE FROM servers WHERE id = 99999"],
+        ORMCounts(servers_of_nobody=1, spawners_without_server=1),
+    ),
+    "tokens that have expired, and others": (
+        [
+            "INSERT INTO api_tokens (id, hashed, prefix, expires_at) VALUES"
+            " (9001, 'a', 'a', '2020-01-02 03:04:05'), (9002, 'b', 'b', '2020-01-02 03:04:05.678901'),"
+            " (9003, 'c', 'c', '2999-01-02 03:04:05.678901'), (9004, 'd', 'd', NULL)"
+        ],
+        ORMCounts(expired_tokens=2),
+    ),
+    "codes that have expired, and others": (
+        [
+            "INSERT INTO oauth_codes (id, code, expires_at) VALUES (9001, 'a', 1), (9002, 'b', 2147483647), (9003, 'c', NULL)"
+        ],
+        ORMCounts(expired_codes=1),
+    ),
+    "members of groups, where the user, the group or both are gone": (
+        ["INSERT INTO user_group_map (user_id, group_id) VALUES (99999, 1), (1, 99999), (99998, 99998)"],
+        ORMCounts(memberships_of_nobody=3),
+    ),
+    "roles of users, groups and services that are gone, and roles that are gone": (
+        [
+            "INSERT INTO user_role_map (user_id, role_id, managed_by_auth) VALUES (99999, 1, false), (1, 99999, false)",
+            "INSERT INTO group_role_map (group_id, role_id, managed_by_auth) VALUES (99999, 1, false)",
+            "INSERT INTO service_role_map (service_id, role_id, managed_by_auth) VALUES (99999, 1, false)",
+        ],
+        ORMCounts(memberships_of_nobody=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+async def test_rows_that_lead_nowhere_or_have_expired_are_counted_by_kind(url: str, stray: str):
+    statements, counts = STRAYS[stray]
+    with changing(url) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET session_replication_role = replica")  # else it refuses them
+        timed = "timeout" in {column["name"] for column in sa.inspect(connection).get_columns("services")}
+        for statement in statements:
+            filled = statement.format(timeout=", timeout", thirty=", 30") if timed else statement
+            connection.exec_driver_sql(filled.replace("{timeout}", "").replace("{thirty}", ""))
+    with opened(url) as db:
+        assert await db.orm_counts() == counts
+        assert (await db.read()).users_total == len(POPULATION.users)
 
 
 async def test_a_time_may_come_without_a_fraction(tmp_path: Path):
@@ -447,7 +578,8 @@ async def test_the_database_is_free_again_before_anything_is_made_of_what_was_re
         monkeypatch.setattr(hub_db.json, "loads", write_first)
         await db.read()
         monkeypatch.undo()
-    assert written == [len(POPULATION.users)] * len([server for server in POPULATION.servers if server.running])
+    # The options and the state of each server.
+    assert written == [len(POPULATION.users)] * 2 * len([server for server in POPULATION.servers if server.running])
 
 
 async def test_a_hub_writes_while_it_is_read_without_a_pause(tmp_path: Path):
@@ -556,7 +688,7 @@ async def test_tables_of_a_revision_that_nobody_has_looked_at_are_not_read(url: 
         if revision:
             connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{revision}')")
     with opened(url) as db:
-        for reading in (db.read(), db.inactive_users(NOW)):
+        for reading in (db.read(), db.inactive_users(NOW), db.orm_counts()):
             with pytest.raises(
                 HubDBError, match=f"revision {revision or '.none.'}.* 4.1 and 5 and 6.*Upgrade HubGuard"
             ):
