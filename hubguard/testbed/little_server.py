@@ -1,8 +1,9 @@
 """A single-user server as small as it gets: about 10 MB, up in a blink, answers 200 to everything below any prefix.
 
 Run by path with ``python -S -E``, so it imports nothing but the standard library, and little of that. Its first and
-only line on standard output is the port it listens on (127.0.0.1). ``LITTLE_NAME`` in its environment is the name it
-answers with; where that is empty it stands for many servers, and answers with the path it was asked for.
+only line on standard output, once it serves, is the port of the listening socket that it was handed as the file
+descriptor ``LITTLE_LISTENER``. ``LITTLE_NAME`` in its environment is the name it answers with; where that is empty it
+stands for many servers, and answers with the path it was asked for.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ class _Conversation:
         return None
 
 
-def serve(name: str, version: str) -> None:
+def serve(name: str, version: str, listener: socket.socket) -> None:
     """Serve until SIGTERM. Never returns otherwise."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     sys.stdout.write(f"{listener.getsockname()[1]}\n")
@@ -97,4 +97,8 @@ def serve(name: str, version: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(os.environ.get("LITTLE_NAME", ""), os.environ.get("LITTLE_VERSION", ""))
+    serve(
+        os.environ.get("LITTLE_NAME", ""),
+        os.environ.get("LITTLE_VERSION", ""),
+        socket.socket(fileno=int(os.environ["LITTLE_LISTENER"])),
+    )

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -70,20 +71,27 @@ def killed_marker(folder: str | Path, user: str, name: str) -> Path:
     return Path(folder) / "killed" / hashlib.sha256(json.dumps([user, name]).encode()).hexdigest()
 
 
-def launch(name: str, folder: str) -> tuple[Little, subprocess.Popen[bytes]]:
-    """Start a little server and wait till it listens, some 50 ms. Raises RuntimeError where it doesn't come up."""
-    environment = {"LITTLE_NAME": name, "LITTLE_VERSION": jupyterhub.__version__}
-    if MARKER in os.environ:
-        environment[MARKER] = os.environ[MARKER]
-    process = subprocess.Popen(  # noqa: S603  # no words of others in it
-        [sys.executable, "-S", "-E", str(LITTLE_SERVER)],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def launch(
+    name: str, folder: str, *, listener: socket.socket | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Little, subprocess.Popen[bytes]]:
+    """Start a little server and wait till it serves, some 50 ms. Raises RuntimeError where it doesn't come up.
+
+    It serves at ``listener``, which is closed here, or else at a port of its own. ``environment`` is added to its own.
+    """
+    with listener or socket.create_server(("127.0.0.1", 0), backlog=1024) as handed:
+        own = {"LITTLE_NAME": name, "LITTLE_VERSION": jupyterhub.__version__, "LITTLE_LISTENER": str(handed.fileno())}
+        if MARKER in os.environ:
+            own[MARKER] = os.environ[MARKER]
+        process = subprocess.Popen(  # noqa: S603  # no words of others in it
+            [sys.executable, "-S", "-E", str(LITTLE_SERVER)],
+            env={**(environment or {}), **own},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[handed.fileno()],
+        )
     assert process.stdout is not None
     with process.stdout:
         line = process.stdout.readline()
@@ -197,16 +205,21 @@ class LittleSpawner(Spawner):
             self._sharers.add(self._key)
             async with self._endpoint_lock:
                 if LittleSpawner._endpoint is None or not LittleSpawner._endpoint.alive:
-                    LittleSpawner._endpoint = await self._launch("")
+                    LittleSpawner._endpoint = await self._launch("", None, {})
             self._little = LittleSpawner._endpoint
         else:
-            self._little = await self._launch(self.user.name)
+            # As other spawners do: what tells a server who it is and where it listens is how it is known again from outside.
+            listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+            self.port = listener.getsockname()[1]
+            told = {key: text for key, text in self.get_env().items() if key.startswith("JUPYTERHUB_")}  # type: ignore[no-untyped-call]
+            self._little = await self._launch(self.user.name, listener, told)
         self._seeded = False
         return self._little
 
-    async def _launch(self, name: str) -> Little:
+    async def _launch(self, name: str, listener: socket.socket | None, environment: Mapping[str, str]) -> Little:
         async with self._launches:
-            launching = asyncio.ensure_future(asyncio.to_thread(launch, name, self.folder))
+            starting = asyncio.to_thread(launch, name, self.folder, listener=listener, environment=environment)
+            launching = asyncio.ensure_future(starting)
             try:
                 little, process = await asyncio.shield(launching)
             except asyncio.CancelledError:
