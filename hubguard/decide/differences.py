@@ -1,0 +1,461 @@
+"""How what the sources say of servers and routes differs, in one look and by themselves: no counting, no memory.
+
+Pending is unknown, and so is all that rests on a source that is missing or incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from urllib.parse import unquote
+
+from hubguard.drift import Backend, Drift, Key, ORMCounts, World
+from hubguard.model import DriftKind, Reading, Route, Server, Source, same_run
+
+DriftKey = tuple[DriftKind, str | None, str | None, str]
+"""What ``Drift.key`` gives: which difference it is, from look to look."""
+
+Words = tuple[str, str, tuple[str, ...]]
+"""(expected, observed, evidence) of a difference, for people."""
+
+TWO_RUNS = timedelta(seconds=60)
+"""Backends of one server whose starts are further apart than this are of different runs; clocks differ by less."""
+
+PORTS = {"http": 80, "https": 443}
+
+SOURCES: Mapping[Source, str] = {
+    Source.HUB_API: "the hub's API",
+    Source.HUB_DB: "the hub's database",
+    Source.PROXY: "the proxy's table",
+    Source.HUB_ROUTES: "the proxy's table as the hub tells it",
+    Source.BACKEND: "the backends",
+}
+"""What evidence calls each source."""
+
+ROWS: Mapping[str, str] = {
+    "servers_of_nobody": "server rows without a spawner or a service",
+    "spawners_without_server": "spawners that name a server row that isn't there",
+    "expired_tokens": "expired tokens",
+    "expired_codes": "expired OAuth codes",
+    "memberships_of_nobody": "rows of group and role maps that name somebody who isn't there",
+}
+"""What the fields of ORMCounts count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference as one look shows it; the first five fields mean what they mean in a Drift.
+
+    ``words`` makes what people read of it. ``since`` is set where somebody else has seen it before this look. ``surely``:
+    somebody else vouches for it, and no second look of ours is needed. ``backend`` is the one that it is about.
+    """
+
+    kind: DriftKind
+    user: str | None
+    server: str | None
+    subject: str
+    started: datetime | None
+    words: Callable[[], Words]
+    since: datetime | None = None
+    surely: bool = False
+    backend: Backend | None = None
+
+    @property
+    def key(self) -> DriftKey:
+        """Which one it is, from look to look."""
+        return (self.kind, self.user, self.server, self.subject)
+
+
+class Comparison:
+    """What the sources of ``world`` say, side by side; a pending that lasts for ``pending_limit_s`` seconds is drift.
+
+    ``asking``: nothing is concluded from it yet, so that the hub's word counts however old it is, and wherever from.
+    """
+
+    def __init__(self, world: World, pending_limit_s: float, *, asking: bool = False) -> None:
+        self.world = world
+        self.at = world.at
+        self._limit_s = pending_limit_s
+        complete = {reading.source: reading for reading in world.readings if reading.complete}
+        self._hub = complete.get(Source.HUB_API)
+        self._knows_hub = world.servers is not None and (asking or self._hub is not None)
+        self._table = None
+        if world.routes is not None:
+            self._table = complete.get(Source.PROXY) or complete.get(Source.HUB_ROUTES)
+        self._db = complete.get(Source.HUB_DB)
+        self._targets = world.targets if self._db is not None else None
+        self._backend = complete.get(Source.BACKEND) if world.backends is not None else None
+        self._servers: Mapping[Key, Server] = world.servers or {}
+        self._unsure = frozenset[Key]() if asking else world.unsure
+        self._prefix = user_prefix(world.base_url)
+        self.routes_of: dict[Key, list[Route]] = {}
+        self.backends_of: dict[Key, list[Backend]] = {}
+        self._misplaced: dict[Key, Route] = {}
+        self._hosted = False
+        if self._table is not None:
+            self._read_table(world.routes or {})
+        if self._backend is not None:
+            for backend in world.backends or ():
+                self.backends_of.setdefault(backend.key, []).append(backend)
+
+    # -- what each look has to have ------------------------------------------------------------------------------------
+
+    def readings(self, kind: DriftKind, subject: str) -> tuple[Reading, ...] | None:
+        """Those that such a difference rests on; None where one of them is missing or incomplete: nothing can be told."""
+        needed: tuple[Reading | None, ...]
+        if kind is DriftKind.ORM_DANGLING:
+            needed = (self._db if self.world.orm is not None else None,)
+        elif kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
+            needed = (self._hub, self._backend)
+        elif kind is DriftKind.SERVER_ORPHAN:
+            needed = (self._hub, self._backend) if subject else (self._hub,)
+        elif kind in {DriftKind.PENDING_STUCK, DriftKind.ACTIVITY_FROZEN}:
+            needed = (self._hub,)
+        elif kind is DriftKind.ROUTE_WRONG_TARGET and self._targets is not None:
+            needed = (self._hub, self._table, self._db)
+        else:
+            needed = (self._hub, self._table)
+        if not self._knows_hub and kind is not DriftKind.ORM_DANGLING:
+            return None
+        found = tuple(reading for reading in needed if reading is not None)
+        return found if len(found) == len(needed) else None
+
+    def can_tell(self, drift: Drift) -> bool:
+        """Whether this look would show ``drift`` if it were still there."""
+        if self.readings(drift.kind, drift.subject) is None:
+            return False
+        if drift.user is None:
+            return self._can_tell_shared(drift.kind)
+        key = (drift.user, drift.server or "")
+        if key in self._unsure:
+            return False
+        server = self._servers.get(key)
+        if drift.kind is DriftKind.PENDING_STUCK:
+            return True
+        if server is not None and server.pending is not None:
+            return False
+        ready = server is not None and server.ready
+        if drift.kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
+            return not ready or self._fate(key) is not None
+        if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject:
+            listed = [one.alive for one in self.backends_of.get(key, ()) if one.id == drift.subject]
+            return None not in listed if listed else ready or self.world.whole
+        if drift.kind is DriftKind.ROUTE_WRONG_TARGET and ready and self._targets is None:
+            # A hub's database that fails now may have told that target; where it is never read, it hasn't.
+            return self.world.reading(Source.HUB_DB) is None or drift.subject not in (self.world.routes or {})
+        return True
+
+    def _can_tell_shared(self, kind: DriftKind) -> bool:
+        if kind is DriftKind.SERVICE_ROUTE_MISSING:
+            return self.world.prefixes is not None and not self._hosted
+        return kind is not DriftKind.HUB_ROUTE_MISSING or not self._hosted
+
+    def run_now(self, key: Key) -> tuple[datetime | None] | None:
+        """When the run of ``key`` that the hub has now was started, in a tuple; None: it has none, or none can be told."""
+        server = self._servers.get(key) if self._hub is not None and key not in self._unsure else None
+        return None if server is None or not is_active(server) else (server.started,)
+
+    # -- all differences -----------------------------------------------------------------------------------------------
+
+    def differences(self) -> dict[DriftKey, Difference]:
+        """All of them, by key, in no order."""
+        found = {one.key: one for one in self._of_database()}
+        if self._knows_hub:
+            for of in (self._of_servers, self._of_stale_routes, self._of_shared_routes, self._of_orphans):
+                found.update((one.key, one) for one in of())
+            if self.world.frozen_since is not None:
+                since = self.world.frozen_since
+                one = Difference(
+                    DriftKind.ACTIVITY_FROZEN, None, None, "", None, partial(self._frozen, since), since=since
+                )
+                found[one.key] = one
+        return found
+
+    def _of_servers(self) -> Iterator[Difference]:
+        targets = self._targets or {}
+        has_table, has_backends = self._table is not None, self._backend is not None
+        for key, server in self._servers.items():
+            if key in self._unsure:
+                continue
+            if server.pending is not None:
+                words = partial(self._stuck, server)
+                yield Difference(DriftKind.PENDING_STUCK, *key, server.pending, server.started, words)
+            elif server.ready:
+                if has_table:
+                    yield from self._of_its_routes(key, server, targets.get(key))
+                if has_backends and self._fate(key) is False:
+                    ghost = self._is_ghost(server)
+                    kind = DriftKind.SERVER_GHOST if ghost else DriftKind.SERVER_DEAD
+                    yield Difference(kind, *key, "", server.started, partial(self._dead, server, ghost))
+
+    def _of_its_routes(self, key: Key, server: Server, target: str | None) -> Iterator[Difference]:
+        kind = DriftKind.ROUTE_WRONG_TARGET
+        astray = self._misplaced.get(key) if self._misplaced else None
+        if astray is not None:
+            yield Difference(kind, *key, astray.path, server.started, partial(self._wrong, server, target, astray))
+        routes = self.routes_of.get(key)
+        if not routes:
+            if astray is None:
+                words = partial(self._missing, server, target)
+                yield Difference(DriftKind.ROUTE_MISSING, *key, "", server.started, words)
+            return
+        if target is None:
+            return
+        for route in routes:
+            if route.target != target and _leads_elsewhere(route.target, target):
+                words = partial(self._wrong, server, target, route)
+                yield Difference(kind, *key, route.path, server.started, words)
+
+    def _of_stale_routes(self) -> Iterator[Difference]:
+        for key, routes in self.routes_of.items():
+            server = self._servers.get(key)
+            if (server is not None and is_active(server)) or key in self._unsure:
+                continue
+            for route in routes:
+                yield Difference(DriftKind.ROUTE_STALE, *key, route.path, None, partial(self._stale, key, route))
+
+    def _of_shared_routes(self) -> Iterator[Difference]:
+        routes = self.world.routes or {}
+        # Where each user has a subdomain, hub and services have theirs, too, in front of their paths.
+        if self._table is None or self._hosted:
+            return
+        for name, prefix in (self.world.prefixes or {}).items():
+            path = _path(prefix)
+            if path not in routes:
+                words = partial(self._service, name, path)
+                yield Difference(DriftKind.SERVICE_ROUTE_MISSING, None, None, name, None, words)
+        if (path := _path(self.world.base_url)) not in routes:
+            yield Difference(DriftKind.HUB_ROUTE_MISSING, None, None, "", None, partial(self._hub_route, path))
+
+    def _of_orphans(self) -> Iterator[Difference]:
+        kind = DriftKind.SERVER_ORPHAN
+        listed = set()
+        for key, backends in self.backends_of.items():
+            server = self._servers.get(key)
+            if key in self._unsure or (server is not None and server.pending is not None):
+                continue
+            alive = [one for one in backends if one.alive and one.kind != "http"]
+            if server is not None and server.ready:
+                orphans = _of_older_runs(alive, server) if len(alive) > 1 else []
+            else:
+                orphans = alive
+            told = self.world.outlived.get(key) if server is None or not server.ready else None
+            for one in orphans:
+                words = partial(self._orphan, server, one, told)
+                yield Difference(kind, *key, one.id, None, words, surely=told is not None, backend=one)
+                listed.add(key)
+        for key, told in self.world.outlived.items():
+            if key not in listed and key not in self._unsure and self._still_outlives(key, told[0]):
+                yield Difference(kind, *key, "", None, partial(self._outlived, told), since=told[0], surely=True)
+
+    def _still_outlives(self, key: Key, told_at: datetime) -> bool:
+        server = self._servers.get(key)
+        # It is told from within the stop, which the hub calls pending until it is done.
+        if server is not None and (server.ready or server.pending not in {None, "stop"}):
+            return False
+        if self._backend is None or not self.world.whole or self._backend.at <= told_at:
+            return True
+        return any(one.alive is None for one in self.backends_of.get(key, ()))
+
+    def _of_database(self) -> Iterator[Difference]:
+        if self._db is None or self.world.orm is None:
+            return
+        for part in fields(ORMCounts):
+            if count := getattr(self.world.orm, part.name):
+                words = partial(self._dangling, part.name, count)
+                yield Difference(DriftKind.ORM_DANGLING, None, None, part.name, None, words)
+
+    def _is_ghost(self, server: Server) -> bool:
+        return any(
+            (user, name) == server.key and same_run(started, server.started)
+            for user, name, started in self.world.ghosts
+        )
+
+    def _fate(self, key: Key) -> bool | None:
+        """Whether anything runs that server, by the backends; None: it can't be told."""
+        backends = self.backends_of.get(key)
+        if not backends:
+            return False if self.world.whole else None
+        alive = [one.alive for one in backends]
+        return True if True in alive else None if None in alive else False
+
+    def _read_table(self, routes: Mapping[str, Route]) -> None:
+        prefix, odd = self._prefix, []
+        for path, route in routes.items():
+            if route.user is None:
+                continue
+            key = (route.user, route.server or "")
+            self.routes_of.setdefault(key, []).append(route)
+            if path != (f"{prefix}{route.user}/{route.server}" if route.server else prefix + route.user):
+                odd.append((key, route))
+        if not odd:
+            return
+        self._hosted = any(not route.path.startswith(prefix) for _, route in odd)
+        owners = {own_path(prefix, key): key for key, server in self._servers.items() if is_active(server)}
+        for key, route in odd:
+            owner = owners.get(route.path)
+            if owner is not None and owner != key:
+                self._misplaced[owner] = route
+                self.routes_of[key].remove(route)
+
+    # -- the words -----------------------------------------------------------------------------------------------------
+
+    def _line(self, reading: Reading | None, said: str) -> str:
+        # Only what readings() has found complete is spoken of; before that, nobody asks for words.
+        assert reading is not None
+        return f"{SOURCES[reading.source]}, {utc(reading.at)}: {said}"
+
+    def _hub_says(self, server: Server | None) -> str:
+        if server is None or not is_active(server):
+            return self._line(self._hub, "no such server runs")
+        started = "" if server.started is None else f", started {utc(server.started)}"
+        return self._line(self._hub, f"{(server.pending and f'pending {server.pending}') or 'ready'}{started}")
+
+    def _database_says(self, target: str | None) -> tuple[str, ...]:
+        return () if target is None else (self._line(self._db, f"it is reached at {target}"),)
+
+    def _missing(self, server: Server, target: str | None) -> Words:
+        path = own_path(self._prefix, server.key)
+        there = (self.world.routes or {}).get(path)
+        seen = "no route" if there is None else f"no route of the hub's; at {path} one of somebody else's"
+        lines = (
+            self._hub_says(server),
+            *self._database_says(target),
+            self._line(self._table, f"no route that is for it among {len(self.world.routes or ()):,}"),
+        )
+        return (f"ready, so a route to {target or 'it'}", seen, lines)
+
+    def _wrong(self, server: Server, target: str | None, route: Route) -> Words:
+        whose = "" if route.key == server.key else f", which is for {_label(*(route.key or ('', '')))}"
+        said = f"{route.path} leads to {route.target}{whose}"
+        lines = (self._hub_says(server), *self._database_says(target), self._line(self._table, said))
+        expected = "ready, so a route that is for it" if target is None else f"ready at {target}"
+        return (expected, f"the route {route.path} to {route.target}{whose}", lines)
+
+    def _stale(self, key: Key, route: Route) -> Words:
+        lines = (
+            self._hub_says(self._servers.get(key)),
+            self._line(self._table, f"{route.path} leads to {route.target}"),
+        )
+        return ("no such server, so no route", f"the route {route.path} to {route.target}", lines)
+
+    def _service(self, name: str, path: str) -> Words:
+        lines = (
+            self._line(self._hub, f"the service {name} is reached at {path}"),
+            self._line(self._table, f"no route {path}"),
+        )
+        return (f"the service {name} at {path}", "no route", lines)
+
+    def _hub_route(self, path: str) -> Words:
+        lines = (self._line(self._hub, "it answers"), self._line(self._table, f"no route {path}"))
+        seen = "no route: nobody reaches the hub's pages, unless the proxy's default target leads there"
+        return (f"the hub's own route {path}", seen, lines)
+
+    def _dead(self, server: Server, ghost: bool) -> Words:
+        backends = self.backends_of.get(server.key, ())
+        told = [f"{one.name}: {one.detail or 'gone'}" for one in backends] or [
+            "there is none for it, and these are all"
+        ]
+        lines = (self._hub_says(server), *(self._line(self._backend, one) for one in told))
+        seen = "; ".join(told) if backends else "its backend is gone"
+        if ghost:
+            return ("ready", f"{seen}; and a stop that the hub took has changed nothing", lines)
+        return ("ready", seen, lines)
+
+    def _orphan(self, server: Server | None, backend: Backend, told: tuple[datetime, str] | None) -> Words:
+        started = "" if backend.started is None else f", started {utc(backend.started)}"
+        lines = [
+            self._hub_says(server),
+            self._line(self._backend, f"{backend.name} lives{started}{backend.detail and f'; {backend.detail}'}"),
+            f"whose it is: {backend.proof or 'not proved to be of this hub, so HubGuard never ends it'}",
+        ]
+        if told is not None:
+            lines.append(_spawner_said(told))
+        if server is None or not is_active(server):
+            return ("stopped or unknown, so no backend", f"{backend.name} lives", tuple(lines))
+        return ("ready, with the backend of this run alone", f"{backend.name} of an earlier run lives", tuple(lines))
+
+    def _outlived(self, told: tuple[datetime, str]) -> Words:
+        lines = (self._line(self._hub, "it doesn't run"), _spawner_said(told))
+        return ("stopped, so no backend", "its backend lived on after the stop", lines)
+
+    def _stuck(self, server: Server) -> Words:
+        expected = f"the hub done with it within {self._limit_s:g} s"
+        return (expected, f"still pending ({server.pending})", (self._hub_says(server),))
+
+    def _dangling(self, name: str, count: int) -> Words:
+        return ("none", f"{count:,} {ROWS[name]}", (self._line(self._db, f"{count:,} {ROWS[name]}"),))
+
+    def _frozen(self, since: datetime) -> Words:
+        lines = (self._line(self._hub, f"nobody's activity has advanced as it should since {utc(since)}"),)
+        return ("activity that advances with the traffic", "it no longer advances for anybody", lines)
+
+
+def is_active(server: Server) -> bool:
+    """Whether the hub has something running for it, or is in the middle of something with it."""
+    return server.ready or server.pending is not None
+
+
+def user_prefix(base_url: str) -> str:
+    """What the routes of all servers begin with, as they stand in the table, on a hub without subdomains."""
+    return f"{unquote(base_url).rstrip('/')}/user/"
+
+
+def own_path(prefix: str, key: Key) -> str:
+    """Where the route of that server stands in the table."""
+    user, name = key
+    return f"{prefix}{user}/{name}" if name else prefix + user
+
+
+def utc(at: datetime) -> str:
+    """A time for people, to the second, in UTC."""
+    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _path(url_path: str) -> str:
+    return "/" + unquote(url_path).strip("/")
+
+
+def _label(user: str, name: str) -> str:
+    return f"{user}/{name}" if name else user
+
+
+def _spawner_said(told: tuple[datetime, str]) -> str:
+    return f"the hub's own spawner, {utc(told[0])}: {told[1] or 'it still runs after its stop'}"
+
+
+def _of_older_runs(alive: list[Backend], server: Server) -> list[Backend]:
+    """Those that can't be of the run that the hub has: they were there before it, and a later one fits it."""
+    timed = [(one.started, one) for one in alive if one.started is not None]
+    if server.started is None or len(timed) < 2:
+        return []
+    newest = max(started for started, _ in timed)
+    if newest < server.started - TWO_RUNS:
+        return []
+    return [one for started, one in timed if newest - started > TWO_RUNS and started < server.started]
+
+
+def _leads_elsewhere(one: str, other: str) -> bool:
+    """Whether these URLs name different places, their paths aside; False where that can't be told."""
+    places = _place(one), _place(other)
+    return None not in places and places[0] != places[1]
+
+
+def _place(url: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port), with this machine's two names taken for one; None for what is no such URL."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return None
+    scheme = scheme.lower()
+    authority = rest.split("/", 1)[0].rpartition("@")[2].lower()
+    host, colon, port = authority.rpartition(":")
+    if not colon or "]" in port:
+        host, port = authority, ""
+    if port and not port.isdecimal():
+        return None
+    number = int(port) if port else PORTS.get(scheme)
+    if not host or number is None:
+        return None
+    return (scheme, "127.0.0.1" if host == "localhost" else host, number)
