@@ -330,7 +330,8 @@ class _Listeners:
             if self._sockets is None:
                 self._sockets = _listening_sockets()
             wanted = self._sockets.get(port, set())
-            return bool(wanted) and any(os.readlink(file.path) in wanted for file in os.scandir(f"/proc/{pid}/fd"))
+            files = f"/proc/{pid}/fd"
+            return bool(wanted) and any(os.readlink(f"{files}/{number}") in wanted for number in os.listdir(files))
         except (psutil.Error, OSError):
             return False
 

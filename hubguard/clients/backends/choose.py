@@ -1,0 +1,61 @@
+"""Which backends fit a hub: those that were named, or by the class of its spawner."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from hubguard.clients.backends import http
+from hubguard.clients.backends.port import Backends, Place
+from hubguard.clients.http import printable
+from hubguard.errors import ConfigError
+
+GROUP = "hubguard.backends"
+"""Entry points whose name is the full name of a spawner's class, and whose value is a function from a Place to Backends."""
+
+KINDS = ("process", "systemd", "docker", "kubernetes", "http")
+
+log = logging.getLogger(__name__)
+
+
+def open_backends(setting: str, place: Place) -> Backends | None:
+    """The backends by HubGuardDrift.backend: of that kind; by the hub's spawner for "auto"; None for "".
+
+    For "auto" the entry point for the nearest of the spawner's classes is taken, another package's before our own; what
+    doesn't load is logged and passed over; and HTTP is what remains. Raises ConfigError, naming the setting, for another
+    word, and for a kind that can't be had as the hub is set up.
+    """
+    if not setting:
+        return None
+    if setting == "auto":
+        return _by_spawner(place)
+    if setting not in KINDS:
+        known = ", ".join(f'"{kind}"' for kind in ("auto", *KINDS))
+        raise ConfigError("HubGuardDrift.backend", f'{printable(setting)!r} is none of {known}; "" is none at all')
+    module = importlib.import_module(f"hubguard.clients.backends.{setting}")
+    backends: Backends = module.open_backends(place)
+    return backends
+
+
+def _by_spawner(place: Place) -> Backends:
+    for entry in _nearest(entry_points(group=GROUP), place.spawner):
+        try:
+            backends: Backends = entry.load()(place)
+        except Exception as error:  # it may be anybody's
+            log.warning(
+                "What runs the servers can't be seen by %s, which is for spawners of %s: %s: %s. What comes next is used.",
+                *(entry.value, entry.name, type(error).__name__, printable(str(error))),
+            )
+            continue
+        return backends
+    return http.open_backends(place)
+
+
+def _nearest(entries: Iterable[EntryPoint], spawner: tuple[str, ...]) -> list[EntryPoint]:
+    """Those for these classes, in the order of the classes; of several for one class, ours last."""
+    fitting = [entry for entry in entries if entry.name in spawner]
+    return sorted(
+        fitting, key=lambda entry: (spawner.index(entry.name), entry.value.startswith("hubguard."), entry.value)
+    )
