@@ -226,7 +226,9 @@ def _config_show(arguments: argparse.Namespace) -> int:
         return FINE
     for name, default, text in config.settings_table():
         section, trait = name.split(".")
-        holder = {type(part).__name__: part for part in (settings.guard, settings.cull, settings.budget)}[section]
+        holder = {
+            type(part).__name__: part for part in (settings.guard, settings.cull, settings.drift, settings.budget)
+        }[section]
         value = repr(getattr(holder, trait))
         if name == "HubGuard.db_url":
             value = repr(without_password(getattr(holder, trait)))

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from fake_drift import planned
 from tornado.web import RequestHandler
 
 from hubguard.decide.cull import CullPolicy, judge_all
 from hubguard.decide.cull import plan as plan_cull
+from hubguard.drift import DriftReport, Repaired, RepairPlan
 from hubguard.errors import HubGuardError, HubUnreachable
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.model import (
     Action,
     BudgetUse,
     CycleReport,
+    DriftKind,
     Entry,
     Exemption,
     Failures,
@@ -102,6 +105,8 @@ class FakeGuard:
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     kept: list[Exemption] = field(default_factory=list)
     fails: Exception | None = None
+    found: DriftReport | None = None
+    plans: dict[str, RepairPlan] = field(default_factory=dict)
 
     def status(self) -> Status:
         return self.state
@@ -190,6 +195,37 @@ class FakeGuard:
             and (event is None or entry.event == event)
         ]
         return tuple(found[:limit])
+
+    def drift(self) -> DriftReport | None:
+        return self.found
+
+    async def look_for_drift(self) -> DriftReport:
+        self._do("look")
+        if self.found is None:
+            raise HubGuardError("The hub gave no answer, so nothing could be looked at.")
+        return self.found
+
+    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
+        plan = planned(self.found, ids, kinds)
+        self.plans[plan.digest] = plan
+        return plan
+
+    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
+        plan = self.plans.get(digest)
+        if plan is None:
+            raise HubGuardError("There is no such plan any more: look at it anew. Nothing was done.")
+        if count != len(plan.repairs):
+            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
+        if self.state.stance.held:
+            raise HubGuardError("Acting is on hold. Nothing was done.")
+        self._do("repair", digest, count, actor, why)
+        assert self.found is not None
+        under_way = tuple(Repaired(one, actor, NOW) for one in plan.repairs)
+        self.found = replace(self.found, repaired=under_way + self.found.repaired)
+        return plan
+
+    def tell_outlived(self, user: str, server: str, detail: str) -> None:
+        self.asked.append(("outlived", user, server, detail))
 
     def _do(self, *asked: Any) -> None:
         if self.fails:

@@ -100,8 +100,9 @@ class Api(Base):
 
     def link_next(self, **query: Any) -> str:
         """The address of the next page, also put into ``Link``."""
-        given = {name: str(value).lower() if isinstance(value, bool) else value for name, value in query.items()}
-        url = f"{self.request.path}?{urlencode({name: value for name, value in given.items() if value is not None})}"
+        given = {name: value for name, value in query.items() if value is not None}
+        texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()}
+        url = f"{self.request.path}?{urlencode(texts, doseq=True)}"
         self.set_header("Link", f'<{url}>; rel="next"')
         return url
 

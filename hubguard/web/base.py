@@ -37,7 +37,8 @@ _PLAIN_WORDS = {
 @dataclass(frozen=True, slots=True)
 class Site:
     """What every handler has at hand. ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens,
-    ``operations`` is the API: path template → method → operation.
+    ``operations`` is the API: path template → method → operation. ``service_token`` is that of HubGuard's own service at
+    the hub, "" where nobody may come with it.
     """
 
     guard: GuardPort
@@ -49,6 +50,7 @@ class Site:
     metrics: CollectorRegistry
     operations: Mapping[str, Mapping[str, Operation]]
     secret: bytes = field(repr=False)
+    service_token: str = field(default="", repr=False)
 
 
 class Base(RequestHandler):

@@ -23,6 +23,12 @@ from hubguard.web.times import moment
 # Not what str.isprintable() refuses: that would be the full-width space and what joins letters and emoji, too.
 _BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}
 
+BY_THE_HUB = "the token of HubGuard's own service"
+"""What an operation needs that only the hub itself calls."""
+
+MANY = 10_000
+"""The longest list of values that a request may bring."""
+
 _KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", datetime: "string"}
 
 
@@ -39,7 +45,7 @@ class Param:
     """A parameter in the query or in a JSON body. ``low`` and ``high`` bound a number, or the length of a text.
 
     ``above`` is a bound that a number has to lie above. ``default`` None: it may be left out, and means what ``help`` says,
-    unless it is ``required``.
+    unless it is ``required``. ``many``: it is a list of such values in a body, and may be repeated in a query.
     """
 
     name: str
@@ -51,20 +57,31 @@ class Param:
     above: float | None = None
     choices: tuple[str, ...] = ()
     required: bool = False
+    many: bool = False
 
     def from_text(self, text: str) -> Any:
-        """The value that ``text`` in a query means. Raises Refused (400)."""
+        """The value that ``text`` in a query means, one of them where there may be ``many``. Raises Refused (400)."""
         if self.kind in {str, datetime}:
-            return self.checked(text)
+            return self._one(text)
         if self.kind is bool:
-            return self.checked({"true": True, "false": False}.get(text, text))
+            return self._one({"true": True, "false": False}.get(text, text))
         try:
-            return self.checked(self.kind(text))
+            return self._one(self.kind(text))
         except (ValueError, OverflowError):
             raise self._refused(text) from None
 
     def checked(self, value: Any) -> Any:
-        """``value``, as JSON has it, when it is of the right kind and within its bounds. Raises Refused (400)."""
+        """``value``, as JSON has it, when it is of the right kind and within its bounds. Raises Refused (400).
+
+        A list of such values becomes a tuple, in which none stands twice, where there may be ``many``.
+        """
+        if not self.many:
+            return self._one(value)
+        if not isinstance(value, list) or len(value) > MANY:
+            raise Refused(400, f"{self.name}: must be a list of at most {MANY:,}, each {self._wanted()}")
+        return tuple(dict.fromkeys(self._one(one) for one in value))
+
+    def _one(self, value: Any) -> Any:
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**53 else math.inf
         if self.kind is datetime and isinstance(value, str):
@@ -119,6 +136,8 @@ class Param:
             made["enum"] = list(self.choices)
         if self.kind is datetime:
             made["format"] = "date-time"
+        if self.many:
+            return {"type": "array", "items": made, "maxItems": MANY, "default": []}
         if self.default is not None:
             made["default"] = self.default
         return made
@@ -131,13 +150,14 @@ def from_query(params: Iterable[Param], arguments: Mapping[str, list[bytes]]) ->
     for name, given in arguments.items():
         if name not in known:
             raise _unknown(name, known)
-        if len(given) != 1:
+        if len(given) != 1 and not known[name].many:
             raise Refused(400, f"{name}: is given {len(given)} times, and may be given once")
         try:
-            text = given[0].decode()
+            texts = [text.decode() for text in given]
         except UnicodeDecodeError:
             raise Refused(400, f"{name}: is not UTF-8") from None
-        values[name] = known[name].from_text(text)
+        found = [known[name].from_text(text) for text in texts[:MANY]]
+        values[name] = tuple(dict.fromkeys(found)) if known[name].many else found[0]
     return _with_all(known, values)
 
 
@@ -178,7 +198,8 @@ def _unknown(name: str, known: Mapping[str, Param]) -> Refused:
 class Operation:
     """What one method of one path does. ``answer`` is a dataclass, or None for text; ``listed``: a list of them.
 
-    ``needs`` is the right it takes: read, act, both as ``act and read``, or none.
+    ``needs`` is the right it takes: read, act, both as ``act and read``, or none; or BY_THE_HUB.
+    ``accepts``: it may also answer 202, with the same, for what is under way by then. Without ``answers`` it gives 204.
     """
 
     summary: str
@@ -189,6 +210,8 @@ class Operation:
     listed: bool = False
     paged: bool = False
     fails: tuple[int, ...] = ()
+    accepts: bool = False
+    answers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +264,9 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
             page = {"type": "object", "properties": {"items": {"type": "array", "items": schema}, "_pagination": {}}}
             content["application/jupyterhub-pagination+json"] = {"schema": page}
     statuses = {400, *one.fails} if one.query or one.body else set(one.fails)
-    if one.needs != "none":
+    if one.needs == BY_THE_HUB:
+        statuses |= {401}
+    elif one.needs != "none":
         statuses |= {401, 403, 503}
     described: dict[str, Any] = {
         "summary": one.summary,
@@ -264,7 +289,12 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
             for status in sorted(statuses)
         },
     }
-    if one.needs == "act":
+    if one.accepts:
+        described["responses"]["202"] = {"description": "It is under way.", "content": content}
+    if not one.answers:
+        described["responses"]["204"] = {"description": "Done; there is nothing to tell."}
+        del described["responses"]["200"]
+    elif one.needs == "act":
         described["responses"]["204"] = {"description": "Done; the caller may not read, so there is nothing to tell."}
     if one.needs == "none":
         described["security"] = []

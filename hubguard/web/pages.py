@@ -12,8 +12,8 @@ from jinja2_fragments import render_block
 from markupsafe import Markup
 
 from hubguard.errors import JournalError
-from hubguard.model import Entry, Exemption, Mode, Source, Standing, Status
-from hubguard.web import htmx, present, shapes
+from hubguard.model import Entry, Exemption, Mode, Standing, Status
+from hubguard.web import drift, htmx, present, shapes
 from hubguard.web.api import EVENTS, WHY, exemption_id, not_running
 from hubguard.web.base import Base
 from hubguard.web.openapi import Param, Refused
@@ -21,13 +21,6 @@ from hubguard.web.times import moment
 
 ROWS = 100
 """Rows on a page of the Servers and Journal tables."""
-
-SOURCE_WORDS: dict[Source, str] = {
-    Source.HUB_API: "Hub's API",
-    Source.HUB_DB: "Hub's database",
-    Source.PROXY: "Proxy",
-    Source.BACKEND: "Backend",
-}
 
 
 class Page(Base):
@@ -60,12 +53,17 @@ class Page(Base):
             "form_token": self.form_token(),
             "url": self.here,
             "server_url": self.server_url,
+            "beliefs_url": self.beliefs_url,
             "row_id": row_id,
         }
 
     def server_url(self, user: str, name: str) -> str:
         """The address of a server's own page."""
         return self.here(f"servers/{quote(user, safe='')}/{quote(name, safe='')}")
+
+    def beliefs_url(self, user: str, name: str) -> str:
+        """The address of what each source says of a server."""
+        return self.here(f"beliefs/{quote(user, safe='')}/{quote(name, safe='')}")
 
     def why(self) -> str:
         """The reason in the form that was sent. Raises Refused (400)."""
@@ -122,7 +120,8 @@ class Overview(Page):
                 "late": shapes.is_late(status),
                 "entries": entries,
                 "journal_trouble": trouble,
-                "source_words": SOURCE_WORDS,
+                "drift": self.site.guard.drift(),
+                "d": drift,
             },
         )
 
@@ -154,7 +153,7 @@ class Servers(Page):
         rows = shapes.running(status.last_cycle)
         found = shapes.chosen(rows, q=q, standing=wanted, sort=sort)
         pages = max(1, -(-len(found) // ROWS))
-        number = min(max(1, _whole(self.asked("page"))), pages)
+        number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
         try:
             kept = kept_by(await self.site.guard.exemptions())
@@ -189,7 +188,8 @@ def kept_by(exemptions: Sequence[Exemption]) -> dict[tuple[str, str | None], Exe
     return {(one.user, one.server): one for one in sorted(exemptions, key=lambda one: one.until)}
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """The number that ``text`` from an address stands for, 1 where it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 1
 
 
@@ -264,7 +264,7 @@ class Exemptions(Page):
         user, ended = self.asked("user").strip(), bool(self.asked("ended"))
         found = await self.site.guard.exemptions(user=user or None, ended=ended)
         pages = max(1, -(-len(found) // ROWS))
-        number = min(max(1, _whole(self.asked("page"))), pages)
+        number = min(max(1, whole(self.asked("page"))), pages)
         live = {
             **self.common(self.site.guard.status()),
             "exemptions": found[(number - 1) * ROWS : number * ROWS],
@@ -342,7 +342,7 @@ class JournalPage(Page):
         """See the class. Older pages don't change, and aren't asked for again."""
         user, event = self.asked("user").strip(), self.asked("event")
         event = event if event in EVENTS else ""
-        before = _whole(self.asked("before_id")) if self.asked("before_id") else None
+        before = whole(self.asked("before_id")) if self.asked("before_id") else None
         entries = await self.site.guard.entries(
             before_id=before, limit=ROWS + 1, user=user or None, event=event or None
         )

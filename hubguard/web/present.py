@@ -23,6 +23,7 @@ from hubguard.model import (
     Outcome,
     OutcomeKind,
     Reason,
+    Source,
     Standing,
     Status,
     Verdict,
@@ -55,10 +56,21 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.RULE: "Rule",
 }
 
+SOURCE_WORDS: dict[Source, str] = {
+    Source.HUB_API: "Hub's API",
+    Source.HUB_DB: "Hub's database",
+    Source.PROXY: "Proxy",
+    Source.BACKEND: "Backends",
+    Source.HUB_ROUTES: "Proxy, as the hub sees it",
+}
+
 _KIND_WORDS: dict[str, tuple[str, str]] = {
     ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}"),
     ActionKind.INTERRUPT_SPAWN.value: ("interrupt the start of {}", "interrupting the start of {}"),
     ActionKind.DELETE_USER.value: ("delete the user {}", "deleting the user {}"),
+    ActionKind.CHECK_ROUTES.value: ("have the hub check its routes", "having the hub check its routes"),
+    ActionKind.START_AND_STOP.value: ("start and stop {}", "starting and stopping {}"),
+    ActionKind.END_BACKEND.value: ("end the backend of {}", "ending the backend of {}"),
 }
 
 _EXEMPT_WHY: dict[Reason, str] = {

@@ -12,7 +12,7 @@ from tornado.web import Application, RedirectHandler, StaticFileHandler
 from hubguard import metrics
 from hubguard.decide.cull import CullPolicy
 from hubguard.port import GuardPort
-from hubguard.web import api, pages
+from hubguard.web import api, drift_api, drift_pages, pages
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import Base, NotFound, Site, log_request
 from hubguard.web.harden import harden
@@ -23,6 +23,9 @@ PAGES: dict[str, type[Base]] = {
     "": pages.Overview,
     "servers": pages.Servers,
     "servers/{user}/{name}": pages.ServerPage,
+    "drift": drift_pages.DriftPage,
+    "beliefs/{user}/{name}": drift_pages.BeliefsPage,
+    "repairs": drift_pages.RepairsPage,
     "exemptions": pages.Exemptions,
     "exemptions/new": pages.Keep,
     "exemptions/{id}": pages.EndExemption,
@@ -34,6 +37,8 @@ FRAGMENTS: dict[str, type[Base]] = {
     "fragments/overview": pages.Overview,
     "fragments/servers": pages.Servers,
     "fragments/servers/{user}/{name}": pages.ServerPage,
+    "fragments/drift": drift_pages.DriftPage,
+    "fragments/beliefs/{user}/{name}": drift_pages.BeliefsPage,
     "fragments/exemptions": pages.Exemptions,
     "fragments/journal": pages.JournalPage,
 }
@@ -42,6 +47,13 @@ API: dict[str, type[api.Api]] = {
     "api/v1/status": api.StatusApi,
     "api/v1/servers": api.ServersApi,
     "api/v1/servers/{user}/{name}": api.ServerApi,
+    "api/v1/drift": drift_api.DriftApi,
+    "api/v1/drift/report": drift_api.ReportApi,
+    "api/v1/drift/looks": drift_api.LooksApi,
+    "api/v1/routes": drift_api.RoutesApi,
+    "api/v1/repairs": drift_api.RepairsApi,
+    "api/v1/beliefs/{user}/{name}": drift_api.BeliefsApi,
+    "api/v1/outlived": drift_api.OutlivedApi,
     "api/v1/exemptions": api.ExemptionsApi,
     "api/v1/exemptions/{id}": api.ExemptionApi,
     "api/v1/journal": api.JournalApi,
@@ -80,11 +92,13 @@ def make_application(
     hub_prefix: str,
     policy: CullPolicy,
     cookie_secret: bytes | None = None,
+    service_token: str = "",
 ) -> Application:
     """The pages and the API over ``guard``, below ``prefix`` (with a slash at both ends).
 
     ``hub_prefix`` is where the hub is, for links: its path, or a URL where it is at another host. ``policy`` is what the
     guard culls by. ``cookie_secret`` None: a new one, so that everyone logs in once more after a restart.
+    ``service_token`` is that of our service at the hub, with which the hub tells what its spawner saw; "": nobody may.
     """
     env = Environment(
         loader=FileSystemLoader(HERE / "templates"),
@@ -95,7 +109,9 @@ def make_application(
     )
     secret = cookie_secret or secrets.token_bytes(32)
     operations = {path: handler.operations for path, handler in API.items()}
-    site = Site(guard, auth, policy, prefix, hub_prefix, env, metrics.registry(guard.status), operations, secret)
+    site = Site(
+        guard, auth, policy, prefix, hub_prefix, env, metrics.registry(guard.status), operations, secret, service_token
+    )
     handlers: list[Any] = [
         (prefix + _pattern(path), handler, {"site": site}) for path, handler in {**PAGES, **FRAGMENTS, **API}.items()
     ]

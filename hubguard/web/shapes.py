@@ -21,6 +21,7 @@ from hubguard.model import (
     Mode,
     Outcome,
     OutcomeKind,
+    Reading,
     Reason,
     Source,
     Stance,
@@ -336,17 +337,13 @@ def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
 
 def sources(report: CycleReport | None, now: datetime) -> tuple[SourceShape, ...]:
     """The readings of ``report``, with their age at ``now``."""
-    return tuple(
-        SourceShape(
-            reading.source,
-            reading.at,
-            round(max(0.0, (now - reading.at).total_seconds()), 3),
-            reading.complete,
-            round(reading.took_s, 3),
-            reading.detail,
-        )
-        for reading in (report.snapshot.readings if report else ())
-    )
+    return tuple(source(reading, now) for reading in (report.snapshot.readings if report else ()))
+
+
+def source(reading: Reading, now: datetime) -> SourceShape:
+    """One reading, with its age at ``now``."""
+    age_s = round(max(0.0, (now - reading.at).total_seconds()), 3)
+    return SourceShape(reading.source, reading.at, age_s, reading.complete, round(reading.took_s, 3), reading.detail)
 
 
 def cycle(report: CycleReport) -> CycleShape:

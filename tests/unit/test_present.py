@@ -412,10 +412,16 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
             "interrupting the start of ann: done",
         ),
         ActionKind.DELETE_USER: ("going to delete the user ann (idle)", "deleting the user ann: done"),
+        ActionKind.CHECK_ROUTES: (
+            "going to have the hub check its routes (idle)",
+            "having the hub check its routes: done",
+        ),
+        ActionKind.START_AND_STOP: ("going to start and stop ann (idle)", "starting and stopping ann: done"),
+        ActionKind.END_BACKEND: ("going to end the backend of ann (idle)", "ending the backend of ann: done"),
     }
     actions = [
         {"kind": kind.value, "user": "ann", "name": "", "reason": "idle", "outcome": outcome, "detail": ""}
-        for kind in ActionKind
+        for kind in (ActionKind.STOP_SERVER, ActionKind.INTERRUPT_SPAWN, ActionKind.DELETE_USER)
         for outcome in (None, "done")
     ]
     report = {"servers": 9, "actions": actions, "skipped_why": "", "sources": [], "left_out": 3}

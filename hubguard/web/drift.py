@@ -1,0 +1,683 @@
+"""Drift in words and plain values, for pages, API and command: differences, routes, repairs, and who believes what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from hubguard.drift import (
+    REMEDIES,
+    Backend,
+    Drift,
+    DriftReport,
+    Key,
+    ProxyWatchStatus,
+    Repair,
+    Repaired,
+    RepairPlan,
+    WatchState,
+    World,
+)
+from hubguard.model import ActionKind, DriftKind, Entry, Mode, OutcomeKind, Reading, Route, Source, Status
+from hubguard.web import present, shapes
+
+KIND_WORDS: dict[DriftKind, str] = {
+    DriftKind.ROUTE_MISSING: "Route missing",
+    DriftKind.ROUTE_WRONG_TARGET: "Route leads elsewhere",
+    DriftKind.ROUTE_STALE: "Stale route",
+    DriftKind.SERVICE_ROUTE_MISSING: "Service's route missing",
+    DriftKind.HUB_ROUTE_MISSING: "Hub's route missing",
+    DriftKind.SERVER_DEAD: "Dead server",
+    DriftKind.SERVER_GHOST: "Ghost",
+    DriftKind.SERVER_ORPHAN: "Orphan",
+    DriftKind.PENDING_STUCK: "Stuck",
+    DriftKind.ORM_DANGLING: "Dangling rows",
+    DriftKind.ACTIVITY_FROZEN: "Activity frozen",
+}
+
+_REMEDY_WORDS: dict[ActionKind, str] = {
+    ActionKind.CHECK_ROUTES: "have the hub check its routes, which mends all of them at once",
+    ActionKind.STOP_SERVER: "have the hub stop it, so that it can be started again",
+    ActionKind.START_AND_STOP: "start it and stop it at once, so that the hub lets go of it",
+    ActionKind.INTERRUPT_SPAWN: "interrupt its start",
+}
+
+_NO_REMEDY: dict[DriftKind, str] = {
+    DriftKind.ORM_DANGLING: (
+        "Only counted here. The rows do no harm in small numbers; they are removed by pruning, with the hub stopped."
+    ),
+    DriftKind.ACTIVITY_FROZEN: (
+        "Nothing that HubGuard may do mends this. See in the hub's log whether it still reads the proxy's routes"
+        " (JupyterHub.last_activity_interval), and restart the hub where it doesn't. Until then, nothing idle is stopped."
+    ),
+    DriftKind.SERVER_ORPHAN: "It isn't proved to be this hub's, so HubGuard never ends it. Look at it, and end it by hand.",
+}
+
+_UNSEEN_ORPHAN = (
+    "HubGuard doesn't see it itself (HubGuardDrift.backend), so it can't end it. Look where the hub starts its servers,"
+    " and end it by hand."
+)
+
+WATCH_WORDS: dict[WatchState, tuple[str, str]] = {
+    WatchState.OFF: ("standby", "Not watched"),
+    WatchState.STARTING: ("starting", "Starting"),
+    WatchState.FINE: ("done", "Fine"),
+    WatchState.GONE: ("failed", "Gone"),
+    WatchState.HANGS: ("failed", "Hangs"),
+    WatchState.WIPED: ("failed", "Lost its table"),
+    WatchState.DEAF: ("failed", "Public port is deaf"),
+}
+"""The shape and the word for how the proxy stands."""
+
+
+class DriftState(str, Enum):
+    """How sure a difference is."""
+
+    RAISED = "raised"  # it is drift
+    SUSPECTED = "suspected"  # it hasn't been seen often or long enough yet
+
+
+class RouteVerdict(str, Enum):
+    """How a route stands."""
+
+    FINE = "fine"
+    STALE = "stale"  # for a server that isn't
+    WRONG_TARGET = "wrong-target"
+    MISSING = "missing"  # it ought to be in the table, and isn't
+    UNKNOWN = "unknown"  # nothing tells whether it is right
+
+
+@dataclass(frozen=True, slots=True)
+class BackendShape:
+    """What runs, or ran, a server. ``id`` names it for good, people find it by ``name``. ``alive`` null: it can't be told.
+
+    ``proof`` says why it is this hub's; it is empty where that isn't proved, and it is never ended then.
+    """
+
+    kind: str
+    id: str
+    name: str
+    alive: bool | None
+    started: datetime | None
+    proof: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedShape:
+    """A repair that was asked for or made by itself, and what came of it; ``outcome`` is null while it is under way.
+
+    ``drifts`` are the ids of what it is for. ``says`` is what is done, in words, ``detail`` one line on what came of it.
+    """
+
+    kind: ActionKind
+    user: str
+    name: str
+    reason: DriftKind
+    drifts: tuple[str, ...]
+    says: str
+    actor: str
+    began_at: datetime
+    ended_at: datetime | None
+    outcome: OutcomeKind | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DriftShape:
+    """One difference between what is believed and what is.
+
+    ``user`` and ``server`` are null where it is about no single server; ``subject`` tells several of one kind apart.
+    ``raised_at`` is null while it is only suspected. ``remedy`` is what HubGuard would do about it when asked, null where it
+    only reports; ``advice`` says that, or what else to do, in words. ``repaired`` is the last repair, or null.
+    """
+
+    id: str
+    kind: DriftKind
+    state: DriftState
+    user: str | None
+    server: str | None
+    subject: str
+    started: datetime | None
+    expected: str
+    observed: str
+    since: datetime
+    seen_at: datetime
+    sightings: int
+    looks: int
+    raised_at: datetime | None
+    evidence: tuple[str, ...]
+    remedy: ActionKind | None
+    advice: str
+    backend: BackendShape | None
+    repaired: RepairedShape | None
+
+
+@dataclass(frozen=True, slots=True)
+class KindCountShape:
+    """How many differences of one kind there are."""
+
+    kind: DriftKind
+    raised: int
+    suspected: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportShape:
+    """What the last look at all sources found, in numbers; ``looked_at`` is null before the first look.
+
+    ``servers``, ``routes`` and ``backends`` are how many there are, null where that isn't known; ``whole`` says that no
+    other backends are there. ``sentence`` says how it stands, ``narrowed`` what can't be told and why, a sentence each.
+    ``repaired`` are the last repairs, ``cleared`` what is over since an hour at most, both newest first.
+    """
+
+    sentence: str
+    looked_at: datetime | None = None
+    next_look_at: datetime | None = None
+    raised: int = 0
+    suspected: int = 0
+    kinds: tuple[KindCountShape, ...] = ()
+    servers: int | None = None
+    routes: int | None = None
+    backends: int | None = None
+    whole: bool = False
+    sources: tuple[shapes.SourceShape, ...] = ()
+    narrowed: tuple[str, ...] = ()
+    watch: ProxyWatchStatus = field(default_factory=ProxyWatchStatus)
+    repaired: tuple[RepairedShape, ...] = ()
+    cleared: tuple[DriftShape, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteShape:
+    """A route at the proxy, or one that is missing there (``target`` null).
+
+    ``expected`` is where it ought to lead, null where that isn't known. ``drift`` is the id of the difference that the
+    verdict comes from, null for none, and ``raised`` says that it is more than suspected.
+    """
+
+    path: str
+    target: str | None
+    user: str | None
+    server: str | None
+    last_activity: datetime | None
+    expected: str | None
+    verdict: RouteVerdict
+    drift: str | None
+    raised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RepairShape:
+    """One repair of a plan. ``drifts`` are the ids of what it mends, ``says`` is what will be done, in words."""
+
+    kind: ActionKind
+    user: str
+    name: str
+    reason: DriftKind
+    drifts: tuple[str, ...]
+    backend: BackendShape | None
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanShape:
+    """What would be done. To have it done, send ``digest`` and ``count`` back before it expires."""
+
+    made_at: datetime
+    expires_at: datetime
+    digest: str
+    count: int
+    repairs: tuple[RepairShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeliefShape:
+    """What one source says of a server. ``at`` is when it was read, null for never; ``complete`` false means that nothing
+    may be concluded from what it doesn't say, and null that this makes no sense there.
+    """
+
+    source: str
+    says: str
+    at: datetime | None
+    complete: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class BeliefsShape:
+    """One server, across all sources. ``drifts`` are the differences that are known of it."""
+
+    user: str
+    name: str
+    beliefs: tuple[BeliefShape, ...]
+    drifts: tuple[DriftShape, ...]
+
+
+# -- differences ----------------------------------------------------------------------------------------------------------
+
+
+def state(drift: Drift) -> DriftState:
+    """Whether it is drift, or only suspected."""
+    return DriftState.SUSPECTED if drift.raised_at is None else DriftState.RAISED
+
+
+def remedy(drift: Drift) -> ActionKind | None:
+    """What HubGuard would do about it when asked; None where it only reports."""
+    if drift.kind is DriftKind.SERVER_ORPHAN and (drift.backend is None or not drift.backend.proof):
+        return None
+    return REMEDIES.get(drift.kind)
+
+
+def advice(drift: Drift) -> str:
+    """What can be done about it, as one sentence or two."""
+    kind = remedy(drift)
+    if kind is None:
+        unseen = drift.kind is DriftKind.SERVER_ORPHAN and drift.backend is None
+        return _UNSEEN_ORPHAN if unseen else _NO_REMEDY[drift.kind]
+    says = remedy_words(kind, drift.backend)
+    return f"{says[0].upper()}{says[1:]}."
+
+
+def remedy_words(kind: ActionKind, backend: Backend | None) -> str:
+    """What is done, as a clause that begins with a verb."""
+    if kind is ActionKind.END_BACKEND:
+        name = backend.name if backend is not None else "the backend"
+        return f"end {name}: what runs in it, and isn't saved, is lost"
+    return _REMEDY_WORDS[kind]
+
+
+def label(drift: Drift) -> str:
+    """What it is about, as people name it."""
+    if drift.user is not None:
+        return present.kept_label(drift.user, drift.server or "")
+    if drift.kind is DriftKind.ORM_DANGLING:
+        return f"the hub's database: {drift.subject.replace('_', ' ')}"
+    return drift.subject or "the hub"
+
+
+def chosen(
+    drifts: Iterable[Drift], *, q: str = "", kinds: Sequence[DriftKind] = (), wanted: DriftState | None = None
+) -> list[Drift]:
+    """Those of these kinds (none given: all) and in that state whose server or subject contains ``q``, in their order."""
+    part = q.casefold()
+    return [
+        drift
+        for drift in drifts
+        if (not kinds or drift.kind in kinds)
+        and (wanted is None or state(drift) is wanted)
+        and (not part or part in label(drift).casefold() or part in drift.subject.casefold())
+    ]
+
+
+def last_repairs(repaired: Iterable[Repaired]) -> dict[str, Repaired]:
+    """The newest repair by the id of each difference that it was for; ``repaired`` has the newest first."""
+    found: dict[str, Repaired] = {}
+    for one in repaired:
+        for drift in one.repair.drifts:
+            found.setdefault(drift, one)
+    return found
+
+
+def drift(one: Drift, repairs: Mapping[str, Repaired]) -> DriftShape:
+    """One difference as the API gives it; ``repairs`` as of last_repairs."""
+    last = repairs.get(one.id)
+    return DriftShape(
+        id=one.id,
+        kind=one.kind,
+        state=state(one),
+        user=one.user,
+        server=one.server,
+        subject=one.subject,
+        started=one.started,
+        expected=one.expected,
+        observed=one.observed,
+        since=one.since,
+        seen_at=one.seen_at,
+        sightings=one.sightings,
+        looks=one.looks,
+        raised_at=one.raised_at,
+        evidence=one.evidence,
+        remedy=remedy(one),
+        advice=advice(one),
+        backend=_backend(one.backend),
+        repaired=repaired(last) if last is not None else None,
+    )
+
+
+def _backend(one: Backend | None) -> BackendShape | None:
+    if one is None:
+        return None
+    return BackendShape(one.kind, one.id, one.name, one.alive, one.started, one.proof, one.detail)
+
+
+def repaired(one: Repaired) -> RepairedShape:
+    """A repair and its outcome as the API gives them."""
+    action, outcome = one.repair.action, one.outcome
+    return RepairedShape(
+        kind=action.kind,
+        user=action.user,
+        name=action.name,
+        reason=DriftKind(action.reason.value),
+        drifts=one.repair.drifts,
+        says=repair_words(one.repair),
+        actor=one.actor,
+        began_at=one.began_at,
+        ended_at=one.ended_at,
+        outcome=outcome.kind if outcome else None,
+        detail=outcome.detail if outcome else "",
+    )
+
+
+def repair_words(repair: Repair) -> str:
+    """What a repair does, as one clause: ``ann/gpu: interrupt its start``."""
+    action = repair.action
+    says = remedy_words(action.kind, repair.backend)
+    return f"{action.label}: {says}" if action.user else says
+
+
+def plan(made: RepairPlan) -> PlanShape:
+    """A plan as the API gives it."""
+    repairs = tuple(
+        RepairShape(
+            one.action.kind,
+            one.action.user,
+            one.action.name,
+            DriftKind(one.action.reason.value),
+            one.drifts,
+            _backend(one.backend),
+            repair_words(one),
+        )
+        for one in made.repairs
+    )
+    return PlanShape(made.made_at, made.expires_at, made.digest, len(repairs), repairs)
+
+
+# -- the report -----------------------------------------------------------------------------------------------------------
+
+
+def not_looked(status: Status) -> str:
+    """Why no look has been taken yet, and what that means."""
+    return {
+        Mode.TROUBLED: "HubGuard is in trouble and hasn't looked at the sources. The Overview says what is wrong.",
+        Mode.STANDBY: "Another guard acts for this hub, and looks for drift. This one only stands by.",
+    }.get(
+        status.mode,
+        "HubGuard hasn't looked at all sources yet, so it can't tell whether they agree. It looks soon after it started.",
+    )
+
+
+def down(report: DriftReport) -> tuple[Reading, ...]:
+    """The readings of the last look that are missing or not whole."""
+    return tuple(reading for reading in report.world.readings if not reading.complete)
+
+
+def blind(report: DriftReport) -> bool:
+    """Whether the last look told of neither servers nor routes enough to say that they agree."""
+    return report.world.servers is None or report.world.routes is None or bool(down(report))
+
+
+def headline(report: DriftReport) -> str:
+    """One sentence: how it stands."""
+    raised = sum(one.raised_at is not None for one in report.drifts)
+    suspected = len(report.drifts) - raised
+    if raised:
+        more = f"; {suspected:,} more {'is' if suspected == 1 else 'are'} suspected" if suspected else ""
+        return f"{present.count(raised, 'difference')} between what is believed and what is{more}."
+    if blind(report):
+        return "It can't be told whether the hub's beliefs are true, since not every source could be read."
+    if suspected:
+        are = "is" if suspected == 1 else "are"
+        return f"{present.count(suspected, 'difference')} {are} suspected, and none is sure yet."
+    return healthy(report.world)
+
+
+def healthy(world: World) -> str:
+    """That all that was compared agrees, with how much that was."""
+    parts = [present.count(len(world.servers or ()), "server"), present.count(len(world.routes or ()), "route")]
+    if world.backends is not None:
+        parts.append(present.count(len(world.backends), "backend"))
+    return f"All agree: {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def report(found: DriftReport | None, status: Status) -> ReportShape:
+    """The report as the API gives it; None before the first look."""
+    if found is None:
+        return ReportShape(sentence=not_looked(status))
+    world, repairs = found.world, last_repairs(found.repaired)
+    return ReportShape(
+        sentence=headline(found),
+        looked_at=world.at,
+        next_look_at=found.next_look_at,
+        raised=sum(one.raised_at is not None for one in found.drifts),
+        suspected=sum(one.raised_at is None for one in found.drifts),
+        kinds=kind_counts(found.drifts),
+        servers=None if world.servers is None else len(world.servers),
+        routes=None if world.routes is None else len(world.routes),
+        backends=None if world.backends is None else len(world.backends),
+        whole=world.whole,
+        sources=sources(world, status.at),
+        narrowed=found.narrowed,
+        watch=found.watch,
+        repaired=tuple(map(repaired, found.repaired)),
+        cleared=tuple(drift(one, repairs) for one in found.cleared),
+    )
+
+
+def kind_counts(drifts: Iterable[Drift]) -> tuple[KindCountShape, ...]:
+    """How many there are of each kind that there is any of, in the order of the kinds."""
+    by = Counter((one.kind, state(one)) for one in drifts)
+    counted = (KindCountShape(kind, by[kind, DriftState.RAISED], by[kind, DriftState.SUSPECTED]) for kind in DriftKind)
+    return tuple(one for one in counted if one.raised or one.suspected)
+
+
+def sources(world: World, now: datetime) -> tuple[shapes.SourceShape, ...]:
+    """The readings of a look, with their age at ``now``."""
+    return tuple(shapes.source(reading, now) for reading in world.readings)
+
+
+# -- routes ---------------------------------------------------------------------------------------------------------------
+
+_ROUTE_VERDICTS = {
+    DriftKind.ROUTE_STALE: RouteVerdict.STALE,
+    DriftKind.ROUTE_WRONG_TARGET: RouteVerdict.WRONG_TARGET,
+    DriftKind.ROUTE_MISSING: RouteVerdict.MISSING,
+    DriftKind.SERVICE_ROUTE_MISSING: RouteVerdict.MISSING,
+    DriftKind.HUB_ROUTE_MISSING: RouteVerdict.MISSING,
+}
+
+
+def routes(found: DriftReport) -> list[RouteShape]:
+    """Every route of the last look by its path, and those that are missing; a route that differs comes first."""
+    world = found.world
+    by_path: dict[str, Drift] = {}
+    by_server: dict[Key, Drift] = {}
+    missing: list[Drift] = []
+    for one in found.drifts:
+        verdict = _ROUTE_VERDICTS.get(one.kind)
+        if verdict is RouteVerdict.MISSING:
+            missing.append(one)
+        elif verdict is not None:
+            by_path[one.subject] = one
+            if one.user is not None and not one.subject:
+                by_server[one.user, one.server or ""] = one
+    rows = [_missing(one, world) for one in missing]
+    for path, route in (world.routes or {}).items():
+        differs = by_path.get(path) or (by_server.get(route.key) if route.key else None)
+        rows.append(_route(route, world, differs))
+    rank = {RouteVerdict.FINE: 2, RouteVerdict.UNKNOWN: 1}
+    return sorted(rows, key=lambda row: (rank.get(row.verdict, 0), row.path))
+
+
+def _route(route: Route, world: World, differs: Drift | None) -> RouteShape:
+    expected = (world.targets or {}).get(route.key) if route.key else None
+    if differs is not None:
+        verdict = _ROUTE_VERDICTS[differs.kind]
+    elif route.key is None:
+        ours = route.path in (world.prefixes or {}).values() or route.path == (world.base_url.rstrip("/") or "/")
+        verdict = RouteVerdict.FINE if ours else RouteVerdict.UNKNOWN
+    else:
+        seen = (world.servers or {}).get(route.key)
+        sure = seen is not None and seen.ready and seen.pending is None and route.key not in world.unsure
+        verdict = RouteVerdict.FINE if sure and expected is not None else RouteVerdict.UNKNOWN
+    return RouteShape(
+        route.path,
+        route.target,
+        route.user,
+        route.server,
+        route.last_activity,
+        expected,
+        verdict,
+        differs.id if differs else None,
+        differs is not None and differs.raised_at is not None,
+    )
+
+
+def _missing(one: Drift, world: World) -> RouteShape:
+    key = (one.user or "", one.server or "")
+    path = (world.prefixes or {}).get(one.subject, one.subject)
+    if one.kind is DriftKind.HUB_ROUTE_MISSING:
+        path = world.base_url.rstrip("/") or "/"
+    expected = (world.targets or {}).get(key) if one.user is not None else None
+    raised = one.raised_at is not None
+    return RouteShape(path, None, one.user, one.server, None, expected, RouteVerdict.MISSING, one.id, raised)
+
+
+# -- one server, across all sources ------------------------------------------------------------------------------------------
+
+
+def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status) -> BeliefsShape:
+    """What each source says of one server, known to the hub or not. ``entries`` is the journal's on it, newest first."""
+    world, key = found.world, (user, name)
+    repairs = last_repairs(found.repaired)
+    rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
+    rows += _backend_beliefs(world, key)
+    rows.append(_own_belief(world, key, entries, status))
+    about = tuple(drift(one, repairs) for one in found.drifts if (one.user, one.server or "") == key)
+    return BeliefsShape(user, name, tuple(rows), about)
+
+
+def _belief(world: World, source: Source, says: str) -> BeliefShape:
+    reading = world.reading(source)
+    if reading is None:
+        return BeliefShape(present.SOURCE_WORDS[source], "isn't read, so it says nothing", None, None)
+    if not reading.complete and reading.detail:
+        says = f"{says} (not all of it could be read: {reading.detail.rstrip('. ')})"
+    return BeliefShape(present.SOURCE_WORDS[source], says, reading.at, reading.complete)
+
+
+def _hub_belief(world: World, key: Key) -> BeliefShape:
+    if world.servers is None:
+        return _belief(world, Source.HUB_API, "gave no answer")
+    server = world.servers.get(key)
+    if server is None:
+        says = "no server of this name runs"
+    elif server.pending is not None:
+        says = f"pending: {server.pending}"
+    else:
+        says = "ready" if server.ready else "neither ready nor pending"
+    if server is not None and server.started is not None:
+        says += f", started {present.stamp(server.started)}"
+    if key in world.unsure:
+        says += "; but that word is older than this look, so nothing is concluded from it"
+    return _belief(world, Source.HUB_API, says)
+
+
+def _database_belief(world: World, key: Key) -> BeliefShape:
+    if world.targets is None:
+        return _belief(world, Source.HUB_DB, "gave no answer")
+    target = world.targets.get(key)
+    return _belief(world, Source.HUB_DB, "has no address for it" if target is None else f"reached at {target}")
+
+
+def _proxy_belief(world: World, key: Key) -> BeliefShape:
+    first = world.reading(Source.PROXY)
+    by_hub = world.reading(Source.HUB_ROUTES)
+    source = Source.HUB_ROUTES if by_hub is not None and (first is None or not first.complete) else Source.PROXY
+    if world.routes is None:
+        return _belief(world, source, "gave no answer")
+    leads = [f"{path} leads to {route.target}" for path, route in sorted(world.routes.items()) if route.key == key]
+    return _belief(world, source, "; ".join(leads) or "no route for it")
+
+
+def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
+    backends = [one for one in world.backends or () if one.key == key]
+    if world.backends is None:
+        return [_belief(world, Source.BACKEND, "gave no answer")]
+    if not backends:
+        says = (
+            "nothing runs for it"
+            if world.whole
+            else "nothing is known of it: only servers that the hub knows are asked"
+        )
+        return [_belief(world, Source.BACKEND, says)]
+    rows = []
+    for one in backends:
+        alive = {True: "alive", False: "gone", None: "can't be told"}[one.alive]
+        more = [one.detail, f"started {present.stamp(one.started)}" if one.started else ""]
+        more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
+        row = _belief(world, Source.BACKEND, "; ".join([f"{one.name}: {alive}", *filter(None, more)]))
+        rows.append(BeliefShape(f"Backend ({one.kind})", row.says, row.at, row.complete))
+    return rows
+
+
+def _own_belief(world: World, key: Key, entries: Sequence[Entry], status: Status) -> BeliefShape:
+    says, at = [], None
+    if any((user, name) == key for user, name, _ in world.ghosts):
+        says.append("a stop that the hub took didn't end it")
+    if key in world.outlived:
+        told_at, detail = world.outlived[key]
+        says.append(
+            f"the hub's spawner said at {present.stamp(told_at)} that its backend lived on after a stop: {detail}"
+        )
+    row = shapes.find(status.last_cycle, *key)
+    if row is not None and row.verdict.known.active_at is not None:
+        says.append(f"last real use {present.stamp(row.verdict.known.active_at)}")
+    if entries:
+        at = entries[0].at
+        says.append(f"last in the journal: {present.entry_sentence(entries[0])}")
+    return BeliefShape("HubGuard's own record", "; ".join(says) or "nothing was done about it", at, None)
+
+
+# -- for a terminal -------------------------------------------------------------------------------------------------------
+
+
+def drift_text(one: Mapping[str, Any]) -> str:
+    """One difference, in the form in which the API gives it, as lines for a terminal."""
+    about = present.kept_label(one["user"], one["server"] or "") if one["user"] is not None else one["subject"]
+    kind = DriftKind(one["kind"])
+    seen = f"seen in {one['sightings']} of {one['looks']} looks since {one['since']}"
+    last = one["repaired"]
+    lines = [
+        f"{one['id']}  {kind.value}  {about or 'the hub'}  ({one['state']}, {seen})",
+        f"  expected: {one['expected']}",
+        f"  observed: {one['observed']}",
+        f"  {'repair' if one['remedy'] else 'to do'}: {one['advice']}",
+    ]
+    if last is not None:
+        came = last["outcome"] or "under way"
+        lines.append(f"  last repair ({last['actor']}): {came}{': ' + last['detail'] if last['detail'] else ''}")
+    return "\n".join(lines)
+
+
+def plan_text(made: Mapping[str, Any]) -> str:
+    """A plan, in the form in which the API gives it, as lines for a terminal."""
+    lines = [f"{present.count(made['count'], 'repair')}:"]
+    for one in made["repairs"]:
+        mends = f" ({present.count(len(one['drifts']), 'difference')})" if len(one["drifts"]) > 1 else ""
+        lines.append(f"  {one['reason']}: {one['says']}{mends}")
+    return "\n".join(lines)
+
+
+def beliefs_text(told: Mapping[str, Any]) -> str:
+    """What each source says of one server, in the form in which the API gives it, as lines for a terminal."""
+    lines = [present.kept_label(told["user"], told["name"])]
+    width = max(len(row["source"]) for row in told["beliefs"])
+    for row in told["beliefs"]:
+        whole = ", not complete" if row["complete"] is False else ""
+        lines.append(f"  {row['source']:<{width}}  {row['says']}" + (f"  [{row['at']}{whole}]" if row["at"] else ""))
+    lines += [drift_text(one) for one in told["drifts"]]
+    return "\n".join(lines)
