@@ -87,7 +87,8 @@ class FakeKubernetes:
     they would get: a response, None for what they would get after all, "hang" for nothing ever, or a function that gives
     such. With ``kubelet``, pods run as soon as they are made and end as soon as they are asked to; without, tests do it by
     hand (:meth:`set_status`, :meth:`finish`). ``cache_heeds_limit``: lists from the cache come in pages, too, which no API
-    server is known to do; ``cache_lags_at`` is the version that the cache has got to, None for the newest.
+    server is known to do; ``cache_lags_at`` is the version that the cache has got to, None for the newest. ``address`` is
+    that of all pods, None for one each where nobody is.
     """
 
     def __init__(self, *, kubelet: bool = True, token: str = "fake-token-7f3a") -> None:
@@ -103,6 +104,7 @@ class FakeKubernetes:
         self._objects: dict[Key, Object] = {}
         self._log: list[tuple[int, str, Key, Object, Object | None]] = []
         self._changed = asyncio.Condition()
+        self.address: str | None = None
         self._addresses = itertools.count(2)
         self._runner: web.AppRunner | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,7 +179,7 @@ class FakeKubernetes:
             name,
             node="node-1",
             phase="Running",
-            podIP=f"10.1.0.{next(self._addresses)}",
+            podIP=self.address or f"10.1.0.{next(self._addresses)}",
             startTime=now_text(),
             conditions=[
                 {"type": kind, "status": "True"} for kind in ("PodScheduled", "Initialized", "ContainersReady", "Ready")

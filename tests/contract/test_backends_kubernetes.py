@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
+import os
+import subprocess
 import traceback
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
@@ -13,7 +16,9 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from backend_checks import BackendChecks, World, living, of
+from conftest import HUB_PYTHON
 from fake_kubernetes import ALL_VERBS, FakeKubernetes, busy
 from virtual_time import VirtualClock
 
@@ -22,6 +27,7 @@ from hubguard.clients.backends.kubernetes import KubernetesBackends, open_backen
 from hubguard.clients.backends.port import Expected, Place
 from hubguard.drift import Backend
 from hubguard.errors import BackendError
+from hubguard.testbed.hub import TestbedHub
 
 OURS = "http://hub:8081/hub/api"
 THEIRS = "http://other-hub:8081/hub/api"
@@ -635,3 +641,90 @@ def test_a_pod_read_back_has_no_token_in_it() -> None:
     pod = {"kind": "Pod", **pod_of("ann"), "status": {}}
     pod["metadata"] |= {"uid": "u", "namespace": NAMESPACE, "creationTimestamp": "2024-03-05T08:00:00Z"}
     assert USERS_TOKEN not in repr(kubernetes_models.read_pod(pod))
+
+
+def kubespawner_python() -> str:
+    """A Python with KubeSpawner: named in HUBGUARD_TEST_KUBESPAWNER_PYTHON, or the one that runs the hubs under test."""
+    python = os.environ.get("HUBGUARD_TEST_KUBESPAWNER_PYTHON") or HUB_PYTHON
+    if subprocess.run([python, "-c", "import kubespawner"], capture_output=True, check=False).returncode:
+        pytest.skip("KubeSpawner isn't here; name a Python that has it in HUBGUARD_TEST_KUBESPAWNER_PYTHON")
+    return python
+
+
+HUBS_TOKEN = "the-hubs-own-token-91c2"
+
+
+def kubeconfig(fake: FakeKubernetes) -> dict[str, Any]:
+    cluster = {
+        "server": f"https://127.0.0.1:{fake.port}",
+        "certificate-authority-data": base64.b64encode(fake.ca).decode(),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "fake",
+        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "hub"}}],
+        "clusters": [{"name": "fake", "cluster": cluster}],
+        "users": [{"name": "hub", "user": {"token": HUBS_TOKEN}}],
+    }
+
+
+@pytest.mark.long
+async def test_what_the_real_kubespawner_makes_on_the_fake_is_read_right_and_an_orphan_of_it_ended(
+    fake: FakeKubernetes, account: Account, tmp_path: Path
+) -> None:
+    python = kubespawner_python()
+
+    async def answer_ok(request: web.Request) -> web.Response:
+        return web.Response(text="here")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer_ok)
+    server = TestServer(app)
+    await server.start_server()
+    fake.address = "127.0.0.1"
+    fake.tokens[HUBS_TOKEN] = ALL_VERBS
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig(fake)))
+    config = f"""
+c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
+c.KubeSpawner.namespace = {NAMESPACE!r}
+c.KubeSpawner.port = {server.port}
+c.KubeSpawner.storage_pvc_ensure = False
+"""
+    environment = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+    names = [("ann", ""), ("ann", "second"), ("ann.b-c@example.org", ""), ("übér", "b-c")]
+    async with TestbedHub(python=python, config=config, environment=environment) as hub:
+        place = Place(hub.api_url, environ=place_of(fake).environ)
+        backends = KubernetesBackends(place, account=account.folder)
+        for user, name in names:
+            await hub.start_server(user, name)
+        found = await backends.look([])
+        assert sorted(backend.key for backend in found) == sorted(names)
+        assert all(backend.alive and backend.proof for backend in found), found
+        for backend in found:
+            state = (await hub.server(*backend.key) or {})["state"]
+            assert f"pod {state['pod_name']}" == backend.name
+            assert state["namespace"] == NAMESPACE
+        # What the hub stops is gone.
+        assert (await hub.api("DELETE", "users/ann/servers/second")).status in (202, 204)
+
+        async def stopped() -> bool:
+            return await hub.server("ann", "second") is None
+
+        await hub.wait_for(stopped, "the server to stop")
+        assert not of(await backends.look([]), "ann", "second")
+        # A stop that fails is answered 204 all the same, and its pod lives on.
+        fake.tokens[HUBS_TOKEN] = ALL_VERBS - {"delete"}
+        assert (await hub.api("DELETE", "users/ann/server")).status in (202, 204)
+
+        async def forgotten() -> bool:
+            return await hub.server("ann") is None
+
+        await hub.wait_for(forgotten, "the hub to forget the server", timeout_s=60.0)
+        orphan = living(await backends.look([]), "ann")
+        await backends.end(orphan)
+        while of(await backends.look([]), "ann"):
+            await asyncio.sleep(0.1)
+        living(await backends.look([]), "ann.b-c@example.org")
+        await backends.close()
+    await server.close()
