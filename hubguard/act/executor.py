@@ -14,8 +14,10 @@ from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.decide.cull import CullPolicy, still_due, user_still_due
 from hubguard.errors import (
+    BackendError,
     BudgetExhausted,
     HubError,
+    HubGuardError,
     HubRefused,
     HubUnreachable,
     JournalError,
@@ -39,6 +41,8 @@ LOOKS = 5
 UNVERIFIED_A_PLACE = 5
 """How many stops may be under way, not yet verified, for each one that may be sent at once. Most are verified within a
 second; where none can be, those behind them needn't wait for each of them, and the hub isn't given all of them at once."""
+
+STOPS_SLOWLY = "it stops slowly"
 
 KnownNow = Callable[[Action, Server | None], Awaitable[Known]]
 """What is known now of the server of an action, beyond what the hub has just said of it (None: for a user, or it's gone)."""
@@ -122,9 +126,9 @@ class Executor:
                 if work.ended:
                     work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}")
                     continue
-                attempt = _Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
+                attempt = Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
                 sent = await self._look_and_send(action, attempt, policy)
-                if isinstance(sent, _Sent):
+                if isinstance(sent, Sent):
                     work.end(sent.remark if sent.refused else "")
                     work.verify(index, self._verify(action, attempt, sent, verifier), room)
                     handed_over = True
@@ -135,27 +139,10 @@ class Executor:
                 if not handed_over:
                     room.release()
 
-    async def _look_and_send(
-        self, action: Action, attempt: _Attempt, policy: CullPolicy
-    ) -> _Sent | tuple[Outcome, str]:
-        """What was sent, or the outcome of what wasn't with what ends the whole plan, or ""."""
-        try:
-            for _ in range(LOOKS):
-                attempt.looked_at_s = self._clock.monotonic_s()
-                stands_in_the_way = await self._second_look(action, policy)
-                if stands_in_the_way is not None:
-                    await self._keeper.skip(action, attempt.actor, stands_in_the_way)
-                    return Outcome(OutcomeKind.SKIPPED, stands_in_the_way), ""
-                try:
-                    return await self._send(action, attempt)
-                except _LookAgain:
-                    continue
-            return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
-        except Exception as error:
-            if attempt.intent is None:
-                return _nothing_sent(action, error)
-            log.exception("What came of acting on %s is unknown", action.label)
-            return _Sent(f"a defect in HubGuard: {_named(error)}", failed=False)
+    async def _look_and_send(self, action: Action, attempt: Attempt, policy: CullPolicy) -> Sent | tuple[Outcome, str]:
+        return await attempt.make(
+            lambda: self._second_look(action, policy), lambda: self._send(action, attempt.confirm)
+        )
 
     async def _second_look(self, action: Action, policy: CullPolicy) -> str | None:
         """Why not, after all; None when it is still to be done."""
@@ -168,24 +155,14 @@ class Executor:
         known = await self._known_now(action, server)
         return still_due(action, server, policy, known, self._clock.now())
 
-    async def _send(self, action: Action, attempt: _Attempt) -> _Sent:
-        """Raises whatever keeps the request from being sent."""
-        try:
-            if action.kind is ActionKind.DELETE_USER:
-                await self._hub.delete_user(action.user, confirm=attempt.confirm)
-                return _Sent("", failed=False)
-            at_once = await self._hub.stop_server(
-                action.user, action.name, remove=action.remove, confirm=attempt.confirm
-            )
-        except HubError as error:
-            if attempt.intent is None:
-                raise
-            # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
-            failed = not isinstance(error, HubUnreachable)
-            return _Sent(str(error), failed=failed, refused=isinstance(error, HubRefused))
-        return _Sent("" if at_once else "it stops slowly", failed=False)
+    async def _send(self, action: Action, confirm: Callable[[], Awaitable[None]]) -> str:
+        if action.kind is ActionKind.DELETE_USER:
+            await self._hub.delete_user(action.user, confirm=confirm)
+            return ""
+        at_once = await self._hub.stop_server(action.user, action.name, remove=action.remove, confirm=confirm)
+        return "" if at_once else STOPS_SLOWLY
 
-    async def _verify(self, action: Action, attempt: _Attempt, sent: _Sent, verifier: Verifier) -> tuple[Outcome, str]:
+    async def _verify(self, action: Action, attempt: Attempt, sent: Sent, verifier: Verifier) -> tuple[Outcome, str]:
         """The outcome, recorded, and what ends the whole plan, or ""."""
         end = ""
         try:
@@ -197,7 +174,7 @@ class Executor:
                 outcome = await verifier.outcome(action, sent.remark, failed=sent.failed)
         except Exception as error:
             log.exception("The outcome for %s is unknown", action.label)
-            outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {_named(error)}")
+            outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {named(error)}")
         assert attempt.intent is not None
         try:
             await self._keeper.settle(attempt.intent, outcome)
@@ -205,7 +182,7 @@ class Executor:
             end = f"the journal can't record what was done: {error}"
         return outcome, end
 
-    async def _verify_user(self, action: Action, sent: _Sent) -> Outcome:
+    async def _verify_user(self, action: Action, sent: Sent) -> Outcome:
         """A hub deletes a user before it answers, so that one read tells; it may have failed half way."""
         try:
             user = await self._hub.get_user(action.user)
@@ -219,8 +196,8 @@ class Executor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request went out, or may have. ``failed``: the hub said no. ``refused``: it doesn't take our token."""
+class Sent:
+    """A request went out, or may have. ``failed``: it was answered no. ``refused``: the hub doesn't take our token."""
 
     remark: str
     failed: bool
@@ -270,27 +247,71 @@ class _LookAgain(Exception):
     """The second look has grown old while the request waited for its turn."""
 
 
-class _Attempt:
-    """What makes sure, at the moment a request goes out, that it rests on a fresh look and is written down."""
+class Attempt:
+    """One try at an action. It makes sure that its request rests on a fresh look and is written down before it goes out.
+
+    ``intent`` is the id of what was written down, None before. ``detail`` goes into the journal with it.
+    """
 
     def __init__(
-        self, keeper: LeaseKeeper, clock: Clock, action: Action, actor: str, *, asked: bool, armed: bool | None
+        self,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        action: Action,
+        actor: str,
+        *,
+        asked: bool,
+        armed: bool | None,
+        detail: str = "",
     ) -> None:
         self._keeper = keeper
         self._clock = clock
         self._action = action
-        self.actor = actor
+        self._actor = actor
         self._asked = asked
         self._armed = armed
-        self.looked_at_s = float("-inf")
+        self._detail = detail
+        self._looked_at_s = float("-inf")
         self.intent: int | None = None
 
+    async def make(
+        self, second_look: Callable[[], Awaitable[str | None]], send: Callable[[], Awaitable[str]]
+    ) -> Sent | tuple[Outcome, str]:
+        """What was sent, or the outcome of what wasn't with what ends the whole plan, or "". Never raises Exceptions.
+
+        ``second_look`` says why it isn't to be done after all, or None. ``send`` awaits :meth:`confirm` when its request is
+        about to go out, sends it once, and returns what is worth telling of the answer, or "".
+        """
+        try:
+            for _ in range(LOOKS):
+                self._looked_at_s = self._clock.monotonic_s()
+                stands_in_the_way = await second_look()
+                if stands_in_the_way is not None:
+                    await self._keeper.skip(self._action, self._actor, stands_in_the_way)
+                    return Outcome(OutcomeKind.SKIPPED, stands_in_the_way), ""
+                try:
+                    return Sent(await send(), failed=False)
+                except _LookAgain:
+                    continue
+            return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
+        except Exception as error:
+            if self.intent is None:
+                return _nothing_sent(self._action, error)
+            if isinstance(error, (HubError, BackendError)):
+                # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
+                failed = not isinstance(error, HubUnreachable)
+                return Sent(str(error), failed=failed, refused=isinstance(error, HubRefused))
+            log.exception("What came of acting on %s is unknown", self._action.label)
+            return Sent(f"a defect in HubGuard: {named(error)}", failed=False)
+
     async def confirm(self) -> None:
-        """The intent is committed under our lease. Raises _LookAgain, LeaseLost, ActingRefused or JournalError."""
+        """The intent is committed under our lease. What it raises keeps the request from going out, and is for make."""
         began_s = self._clock.monotonic_s()
-        if began_s - self.looked_at_s > LOOK_LASTS_S:
+        if began_s - self._looked_at_s > LOOK_LASTS_S:
             raise _LookAgain
-        intent = await self._keeper.intend(self._action, self.actor, asked=self._asked, armed=self._armed)
+        intent = await self._keeper.intend(
+            self._action, self._actor, asked=self._asked, armed=self._armed, detail=self._detail
+        )
         if self._clock.monotonic_s() - began_s > COMMIT_LASTS_S:
             # The budget has let this request go a while ago. Those that a slow journal held up would go out all at once.
             await self._keeper.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))
@@ -305,11 +326,12 @@ def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), ""
     if isinstance(error, (JournalError, HubRefused, BudgetExhausted, ProxyError)):
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), str(error)
-    if isinstance(error, HubError):
+    if isinstance(error, HubGuardError):
         return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, since it couldn't be read again: {error}"), ""
     log.error("Nothing was sent for %s", action.label, exc_info=error)
-    return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, a defect in HubGuard: {_named(error)}"), ""
+    return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, a defect in HubGuard: {named(error)}"), ""
 
 
-def _named(error: Exception) -> str:
+def named(error: Exception) -> str:
+    """The error with its class, for what nobody expects."""
     return f"{type(error).__name__}: {error}"

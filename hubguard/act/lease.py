@@ -141,8 +141,8 @@ class LeaseKeeper:
             except JournalError as error:
                 log.warning("The lease was not released, the next guard waits until it runs out: %s", error)
 
-    async def intend(self, action: Action, actor: str, *, asked: bool, armed: bool | None) -> int:
-        """The intent's id, committed under our lease.
+    async def intend(self, action: Action, actor: str, *, asked: bool, armed: bool | None, detail: str = "") -> int:
+        """The intent's id, committed under our lease. ``detail`` says what ``action`` doesn't, for people.
 
         Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent.
         """
@@ -151,7 +151,15 @@ class LeaseKeeper:
             raise LeaseLost("This guard doesn't hold the lease, so it may not act.")
         try:
             return await self._books.call(
-                self._books.journal.intend, HUB, lease, action, actor, self._clock.now(), asked=asked, armed=armed
+                self._books.journal.intend,
+                HUB,
+                lease,
+                action,
+                actor,
+                self._clock.now(),
+                asked=asked,
+                armed=armed,
+                detail=detail,
             )
         except LeaseLost:
             self._drop()

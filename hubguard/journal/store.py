@@ -144,10 +144,20 @@ class Journal(Entries, Exemptions, Memory):
     # Intents and outcomes
 
     def intend(
-        self, hub: str, lease: Lease, action: Action, actor: str, now: datetime, *, asked: bool, armed: bool | None
+        self,
+        hub: str,
+        lease: Lease,
+        action: Action,
+        actor: str,
+        now: datetime,
+        *,
+        asked: bool,
+        armed: bool | None,
+        detail: str = "",
     ) -> int:
         """The intent is on disk; its id. Only then may the request go out.
 
+        ``detail`` says what ``action`` doesn't, for people.
         ``armed`` is what the settings say; None leaves it to the stance. ``asked``: a person wants this one by name,
         so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out, ActingRefused when acting
         is on hold, or is neither armed nor asked for. From these checks until the commit nobody can take the lease
@@ -173,7 +183,7 @@ class Journal(Entries, Exemptions, Memory):
                 started=action.started,
                 action=action.kind.value,
                 reason=action.reason.value,
-                detail="and remove it from the hub" if action.remove else "",
+                detail=detail or ("and remove it from the hub" if action.remove else ""),
             )
 
     def settle(self, intent_id: int, outcome: Outcome, now: datetime) -> bool:
