@@ -230,10 +230,11 @@ class HTTPCanary:
         self._wire = None
         connecting = asyncio.get_running_loop().create_connection(_Wire, self._host, self._port, ssl=self._ssl)
         try:
-            _, self._wire = await asyncio.wait_for(connecting, self._timeout_s)
+            _, wire = await asyncio.wait_for(connecting, self._timeout_s)
         except asyncio.TimeoutError:
             raise ConnectionError(f"no connection within {self._timeout_s:g} s") from None
-        return self._wire
+        self._wire = wire
+        return wire
 
     def _request(self, method: str, body: bytes) -> bytes:
         host = f"[{self._host}]" if ":" in self._host else self._host

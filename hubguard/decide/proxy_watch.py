@@ -154,7 +154,8 @@ def _restarted(before: Watched, seen: Sighting) -> bool:
 
 
 def _window_ends(before: Watched, lost_from: datetime, now: datetime) -> Watched:
-    return replace(before, lost_from=None, restores=(*before.restores, (lost_from, now))[-WINDOWS:])
+    # Another loss is a later one, whether or not the canary is seen in between.
+    return replace(before, there_at=now, lost_from=None, restores=(*before.restores, (lost_from, now))[-WINDOWS:])
 
 
 def _become(before: Watched, state: WatchState, why: str, now: datetime) -> Watched:
