@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import ssl
 import subprocess
 import traceback
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -21,6 +23,7 @@ from backend_checks import BackendChecks, World, living, of
 from conftest import HUB_PYTHON
 from fake_kubernetes import ALL_VERBS, FakeKubernetes, busy
 from virtual_time import VirtualClock
+from yarl import URL
 
 from hubguard.clients.backends import kubernetes, kubernetes_models
 from hubguard.clients.backends.kubernetes import KubernetesBackends, open_backends
@@ -728,3 +731,103 @@ c.KubeSpawner.storage_pvc_ensure = False
         living(await backends.look([]), "ann.b-c@example.org")
         await backends.close()
     await server.close()
+
+
+def told(user: str) -> dict[str, Any]:
+    """A pod as a list has it."""
+    item = {**pod_of(user), "status": {}}
+    item["metadata"] |= {"uid": f"uid-{user}", "namespace": NAMESPACE, "creationTimestamp": "2024-03-05T08:00:00Z"}
+    return item
+
+
+def listed(*users: str) -> dict[str, Any]:
+    return {"kind": "PodList", "metadata": {"resourceVersion": "9"}, "items": [told(user) for user in users]}
+
+
+async def test_a_long_list_lets_others_run_while_it_is_read() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.ensure_future(others())
+    pods = (await kubernetes_models.read_pod_list(json.dumps(listed(*map(str, range(1000)))).encode())).pods
+    beside.cancel()
+    assert len(pods) == 1000
+    assert turns >= 1000 // kubernetes_models.AT_ONCE
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+async def test_a_list_is_read_however_it_is_laid_out(indent: int | None) -> None:
+    answer = listed("ann", 'übér, ] } "')
+    for order in (answer, dict(reversed(answer.items()))):
+        for ascii_only in (True, False):
+            body = json.dumps(order, indent=indent, ensure_ascii=ascii_only).encode()
+            assert [pod.user for pod in (await kubernetes_models.read_pod_list(body)).pods] == ["ann", 'übér, ] } "']
+    for empty in ([], None):
+        assert (await kubernetes_models.read_pod_list(json.dumps(listed() | {"items": empty}).encode())).pods == ()
+
+
+async def test_no_part_of_a_list_counts_as_the_list() -> None:
+    body = json.dumps(listed("ann", "bob"), indent=1).encode()
+    for length in range(len(body)):
+        await failure(kubernetes_models.read_pod_list(body[:length]))
+    assert len((await kubernetes_models.read_pod_list(body)).pods) == 2
+    for wrong in (body.replace(b'"items": [', b'"items": [,'), body + b"{}", body[:-1], b"\xff" + body, b"[]", b"{,}"):
+        await failure(kubernetes_models.read_pod_list(wrong))
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"),
+    [
+        ("", ["a", "b", "c"]),
+        ("app=x", ["a"]),
+        ("app==x,tier=web", ["a"]),
+        ("app!=x", ["b", "c"]),
+        ("app in (x, y)", ["a", "b"]),
+        ("app notin (x),tier", ["b"]),
+        ("!app", ["c"]),
+        ("app", ["a", "b"]),
+    ],
+)
+async def test_the_fake_selects_by_label_as_kubernetes_documents_it(
+    selector: str, names: list[str], fake: FakeKubernetes
+) -> None:
+    for name, labels in (("a", {"app": "x", "tier": "web"}), ("b", {"app": "y", "tier": "web"}), ("c", {})):
+        await fake.create("secrets", NAMESPACE, {"metadata": {"name": name, "labels": labels}})
+    status, answer = await ask(fake, "GET", "secrets", labelSelector=selector)
+    assert status == 200
+    assert [item["metadata"]["name"] for item in answer["items"]] == names
+    assert (await ask(fake, "GET", "secrets", labelSelector="app=(x"))[0] == 400
+
+
+async def test_the_fake_keeps_to_its_versions(fake: FakeKubernetes) -> None:
+    await fake.create("secrets", NAMESPACE, {"metadata": {"name": "a"}})
+    before = str(fake.version)
+    await fake.create("secrets", NAMESPACE, {"metadata": {"name": "b"}})
+    exact = {"resourceVersion": before, "resourceVersionMatch": "Exact"}
+    assert len((await ask(fake, "GET", "secrets", **exact))[1]["items"]) == 1
+    _, page = await ask(fake, "GET", "secrets", limit="1")
+    token = page["metadata"]["continue"]
+    await fake.create("secrets", NAMESPACE, {"metadata": {"name": "aa"}})
+    _, rest = await ask(fake, "GET", "secrets", limit="1", **{"continue": token})
+    assert [item["metadata"]["name"] for item in rest["items"]] == ["b"]
+    assert (await ask(fake, "GET", "secrets", resourceVersion=before, **{"continue": token}))[0] == 400
+    assert (await ask(fake, "GET", "secrets", resourceVersion=str(fake.version + 1)))[0] == 504
+    fake.compact()
+    for query in ({"continue": token}, exact):
+        status, answer = await ask(fake, "GET", "secrets", **query)
+        assert (status, answer["reason"]) == (410, "Expired")
+
+
+async def ask(fake: FakeKubernetes, method: str, plural: str, **query: str) -> tuple[int, Any]:
+    url = URL(f"https://127.0.0.1:{fake.port}/api/v1/namespaces/{NAMESPACE}/{plural}").with_query(query)
+    context = ssl.create_default_context(cadata=fake.ca.decode())
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session,
+        session.request(method, url, ssl=context) as answer,
+    ):
+        return answer.status, await answer.json()

@@ -219,7 +219,7 @@ class KubernetesBackends:
             # both gives a token, which is followed.
             query["resourceVersion"] = "0"
         answer = await self._ask(account, "GET", "list", query=query)
-        return None if answer.status == 410 else read_pod_list(answer.json())
+        return None if answer.status == 410 else await read_pod_list(answer.body)
 
     async def _ask(
         self,
@@ -265,7 +265,7 @@ class KubernetesBackends:
                         return BackendError(
                             f"The list of pods is larger than {LARGEST_ANSWER // 2**20} MiB, so it isn't used."
                         )
-                return _Answer(response.status, bytes(received), response.headers.get("Retry-After"))
+                return _Answer(response.status, received, response.headers.get("Retry-After"))
         except asyncio.TimeoutError:
             return BackendError(
                 f"The Kubernetes API server at {account.host} didn't answer within {self._timeout_s:g} s, so nothing is known"
@@ -337,6 +337,8 @@ class KubernetesBackends:
             await self.close()
         if self._session is None:
             context = ssl.create_default_context(cadata=account.ca.decode("ascii"))
+            # Python 3.13 demands an Authority Key Identifier, which the certificates of many clusters don't have.
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=2, ssl=context),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -368,7 +370,7 @@ class _Account:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
-    body: bytes = field(repr=False)
+    body: bytearray = field(repr=False)
     retry_after: str | None
 
     def json(self) -> Any:
