@@ -8,6 +8,7 @@ import itertools
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -188,6 +189,12 @@ class FakeEngine:
     async def prepare(self) -> None:
         await self._runner.setup()
         await web.UnixSite(self._runner, self.socket).start()
+
+    async def listen(self, tls: ssl.SSLContext | None = None) -> int:
+        """Have it answer at a port of 127.0.0.1, too; which one."""
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls)
+        await site.start()
+        return int(self._runner.addresses[-1][1])
 
     async def network(self, name: str) -> None:
         pass
