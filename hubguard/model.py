@@ -213,7 +213,8 @@ class Seen:
     """What HubGuard itself has seen of one server, kept after it is gone.
 
     ``active_at`` is the last real use, by ``evidence``; None: none was seen. It leaves out what only looks like use: a route
-    that was added anew (then ``readded_at`` is its time). ``pending_since`` is when it was first seen ``pending`` as it is.
+    that was added anew, by itself or with all of a table that was lost (then ``readded_at`` is its time).
+    ``pending_since`` is when it was first seen ``pending`` as it is.
     ``route_missing``: it was ready and had no route when the proxy was last read.
     """
 
@@ -234,7 +235,8 @@ class Known:
 
     ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``active_at`` of the
     last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is now.
-    ``clock_from``: no idle clock counts from before that.
+    ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a proxy's lost table
+    was filled again: what the hub's and the proxy's times tell of these isn't use.
     ``hook`` is the answer of the operator's own function: True for stop, False for keep, None where there is no such
     function; ``hook_error`` is one line on why it has none.
     """
@@ -245,6 +247,7 @@ class Known:
     active_at: datetime | None = None
     pending_since: datetime | None = None
     clock_from: datetime | None = None
+    restores: tuple[tuple[datetime, datetime], ...] = ()
     hook: bool | None = None
     hook_error: str = ""
 

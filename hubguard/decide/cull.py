@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from hubguard.decide.activity import by_restore
 from hubguard.decide.plan import freeze
 from hubguard.decide.rules import Rule, first_match
 from hubguard.limits import backoff_s
@@ -240,13 +241,22 @@ def _limits(rule: Rule | None, policy: CullPolicy) -> tuple[float, float]:
 def _idle_since(server: Server, known: Known) -> tuple[datetime | None, Evidence | None]:
     """The latest evidence of use, since the hub may keep the activity of an earlier run, and which it is.
 
-    What HubGuard knows itself only ever moves the hub's times on: where there are none, nothing is concluded.
+    What HubGuard knows itself only ever moves the hub's times on, but for those that come of a proxy's table that was filled
+    again: these it knows better. Where the hub has no times, nothing is concluded.
     """
-    told = [(server.last_activity, Evidence.HUB), (server.started, Evidence.START)]
     if server.last_activity is None and server.started is None:
         return None, None
-    told += [(known.proxy_activity, Evidence.PROXY), (known.clock_from, Evidence.RECOVERY)]
+    told = [
+        (_used_at(server.last_activity, known), Evidence.HUB),
+        (server.started, Evidence.START),
+        (_used_at(known.proxy_activity, known), Evidence.PROXY),
+        (known.clock_from, Evidence.RECOVERY),
+    ]
     return max(((at, evidence) for at, evidence in told if at is not None), key=lambda pair: pair[0])
+
+
+def _used_at(at: datetime | None, known: Known) -> datetime | None:
+    return known.active_at if at is not None and by_restore(at, known.active_at, known.restores) else at
 
 
 def _due(
