@@ -21,6 +21,8 @@ from hubguard.clients.http import LONGEST_QUOTE, checked_token, checked_url, in_
 from hubguard.clients.hub_models import (
     Page,
     read_page,
+    read_part,
+    read_prefixes,
     read_retry_after,
     read_services,
     read_skew,
@@ -98,6 +100,16 @@ class HubAPI(Protocol):
         """
         ...
 
+    async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """Ask the hub to start it, with the options it had last, or none. True: answered 201, it runs; False: 202, it starts.
+
+        ``confirm`` is as for stop_server. One that the hub calls ready is polled first, and started anew where it is dead;
+        else, and for one that is stopping, HubFailed, 400. A named server needn't be there yet; an unknown user is
+        HubFailed, 404, and a start that fails HubFailed, 500. A hub that starts as many as it may is HubBusy.
+        Raises HubError; after HubUnreachable it may be starting all the same.
+        """
+        ...
+
     async def count_users(self) -> int:
         """How many users the hub has, whether or not anything of theirs runs. Raises HubError."""
         ...
@@ -130,6 +142,14 @@ class HubAPI(Protocol):
         """The command of each of the hub's services, by name; empty for one that the hub doesn't run. Raises HubError."""
         ...
 
+    async def service_prefixes(self) -> dict[str, str]:
+        """The path of the route of each service that has a url, by name, as in the proxy's table. Raises HubError.
+
+        Whether the service is up makes no difference to that. With subdomains the routes begin with a host, which the hub
+        doesn't tell here.
+        """
+        ...
+
     async def list_routes(self) -> dict[str, Route]:
         """The proxy's table as the hub sees it, by path, with the routes that are the hub's only.
 
@@ -147,6 +167,10 @@ class HubAPI(Protocol):
 
     async def version(self) -> str:
         """The hub's version, such as ``6.1.1``. Needs no scope. Raises HubError."""
+        ...
+
+    async def spawner_class(self) -> str | None:
+        """The full name of the class of the hub's spawner; None where our token may not ask. Raises HubError otherwise."""
         ...
 
     async def whoami(self) -> tuple[str, frozenset[str]]:
@@ -263,17 +287,27 @@ class HTTPHubAPI:
         self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
     ) -> bool:
         """See HubAPI. ``remove`` says nothing about a default server."""
-        path = f"/users/{_quoted(user)}/" + (f"servers/{_quoted(name)}" if name else "server")
+        path = _server_path(user, name)
         body = {"remove": True} if remove and name else None
         call = _Call("DELETE", path, f"stop {_label(user, name)}", "delete:servers", known=(204, 202, 404), body=body)
         answer = await self._once(call, confirm)
         return answer.status != 202
 
+    async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI."""
+        # A 6.x hub would be content with start:servers, which a 5.x hub doesn't know.
+        call = _Call("POST", _server_path(user, name), f"start {_label(user, name)}", "servers", known=(201, 202))
+        return (await self._once(call, confirm)).status == 201
+
     async def list_services(self) -> dict[str, tuple[str, ...]]:
         """See HubAPI."""
-        call = _Call("GET", "/services", "list its services", "list:services and read:services", known=(200,))
-        answer = await self._read(call)
+        answer = await self._read(_SERVICES)
         return _understood(lambda: read_services(answer.json))
+
+    async def service_prefixes(self) -> dict[str, str]:
+        """See HubAPI."""
+        answer = await self._read(_SERVICES)
+        return _understood(lambda: read_prefixes(answer.json))
 
     async def list_routes(self) -> dict[str, Route]:
         """See HubAPI. The hub asks the proxy for the whole table for each page."""
@@ -289,6 +323,14 @@ class HTTPHubAPI:
         """See HubAPI."""
         answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
         return _understood(lambda: read_text(answer.json, "version"))
+
+    async def spawner_class(self) -> str | None:
+        """See HubAPI."""
+        try:
+            answer = await self._read(_Call("GET", "/info", "tell its spawner's class", "read:hub", known=(200,)))
+        except HubRefused:
+            return None
+        return _understood(lambda: read_text(read_part(answer.json, "spawner"), "class"))
 
     async def whoami(self) -> tuple[str, frozenset[str]]:
         """See HubAPI."""
@@ -554,6 +596,9 @@ class _Answer:
             self.json = None
 
 
+_SERVICES = _Call("GET", "/services", "list its services", "list:services and read:services", known=(200,))
+
+
 def _listing(what: str, **query: str) -> _Call:
     """The request for a list of users, but for which page."""
     return _Call("GET", "/users", what, "list:users and read:servers", known=(200,), query=query)
@@ -587,6 +632,10 @@ def _is_hubs_404(answer: Any) -> bool:
 
 def _quoted(name: str) -> str:
     return quote(name, safe="")
+
+
+def _server_path(user: str, name: str) -> str:
+    return f"/users/{_quoted(user)}/" + (f"servers/{_quoted(name)}" if name else "server")
 
 
 def _query(query: Mapping[str, str] | None) -> str:

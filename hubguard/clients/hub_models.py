@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
+from urllib.parse import unquote
 
 from hubguard.errors import HubGarbled, HubRefused
 from hubguard.model import Server, User
@@ -105,9 +106,23 @@ def read_user(user: Any, *, of: str, need_activity: bool = False) -> User:
 
 def read_services(answer: Any) -> dict[str, tuple[str, ...]]:
     """The command of each service, by its name."""
-    if not isinstance(answer, dict) or not all(isinstance(model, dict) for model in answer.values()):
-        raise _garbled(f"it gave {_short(answer)} where its services belong")
-    return {name: tuple(map(str, model.get("command") or ())) for name, model in answer.items()}
+    return {name: tuple(map(str, model.get("command") or ())) for name, model in _services(answer).items()}
+
+
+def read_prefixes(answer: Any) -> dict[str, str]:
+    """The path of each service's route, unquoted and without a slash at its end, by its name, where it has one."""
+    prefixes = {name: model.get("prefix") or "" for name, model in _services(answer).items()}
+    for name, prefix in prefixes.items():
+        if not isinstance(prefix, str) or (prefix and not prefix.startswith("/")):
+            raise _garbled(f"the service {name!r} has the prefix {_short(prefix)}")
+    return {name: "/" + unquote(prefix).strip("/") for name, prefix in prefixes.items() if prefix}
+
+
+def read_part(answer: Any, key: str) -> Any:
+    """What stands under ``key``; it may be anything, but isn't missing."""
+    if not isinstance(answer, dict) or key not in answer:
+        raise _garbled(f"it gave {_short(answer)} where one with a {key} belongs")
+    return answer[key]
 
 
 def read_text(answer: Any, key: str) -> str:
@@ -156,6 +171,12 @@ def read_skew(header: str | None, sent_at: datetime) -> float | None:
     """
     date = None if header is None else _read_date(header)
     return None if date is None else (date - sent_at).total_seconds() + 0.5
+
+
+def _services(answer: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(answer, dict) or not all(isinstance(model, dict) for model in answer.values()):
+        raise _garbled(f"it gave {_short(answer)} where its services belong")
+    return answer
 
 
 def _read_date(header: str) -> datetime | None:

@@ -37,7 +37,8 @@ class Stops(str, Enum):
 class Request:
     """What the hub was asked, and when.
 
-    ``call`` is list, get, stop, count, users, get-user, delete, services, routes, check-routes, version or whoami.
+    ``call`` is list, get, stop, start, count, users, get-user, delete, services, prefixes, routes, check-routes, version,
+    spawner or whoami.
     """
 
     at: datetime
@@ -55,6 +56,7 @@ class _Record:
     stop_s: float
     active: bool = True
     ends_at_s: float | None = None
+    ready_at_s: float | None = None
     removed_then: bool = False
 
 
@@ -64,10 +66,12 @@ class MemoryHub:
     ``fault`` may be set to a function that is given each request and returns the HubError to raise, or None; the request
     has no effect then. ``routes`` is the proxy's table by path: the route of a server comes when it is ready and goes
     when it is stopped, and the rest is the test's to change. ``backends`` holds (user, name) of every process that is
-    alive, whatever the hub believes. ``takes_s`` is how long each answer takes, ``skew_s`` how far its clock is ahead.
+    alive, whatever the hub believes. ``prefixes`` has the path of each service's route, by name. ``takes_s`` is how long each
+    answer takes, ``start_s`` how long a start, ``skew_s`` how far its clock is ahead.
     """
 
     slow_stop_timeout_s = 10.0
+    slow_spawn_timeout_s = 10.0
 
     def __init__(self, *, clock: Clock | None = None, budget: Budget | None = None, takes_s: float = 0.0) -> None:
         self._clock = clock or SystemClock()
@@ -82,6 +86,9 @@ class MemoryHub:
         self.backends: set[tuple[str, str]] = set()
         self.owner = "hubguard"
         self.services: dict[str, tuple[str, ...]] = {"hubguard": ()}
+        self.prefixes: dict[str, str] = {}
+        self.spawner: str | None = None
+        self.start_s = 0.0
         self.scopes = frozenset({"list:users", "read:servers", "delete:servers"})
 
     def add(self, server: Server, *, stops: Stops = Stops.WORKS, stop_s: float = 0.0) -> None:
@@ -165,6 +172,35 @@ class MemoryHub:
                 raise HubUnreachable(f"The hub didn't stop {user}: the connection broke before an answer came.")
             return record.server.pending != "stop"
 
+    async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI. It starts anew one that is ready and isn't in ``backends``, and a ghost can be stopped from then on."""
+        async with self._asked("start", user, name, confirm=confirm):
+            there = self._settled().get((user, name))
+            if user not in self._users:
+                raise HubFailed(f"The hub failed to start a server of {user} (404).", status=404)
+            pending = there.server.pending if there is not None and there.active else None
+            if pending == "spawn":
+                return False
+            if pending is not None:
+                raise HubFailed(f"The hub failed to start a server of {user} (400): pending {pending}.", status=400)
+            if there is not None and there.active and (user, name) in self.backends:
+                raise HubFailed(f"The hub failed to start a server of {user} (400): already running.", status=400)
+            began, owner = self._clock.now(), self._users[user]
+            options = there.server.options if there is not None else {}
+            server = Server(user, name, False, "spawn", began, began, owner.admin, owner.groups, owner.roles, options)
+            record = _Record(server, Stops.WORKS, 0.0)
+            if there is not None:
+                record.stops = Stops.WORKS if there.stops is Stops.GHOST else there.stops
+                record.stop_s = there.stop_s
+            record.ready_at_s = self._clock.monotonic_s() + self.start_s
+            self._records[server.key] = record
+            self.backends.add(server.key)
+            self._seen_active(user, began)
+            if self.start_s > 0:
+                await self._clock.sleep(min(self.start_s, self.slow_spawn_timeout_s))
+            self._settled()
+            return record.server.ready
+
     async def count_users(self) -> int:
         """See HubAPI."""
         async with self._asked("count"):
@@ -211,6 +247,11 @@ class MemoryHub:
         async with self._asked("services"):
             return dict(self.services)
 
+    async def service_prefixes(self) -> dict[str, str]:
+        """See HubAPI."""
+        async with self._asked("prefixes"):
+            return dict(self.prefixes)
+
     async def list_routes(self) -> dict[str, Route]:
         """See HubAPI."""
         async with self._asked("routes"):
@@ -237,6 +278,11 @@ class MemoryHub:
         async with self._asked("version"):
             return "6.1.1"
 
+    async def spawner_class(self) -> str | None:
+        """See HubAPI."""
+        async with self._asked("spawner"):
+            return self.spawner
+
     async def whoami(self) -> tuple[str, frozenset[str]]:
         """See HubAPI."""
         async with self._asked("whoami"):
@@ -255,7 +301,7 @@ class MemoryHub:
         async with contextlib.AsyncExitStack() as stack:
             slot = None
             if self._budget is not None:
-                acts = call in ("stop", "delete", "check-routes")
+                acts = call in ("stop", "start", "delete", "check-routes")
                 kind = "user" if call.startswith("get") else None
                 slot = await stack.enter_async_context(
                     self._budget.slot(Lane.ACT if acts else Lane.RESERVED, safe=not acts, kind=kind)
@@ -286,6 +332,7 @@ class MemoryHub:
         if record.stops is not Stops.COMES_BACK:
             self.routes.pop(route_path("/", *record.server.key), None)
         record.server = replace(record.server, ready=False, pending="stop")
+        record.ready_at_s = None
         record.ends_at_s = self._clock.monotonic_s() + takes_s
         if takes_s > 0:
             await self._clock.sleep(min(takes_s, self.slow_stop_timeout_s))
@@ -322,8 +369,12 @@ class MemoryHub:
             raise HubFailed(f"The hub failed to stop {label} (500).", status=500)
 
     def _settled(self) -> dict[tuple[str, str], _Record]:
-        """The records, with every stop that is over by now carried out."""
+        """The records, with every start and stop that is over by now carried out."""
         for key, record in list(self._records.items()):
+            if record.ready_at_s is not None and self._clock.monotonic_s() >= record.ready_at_s:
+                record.ready_at_s = None
+                record.server = replace(record.server, ready=True, pending=None)
+                self._route(record.server)
             if record.ends_at_s is None or self._clock.monotonic_s() < record.ends_at_s:
                 continue
             record.ends_at_s = None

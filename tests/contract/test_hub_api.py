@@ -18,7 +18,7 @@ from hubguard.clients.budget import Budget
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI, internal_ssl_context
 from hubguard.clients.memory_hub import MemoryHub, Stops
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
-from hubguard.model import Server, User
+from hubguard.model import Route, Server, User
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, with_owners
 
@@ -42,6 +42,10 @@ SERVERS = (
     SeededServer("unrouted", idle_for_s=30.0),
     SeededServer("stamped", idle_for_s=30.0),
     SeededServer("unstamped", idle_for_s=30.0, on_stop="raises"),
+    SeededServer("restarted", idle_for_s=30.0),
+    SeededServer("runs", idle_for_s=30.0),
+    SeededServer("halts", idle_for_s=30.0, stop_s=3.0),
+    SeededServer("dies", idle_for_s=30.0),
     SeededServer("leaves-running", idle_for_s=30.0),
     SeededServer("leaves-stubborn", idle_for_s=30.0, on_stop="poll-raises"),
     SeededServer("leaves-slowly", idle_for_s=30.0, stop_s=3.0),
@@ -63,13 +67,17 @@ c.JupyterHub.tornado_settings = {"slow_stop_timeout": 1, "slow_spawn_timeout": 0
 def add(name, token, scopes):
     c.JupyterHub.services.append({"name": name, "api_token": token})
     c.JupyterHub.load_roles.append({"name": name, "services": [name], "scopes": scopes})
-add("guard", "token-of-the-guard", ["list:users", "read:users", "read:servers", "delete:servers", "delete:users", "proxy"])
+add("guard", "token-of-the-guard", [
+    "list:users", "read:users", "read:servers", "delete:servers", "delete:users", "proxy",
+    "servers", "list:services", "read:services", "read:hub",
+])
 add("peer", "token-of-the-peer", ["list:users", "read:users:activity", "read:servers", "delete:servers"])
 add("grouper", "token-of-the-grouper", ["list:users", "read:users:groups", "read:servers"])
 add("roler", "token-of-the-roler", ["list:users", "read:roles:users", "read:servers"])
 add("blind", "token-of-the-blind", ["list:users", "delete:servers"])
 add("looker", "token-of-the-looker", ["list:users", "read:servers"])
 add("stopper", "token-of-the-stopper", ["delete:servers"])
+c.JupyterHub.services.append({"name": "pages", "url": "http://127.0.0.1:9"})
 """
 
 
@@ -89,6 +97,22 @@ class World:
         await self._real.api("POST", f"users/{user}")
         path = f"users/{user}/servers/{name}" if name else f"users/{user}/server"
         assert (await self._real.api("POST", path, json={"start_s": 60.0})).status == 202
+
+    async def die(self, user: str) -> None:
+        """Kill the process of their server; it may take the hub half a minute to notice."""
+        if isinstance(self.hub, MemoryHub):
+            self.hub.backends.discard((user, ""))
+        else:
+            await self._real.kill_server(user)
+
+    async def runs(self, user: str, name: str = "") -> Server:
+        """Return that server when the hub calls it ready."""
+        for _ in range(100):
+            server = await self.hub.get_server(user, name)
+            if server is not None and server.ready:
+                return server
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{user}/{name} never runs")
 
     async def gone(self, user: str, name: str = "") -> None:
         """Return when the hub doesn't show that server any more."""
@@ -131,6 +155,9 @@ async def world(request, real) -> AsyncIterator[World]:
         budget = plenty()
         hub = MemoryHub(budget=budget)
         hub.slow_stop_timeout_s = 1.0
+        hub.spawner = "hubguard.testbed.spawner.LittleSpawner"
+        hub.prefixes = {"pages": "/a b/services/pages"}
+        hub.routes["/a b/services/pages"] = Route("/a b/services/pages", "http://127.0.0.1:9")
         hub.owner = "guard"
         now = datetime.now(timezone.utc)
         hub.add_user(User("admin", True, (), ("admin", "user"), now, None))
@@ -259,7 +286,83 @@ async def test_every_ready_server_has_a_route_and_the_hub_has_one(world):
     assert {path: route.path for path, route in routes.items()} == {path: path for path in routes}
     to_servers = [route.key for route in routes.values() if route.key is not None]
     assert sorted(to_servers) == [server.key for server in await world.hub.list_servers() if server.ready]
-    assert len(routes) == len(to_servers) + 1
+    assert len(routes) == len(to_servers) + 2  # the hub and a service with pages
+
+
+async def test_each_service_with_a_url_has_the_path_of_its_route_and_no_other_has_one(world):
+    prefixes = await world.hub.service_prefixes()
+    assert prefixes == {"pages": "/a b/services/pages"}
+    assert prefixes["pages"] in await world.hub.list_routes()
+
+
+async def test_it_says_which_spawner_it_has(world):
+    assert await world.hub.spawner_class() == "hubguard.testbed.spawner.LittleSpawner"
+
+
+@pytest.mark.parametrize("key", [("away", ""), ("nobody", "new-one"), ("nobody", "")])
+async def test_a_server_that_doesnt_run_is_started_and_has_its_route(world, key):
+    before = datetime.now(timezone.utc)
+    assert await world.hub.get_server(*key) is None
+    assert await world.hub.start_server(*key) in {True, False}  # the real one may be slow
+    server = await world.runs(*key)
+    assert server.started > before - timedelta(seconds=1)
+    assert key in {route.key for route in (await world.hub.list_routes()).values()}
+    await world.hub.stop_server(*key)
+    await world.gone(*key)
+
+
+async def test_a_server_is_started_with_the_options_it_had(world):
+    options = (await world.hub.get_server("restarted", "")).options
+    assert options["shared"]
+    await world.hub.stop_server("restarted", "")
+    await world.gone("restarted")
+    await world.hub.start_server("restarted", "")
+    assert (await world.runs("restarted")).options == options
+
+
+async def test_a_start_that_goes_on_already_is_joined_and_can_be_interrupted(world):
+    await world.begin_to_start("starter", "again")
+    assert await world.hub.start_server("starter", "again") is False
+    await world.hub.stop_server("starter", "again")
+    await world.gone("starter", "again")
+
+
+async def test_a_server_that_runs_or_stops_isnt_started_and_goes_on_as_it_was(world):
+    before = await world.hub.get_server("runs", "")
+    with pytest.raises(HubFailed, match="already running") as raised:
+        await world.hub.start_server("runs", "")
+    assert raised.value.status == 400
+    assert await world.hub.get_server("runs", "") == before
+    assert await world.hub.stop_server("halts", "") is False
+    with pytest.raises(HubFailed, match="pending stop") as raised:
+        await world.hub.start_server("halts", "")
+    assert raised.value.status == 400
+    await world.gone("halts")
+
+
+async def test_a_server_that_the_hub_only_believes_in_is_started_anew(world):
+    before = await world.hub.get_server("dies", "")
+    await world.die("dies")
+    await world.hub.start_server("dies", "")
+    server = await world.runs("dies")
+    assert server.started > before.started
+    assert await world.hub.stop_server("dies", "") is True
+    await world.gone("dies")
+
+
+async def test_nothing_is_started_for_somebody_the_hub_doesnt_know(world):
+    with pytest.raises(HubFailed) as raised:
+        await world.hub.start_server("nobody at all", "")
+    assert raised.value.status == 404
+
+
+async def test_nothing_is_started_where_it_isnt_confirmed(world):
+    async def refuse() -> None:
+        raise RuntimeError("on hold")
+
+    with pytest.raises(RuntimeError, match="on hold"):
+        await world.hub.start_server("nobody", "", confirm=refuse)
+    assert await world.hub.get_server("nobody", "") is None
 
 
 @pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", "")])
