@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
+from jupyterhub.utils import url_path_join
 from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
 from hubguard.idle_culler import DEFAULT_CONFIG_FILE, settings_from
 from hubguard.inhub.scopes import SERVICE
+from hubguard.inhub.spawner_settings import classes_of, setting, settings_of
+from hubguard.inhub.stop_hook import watch_stops
 
 CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
 """How a command that runs an idle culler is recognised: z2jh's, TLJH's, the project's own, and the one before it."""
@@ -28,6 +32,9 @@ HUBS_OWN = "hub"
 """What HubGuard.hub_db_url says for the database that the hub's own config names."""
 
 log = logging.getLogger("hubguard.inhub")
+
+ALL_ADDRESSES = (None, "0.0.0.0", "::")  # noqa: S104  # nothing is bound to them here
+"""The hosts of a bind_url that stand for all addresses of a machine."""
 
 LONGEST = 100_000
 """Linux lets one environment variable have 131,072 bytes; a longer one keeps the process from starting, and that the hub."""
@@ -68,10 +75,13 @@ class LateRegistration(str):
             return json.dumps(told)
         with contextlib.suppress(Exception):  # a hub that waits a while is still a hub
             _do_not_wait(app)
+        with contextlib.suppress(Exception):  # an orphan that nobody reports is found by looking
+            watch_stops(app)
         for name, find in (
             ("sections", _sections),
             ("proxy", _proxy),
             ("hub", self._hub),
+            ("spawner", _spawner),
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
             ("idle_culler", self._idle_culler),
@@ -89,13 +99,18 @@ class LateRegistration(str):
         return text
 
     def _hub(self, app: Any, errors: list[str]) -> dict[str, Any]:
-        """How often, and when, the hub takes over activity from the proxy, and its database where that is to be read.
+        """How often, and when, the hub takes over activity from the proxy, its database if that is to be read, and its URLs.
 
-        A hub begins with that right after it has started its services (5.5 and 6.1).
+        A hub begins with taking over activity right after it has started its services (5.5 and 6.1). ``api_url`` is the URL
+        of the API as servers are told it, ``base_url`` the hub's, and ``subdomain_host`` is "" for a hub without subdomains.
         """
         self.first_started_at = self.first_started_at or time.time()
         interval_s = getattr(app, "last_activity_interval", None)
         told: dict[str, Any] = {"activity_interval": interval_s, "checks_at": self.first_started_at}
+        try:
+            told.update(api_url=_api_url(app), base_url=app.base_url, subdomain_host=app.subdomain_host)
+        except Exception as error:
+            errors.append(f"HubGuard's include: the hub's URLs can't be found out ({type(error).__name__}: {error})")
         if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
             told["db_url"] = _absolute(app.db_url)
         return told
@@ -177,9 +192,36 @@ def _sections(app: Any, errors: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _proxy(app: Any, errors: list[str]) -> dict[str, str]:
-    """Where the proxy's API is and its token, for as much as this kind of proxy has them."""
+    """Where the proxy's API is and its token, for as much as this kind of proxy has them, and where users reach the proxy.
+
+    ``public_url`` has no path. It is left out where the hub doesn't know either: bind_url says where a proxy that the hub
+    starts itself listens, and nothing of one that others start, unless it names a host.
+    """
     names = ("api_url", "auth_token")
-    return {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
+    told = {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
+    bind = urlsplit(app.bind_url)
+    host = f"[{bind.hostname}]" if ":" in (bind.hostname or "") else bind.hostname
+    if bind.hostname in ALL_ADDRESSES and getattr(app.proxy, "should_start", False):
+        host = "[::1]" if bind.hostname == "::" else "127.0.0.1"
+    elif bind.hostname in ALL_ADDRESSES:
+        host = None
+    if host:
+        told["public_url"] = f"{bind.scheme}://{host}:{bind.port or (443 if bind.scheme == 'https' else 80)}"
+    return told
+
+
+def _api_url(app: Any) -> str:
+    """As Spawner.get_env tells it (5.5 and 6.1), without a slash at the end."""
+    url = str(app.hub.api_url)
+    if other := setting(app.config, app.spawner_class, "hub_connect_url"):
+        url = url_path_join(other, urlsplit(url).path)  # type: ignore[no-untyped-call]
+    return url.rstrip("/")
+
+
+def _spawner(app: Any, errors: list[str]) -> dict[str, Any]:
+    """The spawner's class with those that it is derived from, nearest first, and what tells its backends apart."""
+    kind = app.spawner_class
+    return {"classes": classes_of(kind), "settings": settings_of(app.config, kind)}
 
 
 def _absolute(url: str) -> str:

@@ -23,12 +23,16 @@ SCOPES: dict[str, Need] = {
     "read:roles:users": Need("rules that match on roles", False),
     "list:services": Need("noticing another culler at work", False),
     "read:services": Need("noticing another culler at work", False),
+    "proxy": Need("having the hub check its routes", False),
+    "servers": Need("curing servers that the hub only believes in", False),
+    "read:hub": Need("telling which kind of spawner the hub has", False),
     "access:services!service=hubguard": Need("`hubguard cull --once` through the running guard", False),
 }
 """In the order in which `hubguard doctor` tells what is missing.
 
 None is a custom one: with a line after the include that sets the custom scopes anew, the hub wouldn't start for a role that
-names one. ``delete:servers`` allows the same.
+names one. ``delete:servers`` allows the same. ``servers`` allows starting them, on a 6.x hub as on a 5.x hub, which doesn't
+know ``start:servers`` and wouldn't start for a role that names it.
 """
 
 DELETE_USERS = "delete:users"

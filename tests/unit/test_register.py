@@ -9,7 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import traitlets
 from jupyterhub.app import JupyterHub
+from jupyterhub.spawner import LocalProcessSpawner
+from traitlets import Dict, Unicode, default
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
@@ -216,9 +219,17 @@ class App(SimpleNamespace):
 
 
 def spawner(config: Config | None = None, services: list[Service] | None = None, **proxy: Any) -> Any:
+    class OurSpawner(LocalProcessSpawner):
+        pass
+
     app = App(
         config=config or Config(),
         proxy=SimpleNamespace(**proxy),
+        hub=SimpleNamespace(api_url="http://127.0.0.1:8081/a/hub/api"),
+        base_url="/a/",
+        subdomain_host="",
+        bind_url="http://:8000/a/",
+        spawner_class=OurSpawner,
         _service_map={service.name: service for service in services or []},
         log=logging.getLogger("hub"),
     )
@@ -272,6 +283,119 @@ def test_a_proxy_of_another_kind_has_no_token_and_that_is_fine():
     assert told()["proxy"] == {}
 
 
+@pytest.mark.parametrize(
+    ("bind_url", "should_start", "public_url"),
+    [
+        ("http://:8000/a/", True, "http://127.0.0.1:8000"),
+        ("http://0.0.0.0:80", True, "http://127.0.0.1:80"),
+        ("https://[::]:8443/", True, "https://[::1]:8443"),
+        ("http://10.0.0.7", True, "http://10.0.0.7:80"),
+        ("https://[fd00::7]/", False, "https://[fd00::7]:443"),
+        # Of a proxy that others start, nobody knows where it listens.
+        ("http://:8000/a/", False, None),
+        ("http://:8000/a/", None, None),
+    ],
+)
+def test_where_the_proxy_takes_its_users_is_told_where_the_hub_knows(
+    bind_url: str, should_start: bool | None, public_url: str | None
+):
+    hub = spawner(**({} if should_start is None else {"should_start": should_start}))
+    hub.user.service.app.bind_url = bind_url
+    assert json.loads(LateRegistration()(hub))["proxy"].get("public_url") == public_url
+
+
+@pytest.mark.parametrize("section", ["Spawner", "LocalProcessSpawner", "OurSpawner"])
+def test_the_api_is_told_as_servers_are_told_it(section: str):
+    assert told()["hub"]["api_url"] == "http://127.0.0.1:8081/a/hub/api"
+    assert (told()["hub"]["base_url"], told()["hub"]["subdomain_host"]) == ("/a/", "")
+    answer = told(Config({section: {"hub_connect_url": "https://hub.example:8443/"}}))
+    assert answer["hub"]["api_url"] == "https://hub.example:8443/a/hub/api"
+
+
+def test_the_classes_of_the_spawner_are_told_nearest_first_up_to_the_hubs_own():
+    answer = told()["spawner"]
+    assert answer["classes"][0].endswith(".OurSpawner")
+    assert answer["classes"][1:] == ["jupyterhub.spawner.LocalProcessSpawner", "jupyterhub.spawner.Spawner"]
+    assert answer["settings"] == {}
+
+
+class DockerSpawner(LocalProcessSpawner):
+    """With the traits of the real one that matter here, and how they come by their defaults."""
+
+    network_name = Unicode("bridge").tag(config=True)
+    prefix = Unicode("jupyter").tag(config=True)
+    name_template = Unicode().tag(config=True)
+    remove = traitlets.Any(False).tag(config=True)
+    password = Unicode("hunter2").tag(config=True)
+
+    @default("name_template")
+    def _default_name_template(self) -> str:
+        return "{prefix}-{username}"
+
+
+class CampusSpawner(DockerSpawner):
+    pass
+
+
+class KubeSpawner(LocalProcessSpawner):
+    namespace = Unicode().tag(config=True)
+    pod_name_template = Unicode("jupyter-{user_server}").tag(config=True)
+    common_labels = Dict({"app": "jupyterhub"}).tag(config=True)
+
+    def _namespace_default(self) -> str:
+        return "found out"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "settings"),
+    [
+        # What only an instance can tell isn't told.
+        (DockerSpawner, {}, {"network_name": "bridge", "prefix": "jupyter", "remove": False}),
+        (
+            CampusSpawner,
+            {
+                "Spawner": {"network_name": "lost"},
+                "DockerSpawner": {"network_name": "hubs", "name_template": "x-{username}", "password": "hunter2"},
+                "CampusSpawner": {"prefix": "campus", "remove": lambda spawner: "what can't cross"},
+                "OtherSpawner": {"prefix": "other"},
+            },
+            {"network_name": "hubs", "prefix": "campus", "name_template": "x-{username}"},
+        ),
+        (KubeSpawner, {}, {"pod_name_template": "jupyter-{user_server}", "common_labels": {"app": "jupyterhub"}}),
+        (
+            KubeSpawner,
+            {"KubeSpawner": {"namespace": "hub", "pod_name_template": "x", "common_labels": {"a": 1}}},
+            {"namespace": "hub", "pod_name_template": "x"},
+        ),
+    ],
+)
+def test_what_tells_the_backends_apart_is_told_as_it_is_set_for_the_class_and_nothing_else(
+    kind: type, config: dict[str, Any], settings: dict[str, Any]
+):
+    hub = spawner(Config(config))
+    hub.user.service.app.spawner_class = kind
+    answer = json.loads(LateRegistration()(hub))
+    assert answer["spawner"]["settings"] == settings
+    assert "hunter2" not in json.dumps(answer["spawner"])
+    # As the hub's own instances have them.
+    made = kind(config=Config(config))
+    assert all(getattr(made, name) == value for name, value in answer["spawner"]["settings"].items())
+
+
+def test_a_setting_of_the_spawner_that_is_added_to_or_comes_from_the_command_line_is_told_in_the_end():
+    c = Config()
+    c.KubeSpawner.common_labels.update({"hub": "a"})
+    hub = spawner(c)
+    hub.user.service.app.spawner_class = KubeSpawner
+    labels = json.loads(LateRegistration()(hub))["spawner"]["settings"]["common_labels"]
+    assert labels == {"app": "jupyterhub", "hub": "a"} == KubeSpawner(config=c).common_labels
+    app = JupyterHub()
+    app.parse_command_line(["--DockerSpawner.network_name=hubs"])
+    hub = spawner(app.config)
+    hub.user.service.app.spawner_class = DockerSpawner
+    assert json.loads(LateRegistration()(hub))["spawner"]["settings"]["network_name"] == "hubs"
+
+
 @pytest.mark.parametrize("broken", [None, SimpleNamespace(), SimpleNamespace(user=None)])
 def test_a_hub_that_cannot_be_seen_is_told_and_never_raises(broken: Any):
     assert "can't see the hub" in json.loads(LateRegistration()(broken))["errors"][0]
@@ -283,6 +407,15 @@ def test_a_broken_part_of_the_hub_costs_that_part_alone():
     answer = json.loads(LateRegistration()(broken))
     assert answer["sections"] == {"HubGuard": {"armed": True}}
     assert any("idle_culler can't be found out" in error for error in answer["errors"])
+
+
+def test_a_spawner_that_cannot_be_understood_costs_its_part_alone():
+    broken = spawner()
+    broken.user.service.app.spawner_class = "a name"
+    answer = json.loads(LateRegistration()(broken))
+    assert answer["hub"]["checks_at"] > 0
+    assert len(answer["errors"]) == 2
+    assert all("can't be found out" in error for error in answer["errors"])
 
 
 @pytest.mark.parametrize(
