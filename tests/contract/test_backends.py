@@ -1,17 +1,13 @@
-"""The suite of tests/backend_checks.py over the double, over real processes and over HTTP; and what is each one's own."""
+"""The suite of tests/backend_checks.py over the double, over real processes and over HTTP."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import subprocess
-from collections.abc import AsyncIterator
-from datetime import datetime, timezone
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from backend_checks import BackendChecks, World
+from little_machine import ANOTHER_API, API, Machine
 
 from hubguard.clients.backends.http import FINE_S, HTTPBackends
 from hubguard.clients.backends.memory import MemoryBackends
@@ -20,10 +16,13 @@ from hubguard.clients.backends.process import ProcessBackends
 from hubguard.clients.clock import SystemClock
 from hubguard.drift import Backend
 from hubguard.errors import BackendError
-from hubguard.testbed.spawner import Little, launch
 
-API = "http://127.0.0.1:18081/hub/api"
-ANOTHER_API = "http://127.0.0.1:18082/hub/api"
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    yield machine
+    machine.end()
 
 
 class MemoryWorld(World):
@@ -54,56 +53,6 @@ class TestMemoryBackends(BackendChecks):
     @pytest.fixture(params=[True, False], ids=["whole", "expected-only"])
     def world(self, request: pytest.FixtureRequest) -> MemoryWorld:
         return MemoryWorld(whole=request.param)
-
-
-class Machine:
-    """Little servers as real processes of this machine, as a spawner starts them, of any hub; all are ended afterwards."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: list[tuple[str, str, str, Little, subprocess.Popen[bytes]]] = []
-
-    async def start(self, user: str, server: str = "", *, api_url: str = API, **more: str) -> Expected:
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        prefix = f"/user/{quote(user)}/" + (f"{quote(server)}/" if server else "")
-        environment = {
-            "JUPYTERHUB_USER": user,
-            "JUPYTERHUB_SERVER_NAME": server,
-            "JUPYTERHUB_API_URL": api_url,
-            "JUPYTERHUB_SERVICE_PREFIX": prefix,
-            "JUPYTERHUB_SERVICE_URL": f"http://127.0.0.1:{port}{prefix}",
-            **more,
-        }
-        started = datetime.now(timezone.utc)
-        little, process = await asyncio.to_thread(
-            launch, user, str(self._folder), listener=listener, environment=environment
-        )
-        self._running.append((api_url, user, server, little, process))
-        return Expected(user, server, started, f"http://127.0.0.1:{port}", {"pid": little.pid})
-
-    def of(self, user: str, server: str = "", *, api_url: str = API) -> list[tuple[Little, subprocess.Popen[bytes]]]:
-        return [(little, process) for *one, little, process in self._running if one == [api_url, user, server]]
-
-    def kill(self, user: str, server: str = "") -> None:
-        for _, process in self.of(user, server):
-            process.kill()
-            process.wait()
-
-    def lives(self, user: str, server: str = "", *, api_url: str = API) -> bool:
-        return any(little.alive for little, _ in self.of(user, server, api_url=api_url))
-
-    def end(self) -> None:
-        for *_, process in self._running:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture
-def machine(tmp_path: Path):
-    machine = Machine(tmp_path)
-    yield machine
-    machine.end()
 
 
 class ProcessWorld(World):

@@ -148,7 +148,7 @@ class ProcessBackends:
         """Have all processes in ``_known``, and of those that are new, or young, the environment."""
         now: dict[int, _Known] = {}
         for pid in pids:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or is a zombie
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
                 process = psutil.Process(pid)
                 known = self._known.get(pid)
                 if known is None or known.process != process:
@@ -162,6 +162,11 @@ class ProcessBackends:
         known.settled = abs(time.time() - known.began) > SETTLED_S
         try:
             environment = known.process.environ()
+        except psutil.NoSuchProcess:
+            # A zombie has none any more, and a thread of the kernel never had one (Linux says ESRCH). A look's own judgement
+            # of those that ended meanwhile comes later.
+            known.readable = True
+            return
         except (psutil.AccessDenied, OSError):
             known.readable = False
             return
