@@ -215,7 +215,7 @@ class KubernetesBackends:
         if token:
             query["continue"] = token
         elif from_cache:
-            # By API servers as of 1.34, "0" makes limit count for nothing: all come at once, out of memory. One that heeds
+            # With "0", kube-apiserver (1.33 at least) ignores limit: all come at once, out of its memory. One that heeds
             # both gives a token, which is followed.
             query["resourceVersion"] = "0"
         answer = await self._ask(account, "GET", "list", query=query)
