@@ -132,6 +132,10 @@ class FakeSystemd:
         return self._processes[name].poll() is None
 
     async def close(self) -> None:
+        self.end_all()
+
+    def end_all(self) -> None:
+        """Kill every process."""
         for process in self._processes.values():
             process.kill()
             process.wait()

@@ -223,8 +223,8 @@ class SystemdBackends:
     async def _show(self, names: Sequence[str]) -> list[_Unit]:
         # Of its output forms, this one is the same in all versions; times come in the zone that it is told.
         out = await self._systemctl("show", "--no-pager", f"--property={_PROPERTIES}", "--", *names)
-        units = {unit.name: unit for block in out.split("\n\n") if (unit := _unit(block)) is not None}
-        return list(units.values())
+        units = [_unit(block) for block in out.split("\n\n") if block.strip()]
+        return list({unit.name: unit for unit in units}.values())
 
     async def _systemctl(self, *arguments: str) -> str:
         """What it prints. Raises BackendError where it can't be run, fails or takes too long."""
@@ -260,11 +260,11 @@ class SystemdBackends:
         return out.decode("utf-8", "replace")
 
 
-def _unit(block: str) -> _Unit | None:
-    """One unit from the lines "Name=value" that are its properties; None for what tells of no unit."""
+def _unit(block: str) -> _Unit:
+    """One unit from the lines "Name=value" that are its properties. Raises BackendError for what can't be that."""
     told = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-    if not told.get("Id") or "ActiveState" not in told:
-        return None
+    if not told.get("Id") or not told.get("ActiveState"):
+        raise BackendError("systemctl show printed what isn't a unit's properties, so units can't be seen.")
     pid = told.get("MainPID", "0")
     try:
         started = datetime.strptime(told.get("ExecMainStartTimestamp", "") + "+0000", "%a %Y-%m-%d %H:%M:%S UTC%z")
