@@ -5,7 +5,7 @@ Pending is unknown, and so is all that rests on a source that is missing or inco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -90,17 +90,32 @@ class Comparison:
         self._servers: Mapping[Key, Server] = world.servers or {}
         self._unsure = frozenset[Key]() if asking else world.unsure
         self._prefix = user_prefix(world.base_url)
-        self.routes_of: dict[Key, list[Route]] = {}
-        self.backends_of: dict[Key, list[Backend]] = {}
+        # One each, since that is all that most have: at 50,000 servers, lists of one would take most of the time.
+        self._route_of: dict[Key, Route] = {}
+        self._backend_of: dict[Key, Backend] = {}
+        self._more_routes: dict[Key, list[Route]] = {}
+        self._more_backends: dict[Key, list[Backend]] = {}
         self._misplaced: dict[Key, Route] = {}
         self._hosted = False
         if self._table is not None:
             self._read_table(world.routes or {})
         if self._backend is not None:
             for backend in world.backends or ():
-                self.backends_of.setdefault(backend.key, []).append(backend)
+                key = (backend.user, backend.server)
+                if self._backend_of.setdefault(key, backend) is not backend:
+                    self._more_backends.setdefault(key, []).append(backend)
 
     # -- what each look has to have ------------------------------------------------------------------------------------
+
+    def routes_of(self, key: Key) -> Sequence[Route]:
+        """The routes that are for that server, in no order, but for those that stand in another's place."""
+        first = self._route_of.get(key)
+        return () if first is None else (first, *self._more_routes.get(key, ()))
+
+    def backends_of(self, key: Key) -> Sequence[Backend]:
+        """All that could be told of what runs that server, in the order of the world's."""
+        first = self._backend_of.get(key)
+        return () if first is None else (first, *self._more_backends.get(key, ()))
 
     def readings(self, kind: DriftKind, subject: str) -> tuple[Reading, ...] | None:
         """Those that such a difference rests on; None where one of them is missing or incomplete: nothing can be told."""
@@ -140,7 +155,7 @@ class Comparison:
         if drift.kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
             return not ready or self._fate(key) is not None
         if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject:
-            listed = [one.alive for one in self.backends_of.get(key, ()) if one.id == drift.subject]
+            listed = [one.alive for one in self.backends_of(key) if one.id == drift.subject]
             return None not in listed if listed else ready or self.world.whole
         if drift.kind is DriftKind.ROUTE_WRONG_TARGET and ready and self._targets is None:
             # A hub's database that fails now may have told that target; where it is never read, it hasn't.
@@ -174,8 +189,9 @@ class Comparison:
         return found
 
     def _of_servers(self) -> Iterator[Difference]:
-        targets = self._targets or {}
+        targets, route_of, backend_of = self._targets or {}, self._route_of, self._backend_of
         has_table, has_backends = self._table is not None, self._backend is not None
+        several = self._more_routes.keys() | self._misplaced.keys()
         for key, server in self._servers.items():
             if key in self._unsure:
                 continue
@@ -184,8 +200,11 @@ class Comparison:
                 yield Difference(DriftKind.PENDING_STUCK, *key, server.pending, server.started, words)
             elif server.ready:
                 if has_table:
-                    yield from self._of_its_routes(key, server, targets.get(key))
-                if has_backends and self._fate(key) is False:
+                    route, target = route_of.get(key), targets.get(key)
+                    if route is None or route.target != target or key in several:
+                        yield from self._of_its_routes(key, server, target)
+                backend = backend_of.get(key)
+                if has_backends and (backend is None or not backend.alive) and self._fate(key) is False:
                     ghost = self._is_ghost(server)
                     kind = DriftKind.SERVER_GHOST if ghost else DriftKind.SERVER_DEAD
                     yield Difference(kind, *key, "", server.started, partial(self._dead, server, ghost))
@@ -195,7 +214,7 @@ class Comparison:
         astray = self._misplaced.get(key) if self._misplaced else None
         if astray is not None:
             yield Difference(kind, *key, astray.path, server.started, partial(self._wrong, server, target, astray))
-        routes = self.routes_of.get(key)
+        routes = self.routes_of(key)
         if not routes:
             if astray is None:
                 words = partial(self._missing, server, target)
@@ -209,11 +228,12 @@ class Comparison:
                 yield Difference(kind, *key, route.path, server.started, words)
 
     def _of_stale_routes(self) -> Iterator[Difference]:
-        for key, routes in self.routes_of.items():
-            server = self._servers.get(key)
-            if (server is not None and is_active(server)) or key in self._unsure:
+        servers = self._servers
+        for key in self._route_of:
+            server = servers.get(key)
+            if (server is not None and (server.ready or server.pending is not None)) or key in self._unsure:
                 continue
-            for route in routes:
+            for route in self.routes_of(key):
                 yield Difference(DriftKind.ROUTE_STALE, *key, route.path, None, partial(self._stale, key, route))
 
     def _of_shared_routes(self) -> Iterator[Difference]:
@@ -232,16 +252,19 @@ class Comparison:
     def _of_orphans(self) -> Iterator[Difference]:
         kind = DriftKind.SERVER_ORPHAN
         listed = set()
-        for key, backends in self.backends_of.items():
-            server = self._servers.get(key)
-            if key in self._unsure or (server is not None and server.pending is not None):
+        servers, several = self._servers, self._more_backends
+        for key in self._backend_of:
+            server = servers.get(key)
+            ready = server is not None and server.ready
+            if (ready and key not in several) or key in self._unsure:
                 continue
-            alive = [one for one in backends if one.alive and one.kind != "http"]
-            if server is not None and server.ready:
-                orphans = _of_older_runs(alive, server) if len(alive) > 1 else []
-            else:
-                orphans = alive
-            told = self.world.outlived.get(key) if server is None or not server.ready else None
+            if server is not None and server.pending is not None:
+                continue
+            # What answers over HTTP at the address that a server had may be anything by now.
+            orphans = [one for one in self.backends_of(key) if one.alive and one.kind != "http"]
+            if server is not None and ready:
+                orphans = _of_older_runs(orphans, server)
+            told = None if ready else self.world.outlived.get(key)
             for one in orphans:
                 words = partial(self._orphan, server, one, told)
                 yield Difference(kind, *key, one.id, None, words, surely=told is not None, backend=one)
@@ -257,7 +280,7 @@ class Comparison:
             return False
         if self._backend is None or not self.world.whole or self._backend.at <= told_at:
             return True
-        return any(one.alive is None for one in self.backends_of.get(key, ()))
+        return any(one.alive is None for one in self.backends_of(key))
 
     def _of_database(self) -> Iterator[Difference]:
         if self._db is None or self.world.orm is None:
@@ -275,7 +298,7 @@ class Comparison:
 
     def _fate(self, key: Key) -> bool | None:
         """Whether anything runs that server, by the backends; None: it can't be told."""
-        backends = self.backends_of.get(key)
+        backends = self.backends_of(key)
         if not backends:
             return False if self.world.whole else None
         alive = [one.alive for one in backends]
@@ -284,12 +307,14 @@ class Comparison:
     def _read_table(self, routes: Mapping[str, Route]) -> None:
         prefix, odd = self._prefix, []
         for path, route in routes.items():
-            if route.user is None:
+            user, name = route.user, route.server
+            if user is None:
                 continue
-            key = (route.user, route.server or "")
-            self.routes_of.setdefault(key, []).append(route)
-            if path != (f"{prefix}{route.user}/{route.server}" if route.server else prefix + route.user):
+            key = (user, name or "")
+            if path != (f"{prefix}{user}/{name}" if name else prefix + user):
                 odd.append((key, route))
+            elif self._route_of.setdefault(key, route) is not route:
+                self._more_routes.setdefault(key, []).append(route)
         if not odd:
             return
         self._hosted = any(not route.path.startswith(prefix) for _, route in odd)
@@ -298,7 +323,8 @@ class Comparison:
             owner = owners.get(route.path)
             if owner is not None and owner != key:
                 self._misplaced[owner] = route
-                self.routes_of[key].remove(route)
+            elif self._route_of.setdefault(key, route) is not route:
+                self._more_routes.setdefault(key, []).append(route)
 
     # -- the words -----------------------------------------------------------------------------------------------------
 
@@ -354,7 +380,7 @@ class Comparison:
         return (f"the hub's own route {path}", seen, lines)
 
     def _dead(self, server: Server, ghost: bool) -> Words:
-        backends = self.backends_of.get(server.key, ())
+        backends = sorted(self.backends_of(server.key), key=lambda one: one.id)
         told = [f"{one.name}: {one.detail or 'gone'}" for one in backends] or [
             "there is none for it, and these are all"
         ]
@@ -426,7 +452,7 @@ def _spawner_said(told: tuple[datetime, str]) -> str:
     return f"the hub's own spawner, {utc(told[0])}: {told[1] or 'it still runs after its stop'}"
 
 
-def _of_older_runs(alive: list[Backend], server: Server) -> list[Backend]:
+def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:
     """Those that can't be of the run that the hub has: they were there before it, and a later one fits it."""
     timed = [(one.started, one) for one in alive if one.started is not None]
     if server.started is None or len(timed) < 2:

@@ -54,9 +54,7 @@ def suspects(world: World) -> tuple[Key, ...]:
             if key in world.unsure or key not in servers or not servers[key].ready:
                 found.add(key)
     for key, server in servers.items():
-        if server.pending is not None and (
-            seen.routes_of.get(key) or any(one.alive for one in seen.backends_of.get(key, ()))
-        ):
+        if server.pending is not None and (seen.routes_of(key) or any(one.alive for one in seen.backends_of(key))):
             found.add(key)
     return tuple(sorted(found))
 

@@ -1,0 +1,140 @@
+"""What telling drift costs: `python -m bench.drift classify [--servers N] [--json]`.
+
+By default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift of five kinds, and
+once with an empty table. A look is all that is decided in it: whom to ask about, what differs, what can't be told, what to
+mend. Each case runs in a process of its own, whose peak memory includes the servers, routes and backends themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+
+from hubguard.decide.drift import DriftPolicy, follow, narrowed, plan_repairs, suspects
+from hubguard.drift import Backend, Drift, ORMCounts, World
+from hubguard.model import Reading, Route, Server, Source
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
+POLICY = DriftPolicy(sightings=3, for_s=15, clear_after=2, pending_limit_s=1800)
+CASES = ("healthy", "1 % drift", "empty table")
+LOOKS = 7
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``look_s`` is the median and ``slowest_s`` the slowest of seven looks; ``raised`` is how much drift they raised.
+
+    ``peak_mb`` is the most memory that the process had, ``before_mb`` before the first look.
+    """
+
+    case: str
+    servers: int
+    look_s: float
+    slowest_s: float
+    before_mb: float
+    peak_mb: float
+    raised: int
+
+
+def world(servers: int, case: str, look: int) -> World:
+    """That many servers with a route and a backend each, as of that look; every list and time is made anew, as by reading."""
+    at = NOW + timedelta(seconds=10 * look)
+    started = NOW - timedelta(hours=1)
+    known: dict[tuple[str, str], Server] = {}
+    routes = {"/": Route("/", "http://127.0.0.1:8081")}
+    targets: dict[tuple[str, str], str] = {}
+    backends = []
+    for n in range(servers):
+        # Every tenth is a named server.
+        user, name = f"user-{n}", "gpu" if n % 10 == 0 else ""
+        wrong = n % 500 if case == "1 % drift" else -1
+        target = f"http://10.{n >> 16}.{n >> 8 & 255}.{n & 255}:8888"
+        path = f"/user/{user}/{name}" if name else f"/user/{user}"
+        if wrong != 0:
+            known[user, name] = Server(user, name, True, None, started + timedelta(seconds=n), at)
+            targets[user, name] = target
+        if wrong != 1 and case != "empty table":
+            leads_to = f"http://10.99.0.{n & 255}:1" if wrong == 2 else target
+            routes[path] = Route(path, leads_to, user, name, at)
+        if wrong != 3:
+            backends.append(
+                Backend(
+                    "docker", f"id-{n}", user, name, wrong != 4, f"container jupyter-{user}", started, "its network"
+                )
+            )
+    readings = tuple(
+        Reading(source, at - timedelta(seconds=1), True, 0.1)
+        for source in (Source.HUB_API, Source.HUB_DB, Source.PROXY, Source.BACKEND)
+    )
+    return World(
+        at,
+        readings,
+        known,
+        routes=routes,
+        targets=targets,
+        prefixes={},
+        backends=tuple(backends),
+        whole=True,
+        orm=ORMCounts(),
+    )
+
+
+def classify(servers: int, case: str) -> Cost:
+    """What looks at that many cost, in this very process."""
+    before: tuple[Drift, ...] = ()
+    took_s = []
+    memory_mb = 0.0
+    for look in range(LOOKS):
+        seen = world(servers, case, look)
+        gc.collect()
+        memory_mb = memory_mb or _peak_mb()
+        began_s = time.perf_counter()
+        suspects(seen)
+        before, _ = follow(before, seen, POLICY)
+        narrowed(seen)
+        plan_repairs((drift for drift in before if drift.raised_at), seen.at)
+        took_s.append(time.perf_counter() - began_s)
+    raised = sum(drift.raised_at is not None for drift in before)
+    return Cost(case, servers, statistics.median(took_s), max(took_s), memory_mb, _peak_mb(), raised)
+
+
+def costs(servers: int) -> Iterator[Cost]:
+    """Each case in a process of its own."""
+    for case in CASES:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            yield pool.apply(classify, (servers, case))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["classify"])
+    parser.add_argument("--servers", type=int, default=50_000)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    if asked.json:
+        print(json.dumps([asdict(cost) for cost in costs(asked.servers)], indent=2))
+        return
+    print(
+        f"{'':12} {'servers':>8} {'a look (s)':>11} {'slowest (s)':>12} {'before (MB)':>12} {'peak (MB)':>10} {'raised':>7}"
+    )
+    for cost in costs(asked.servers):
+        print(
+            f"{cost.case:12} {cost.servers:8,} {cost.look_s:11.3f} {cost.slowest_s:12.3f} {cost.before_mb:12.0f}"
+            f" {cost.peak_mb:10.0f} {cost.raised:7,}"
+        )
+
+
+if __name__ == "__main__":
+    main()
