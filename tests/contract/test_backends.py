@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from backend_checks import BackendChecks, World
 from little_machine import ANOTHER_API, API, Machine
+from virtual_time import VirtualClock
 
 from hubguard.clients.backends.http import FINE_S, HTTPBackends
 from hubguard.clients.backends.memory import MemoryBackends
@@ -53,6 +55,35 @@ class TestMemoryBackends(BackendChecks):
     @pytest.fixture(params=[True, False], ids=["whole", "expected-only"])
     def world(self, request: pytest.FixtureRequest) -> MemoryWorld:
         return MemoryWorld(whole=request.param)
+
+
+async def test_the_double_is_slow_fails_and_resists_as_told_and_remembers_what_it_was_asked() -> None:
+    clock = VirtualClock()
+    backends = MemoryBackends(clock=clock, takes_s=2.0)
+    stubborn = backends.add("ann", stubborn=True)
+    look_alike = backends.add("bob", proved=False)
+    backends.add("cat")
+    looking = asyncio.ensure_future(clock.run(backends.look([])))
+    await asyncio.sleep(0)
+    backends.kill("cat", trace="exited with 137")
+    found = await looking
+    assert [(backend.user, backend.alive, backend.detail) for backend in found] == [
+        ("ann", True, ""),
+        ("bob", True, ""),
+        ("cat", False, "exited with 137"),
+    ]
+    await clock.run(backends.end(stubborn))
+    assert backends.alive("ann")
+    with pytest.raises(BackendError):
+        await clock.run(backends.end(look_alike))
+    backends.hide("ann")
+    with pytest.raises(BackendError):
+        await clock.run(backends.end(stubborn))
+    assert [backend.alive for backend in await clock.run(backends.look([]))] == [None, True, False]
+    backends.kill("ann")
+    assert [backend.user for backend in await clock.run(backends.look([]))] == ["bob", "cat"]
+    asked = [(request.at_s, request.end and request.end.user) for request in backends.requests]
+    assert asked == [(0, None), (2, "ann"), (4, "bob"), (6, "ann"), (8, None), (10, None)]
 
 
 class ProcessWorld(World):
