@@ -10,6 +10,8 @@ import shutil
 import signal
 import ssl
 import subprocess
+import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 from aiohttp import web
@@ -32,12 +34,13 @@ class NoEngine(Exception):
     """No engine can be started here; why."""
 
 
-def tiny_image() -> bytes:
-    """A tar with this machine's own shell and sleep and the libraries that they need."""
-    files = {"bin/sh": Path("/bin/sh"), "bin/sleep": Path("/bin/sleep")}
-    for program in list(files.values()):
-        needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
-        files |= {name.lstrip("/"): Path(name) for name in re.findall(r"/\S+", needed.stdout)}
+def _libraries(*programs: Path) -> dict[str, Path]:
+    """What these programs and libraries need, by its path in an image."""
+    needed = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False)
+    return {name.lstrip("/"): Path(name) for name in re.findall(r"(/[^\s:]+)(?: \(|$)", needed.stdout, re.MULTILINE)}
+
+
+def _tar(files: Mapping[str, Path]) -> BinaryIO:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, path in files.items():
@@ -45,7 +48,26 @@ def tiny_image() -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o755
             tar.addfile(entry, io.BytesIO(data))
-    return out.getvalue()
+    out.seek(0)
+    return out
+
+
+def tiny_image() -> BinaryIO:
+    """A tar with this machine's own shell and sleep and the libraries that they need."""
+    files = {"bin/sh": Path("/bin/sh"), "bin/sleep": Path("/bin/sleep")}
+    return _tar(files | _libraries(*files.values()))
+
+
+def python_image() -> tuple[BinaryIO, str]:
+    """A tar with this Python and what its standard library has in pure Python and in extensions; and the program's path."""
+    program, library = Path(sys.executable).resolve(), Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "test", "tests", "__pycache__", "idlelib", "tkinter", "ensurepip", "lib2to3"}
+    files = {str(program).lstrip("/"): program} | _libraries(program)
+    for path in library.rglob("*"):
+        if path.is_file() and path.suffix in (".py", ".so") and not left_out & set(path.relative_to(library).parts):
+            files[str(path).lstrip("/")] = path
+    files |= _libraries(*(path for path in files.values() if path.suffix == ".so"))
+    return _tar(files), str(program)
 
 
 @contextmanager
@@ -97,7 +119,11 @@ class RealEngine:
 
     async def prepare(self) -> None:
         if not await self.call("GET", f"/images/json?filters=%7B%22reference%22%3A%5B%22{IMAGE}%22%5D%7D"):
-            await self.call("POST", f"/images/create?fromSrc=-&repo={IMAGE}", data=io.BytesIO(tiny_image()))
+            await self.load(IMAGE, tiny_image())
+
+    async def load(self, image: str, tar: BinaryIO) -> None:
+        """Have an image of that name with the files of ``tar``."""
+        await self.call("POST", f"/images/create?fromSrc=-&repo={image}", data=tar)
 
     async def network(self, name: str) -> None:
         self._networks.append(name)
@@ -134,6 +160,13 @@ class RealEngine:
         """What the engine tells of it; None where it is gone."""
         told = await self.call("GET", f"/containers/{container}/json", fine=(200, 404))
         return told if "Id" in told else None
+
+    async def adopt(self, prefix: str) -> dict[str, str]:
+        """The ids of all containers whose names begin so, by name; they are removed with its own."""
+        found = {one["Names"][0].lstrip("/"): one["Id"] for one in await self.call("GET", "/containers/json?all=1")}
+        found = {name: container for name, container in found.items() if name.startswith(prefix)}
+        self._made += found.values()
+        return found
 
     async def close(self) -> None:
         for container in self._made:

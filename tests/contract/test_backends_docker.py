@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import re
 import shutil
 import ssl
@@ -15,13 +16,15 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from backend_checks import BackendChecks, World, living, of
-from docker_engines import FakeEngine, NoEngine, RealEngine, Relay, real_engine
+from conftest import HUB_PYTHON
+from docker_engines import FakeEngine, NoEngine, RealEngine, Relay, python_image, real_engine
 
 from hubguard.clients.backends import docker
 from hubguard.clients.backends.docker import AT_ONCE, DockerBackends, open_backends
 from hubguard.clients.backends.port import Expected, Place
 from hubguard.drift import Backend
 from hubguard.errors import BackendError
+from hubguard.testbed.hub import TestbedHub
 
 OURS = "http://hub.example.org:8081/hub/api"
 THEIRS = "http://hub.example.org:9081/hub/api"
@@ -625,6 +628,86 @@ class TestReaching:
         with pytest.raises(BackendError, match="HubGuardDrift.backend"):
             await opened(swarm).look([])
         assert fake.requests == []
+
+
+@pytest.mark.long
+async def test_what_dockerspawner_makes_is_found_proved_and_ended(
+    dockerd: str, opened: Opened, testbed_hub: Callable[..., Awaitable[TestbedHub]]
+) -> None:
+    """Two real hubs on one engine, with the same users, and DockerSpawner itself."""
+    python = dockerspawner_python()
+    engine = RealEngine(dockerd)
+    try:
+        image, program = python_image()
+        await engine.load("hubguard-test-python", image)
+        hubs = []
+        for prefix in ("left", "right"):
+            await engine.network(f"{prefix}-net")
+            config = f"""
+c.JupyterHub.spawner_class = "docker"
+c.JupyterHub.allow_named_servers = True
+c.DockerSpawner.prefix = "{prefix}"
+c.DockerSpawner.image = "hubguard-test-python"
+c.DockerSpawner.pull_policy = "never"
+c.DockerSpawner.cmd = ["{program}", "-m", "http.server", "8888"]
+c.DockerSpawner.network_name = "{prefix}-net"
+"""
+            hubs.append(
+                await testbed_hub(config=config, python=python, environment={"DOCKER_HOST": f"unix://{dockerd}"})
+            )
+            await hubs[-1].start_server("ann")
+        left, right = hubs
+        await left.start_server("ann", "named")
+        await left.start_server("bob.x-y")
+        at = {
+            prefix: opened(dockerd, hub.api_url, network_name=f"{prefix}-net", prefix=prefix)
+            for prefix, hub in (("left", left), ("right", right))
+        }
+
+        found = await at["left"].look([Expected("ann", "")])
+        assert [backend.key for backend in found] == [("ann", ""), ("ann", "named"), ("bob.x-y", "")]
+        assert all(backend.alive and backend.proof and backend.name.startswith("container left-") for backend in found)
+        ann, named, bob = found
+        (theirs,) = await at["right"].look([Expected("ann", "")])
+        assert theirs.alive
+        assert theirs.name == "container right-ann"
+        with pytest.raises(BackendError, match="isn't proved"):
+            await at["right"].end(bob)
+
+        # What the hub stops is kept, and is the same container when it starts again, but another run.
+        assert (await left.api("DELETE", "/users/ann/server")).status in (202, 204)
+        await left.wait_for(lambda: _stopped(at["left"], "ann"), "the hub's own stop")
+        await left.start_server("ann")
+        again = living(await at["left"].look([]), "ann")
+        assert again.id != ann.id
+        assert again.id[:64] == ann.id[:64]
+        with pytest.raises(BackendError, match="started again"):
+            await at["left"].end(ann)
+
+        await engine.kill(bob.id[:64])
+        (dead,) = of(await at["left"].look([Expected("bob.x-y", "")]), "bob.x-y")
+        assert dead.alive is False
+
+        await at["left"].end(named)
+        assert not await runs(engine, named.id[:64])
+        assert await runs(engine, again.id[:64])
+        assert await runs(engine, theirs.id[:64])
+    finally:
+        for prefix in ("left-", "right-"):
+            await engine.adopt(prefix)
+        await engine.close()
+
+
+async def _stopped(backends: DockerBackends, user: str) -> bool:
+    return not [backend for backend in of(await backends.look([]), user) if backend.alive]
+
+
+def dockerspawner_python() -> str:
+    """One that has JupyterHub and DockerSpawner: HUBGUARD_TEST_DOCKERSPAWNER_PYTHON, or the one that runs the other hubs."""
+    python = os.environ.get("HUBGUARD_TEST_DOCKERSPAWNER_PYTHON") or HUB_PYTHON
+    if subprocess.run([python, "-c", "import jupyterhub, dockerspawner"], capture_output=True, check=False).returncode:
+        pytest.skip("dockerspawner isn't here; name a Python that has it in HUBGUARD_TEST_DOCKERSPAWNER_PYTHON")
+    return python
 
 
 def make_certificates(folder: Path) -> Path:
