@@ -110,12 +110,23 @@ def read_services(answer: Any) -> dict[str, tuple[str, ...]]:
 
 
 def read_prefixes(answer: Any) -> dict[str, str]:
-    """The path of each service's route, unquoted and without a slash at its end, by its name, where it has one."""
-    prefixes = {name: model.get("prefix") or "" for name, model in _services(answer).items()}
-    for name, prefix in prefixes.items():
+    """The path of each service's route, unquoted and without a slash at its end, by its name, where it has one.
+
+    Raises HubRefused where the hub leaves it out, as it does without the scope read:services.
+    """
+    found = {}
+    for name, model in _services(answer).items():
+        prefix = model.get("prefix")
+        if "prefix" not in model and model.get("name") == name:
+            raise HubRefused(
+                f"The hub doesn't show where the service {name} is: the token lacks the scope read:services. Give it to"
+                " HubGuard's role; without it, a service's missing route can't be told."
+            )
         if not isinstance(prefix, str) or (prefix and not prefix.startswith("/")):
             raise _garbled(f"the service {name!r} has the prefix {_short(prefix)}")
-    return {name: "/" + unquote(prefix).strip("/") for name, prefix in prefixes.items() if prefix}
+        if prefix:
+            found[name] = "/" + unquote(prefix).strip("/")
+    return found
 
 
 def read_part(answer: Any, key: str) -> Any:

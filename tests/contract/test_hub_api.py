@@ -77,6 +77,7 @@ add("roler", "token-of-the-roler", ["list:users", "read:roles:users", "read:serv
 add("blind", "token-of-the-blind", ["list:users", "delete:servers"])
 add("looker", "token-of-the-looker", ["list:users", "read:servers"])
 add("stopper", "token-of-the-stopper", ["delete:servers"])
+add("lister", "token-of-the-lister", ["list:services"])
 c.JupyterHub.services.append({"name": "pages", "url": "http://127.0.0.1:9"})
 """
 
@@ -586,6 +587,9 @@ async def test_a_wrong_token_is_refused(real):
         ("looker", lambda hub: hub.get_user("boss"), "read:users:activity"),
         ("peer", lambda hub: hub.delete_user("boss"), "delete:users"),
         ("peer", lambda hub: hub.list_routes(), "scope proxy"),
+        ("peer", lambda hub: hub.start_server("boss", ""), "scope servers"),
+        ("peer", lambda hub: hub.service_prefixes(), "list:services"),
+        ("lister", lambda hub: hub.service_prefixes(), "read:services"),
     ],
 )
 async def test_a_missing_scope_is_named(real, service, call, scope):
@@ -621,6 +625,11 @@ async def test_a_peers_scopes_tell_when_users_were_active_and_not_when_they_were
         assert user == await hub.get_user("graduate")
         assert (user.created, user.groups, user.roles) == (None, None, None)
         assert user.last_activity is not None
+
+
+async def test_the_class_of_the_spawner_is_told_to_none_but_who_may_see_the_hub(real):
+    async with HTTPHubAPI(real.api_url, "token-of-the-peer", plenty()) as hub:
+        assert await hub.spawner_class() is None
 
 
 async def test_the_hubs_clock_is_ours(real):

@@ -40,12 +40,14 @@ CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {
     "users": lambda hub: hub.list_users(inactive_since=None),
     "inactive": lambda hub: hub.list_users(inactive_since=datetime(2024, 3, 5, tzinfo=timezone.utc)),
     "user": lambda hub: hub.get_user("ada"),
+    "start": lambda hub: hub.start_server("ada", ""),
+    "prefixes": lambda hub: hub.service_prefixes(),
     "routes": lambda hub: hub.list_routes(),
     "delete": lambda hub: hub.delete_user("ada"),
     "version": lambda hub: hub.version(),
     "whoami": lambda hub: hub.whoami(),
 }
-ACTING = ("stop", "delete")  # what changes something is sent once, whatever comes of it
+ACTING = ("stop", "start", "delete")  # what changes something is sent once, whatever comes of it
 every_call = pytest.mark.parametrize("call", list(CALLS))
 
 
@@ -130,6 +132,57 @@ def page(items, offset=0, limit=200, total=None, next_offset=None):
     }
 
 
+# services, and the spawner's class
+
+
+@pytest.mark.parametrize(
+    ("told", "prefixes"),
+    [
+        ({"pages": {"name": "pages", "prefix": "/a%20b/services/k%C3%A4the/"}}, {"pages": "/a b/services/käthe"}),
+        ({"pages": {"name": "pages", "prefix": "/"}}, {"pages": "/"}),
+        ({"culler": {"name": "culler", "prefix": ""}, "pages": {"prefix": "/p/"}}, {"pages": "/p"}),
+    ],
+)
+async def test_the_path_of_a_service_is_as_in_the_proxys_table(fake, told, prefixes):
+    fake.says(json=told)
+    async with client(fake.url) as hub:
+        assert await hub.service_prefixes() == prefixes
+
+
+@pytest.mark.parametrize("prefix", [None, 7, ["/"], "services/pages", "http://elsewhere/"])
+async def test_a_path_that_is_none_spoils_the_whole_answer(fake, prefix):
+    fake.says(json={"pages": {"name": "pages", "prefix": prefix}, "fine": {"name": "fine", "prefix": "/fine/"}})
+    async with client(fake.url) as hub:
+        await fails(hub, "prefixes", HubGarbled, "pages")
+
+
+async def test_a_service_whose_path_is_hidden_means_a_missing_scope_and_not_that_it_has_none(fake):
+    fake.says(json={"pages": {"name": "pages", "kind": "service", "admin": False}})
+    async with client(fake.url) as hub:
+        await fails(hub, "prefixes", HubRefused, "read:services")
+
+
+async def test_the_spawners_class_is_unknown_where_we_may_not_ask_and_never_guessed(fake):
+    async with client(fake.url) as hub:
+        fake.says(json={"version": "6.1.1", "spawner": {"class": "kubespawner.KubeSpawner", "version": "7"}})
+        assert await hub.spawner_class() == "kubespawner.KubeSpawner"
+        fake.says(403, json={"status": 403, "message": "read:hub"})
+        assert await hub.spawner_class() is None
+        for nonsense in (
+            {"version": "6.1.1"},
+            {"spawner": None},
+            {"spawner": {"class": ""}},
+            {"spawner": {"class": 7}},
+            [],
+        ):
+            fake.says(json=nonsense)
+            with pytest.raises(HubGarbled):
+                await hub.spawner_class()
+        fake.says(500, json={"status": 500})
+        with pytest.raises(HubFailed):
+            await hub.spawner_class()
+
+
 # what is refused
 
 
@@ -142,7 +195,7 @@ async def test_a_refusal_names_the_scope_and_is_not_repeated(fake, call, status)
     scopes = {
         **dict.fromkeys(("list", "count", "users", "inactive"), "list:users and read:servers"),
         **{"get": "read:servers", "user": "read:users", "stop": "delete:servers", "delete": "delete:users"},
-        "routes": "scope proxy",
+        **{"routes": "scope proxy", "start": "scope servers", "prefixes": "list:services and read:services"},
     }
     assert scopes.get(call, "") in str(error)
     assert len(fake.asked) == 1
@@ -270,11 +323,11 @@ async def test_a_broken_connection_repeats_a_read_through_the_budget_and_never_a
 
 @pytest.mark.parametrize("call", ACTING)
 async def test_what_acts_on_a_kept_connection_that_breaks_is_not_sent_twice(fake, call):
-    fake.answer = lambda request: _abort(request) if request.method == "DELETE" else web.json_response({"version": "6"})
+    fake.answer = lambda request: web.json_response({"version": "6"}) if request.method == "GET" else _abort(request)
     async with client(fake.url) as hub:
         await hub.version()
         await fails(hub, call, HubUnreachable, "no answer")
-    assert [request.method for request in fake.asked] == ["GET", "DELETE"]
+    assert [request.method for request in fake.asked] == ["GET", "POST" if call == "start" else "DELETE"]
 
 
 @every_call
@@ -359,7 +412,10 @@ GARBAGE = ["<html>Welcome</html>", "", "null", "[]", "{}", '"text"', "17", "[" *
 async def test_an_answer_that_is_no_hubs_is_garbled_and_nothing_is_concluded(fake, call, body):
     fake.says(200, text=body)
     async with client(fake.url) as hub:
-        await fails(hub, call, HubGarbled, ".")
+        if (call, body) == ("prefixes", "{}"):  # a hub without services says so
+            assert await hub.service_prefixes() == {}
+        else:
+            await fails(hub, call, HubGarbled, ".")
     assert len(fake.asked) == 1
 
 
@@ -451,7 +507,8 @@ async def test_a_user_that_makes_no_sense_spoils_the_answer(fake, call, broken):
 
 
 @pytest.mark.parametrize(
-    ("call", "status"), [("stop", 200), ("stop", 201), ("stop", 206), ("delete", 200), ("delete", 202)]
+    ("call", "status"),
+    [("stop", 200), ("stop", 201), ("stop", 206), ("delete", 200), ("delete", 202), ("start", 200), ("start", 204)],
 )
 async def test_what_acts_is_not_taken_for_done_by_any_other_success(fake, call, status):
     fake.says(status, text="OK")

@@ -21,6 +21,7 @@ from guarded import INCLUDE, SNIPPET
 from stand_ins import stand_in
 from yarl import URL
 
+from hubguard.inhub import SCOPES
 from hubguard.testbed.hub import TestbedHub
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
@@ -94,7 +95,15 @@ async def test_however_it_is_included_the_process_is_started_and_knows_what_was_
         assert routes.status == 200
     whoami = await hub.api("GET", "user", token=found["token"])
     assert (whoami.data["kind"], whoami.data["name"]) == ("service", "hubguard")
-    assert "delete:servers" in whoami.data["scopes"]
+    # Where hub and proxy are, and what runs the servers.
+    assert (found["hub"]["api_url"], found["hub"]["base_url"], found["hub"]["subdomain_host"]) == (hub.api_url, "/", "")
+    assert found["proxy"]["public_url"] == hub.url.rstrip("/").replace("localhost", "127.0.0.1")
+    assert found["spawner"] == {
+        "classes": ["hubguard.testbed.spawner.LittleSpawner", "jupyterhub.spawner.Spawner"],
+        "settings": {},
+    }
+    # The role is one that this hub knows all of, and holds it all.
+    assert set(SCOPES) - {"access:services!service=hubguard"} <= set(whoami.data["scopes"])
     assert not {scope for scope in whoami.data["scopes"] if scope.startswith(("admin", "delete:users", "custom"))}
 
 
