@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import pytest
+from asked_site import PREFIX, Site, sites
 from fake_drift import one_of_each, report_with
-from fake_guard import CALLERS, NOW, POLICY, FakeAuth, FakeGuard, done, guard_with, made_up, minutes, report_of
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
+from fake_guard import CALLERS, NOW, POLICY, FakeGuard, done, guard_with, made_up, minutes, report_of
 
-from hubguard.decide.cull import CullPolicy, judge
+from hubguard.decide.cull import judge
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.model import (
     Brake,
@@ -39,71 +37,15 @@ from hubguard.model import (
     UserVerdict,
     Verdict,
 )
-from hubguard.web.routes import API, FRAGMENTS, PAGES, make_application
+from hubguard.web.routes import API, FRAGMENTS, PAGES
 
-PREFIX = "/services/hubguard/"
 STATES = [f"api/v1/{word}" for word in ("arm", "observe", "hold", "resume")]
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    text: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-class Site:
-    """The application over a fake guard, and a client that is nobody unless told."""
-
-    def __init__(self, guard: FakeGuard, auth: FakeAuth, session: aiohttp.ClientSession, url: str) -> None:
-        self.guard, self.auth, self.session, self.url = guard, auth, session, url
-
-    async def ask(
-        self,
-        path: str,
-        token: str | None = None,
-        *,
-        method: str = "GET",
-        login: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        body: Any = None,
-    ) -> Answer:
-        sent = dict(headers or {})
-        if token:
-            sent["Authorization"] = f"token {token}"
-        if login:
-            sent["Cookie"] = f"login={login}"
-        data = body if isinstance(body, str | bytes | dict) or body is None else json.dumps(body)
-        url = aiohttp.client.URL(self.url + path, encoded=True)
-        async with self.session.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
-            return Answer(answer.status, answer.headers, await answer.text())
-
-    async def post(self, path: str, token: str, body: str = "{}") -> Answer:
-        return await self.ask(path, token, method="POST", body=body)
 
 
 @pytest.fixture
 async def site_of() -> AsyncIterator[Callable[..., Site]]:
-    servers: list[HTTPServer] = []
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-
-        def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
-            auth = FakeAuth()
-            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy)
-            sockets = bind_sockets(0, "127.0.0.1")
-            server = HTTPServer(app)
-            server.add_sockets(sockets)
-            servers.append(server)
-            return Site(guard, auth, session, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}")
-
+    async with sites() as make:
         yield make
-    for server in servers:
-        server.stop()
-        await server.close_all_connections()
 
 
 @pytest.fixture

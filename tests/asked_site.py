@@ -1,0 +1,81 @@
+"""The application over a fake guard, asked as anyone may ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from fake_guard import POLICY, FakeAuth, FakeGuard
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from hubguard.decide.cull import CullPolicy
+from hubguard.web.routes import make_application
+
+PREFIX = "/services/hubguard/"
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Site:
+    """The application over a fake guard, and a client that is nobody unless told."""
+
+    def __init__(self, guard: FakeGuard, auth: FakeAuth, session: aiohttp.ClientSession, url: str) -> None:
+        self.guard, self.auth, self.session, self.url = guard, auth, session, url
+
+    async def ask(
+        self,
+        path: str,
+        token: str | None = None,
+        *,
+        method: str = "GET",
+        login: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+    ) -> Answer:
+        sent = dict(headers or {})
+        if token:
+            sent["Authorization"] = f"token {token}"
+        if login:
+            sent["Cookie"] = f"login={login}"
+        data = body if isinstance(body, str | bytes | dict) or body is None else json.dumps(body)
+        url = aiohttp.client.URL(self.url + path, encoded=True)
+        async with self.session.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
+            return Answer(answer.status, answer.headers, await answer.text())
+
+    async def post(self, path: str, token: str, body: str = "{}") -> Answer:
+        return await self.ask(path, token, method="POST", body=body)
+
+
+@asynccontextmanager
+async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
+    """A function that serves a guard; what it served is gone at the end. ``settings`` are make_application's."""
+    servers: list[HTTPServer] = []
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+
+        def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
+            auth = FakeAuth()
+            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy, **settings)
+            sockets = bind_sockets(0, "127.0.0.1")
+            server = HTTPServer(app)
+            server.add_sockets(sockets)
+            servers.append(server)
+            return Site(guard, auth, session, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}")
+
+        yield make
+    for server in servers:
+        server.stop()
+        await server.close_all_connections()
