@@ -118,7 +118,12 @@ class ProxyWatch:
         """Watch until cancelled; then the canary is removed, where that is quick."""
         try:
             while True:
-                await self._pause(await self._look())
+                seen = None
+                try:
+                    seen = await self._look()
+                except Exception:
+                    log.exception("The proxy watch met what it doesn't know; it goes on.")
+                await self._pause(seen)
         finally:
             if self._asking is not None:
                 # What it was asked, the hub does anyhow; that it was is in the journal.
@@ -168,7 +173,8 @@ class ProxyWatch:
         self._looks += 1
         if self._watched.deaf or self._looks % PUBLIC_EVERY == 0:
             public = await self._canary.public()
-        if not self._start_known:
+        if not self._start_known and self._watched.lost_from is None:
+            # Where thousands of servers run, finding it out keeps the machine busy: not while they wait for their routes.
             self._start_known, started_at = True, await self._canary.started_at()
         return replace(seen, public=public, started_at=started_at)
 
@@ -201,7 +207,8 @@ class ProxyWatch:
             await asyncio.gather(*waits, return_exceptions=True)
         if self._asking is not None and self._asking.done():
             asked, self._asking = self._asking, None
-            asked.result()
+            if (error := asked.exception()) is not None:
+                log.error("Having the hub check its routes met what the proxy watch doesn't know.", exc_info=error)
 
     def _pause_s(self, seen: Sighting | None) -> float:
         status, jitter = self._watched.status, 2 / 3 + 2 / 3 * self._draw()
@@ -279,20 +286,19 @@ class ProxyWatch:
                 # Its breaker is open, and only a harmless request may show that it answers again.
                 await self._hub.version()
                 await self._hub.check_routes(timeout_s=ASK_TIMEOUT_S, confirm=confirm)
-        except asyncio.CancelledError:
-            if sent:
-                await self._tell(Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew"))
-            raise
+            self._answered = True
+            await self._compare()
+            await self._tell(self._outcome())
         except HubGuardError as error:
             log.warning("The hub couldn't be had to check its routes: %s", error)
             if sent:
                 unknown = isinstance(error, HubUnreachable)
                 kind = OutcomeKind.UNVERIFIED if unknown else OutcomeKind.FAILED
                 await self._tell(Outcome(kind, str(error)))
-        else:
-            self._answered = True
-            await self._compare()
-            await self._tell(self._outcome())
+        except BaseException:
+            if sent:
+                await self._tell(Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew"))
+            raise
         finally:
             self._asked += 1
             wait_s = ASK_GAP_S + backoff_s(self._asked, self._draw(), 2 * ASK_GAP_S, ASK_LONGEST_S)

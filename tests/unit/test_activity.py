@@ -176,7 +176,7 @@ def test_a_restore_counts_where_a_look_was_made_shortly_before_and_goes_on_count
 
 
 def test_incident_a_proxy_that_was_wiped_once_an_hour_kept_idle_servers_alive_for_ever():
-    """Hubs whose proxy is restarted again and again (2017-02-24, 2024-03-05: out of memory, and a restart by the platform).
+    """Any hub whose proxy is restarted again and again, as one that runs out of memory (many, from 2017 to 2024).
 
     Sequence: the proxy loses its table; the hub adds every route again; adding counts as traffic, the hub takes that over as
     activity, and every server looks used just now. Cause: the two can't be told apart by their times.

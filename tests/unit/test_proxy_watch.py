@@ -579,3 +579,27 @@ def test_an_end_in_the_middle_of_asking_leaves_no_intent_without_an_outcome():
 
     world.run(story)
     assert [outcome and outcome.kind for _, outcome in world.recorded] == [None, OutcomeKind.UNVERIFIED]
+
+
+def test_a_fault_in_what_it_is_given_does_not_end_it():
+    world = World()
+    good, record = world.expected, world.watch._record
+
+    async def broken_record(why: str, outcome: object) -> None:
+        raise RuntimeError("a bug")
+
+    async def story() -> None:
+        world.expected = None
+        world.proxy.wipe()
+        await world.clock.sleep(20.0)
+        assert None not in [outcome for _, outcome in world.recorded[1::2]], "each intent has its outcome"
+        world.expected, world.watch._record = good, broken_record
+        world.proxy.wipe()
+        await world.clock.sleep(40.0)
+        assert not world.whole()
+        world.watch._record = record
+        await world.clock.sleep(120.0)
+        assert world.whole()
+        assert world.state() is WatchState.FINE
+
+    world.run(story)
