@@ -155,12 +155,20 @@ class Comparison:
         if drift.kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
             return not ready or self._fate(key) is not None
         if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject:
-            listed = [one.alive for one in self.backends_of(key) if one.id == drift.subject]
-            return None not in listed if listed else ready or self.world.whole
+            return self._can_tell_orphan(key, drift.subject, ready=ready)
         if drift.kind is DriftKind.ROUTE_WRONG_TARGET and ready and self._targets is None:
             # A hub's database that fails now may have told that target; where it is never read, it hasn't.
             return self.world.reading(Source.HUB_DB) is None or drift.subject not in (self.world.routes or {})
         return True
+
+    def _can_tell_orphan(self, key: Key, id_: str, *, ready: bool) -> bool:
+        listed = [one.alive for one in self.backends_of(key) if one.id == id_]
+        if not listed:
+            return ready or self.world.whole
+        if None in listed:
+            return False
+        # Alone beside a server that is ready again, it is the one that runs it; of several, any may be.
+        return True not in listed or not ready or sum(one.alive is True for one in self.backends_of(key)) == 1
 
     def _can_tell_shared(self, kind: DriftKind) -> bool:
         if kind is DriftKind.SERVICE_ROUTE_MISSING:

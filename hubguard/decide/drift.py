@@ -70,7 +70,8 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
     ``policy.clear_after`` in a row. Another run is another difference. A server-dead that turns out to be a server-ghost
     goes on as that, with what was counted; so does an orphan that first the spawner, then the backends tell of.
 
-    Of more than 5,000 differences of one kind, 5,000 are followed, and their evidence says of how many.
+    With () as ``before``, the first is all that differs now. Of more than 5,000 differences of one kind, 5,000 are followed,
+    and their evidence says of how many.
     """
     seen = Comparison(world, policy.pending_limit_s)
     known = {drift.key: _not_ahead(drift, world.at) for drift in before}
@@ -136,6 +137,7 @@ class _Following:
 
     def _judged(self, drift: Drift) -> Drift:
         at, policy = self.seen.at, self.policy
+        needed = self.seen.readings(drift.kind, drift.subject) or ()
         lasted_s = (at - drift.since).total_seconds()
         pending = drift.kind is DriftKind.PENDING_STUCK
         sightings = drift.sightings + (not pending or lasted_s >= policy.pending_limit_s / 2)
@@ -149,7 +151,8 @@ class _Following:
             expected=expected,
             observed=observed,
             evidence=evidence + self.remark,
-            seen_at=at,
+            # A look may be dated when it begins, before its sources are read.
+            seen_at=max([at, *(reading.at for reading in needed)]),
             started=self.found.started,
             sightings=sightings,
             missed=0,

@@ -388,6 +388,13 @@ def test_the_same_reading_seen_twice_is_no_second_sighting():
         assert looks(replace(later, readings=readings), before=before) == before
 
 
+def test_a_reading_seen_twice_counts_once_even_where_looks_are_dated_before_their_readings():
+    first = world(routes=[])
+    early = replace(first, at=ago(2))
+    (drift,) = looks(early, replace(early, at=NOW + timedelta(seconds=8)))
+    assert drift.sightings == 1
+
+
 def test_another_run_is_another_difference():
     drift = raised(backends=())
     again = [server(started=NOW + timedelta(seconds=25))]
@@ -485,6 +492,16 @@ def test_a_backend_that_can_not_be_told_of_any_more_stays_an_orphan():
     drift = raised(routes=[], **GONE)
     unclear = world(30, routes=[], backends=(backend(alive=None),), **GONE)
     assert looks(unclear, before=[drift]) == (drift,)
+
+
+def test_an_orphan_beside_a_server_that_is_ready_again_ends_only_where_it_is_the_one_that_runs_it():
+    drift = raised(routes=[], **GONE)
+    again = [server(started=NOW + timedelta(seconds=25))]
+    two = (backend(started=None), backend(id_="ann:2", started=None))
+    assert looks(world(30, servers=again, backends=two), world(40, servers=again, backends=two), before=[drift]) == (
+        drift,
+    )
+    assert looks(world(30, servers=again), world(40, servers=again), before=[drift]) == ()
 
 
 # -- pending for too long -------------------------------------------------------------------------------------------
