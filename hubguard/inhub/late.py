@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
-from jupyterhub.utils import url_path_join
 from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
 from hubguard.idle_culler import DEFAULT_CONFIG_FILE, settings_from
@@ -214,7 +213,7 @@ def _api_url(app: Any) -> str:
     """As Spawner.get_env tells it (5.5 and 6.1), without a slash at the end."""
     url = str(app.hub.api_url)
     if other := setting(app.config, app.spawner_class, "hub_connect_url"):
-        url = url_path_join(other, urlsplit(url).path)  # type: ignore[no-untyped-call]
+        url = other.rstrip("/") + urlsplit(url).path
     return url.rstrip("/")
 
 

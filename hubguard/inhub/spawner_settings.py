@@ -6,10 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from jupyterhub.spawner import Spawner
 from traitlets import DefaultHandler
 from traitlets.config import Config
 from traitlets.config.loader import DeferredConfig, LazyConfigValue
+
+HUBS_OWN = "jupyterhub.spawner.Spawner"
 
 TELLING: Mapping[str, tuple[str, ...]] = {
     "DockerSpawner": ("network_name", "prefix", "name_template", "remove", "use_internal_ip"),
@@ -24,9 +25,8 @@ TELLING: Mapping[str, tuple[str, ...]] = {
 
 def classes_of(kind: type) -> list[str]:
     """The full names of ``kind`` and what it is derived from, nearest first, up to JupyterHub's Spawner."""
-    mro = kind.__mro__
-    ends = mro.index(Spawner) + 1 if Spawner in mro else len(mro)
-    return [f"{base.__module__}.{base.__qualname__}" for base in mro[:ends]]
+    names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+    return names[: names.index(HUBS_OWN) + 1]
 
 
 def settings_of(config: Config, kind: type) -> dict[str, object]:

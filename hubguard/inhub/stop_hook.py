@@ -7,13 +7,14 @@ backend can be asked for. In between, the hub runs the ``post_stop_hook``: that 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
+import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from jupyterhub.utils import maybe_future
 from tornado.httpclient import HTTPRequest
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
@@ -62,7 +63,7 @@ class _Watch:
         @functools.wraps(theirs)
         async def run_post_stop_hook(spawner: Any) -> Any:
             try:
-                return await maybe_future(theirs(spawner))  # type: ignore[no-untyped-call]
+                return await _outcome(theirs(spawner))
             finally:
                 await self._look(spawner)
 
@@ -72,7 +73,7 @@ class _Watch:
     async def _look(self, spawner: Any) -> None:
         """Poll once, for POLL_S at most; where the backend is alive, begin to tell HubGuard."""
         try:
-            polling: asyncio.Future[Any] = maybe_future(spawner.poll())  # type: ignore[no-untyped-call]
+            polling = asyncio.ensure_future(_outcome(spawner.poll()))
             done, _ = await asyncio.wait({polling}, timeout=POLL_S)
             if not done:
                 # Its end isn't waited for: a poll may not mind being cancelled.
@@ -105,6 +106,16 @@ class _Watch:
             await self._client.fetch(request)
         except Exception as error:
             log.debug("HubGuard couldn't be told that a server of %s lives on: %s", user, type(error).__name__)
+
+
+async def _outcome(made: Any) -> Any:
+    """What comes of a call that may be a coroutine, a future of either kind, or done, as the hub takes hooks and polls.
+
+    The hub's own maybe_future isn't imported: the process and the commands import this package, too, without a hub.
+    """
+    if isinstance(made, concurrent.futures.Future):
+        made = asyncio.wrap_future(made)
+    return await made if inspect.isawaitable(made) else made
 
 
 def _forget(polling: asyncio.Future[Any]) -> None:

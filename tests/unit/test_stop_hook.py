@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import gc
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -122,7 +125,12 @@ def raises(spawner: Any) -> None:
     raise RuntimeError("docker is down")
 
 
-@pytest.mark.parametrize("poll", [raises_later, raises, lambda spawner: None, lambda spawner: 0])
+def in_a_thread(spawner: Any) -> Any:
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        return threads.submit(lambda: 0)
+
+
+@pytest.mark.parametrize("poll", [raises_later, raises, lambda spawner: None, lambda spawner: 0, in_a_thread])
 async def test_a_poll_that_raises_or_answers_at_once_does_no_harm(poll: Callable[[Any], Any]):
     kind = spawners(poll)
     watch_stops(hub("http://127.0.0.1:9", kind))
@@ -201,6 +209,14 @@ async def test_a_hook_of_theirs_runs_first_and_once_and_what_it_removes_is_not_t
     assert kind.polls == 1
 
 
+@pytest.mark.parametrize("make", [lambda: "done", lambda: asyncio.sleep(0, "done"), lambda: in_a_thread(None)])
+async def test_a_hook_of_theirs_may_be_of_any_kind_that_the_hub_takes(make: Callable[[], Any]):
+    kind = spawners(gone)
+    watch_stops(hub("http://127.0.0.1:9", kind))
+    assert await stopped(running(kind, Config({"Spawner": {"post_stop_hook": lambda spawner: make()}}))) in {"done", 0}
+    assert kind.polls == 1
+
+
 async def test_a_hook_of_one_server_that_was_there_before_runs_too():
     ran = []
     kind = spawners(alive)
@@ -253,3 +269,9 @@ async def test_classes_that_are_not_the_hubs_are_left_alone():
     kind = spawners(alive)
     watch_stops(hub("http://127.0.0.1:9", kind))
     assert not hasattr(LocalProcessSpawner.run_post_stop_hook, "watch")
+
+
+def test_the_process_and_the_commands_load_no_hub_by_it():
+    loaded = "import sys, hubguard.inhub; sys.exit(any(name.startswith('jupyterhub.') and name != 'jupyterhub._version'"
+    loaded += " for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
