@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from hubguard.act.verify import CHANGED_NOTHING
 from hubguard.clients.backends.memory import BackendRequest, MemoryBackends
 from hubguard.clients.memory_hub import MemoryHub, Request, Stops
 from hubguard.decide.drift import DriftPolicy, follow, plan_repairs
-from hubguard.drift import Drift, Key, Repair, RepairPlan, World
+from hubguard.drift import Backend, Drift, Key, Repair, RepairPlan, World
 from hubguard.errors import (
     BackendError,
     BudgetExhausted,
@@ -224,7 +224,9 @@ async def test_a_ghost_is_started_and_stopped_and_each_request_has_an_intent_of_
     async def act(scene: Scene) -> None:
         server = scene.ghost("ann", "gpu")
         scene.hub.start_s = 30.0  # answered 202 after ten seconds
+        before_s = scene.clock.monotonic_s()
         (outcome,) = await scene.repair(await scene.plan())
+        assert scene.clock.monotonic_s() - before_s < 45  # it is stopped soon after it is up
         assert outcome.kind is OutcomeKind.DONE, outcome
         assert (scene.asked_to("start"), scene.asked_to("stop")) == (["ann"], ["ann"])
         start, stop = scene.entries("intent")
@@ -385,6 +387,30 @@ async def test_a_backend_in_the_place_of_the_one_that_was_meant_is_not_ended(pla
     await play(act)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"started": datetime(2024, 3, 5, 8, 0, tzinfo=timezone.utc)}, "restarted"),
+        ({"pending": "stop"}, "(stop)"),
+        ({"ready": False}, "doesn't call it ready"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["dead", "ghost"])
+async def test_a_server_that_changes_right_after_the_look_at_the_sources_is_left_alone(
+    play: Play, kind: str, change: dict[str, Any], says: str
+):
+    async def act(scene: Scene) -> None:
+        scene.ghost("ann") if kind == "ghost" else scene.dead("ann")
+        plan = await scene.plan()
+        scene.looked = lambda: scene.hub.change("ann", **change)
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.SKIPPED
+        assert says in outcome.detail
+        assert scene.changed_nothing()
+
+    await play(act)
+
+
 async def test_what_is_not_proved_to_be_this_hubs_is_never_ended(play: Play):
     async def act(scene: Scene) -> None:
         scene.engine.add("ann")
@@ -483,6 +509,43 @@ async def test_what_cannot_be_looked_at_again_counts_as_unverified_never_as_repa
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.UNVERIFIED
         assert "The engine doesn't answer." in outcome.detail
+
+    await play(act)
+
+
+async def test_routes_that_are_still_wrong_have_failed_though_a_look_in_between_did_too(play: Play):
+    async def act(scene: Scene) -> None:
+        scene.server("bo")
+        scene.hub.routes = dict(RESERVE)
+        scene.hub.routes_stay_wrong = True
+        plan = await scene.plan()
+        scene.look_error = lambda number: BackendError("The engine is slow.") if number == 3 else None
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.FAILED
+        assert "route-missing" in outcome.detail
+
+    await play(act)
+
+
+async def test_absence_proves_nothing_where_not_all_backends_can_be_seen(play: Play):
+    async def act(scene: Scene) -> None:
+        scene.engine.add("ann")
+        plan = await scene.plan()
+        end = scene.engine.end
+
+        async def end_and_see_nothing(backend: Backend) -> None:
+            await end(backend)
+            scene.engine.whole = False
+
+            async def nothing(_: object) -> tuple[Backend, ...]:
+                return ()
+
+            scene.engine.look = nothing  # type: ignore[method-assign,assignment]
+
+        scene.engine.end = end_and_see_nothing  # type: ignore[method-assign]
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.UNVERIFIED
+        assert "these aren't all" in outcome.detail
 
     await play(act)
 
@@ -596,7 +659,9 @@ async def test_a_ghost_that_turns_out_to_run_is_left_running(play: Play):
     async def act(scene: Scene) -> None:
         server = scene.ghost("ann")
         scene.hub.backends.add(server.key)
+        before_s = scene.clock.monotonic_s()
         (outcome,) = await scene.repair(await scene.plan())
+        assert scene.clock.monotonic_s() - before_s < 1  # nothing has begun that would be worth waiting for
         assert outcome.kind is OutcomeKind.FAILED
         assert "already running" in outcome.detail
         assert not scene.asked_to("stop")
@@ -619,19 +684,42 @@ async def test_a_ghost_that_does_not_come_up_in_time_is_not_left_starting(play: 
 async def test_a_hold_between_start_and_stop_leaves_it_running_and_says_so(play: Play):
     async def act(scene: Scene) -> None:
         scene.ghost("ann")
-        scene.dead("bo")
-        plan = await scene.plan(DriftKind.SERVER_GHOST)
+        scene.ghost("bo")
+        plan = await scene.plan()
 
         def hold(asked: Request) -> None:
             if asked.call == "start":
                 scene.books.journal.hold("dee", "stop it", scene.clock.now())
 
         scene.hub.fault = hold
-        (outcome,) = await scene.repair(plan)
+        outcome, other = await scene.repair(plan, concurrency=1)
         assert outcome.kind is OutcomeKind.FAILED
         assert "it was started anew and runs, and wasn't stopped again" in outcome.detail
         assert not scene.asked_to("stop")
+        assert other.kind is OutcomeKind.SKIPPED
+        assert scene.looks == 2  # the other one isn't even looked at
         assert not scene.open_intents()
+
+    await play(act)
+
+
+async def test_a_server_that_its_user_restarts_between_our_start_and_stop_is_not_stopped(play: Play):
+    async def act(scene: Scene) -> None:
+        scene.ghost("ann")
+        plan = await scene.plan()
+        reads = 0
+
+        def restart(asked: Request) -> None:
+            nonlocal reads
+            reads += asked.call == "get" and bool(scene.asked_to("start"))
+            if reads == 2:
+                scene.hub.change("ann", started=scene.clock.now() + timedelta(seconds=5))
+
+        scene.hub.fault = restart
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.FAILED
+        assert "restarted in the meantime" in outcome.detail
+        assert not scene.asked_to("stop")
 
     await play(act)
 
@@ -782,6 +870,7 @@ async def test_two_plans_are_carried_out_one_after_the_other(play: Play):
     async def act(scene: Scene) -> None:
         scene.dead("ann")
         plan = await scene.plan()
+        scene.hub.takes_s = 0.3
         run = [
             scene.repairer.run(plan, actor, asked=True, armed=None, concurrency=4, running=1) for actor in ("bo", "cy")
         ]
@@ -812,6 +901,8 @@ async def crash(scene: Scene, plan: RepairPlan, call: str) -> None:
     task = asyncio.ensure_future(scene.repairer.run(plan, "ann", asked=True, armed=None, concurrency=4, running=1))
     await reached.wait()
     assert {intent.id for intent in scene.open_intents()} == scene.repairer.under_way
+    await scene.repairer.settle_left(scene.open_intents())
+    assert scene.open_intents()  # what is under way isn't left over
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not scene.repairer.under_way
