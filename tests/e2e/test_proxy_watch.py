@@ -220,3 +220,64 @@ async def test_a_proxy_that_is_killed_again_and_again_is_no_flood_for_the_hub(te
         intents, outcomes = world.recorded[::2], world.recorded[1::2]
         assert set(intents) == {None}
         assert None not in outcomes
+
+
+@pytest.mark.long
+async def test_incident_a_proxy_that_died_under_load_stranded_all_users(testbed_hub: Hubs) -> None:
+    """2017-02-24 and 2024-03-05: the proxy was gone in the midst of a class, and came back without a route.
+
+    Sequence: the proxy dies; the platform starts another; its table is empty; users whose servers run well get errors until
+    the hub's next check of its routes, or until somebody restarts something. Cause: a proxy keeps its table in memory, and
+    only the hub knows what belongs into it, which looks every few minutes.
+    Here: 300 servers, thirty users at work, the hub looks once an hour. What fails is counted. When HubGuard says that the
+    routes are back, no request fails any more, everybody reaches their own server, and the hub was asked once.
+    """
+    names = [f"user{number:03}" for number in range(300)]
+    servers = tuple(SeededServer(name, idle_for_s=60.0) for name in names)
+    hub = await testbed_hub(population=Population(servers=servers), config=LAZY, external_proxy=True)
+    failed: list[float] = []
+    answered: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def work(session: aiohttp.ClientSession, user: str) -> None:
+        while True:
+            began_s = loop.time()
+            try:
+                async with session.get(f"{hub.url}user/{user}/api/status") as answer:
+                    ok = answer.status == 200 and (await answer.json())["path"] == f"/user/{user}/api/status"
+            except (aiohttp.ClientError, asyncio.TimeoutError):
+                ok = False
+            (answered if ok else failed).append(began_s)
+            await asyncio.sleep(0.2)
+
+    async with watched(hub) as world, aiohttp.ClientSession() as session:
+        world.expected = {route_path("/", name, ""): (name, "") for name in names}
+        working = [asyncio.create_task(work(session, user)) for user in names[::10]]
+        try:
+
+            async def all_at_work() -> bool:
+                return len(answered) > 60
+
+            await hub.wait_for(all_at_work, "everybody to be at work")
+            assert failed == []
+            await hub.kill_proxy()
+            await asyncio.sleep(2.0)
+            await hub.start_proxy()
+            await world.restored()
+            restored_s, before = loop.time(), len(answered)
+
+            async def at_work_again() -> bool:
+                return len(answered) > before + 300
+
+            await hub.wait_for(at_work_again, "everybody to be at work again")
+        finally:
+            for one in working:
+                one.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+        assert failed, "without a proxy nobody is served"
+        assert [moment for moment in failed if moment > restored_s] == []
+        for user in names:
+            async with session.get(f"{hub.url}user/{user}/api/status") as answer:
+                assert (answer.status, (await answer.json())["path"]) == (200, f"/user/{user}/api/status")
+        assert world.checks == 1
+        assert world.watch.status.missing == ()
