@@ -112,6 +112,35 @@ def _explain(arguments: argparse.Namespace) -> int:
     return FINE
 
 
+def _drift(arguments: argparse.Namespace) -> int:
+    from hubguard import app, cli_drift
+
+    settings, place = _settings(arguments), app.place_from(os.environ)
+    guard = cli_drift.open_guard(_the_guards_journal(settings), place.token)
+    if arguments.repair:
+        if arguments.kind or arguments.look:
+            raise ConfigError(
+                "--repair", "takes kinds and ids itself, and looks before it acts; leave out --kind and --look"
+            )
+        return asyncio.run(
+            cli_drift.repair(
+                guard,
+                print,
+                arguments.repair,
+                count=arguments.count,
+                why=arguments.why,
+                as_json=arguments.json,
+                asks=sys.stdin.isatty(),
+            )
+        )
+    if arguments.count is not None or arguments.why:
+        raise ConfigError("--repair", "is what --count and --why belong to; see `hubguard drift --help`")
+    if arguments.server:
+        user, server = _user_and_server(arguments.server)
+        return asyncio.run(cli_drift.one_server(guard, print, user, server or "", as_json=arguments.json))
+    return asyncio.run(cli_drift.show(guard, print, kinds=arguments.kind, look=arguments.look, as_json=arguments.json))
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hubguard import doctor
 
@@ -434,6 +463,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--json", action="store_true", help="as the API gives it")
 
+    _drift_arguments(command("drift", _drift, "show where hub, database, proxy and backends differ, and repair it"))
+
     for name, text in (
         ("arm", "let HubGuard act by itself"),
         ("observe", "let HubGuard only observe"),
@@ -478,6 +509,25 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "a real hub with a few dozen little servers, guarded by HubGuard")
     demo.add_argument("--check", action="store_true", help="watch it work, print what was seen, exit 0 or 1")
     return parser
+
+
+def _drift_arguments(drift: argparse.ArgumentParser) -> None:
+    what = drift.add_mutually_exclusive_group()
+    what.add_argument("--kind", nargs="+", default=[], metavar="KIND", help="only of these kinds, such as server-dead")
+    what.add_argument(
+        "--repair", nargs="+", metavar="KIND|ID", help="show what would be done about these, and do it once confirmed"
+    )
+    what.add_argument(
+        "--server",
+        metavar="USER[/NAME]",
+        help="what each source says of that server, known to the hub or not; a slash in a name is written %%2F",
+    )
+    drift.add_argument("--look", action="store_true", help="look at all sources first")
+    drift.add_argument(
+        "--count", type=_count_or_0, metavar="N", help="how many repairs that is, where nobody can be asked"
+    )
+    drift.add_argument("--why", default="", help="a reason, for the journal")
+    drift.add_argument("--json", action="store_true", help="as the API gives it")
 
 
 def _keep_arguments(keep: argparse.ArgumentParser) -> None:
