@@ -393,6 +393,37 @@ class TestCost:
         assert [one.id == two.id for one, two in zip(before, after, strict=True)] == [True, False, True]
         assert len(fake.requests) == 2
 
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ("Up 5 hours", "Up 30 minutes"),
+            ("Up 20 seconds", "Up 20 seconds"),
+            ("Up 5 minutes", "Up 5 minutes (healthy)"),
+        ],
+    )
+    async def test_a_start_some_time_between_two_looks_is_another_run(
+        self, before: str, after: str, fake: FakeEngine, opened: Opened
+    ) -> None:
+        container = await run(fake, "ann", environ("ann"))
+        fake.containers[container].status = before
+        backends = opened(fake.socket)
+        (first,) = await backends.look([])
+        await fake.kill(container)
+        await fake.start(container)
+        fake.containers[container].status = after
+        (second,) = await backends.look([])
+        assert first.id != second.id
+        assert first.started != second.started
+
+    async def test_what_has_stopped_is_asked_for_nothing_more(self, fake: FakeEngine, opened: Opened) -> None:
+        container = await run(fake, "ann", environ("ann"))
+        backends = opened(fake.socket, remove=True)
+        (found,) = await backends.look([])
+        await fake.kill(container)
+        fake.requests.clear()
+        await backends.end(found)
+        assert fake.requests == [f"GET /containers/{container}/json"]
+
     async def test_what_is_gone_is_forgotten(self, fake: FakeEngine, opened: Opened) -> None:
         containers = await self.settled(fake, 3)
         backends = opened(fake.socket)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -345,12 +344,16 @@ class TestFaults:
     async def test_no_unit_at_all_is_an_empty_answer(self, fake: FakeSystemd) -> None:
         assert await opened(fake).look([Expected("ann", "")]) == ()
 
-    @pytest.mark.parametrize("odd", ["", "@", "a b.service@0", "*.service@0", "--all@0", "../x.service@0", "of ann/"])
-    async def test_an_id_that_is_none_stops_nothing(self, odd: str, fake: FakeSystemd) -> None:
-        await fake.start(unit("ann"), environ("ann"))
-        with contextlib.suppress(BackendError):
+    @pytest.mark.parametrize("odd", ["", "@", "a b.service@0", "*.service@0", "../x.service@0", "of ann/"])
+    async def test_an_id_that_is_none_asks_systemd_nothing(self, odd: str, fake: FakeSystemd) -> None:
+        with pytest.raises(BackendError):
             await opened(fake).end(Backend("systemd", odd, "ann", "", True, "a unit", proof="so they say"))
-        assert not [call for call in fake.calls if call[0] == "stop"]
+        assert fake.calls == []
+
+    async def test_a_unit_named_like_an_option_is_taken_for_a_unit(self, fake: FakeSystemd) -> None:
+        await opened(fake).end(Backend("systemd", "--all@0", "ann", "", True, "a unit", proof="so they say"))
+        ((*_, cut, name),) = fake.calls
+        assert (cut, name) == ("--", "--all")
 
 
 async def until_dead(fake: FakeSystemd, name: str) -> None:
