@@ -23,7 +23,11 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from hubguard.act.lease import Books
+from hubguard.clients.backends.choose import open_backends
+from hubguard.clients.backends.port import Backends
+from hubguard.clients.backends.port import Place as BackendPlace
 from hubguard.clients.budget import Budget, Lane
+from hubguard.clients.canary import Canary, HTTPCanary
 from hubguard.clients.clock import SystemClock
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
 from hubguard.clients.hub_db import HubDB, SQLHubDB
@@ -34,6 +38,7 @@ from hubguard.hook import Hook, load_hook
 from hubguard.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.loop import Guard
+from hubguard.observe.world import WorldObserver
 from hubguard.web.auth import HubLogin
 from hubguard.web.routes import make_application
 
@@ -46,6 +51,9 @@ REBIND_S = 2.0
 """Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
 
 PARENT_CHECK_S = 1.0
+
+ASK_FOR_S = 5.0
+"""So long our page waits at a start for what only the hub can tell."""
 
 LARGEST_REQUEST = 65536
 """In bytes. Nothing that HubGuard is asked needs more."""
@@ -170,8 +178,14 @@ def make_guard(
     database: HubDB | None = None,
     proxy: ProxyAPI | None = None,
     hook: Hook | None = None,
+    backends: Backends | None = None,
+    canary: Canary | None = None,
+    drift: bool = False,
 ) -> Guard:
-    """The guard of the hub at ``place``, not yet running. ``hook`` takes the place of the one that the settings name."""
+    """The guard of the hub at ``place``, not yet running. ``hook`` takes the place of the one that the settings name.
+
+    ``drift``: it looks for drift, too.
+    """
     url = settings.guard.db_url
     circumstances = circumstances or Circumstances()
     if hook is None and settings.cull.hook:
@@ -179,12 +193,16 @@ def make_guard(
             hook = load_hook(settings.cull.hook)
         except ConfigError as error:
             settings = replace(settings, errors=(*settings.errors, str(error)))
+    clock = SystemClock()
+    world = None
+    if drift:
+        world = WorldObserver(hub, clock, database=database, proxy=proxy, backends=backends, base_url=place.base_url)
     return Guard(
         settings,
         hub,
         budget,
         lambda: Books.open(url),
-        SystemClock(),
+        clock,
         random.random,
         holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
         address=place.url.rstrip("/") + place.prefix if place.url else "",
@@ -197,6 +215,9 @@ def make_guard(
         database=database,
         proxy=proxy,
         hook=hook,
+        world=world,
+        backends=backends,
+        canary=canary,
     )
 
 
@@ -226,14 +247,17 @@ async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIter
             log.warning("The hub's database isn't read: %s", error)
     api_url = told.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")
     token = told.get("proxy", {}).get("auth_token") or environ.get("CONFIGPROXY_AUTH_TOKEN")
-    proxy = None
+    proxy = canary = None
     if api_url and token and settings.guard.read_proxy:
         try:
             proxy = HTTPProxyAPI(api_url, token, budget)
+            if settings.drift.watch_proxy:
+                name, public_url = secrets.token_hex(4), told.get("proxy", {}).get("public_url")
+                canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None)
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)
     try:
-        yield Sources(database, proxy)
+        yield Sources(database, proxy, canary)
     finally:
         if proxy is not None:
             await proxy.close()
@@ -247,6 +271,7 @@ class Sources:
 
     database: HubDB | None = None
     proxy: ProxyAPI | None = None
+    canary: Canary | None = None
 
 
 def make_budget(settings: Settings) -> Budget:
@@ -279,7 +304,19 @@ async def serve(place: Place, config_file: Path | None) -> int:
         HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
         sources(settings, place, budget) as others,
     ):
-        guard = make_guard(settings, place, hub, budget, circumstances, database=others.database, proxy=others.proxy)
+        settings, backends = await _backends(settings, place, hub)
+        guard = make_guard(
+            settings,
+            place,
+            hub,
+            budget,
+            circumstances,
+            database=others.database,
+            proxy=others.proxy,
+            backends=backends,
+            canary=others.canary,
+            drift=True,
+        )
         server = HTTPServer(_application(guard, place, budget), xheaders=True, max_body_size=LARGEST_REQUEST)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
         await asyncio.sleep(0)  # the first try to bind comes before any work
@@ -290,11 +327,35 @@ async def serve(place: Place, config_file: Path | None) -> int:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await server.close_all_connections()
+        if backends is not None:
+            await backends.close()
     for result in results:
         if isinstance(result, Exception):
             log.error("HubGuard ends by a defect", exc_info=result)
             return 1
     return 0
+
+
+async def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, Backends | None]:
+    """What really runs the servers, and the settings, with an error more where that can't be had as they want it."""
+    told = place.registration
+    spawner = told.get("spawner", {})
+    classes = tuple(str(name) for name in spawner.get("classes", ()))
+    if not classes and settings.drift.backend == "auto":
+        # A service that no include has told anything asks the hub itself, which names one class only.
+        with contextlib.suppress(HubGuardError, asyncio.TimeoutError):
+            classes = tuple(filter(None, [await asyncio.wait_for(hub.spawner_class(), ASK_FOR_S)]))
+    where = BackendPlace(
+        api_url=str(told.get("hub", {}).get("api_url") or place.api_url).rstrip("/"),
+        base_url=place.base_url,
+        spawner=classes,
+        settings=spawner.get("settings", {}),
+        environ={**os.environ, **told.get("environ", {})},
+    )
+    try:
+        return settings, open_backends(settings.drift.backend, where)
+    except HubGuardError as error:
+        return replace(settings, errors=(*settings.errors, str(error))), None
 
 
 def _application(guard: Guard, place: Place, budget: Budget) -> Application:
@@ -311,7 +372,13 @@ def _application(guard: Guard, place: Place, budget: Budget) -> Application:
     # From the token, so that a guard that is started again doesn't send every open page to the login.
     secret = hashlib.sha256(f"HubGuard's cookies {place.token}".encode()).digest()
     return make_application(
-        guard, login, policy=guard.policy, prefix=place.prefix, hub_prefix=hub_pages, cookie_secret=secret
+        guard,
+        login,
+        policy=guard.policy,
+        prefix=place.prefix,
+        hub_prefix=hub_pages,
+        cookie_secret=secret,
+        service_token=place.token,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
@@ -71,6 +71,11 @@ REMEMBERED_NOTES = 5000
 NEWS = 100
 """So many new findings a cycle are told in the journal; the page shows all that there are."""
 
+SETTLED_BY_DRIFT = frozenset(
+    kind.value for kind in (ActionKind.CHECK_ROUTES, ActionKind.START_AND_STOP, ActionKind.END_BACKEND)
+)
+"""Only a look at all sources tells what came of these."""
+
 WATCH, PACE = "watch", "pace"
 """Under these names the journal keeps what the brake and the budget remember."""
 
@@ -82,6 +87,9 @@ class Cycles:
     ``findings`` what an operator should look at, ``oldest_overdue`` the server that has been due for longest, ``tally`` and
     ``recent`` how actions ended, ``saw_all`` whether the hub answered in full, and ``last_good_at`` when a cycle last saw all
     and nothing but people kept it from doing what was due.
+
+    ``under_way`` may be set to what gives the ids of intents that others of this guard are working on, and ``restores`` to
+    what gives the times (from, to) in which a table that the proxy had lost was filled again.
     """
 
     def __init__(
@@ -121,6 +129,9 @@ class Cycles:
             hub_activity_interval_s=settings.cull.hub_activity_interval_s,
             pending_limit_s=settings.cull.pending_limit_s,
         )
+        self.under_way: Callable[[], frozenset[int]] = frozenset
+        self.restores: Callable[[], tuple[activity.Window, ...]] = tuple
+        self._restores: tuple[activity.Window, ...] = ()
         self._one_at_a_time = asyncio.Lock()
         self._watch = Watch()
         self._seen: dict[tuple[str, str], Seen] = {}
@@ -131,6 +142,11 @@ class Cycles:
         self._announced: set[Run] | None = None
         self._paced: tuple[PaceState, datetime | None] | None = None
         self._forgot_at: datetime | None = None
+
+    @property
+    def came_back(self) -> frozenset[Run]:
+        """The runs (user, name, started) that a stop, taken by the hub, didn't end, and that are there still."""
+        return frozenset(self._came_back)
 
     def begin_anew(self) -> None:
         """Before the next cycle, what the journal remembers is read: another guard may have acted since."""
@@ -208,7 +224,8 @@ class Cycles:
         journal = books.journal
         began_at = self._clock.now()
         # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
-        open_intents = await books.call(journal.open_intents)
+        under_way = self.under_way()
+        open_intents = [one for one in await books.call(journal.open_intents) if one.id not in under_way]
         snapshot = await self._observer.look(
             users=policy.users,
             inactive_since=_inactive_since(policy, began_at),
@@ -282,13 +299,16 @@ class Cycles:
         limit = timedelta(seconds=self.policy.pending_limit_s)
         return any(seen.pending_since is not None and now - seen.pending_since >= limit for seen in self._seen.values())
 
-    async def _settle_what_was_left(self, books: Books, open_intents: tuple[Entry, ...], snapshot: Snapshot) -> None:
+    async def _settle_what_was_left(self, books: Books, open_intents: Iterable[Entry], snapshot: Snapshot) -> None:
         """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
 
-        A server that is in the middle of something stays open: its end isn't known yet.
+        A server that is in the middle of something stays open: its end isn't known yet. What only a look at all sources
+        can tell is left to that.
         """
         seen = {server.key: server for server in snapshot.servers}
         for intent in open_intents:
+            if intent.action in SETTLED_BY_DRIFT:
+                continue
             if intent.action == ActionKind.DELETE_USER.value:
                 outcome = await self._what_became_of_user(intent)
                 if outcome is None:
@@ -316,7 +336,9 @@ class Cycles:
         return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
 
     async def _follow(self, books: Books, snapshot: Snapshot) -> None:
-        followed = activity.follow(self._seen, snapshot)
+        looked_at = self.last.snapshot.taken_at if self.last is not None else None
+        self._restores = activity.trusted(self._restores, self.restores(), looked_at)
+        followed = activity.follow(self._seen, snapshot, self._restores)
         if followed:
             # The unchanged, too: what hasn't been seen for long is forgotten.
             await books.call(books.journal.see, followed.values(), snapshot.taken_at)
@@ -340,6 +362,7 @@ class Cycles:
                 proxy_activity=_latest(route.last_activity if route else None, noted),
                 active_at=seen.active_at if seen else None,
                 pending_since=seen.pending_since if seen else None,
+                restores=self._restores,
             )
         return known
 

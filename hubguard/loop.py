@@ -10,7 +10,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.clients.backends.port import Backends
 from hubguard.clients.budget import Budget
+from hubguard.clients.canary import Canary
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB
@@ -18,18 +20,24 @@ from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.config import Settings
 from hubguard.cycle import Cycles
 from hubguard.decide.cull import CullPolicy
-from hubguard.drift import DriftReport, RepairPlan
+from hubguard.drift import DriftReport, ProxyWatchStatus, RepairPlan
+from hubguard.drift_cycle import DriftCycles
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hook import Hook, Hooked
 from hubguard.journal.store import Journal
 from hubguard.limits import cycle_in_s
-from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Mode, Stance, Status
+from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Mode, Outcome, Stance, Status
 from hubguard.observe.snapshot import Observer
+from hubguard.observe.world import WorldObserver
+from hubguard.proxy_watch import ProxyWatch
 
 log = logging.getLogger(__name__)
 
 REOPEN_S = 5.0
 """Between two tries to open a journal that couldn't be used."""
+
+BEFORE_FIRST_S = 1.0
+"""Before the first cycle has seen the hub, nothing can drift from it: looked after so often."""
 
 LEARN_S = 600.0
 """How long what the hub said of its version and of our scopes counts: an upgraded hub or a mended role shows by then."""
@@ -43,6 +51,8 @@ class Guard:
     ``took_over`` names the idle culler whose place it takes, or "". ``notes`` go to the Overview as they are.
     ``features`` tells for each hub scope what needs it: what our token lacks of them becomes a note. ``database`` and
     ``proxy`` are None where they can't be read, ``hook`` where the operator has none.
+    ``world`` looks for drift, with ``backends`` where those can be told of; without it none is looked for. ``canary`` is the
+    route of our own by which a proxy is watched, None where it isn't.
     ``hub_checks_at_s`` is a moment (unix time) at which the hub itself checks its routes, None where that isn't known.
     """
 
@@ -66,6 +76,9 @@ class Guard:
         proxy: ProxyAPI | None = None,
         hook: Hook | None = None,
         hub_checks_at_s: float | None = None,
+        world: WorldObserver | None = None,
+        backends: Backends | None = None,
+        canary: Canary | None = None,
     ) -> None:
         self.settings = settings
         self._hub_checks_at_s = hub_checks_at_s
@@ -78,6 +91,25 @@ class Guard:
             hook=Hooked(hook) if hook is not None else None,
             generation=generation,
         )
+        self._watch: ProxyWatch | None = None
+        self._drifts: DriftCycles | None = None
+        if world is not None:
+            self._drifts = DriftCycles(
+                settings, hub, world, backends, self._cycles, clock, chance, watch=self._watch_status
+            )
+            self._cycles.under_way = self._drifts.under_way
+            if canary is not None and proxy is not None and not settings.errors:
+                self._watch = ProxyWatch(
+                    canary,
+                    proxy,
+                    hub,
+                    budget,
+                    clock,
+                    expected=self._drifts.expected_routes,
+                    may_act=self._may_restore,
+                    record=self._record_restore,
+                )
+                self._cycles.restores = lambda: self._watch.restores if self._watch is not None else ()
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()
         self._hub = hub
@@ -109,7 +141,7 @@ class Guard:
         With wrong settings it opens the journal, so that pages can show it, and does nothing else.
         """
         try:
-            await asyncio.gather(self._keep_lease(), self._run_cycles())
+            await asyncio.gather(self._keep_lease(), self._run_cycles(), self._run_drift(), self._run_watch())
         finally:
             await self._end()
 
@@ -196,6 +228,8 @@ class Guard:
             log.info("This guard holds the lease (fence %d).", self._keeper.seen.fence if self._keeper.seen else 0)
             # Whoever held it before may have left something to remember.
             self._cycles.begin_anew()
+            if self._drifts is not None:
+                self._drifts.begin_anew()
             self._soon.set()
         elif held_before and not holds:
             log.warning("This guard has lost the lease and acts no more.")
@@ -233,6 +267,53 @@ class Guard:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+
+    async def _run_drift(self) -> None:
+        while self._drifts is not None:
+            wait_s = BEFORE_FIRST_S
+            if self._cycles.last is not None and self._keeper is not None and self._keeper.lease is not None:
+                try:
+                    await self._look_and_repair(self._drifts, self._keeper)
+                except HubGuardError as error:
+                    log.warning("No look for drift: %s", error)
+                except Exception:
+                    log.exception("A look for drift ended in a defect of HubGuard; the next one comes as planned")
+                wait_s = self._drifts.next_in_s
+                self._drifts.looks_next(self._clock.now() + timedelta(seconds=wait_s))
+            await self._clock.sleep(wait_s)
+
+    async def _run_watch(self) -> None:
+        while self._watch is not None:
+            try:
+                await self._watch.run()
+            except Exception:
+                log.exception("The proxy watch ended in a defect of HubGuard; it begins anew in a while")
+                await self._clock.sleep(REOPEN_S)
+
+    def _watch_status(self) -> ProxyWatchStatus:
+        return ProxyWatchStatus() if self._watch is None else self._watch.status
+
+    def _may_restore(self) -> bool:
+        """Whether the hub may be asked to fill the proxy's table without being asked to."""
+        return (
+            self._keeper is not None
+            and self._keeper.lease is not None
+            and self._armed()
+            and not self._stance.held
+            and DriftKind.ROUTE_MISSING.value in self.settings.drift.repair
+        )
+
+    async def _record_restore(self, what: str, outcome: Outcome | None) -> None:
+        books = self._usable_books()
+        assert self._keeper is not None
+        assert self._drifts is not None
+        await self._drifts.record_restore(books, self._keeper, what, outcome, armed=self._armed_by_settings())
+
+    async def _look_and_repair(self, drifts: DriftCycles, keeper: LeaseKeeper) -> None:
+        books = self._usable_books()
+        await drifts.look(books, keeper)
+        if self._armed() and not self._stance.held:
+            await drifts.repair_by_itself(books, keeper, armed=self._armed_by_settings())
 
     # -- one cycle ------------------------------------------------------------------------------------------------
 
@@ -401,22 +482,46 @@ class Guard:
 
     def drift(self) -> DriftReport | None:
         """See GuardPort."""
-        return None
+        report = None if self._drifts is None else self._drifts.report
+        # The proxy stands as it stands now, whenever the last look was.
+        return None if report is None else replace(report, watch=self._watch_status())
 
     async def look_for_drift(self) -> DriftReport:
         """See GuardPort."""
-        raise HubGuardError("No look has been taken yet.")
+        books, keeper, drifts = self._may_look()
+        return await drifts.look(books, keeper)
 
     def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
         """See GuardPort."""
-        raise HubGuardError("No look has been taken yet.")
+        return self._may_look()[2].plan(ids=ids, kinds=kinds)
 
     async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
         """See GuardPort."""
-        raise HubGuardError("No look has been taken yet.")
+        books, keeper, drifts = self._may_look()
+        self._stance = await books.call(books.journal.stance)
+        if self._stance.held:
+            raise HubGuardError(f"{self._mode()[1].rstrip('. ')}. Nothing was repaired; resume first.")
+        brake = self._cycles.brake
+        if brake is not None and not drifts.only_routes(digest):
+            raise HubGuardError(
+                f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was repaired."
+            )
+        return drifts.repair(books, keeper, digest, count, actor, why, armed=self._armed_by_settings())
 
     def tell_outlived(self, user: str, server: str, detail: str) -> None:
         """See GuardPort."""
+        if self._drifts is not None:
+            self._drifts.tell_outlived(user, server, detail)
+
+    def _may_look(self) -> tuple[Books, LeaseKeeper, DriftCycles]:
+        if self.settings.errors:
+            raise HubGuardError(f"Nothing is done until this setting is right: {self.settings.errors[0]}")
+        books = self._usable_books()
+        if self._keeper is None or self._keeper.lease is None:
+            raise HubGuardError(self._standby_why())
+        if self._drifts is None:
+            raise HubGuardError("This guard doesn't look for drift: it runs one cycle only.")
+        return books, self._keeper, self._drifts
 
     def _mode(self) -> tuple[Mode, str]:
         if self.settings.errors:
