@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 
-import aiohttp
 import pytest
+from real_proxy import COMMANDS, TOKEN, RealProxy
 
 from hubguard.clients.budget import Budget, Destination
 from hubguard.clients.canary import PREFIX, Canary, HTTPCanary
@@ -21,79 +16,10 @@ from hubguard.clients.memory_proxy import MemoryCanary, MemoryProxy
 from hubguard.clients.proxy_api import HTTPProxyAPI
 from hubguard.decide.proxy_watch import Word
 from hubguard.errors import BudgetExhausted, ConfigError
-from hubguard.testbed.processes import end, find_proxy_command, free_ports, listens
-
-TOKEN = "5f0e3c9ab7d24611-never-to-be-seen"
-
-
-def python_proxy_command() -> list[str]:
-    """The proxy from PyPI, by import: its command has the name of Node's. HUBGUARD_TEST_PROXY_PYTHON may have it instead."""
-    python = os.environ.get("HUBGUARD_TEST_PROXY_PYTHON")
-    if python is None and importlib.util.find_spec("configurable_http_proxy") is None:
-        pytest.skip(
-            "PyPI's configurable-http-proxy isn't here; name a Python that has it in HUBGUARD_TEST_PROXY_PYTHON"
-        )
-    return [python or sys.executable, "-c", "from configurable_http_proxy.cli import main; main()"]
-
-
-COMMANDS: dict[str, Callable[[], list[str]]] = {"node": find_proxy_command, "python": python_proxy_command}
 
 
 def plenty(**more) -> Budget:
     return Budget(**{"rate": 1000.0, "burst": 1000, "concurrency": 10, **more})
-
-
-class RealProxy:
-    """A proxy of ours: start it, kill it, freeze it, and change its table."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port, self._api_port = free_ports(2)
-        self.api_url = f"http://127.0.0.1:{self._api_port}"
-        self.url = f"http://localhost:{self.port}/with/a/prefix/"
-
-    async def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *self._command,
-                *("--ip", "127.0.0.1", "--port", str(self.port)),
-                *("--api-ip", "127.0.0.1", "--api-port", str(self._api_port)),
-            ],
-            env={**os.environ, "CONFIGPROXY_AUTH_TOKEN": TOKEN},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(600):
-            assert self._process.poll() is None, "the proxy ended while starting"
-            if listens(self.port) and listens(self._api_port):
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError("the proxy never comes up")
-
-    async def kill(self) -> None:
-        await end(self._process, 0)
-        self._process = None
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-
-    async def request(self, method: str, path: str, **body) -> int:
-        headers = {"Authorization": f"token {TOKEN}"}
-        url = f"{self.api_url}/api/routes{path}"
-        async with aiohttp.ClientSession(headers=headers) as session, session.request(method, url, **body) as answer:
-            return answer.status
-
-    async def take_away(self, path: str) -> None:
-        assert await self.request("DELETE", path) == 204
-
-    async def have_another(self, path: str) -> None:
-        assert await self.request("POST", path, json={"target": "http://127.0.0.1:1", "hubguard": "another"}) == 201
 
 
 class World:
@@ -158,7 +84,7 @@ async def world(request) -> AsyncIterator[World]:
     real = RealProxy(COMMANDS[request.param]())
     try:
         await real.start()
-        http = HTTPCanary(real.api_url, TOKEN, budget, name="one", public_url=real.url, timeout_s=0.5)
+        http = HTTPCanary(real.api_url, TOKEN, budget, name="one", public_url=real.url, timeout_s=3.0)
         yield World(http, budget, None, real)
         await http.remove()
     finally:
@@ -336,7 +262,8 @@ class Fake:
                 said = self.says.pop(0) if self.says else b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
                 if said is None:
                     break
-                for piece in (said[index : index + 7] for index in range(0, len(said), 7)):
+                size = max(7, len(said) // 100)
+                for piece in (said[index : index + size] for index in range(0, len(said), size)):
                     writer.write(piece)
                     await writer.drain()
                     await asyncio.sleep(0)
@@ -349,7 +276,7 @@ async def fake() -> AsyncIterator[tuple[Fake, HTTPCanary, Budget]]:
     server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
     budget = plenty(breaker_failures=1000)
     canary = HTTPCanary(
-        f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", TOKEN, budget, name="x", timeout_s=0.3
+        f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", TOKEN, budget, name="x", timeout_s=20.0
     )
     yield fake, canary, budget
     await canary.remove()
@@ -440,7 +367,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_the_nex
 async def test_names_of_canaries_are_quoted(fake):
     server, _, budget = fake
     port = fake[1]._port
-    canary = HTTPCanary(f"http://127.0.0.1:{port}/below/", TOKEN, budget, name="a b/é?#", timeout_s=0.3)
+    canary = HTTPCanary(f"http://127.0.0.1:{port}/below/", TOKEN, budget, name="a b/é?#", timeout_s=20.0)
     await canary.plant()
     assert server.asked[-1].startswith(b"POST /below/api/routes/hubguard-canary/a%20b/%C3%A9%3F%23 HTTP/1.1\r\n")
     await canary.remove()

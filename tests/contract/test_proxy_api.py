@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import os
-import signal
-import subprocess
-import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from urllib.parse import quote
 
@@ -19,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
+from real_proxy import COMMANDS, TOKEN, RealProxy
 from virtual_time import VirtualClock
 from yarl import URL
 
@@ -40,70 +36,12 @@ from hubguard.errors import (
 from hubguard.model import Route
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import AWKWARD_NAMES, Population, SeededServer
-from hubguard.testbed.processes import end, find_proxy_command, free_ports, listens
 
-TOKEN = "5f0e3c9ab7d24611-never-to-be-seen"
 NAMES = (*AWKWARD_NAMES, "plain", "UPPER", "%41", "a+b c", "__proto__", "constructor")
-
-
-def python_proxy_command() -> list[str]:
-    """The proxy from PyPI, by import: its command has the name of Node's. HUBGUARD_TEST_PROXY_PYTHON may have it instead."""
-    python = os.environ.get("HUBGUARD_TEST_PROXY_PYTHON")
-    if python is None and importlib.util.find_spec("configurable_http_proxy") is None:
-        pytest.skip(
-            "PyPI's configurable-http-proxy isn't here; name a Python that has it in HUBGUARD_TEST_PROXY_PYTHON"
-        )
-    return [python or sys.executable, "-c", "from configurable_http_proxy.cli import main; main()"]
-
-
-COMMANDS: dict[str, Callable[[], list[str]]] = {"node": find_proxy_command, "python": python_proxy_command}
 
 
 def plenty(**more) -> Budget:
     return Budget(**{"rate": 1000.0, "burst": 1000, "concurrency": 10, **more})
-
-
-class RealProxy:
-    """A proxy of ours with a little server behind it, driven as the hub and its users drive it."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-        self.port, self._api_port = free_ports(2)
-        self.api_url = f"http://127.0.0.1:{self._api_port}"
-
-    async def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                *self._command,
-                *("--ip", "127.0.0.1", "--port", str(self.port)),
-                *("--api-ip", "127.0.0.1", "--api-port", str(self._api_port)),
-            ],
-            env={**os.environ, "CONFIGPROXY_AUTH_TOKEN": TOKEN},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-        async def up() -> bool:
-            assert self._process.poll() is None, "the proxy ended while starting"
-            return listens(self.port) and listens(self._api_port)
-
-        await until(up)
-
-    async def end(self) -> None:
-        await end(self._process, 3.0)
-        self._process = None
-
-    async def kill(self) -> None:
-        await end(self._process, 0)
-        self._process = None
-
-    def freeze(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
 
 
 async def answer_ok(request: web.Request) -> web.Response:
