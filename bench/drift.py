@@ -30,15 +30,17 @@ LOOKS = 7
 
 @dataclass(frozen=True)
 class Cost:
-    """``look_s`` is the median and ``slowest_s`` the slowest of seven looks; ``raised`` is how much drift they raised.
+    """``look_s`` is the median and ``slowest_s`` the slowest of seven looks, ``cpu_s`` the median of the processor's time.
 
-    ``peak_mb`` is the most memory that the process had, ``before_mb`` before the first look.
+    ``raised`` is how much drift they raised. ``peak_mb`` is the most memory that the process had, ``before_mb`` the same
+    before the first look.
     """
 
     case: str
     servers: int
     look_s: float
     slowest_s: float
+    cpu_s: float
     before_mb: float
     peak_mb: float
     raised: int
@@ -90,20 +92,22 @@ def world(servers: int, case: str, look: int) -> World:
 def classify(servers: int, case: str) -> Cost:
     """What looks at that many cost, in this very process."""
     before: tuple[Drift, ...] = ()
-    took_s = []
+    took_s, cpu_s = [], []
     memory_mb = 0.0
     for look in range(LOOKS):
         seen = world(servers, case, look)
         gc.collect()
         memory_mb = memory_mb or _peak_mb()
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         suspects(seen)
         before, _ = follow(before, seen, POLICY)
         narrowed(seen)
         plan_repairs((drift for drift in before if drift.raised_at), seen.at)
         took_s.append(time.perf_counter() - began_s)
+        cpu_s.append(time.process_time() - began_cpu_s)
     raised = sum(drift.raised_at is not None for drift in before)
-    return Cost(case, servers, statistics.median(took_s), max(took_s), memory_mb, _peak_mb(), raised)
+    median = statistics.median
+    return Cost(case, servers, median(took_s), max(took_s), median(cpu_s), memory_mb, _peak_mb(), raised)
 
 
 def costs(servers: int) -> Iterator[Cost]:
@@ -127,12 +131,13 @@ def main() -> None:
         print(json.dumps([asdict(cost) for cost in costs(asked.servers)], indent=2))
         return
     print(
-        f"{'':12} {'servers':>8} {'a look (s)':>11} {'slowest (s)':>12} {'before (MB)':>12} {'peak (MB)':>10} {'raised':>7}"
+        f"{'':12} {'servers':>8} {'a look (s)':>11} {'slowest (s)':>12} {'CPU (s)':>8} {'before (MB)':>12} {'peak (MB)':>10}"
+        f" {'raised':>7}"
     )
     for cost in costs(asked.servers):
         print(
-            f"{cost.case:12} {cost.servers:8,} {cost.look_s:11.3f} {cost.slowest_s:12.3f} {cost.before_mb:12.0f}"
-            f" {cost.peak_mb:10.0f} {cost.raised:7,}"
+            f"{cost.case:12} {cost.servers:8,} {cost.look_s:11.3f} {cost.slowest_s:12.3f} {cost.cpu_s:8.3f}"
+            f" {cost.before_mb:12.0f} {cost.peak_mb:10.0f} {cost.raised:7,}"
         )
 
 
