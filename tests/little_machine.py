@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import subprocess
 from datetime import datetime, timezone
@@ -12,8 +13,9 @@ from urllib.parse import quote
 from hubguard.clients.backends.port import Expected
 from hubguard.testbed.spawner import Little, launch
 
-API = "http://127.0.0.1:18081/hub/api"
-ANOTHER_API = "http://127.0.0.1:18082/hub/api"
+# Of this run of the tests alone: another's, beside it on this machine, are another hub's.
+API = f"http://127.0.0.1:18081/{secrets.token_hex(8)}/hub/api"
+ANOTHER_API = f"http://127.0.0.1:18081/{secrets.token_hex(8)}/hub/api"
 
 
 def told(user: str, server: str = "", *, port: int = 1, api_url: str = API) -> dict[str, str]:

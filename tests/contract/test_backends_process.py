@@ -77,6 +77,9 @@ def run() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], int]]]:
 
     yield start
     for running, number in started:
+        if running.poll() is None:
+            for child in psutil.Process(running.pid).children(recursive=True):
+                child.kill()
         running.kill()
         running.wait()
         running.stdout.close()
@@ -203,8 +206,13 @@ async def test_a_number_that_another_process_has_by_now_is_not_the_server(backen
     anybody, _ = run(WAITS, {"PATH": "/bin"})
     bobs = await machine.start("bob")
     theirs = await machine.start("ann", api_url=ANOTHER_API)
-    for pid in (anybody.pid, bobs.state["pid"], theirs.state["pid"]):
-        expected = Expected("ann", "", long_ago, "http://127.0.0.1:9", {"pid": pid})
+    for pid, started in (
+        (anybody.pid, long_ago),
+        (bobs.state["pid"], long_ago),
+        (bobs.state["pid"], bobs.started),
+        (theirs.state["pid"], long_ago),
+    ):
+        expected = Expected("ann", "", started, "http://127.0.0.1:9", {"pid": pid})
         (backend,) = of(await look(backends, expected), "ann")
         assert backend.alive is False
         assert "another process" in backend.detail
@@ -233,6 +241,21 @@ async def test_without_proof_it_is_told_by_its_start_or_by_where_it_listens_and_
     assert runs(listener.pid)
     unknown = Expected("ann", "", None, None, {"pid": bare.pid})
     assert of(await look(backends, unknown), "ann")[0].alive is None
+
+
+async def test_one_of_an_earlier_run_does_not_hide_that_the_one_the_hub_names_is_gone(backends, machine) -> None:
+    earlier = await machine.start("ann")
+    now = await machine.start("ann")
+    found = of(await look(backends, now), "ann")
+    assert [(backend.alive, bool(backend.proof)) for backend in found] == [(True, True), (True, True)]
+    machine.of("ann")[1][0].send(signal.SIGKILL)
+    machine.of("ann")[1][1].wait()
+    for looker in (backends, ProcessBackends(Place(API))):
+        found = of(await look(looker, now), "ann")
+        assert {backend.name: backend.alive for backend in found} == {
+            f"pid {earlier.state['pid']}": True,
+            f"pid {now.state['pid']}": False,
+        }
 
 
 @pytest.mark.parametrize("state", [None, {}, {"pid": 0}, {"pid": "12"}, {"pid": -1}, {"pod_name": "x"}])

@@ -125,7 +125,9 @@ class ProcessBackends:
         self._read(pids)
         listeners = _Listeners()
         named = {pid: one for one in expected if (pid := _pid(one)) is not None}
-        found = [self._backend(known) for known in self._servers(named, listeners)]
+        servers, ours = self._servers(named, listeners)
+        found = [self._backend(known) for known in servers]
+        # One of an earlier run may live while the one that the hub names is gone.
         told = {backend.key for backend in found}
         self._here = self._here or any(known.told for known in self._known.values())
         # With /proc mounted hidepid, only one's own processes are listed.
@@ -134,13 +136,13 @@ class ProcessBackends:
         missing = [
             self._missing(one, listeners, hidden=hidden, unread=unread)
             for one in expected
-            if (one.user, one.server) not in told
+            if (one.user, one.server) not in told or ((pid := _pid(one)) is not None and pid not in ours)
         ]
         self._whole = self._here and not unread
         if not self._whole:
             # One for each: the one that the hub names, where there are several.
             found.sort(key=lambda backend: int(backend.id.partition(":")[0]) in named)
-            wanted = {(one.user, one.server) for one in expected}
+            wanted = {(one.user, one.server) for one in expected} - {backend.key for backend in missing}
             found = list({backend.key: backend for backend in found if backend.key in wanted}.values())
         return tuple(sorted([*found, *missing], key=lambda backend: (*backend.key, backend.id)))
 
@@ -174,8 +176,11 @@ class ProcessBackends:
         known.claim = _claim(environment)
         known.told = "JUPYTERHUB_USER" in environment and _api_url(environment) == self._api_url
 
-    def _servers(self, named: Mapping[int, Expected], listeners: _Listeners) -> list[_Known]:
-        """Of the processes that carry this hub's proof, those that are servers: named as such by the hub, or listening."""
+    def _servers(self, named: Mapping[int, Expected], listeners: _Listeners) -> tuple[list[_Known], set[int]]:
+        """Of the processes that carry this hub's proof, those that are servers: named as such by the hub, or listening.
+
+        And the numbers of all that carry it.
+        """
         ours: dict[int, tuple[_Known, _Claim, int]] = {}
         for pid, known in self._known.items():
             if known.claim is not None and known.claim.api_url == self._api_url:
@@ -197,7 +202,7 @@ class ProcessBackends:
                 # A shell may have started it (LocalProcessSpawner.shell_cmd): it is the shell that is the server, then.
                 ours[top(pid)][0].serves = True
         tops = {top(pid) for pid, (known, _, _) in ours.items() if known.serves}
-        return [known for pid, (known, _, _) in ours.items() if pid in tops]
+        return [known for pid, (known, _, _) in ours.items() if pid in tops], set(ours)
 
     def _backend(self, known: _Known) -> Backend:
         assert known.claim is not None
