@@ -126,7 +126,7 @@ class RepairsPage(Page):
 
     def get(self) -> None:
         """The plan. Nothing is done yet."""
-        self._show_plan(self.get_query_arguments("id"), self.get_query_arguments("kind"))
+        self._show_plan(self.get_query_arguments("drift"), self.get_query_arguments("kind"))
 
     async def post(self) -> None:
         """It is under way, and the Drift page shows what comes of it; else the plan once more, with what is wrong."""
@@ -144,7 +144,7 @@ class RepairsPage(Page):
             raise
         except HubGuardError as error:
             self.set_status(409)
-            self._show_plan(self.get_body_arguments("id"), self.get_body_arguments("kind"), str(error), why)
+            self._show_plan(self.get_body_arguments("drift"), self.get_body_arguments("kind"), str(error), why)
             return
         self.redirect(self.here("drift", asked=str(len(made.repairs))), status=303)
 

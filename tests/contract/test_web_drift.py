@@ -303,7 +303,7 @@ async def test_a_reader_sees_no_way_to_repair_and_the_actor_does(site: Site) -> 
 
 async def test_a_plan_is_shown_counted_and_carried_out(site: Site) -> None:
     ids = [one.id for one in one_of_each() if one.user in {"bea", "eve"}]
-    path = f"repairs?id={ids[0]}&id={ids[1]}"
+    path = f"repairs?drift={ids[0]}&drift={ids[1]}"
     fields = await form_of(site, path)
     assert site.guard.asked == []
     answer = await site.ask("repairs", method="POST", login="actor", body={**fields, "count": " 2 ", "why": "drill"})
@@ -317,10 +317,10 @@ async def test_a_plan_is_shown_counted_and_carried_out(site: Site) -> None:
 @pytest.mark.parametrize("count", ["", "two", "1", "-2", "2e0", "9" * 30, "٢"])
 async def test_a_wrong_count_shows_the_plan_again_and_keeps_what_was_typed(site: Site, count: str) -> None:
     ids = [one.id for one in one_of_each() if one.user in {"bea", "eve"}]
-    fields = await form_of(site, f"repairs?id={ids[0]}&id={ids[1]}")
-    # More than one id: aiohttp takes only one value a name from a dict.
+    fields = await form_of(site, f"repairs?drift={ids[0]}&drift={ids[1]}")
+    # More than one difference: aiohttp takes only one value a name from a dict.
     body = "&".join(f"{k}={quote(v)}" for k, v in [*fields.items(), ("count", count), ("why", "dr<ll")])
-    body += "".join(f"&id={one}" for one in ids)
+    body += "".join(f"&drift={one}" for one in ids)
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = await site.ask("repairs", method="POST", login="actor", body=body, headers=headers)
     assert answer.status == 409
@@ -360,14 +360,14 @@ async def test_a_journal_that_fails_is_a_503_and_no_question(site: Site) -> None
     assert (answer.status, "can&#39;t be written" in answer.text) == (503, True)
 
 
-@pytest.mark.parametrize("query", ["", "?kind=odd", "?id=" + "&id=".join(str(i) for i in range(101))])
+@pytest.mark.parametrize("query", ["", "?kind=odd", "?drift=" + "&drift=".join(str(i) for i in range(101))])
 async def test_a_selection_that_no_page_made_is_refused(site: Site, query: str) -> None:
     assert (await site.ask(f"repairs{query}", "actor")).status == 400
 
 
 async def test_what_cannot_be_repaired_is_said_with_the_reason(site: Site) -> None:
     suspected = drift_of(DriftKind.SERVER_DEAD, "kim", raised_at=None).id
-    page = await site.ask(f"repairs?id={suspected}", "actor")
+    page = await site.ask(f"repairs?drift={suspected}", "actor")
     assert (page.status, "no raised drift" in page.text) == (200, True)
     assert "<form" not in page.text
 
