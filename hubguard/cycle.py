@@ -307,7 +307,7 @@ class Cycles:
         """
         seen = {server.key: server for server in snapshot.servers}
         for intent in open_intents:
-            if intent.action in SETTLED_BY_DRIFT:
+            if intent.action in SETTLED_BY_DRIFT or intent.id in self.under_way():
                 continue
             if intent.action == ActionKind.DELETE_USER.value:
                 outcome = await self._what_became_of_user(intent)

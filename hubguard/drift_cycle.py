@@ -182,7 +182,9 @@ class DriftCycles:
         if world.servers is None:
             raise HubGuardError("What is there now can't be told: the hub doesn't list its servers.")
         once = replace(self._policy, sightings=1, for_s=0.0, clear_after=1)
-        return decide.follow((), world, once)[0]
+        # For how long something has been pending, one look can't tell.
+        pending = [drift for drift in self._drifts if drift.kind is DriftKind.PENDING_STUCK]
+        return decide.follow(pending, world, once)[0]
 
     def tell_outlived(self, user: str, server: str, detail: str) -> None:
         """See GuardPort."""
