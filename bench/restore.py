@@ -174,6 +174,7 @@ async def bench(arguments: argparse.Namespace) -> int:
                 pairs.append((await by_hand(world), await guarded(world)))
         found += [one for pair in pairs for one in pair]
         goals += _goals(servers, pairs)
+        _say(_table(found))
         for interval_s in arguments.intervals:
             _say(f"{servers} servers, the hub alone with a check every {interval_s:g} s")
             async with _world(servers, interval_s) as world:

@@ -364,6 +364,23 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_the_nex
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_whoever_is_cancelled_just_as_the_answer_comes_is_cancelled(fake, turns):
+    server, canary, _ = fake
+    await canary.plant()
+    server.says = [b""]
+    asking = asyncio.ensure_future(canary.check())
+    while canary._wire._answer is None:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    canary._wire._answer.set_result((404, b""))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if asking.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+
 async def test_names_of_canaries_are_quoted(fake):
     server, _, budget = fake
     port = fake[1]._port
