@@ -55,7 +55,8 @@ class DriftPage(Page):
             "pages": pages,
             "repairs_shown": REPAIRS_SHOWN,
         }
-        asked = whole(self.asked("asked")) if self.asked("asked") else 0
+        said = self.asked("asked")
+        asked = whole(said) if said.isascii() and said.isdigit() else 0
         await self.show("drift", live, q=q, kind=kind, state=state, kinds=drift.KIND_WORDS, asked=asked)
 
 

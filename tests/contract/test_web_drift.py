@@ -314,6 +314,11 @@ async def test_a_plan_is_shown_counted_and_carried_out(site: Site) -> None:
     assert "under way" in page
 
 
+@pytest.mark.parametrize("said", ["", "x", "-1", "0", "\N{SUPERSCRIPT TWO}", "<b>"])
+async def test_no_odd_address_makes_the_page_say_that_somebody_asked_for_repairs(site: Site, said: str) -> None:
+    assert "You asked for" not in (await site.ask(f"drift?asked={quote(said)}", "reader")).text
+
+
 @pytest.mark.parametrize("count", ["", "two", "1", "-2", "2e0", "9" * 30, "٢"])
 async def test_a_wrong_count_shows_the_plan_again_and_keeps_what_was_typed(site: Site, count: str) -> None:
     ids = [one.id for one in one_of_each() if one.user in {"bea", "eve"}]
