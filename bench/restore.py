@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import time
@@ -267,6 +268,8 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.servers = [300] if arguments.quick else arguments.servers or list(SIZES)
     arguments.intervals = [] if arguments.quick else [60.0, 300.0] if arguments.full else [60.0]
+    # Told to end, it ends all that it has started, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return asyncio.run(bench(arguments))
     except HubGuardError as error:
