@@ -196,7 +196,15 @@ def make_guard(
     clock = SystemClock()
     world = None
     if drift:
-        world = WorldObserver(hub, clock, database=database, proxy=proxy, backends=backends, base_url=place.base_url)
+        world = WorldObserver(
+            hub,
+            clock,
+            database=database,
+            proxy=proxy,
+            backends=backends,
+            base_url=place.base_url,
+            subdomains=bool(place.registration.get("hub", {}).get("subdomain_host")),
+        )
     return Guard(
         settings,
         hub,
@@ -252,7 +260,9 @@ async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIter
         try:
             proxy = HTTPProxyAPI(api_url, token, budget)
             if settings.drift.watch_proxy:
-                name, public_url = secrets.token_hex(4), told.get("proxy", {}).get("public_url")
+                # The same after a restart, so that one that was left behind isn't joined by another each time.
+                name = hashlib.sha256(place.api_url.encode()).hexdigest()[:12]
+                public_url = told.get("proxy", {}).get("public_url")
                 canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None)
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)

@@ -173,6 +173,8 @@ class Guard:
             await self._end()
 
     async def _end(self) -> None:
+        if self._drifts is not None:
+            await self._drifts.close()
         if self._keeper is not None:
             await self._keeper.give_up()
         if self._books is not None:
@@ -283,12 +285,25 @@ class Guard:
             await self._clock.sleep(wait_s)
 
     async def _run_watch(self) -> None:
+        """One guard of a hub watches its proxy, the one that holds the lease: they have one canary between them."""
         while self._watch is not None:
-            try:
-                await self._watch.run()
-            except Exception:
-                log.exception("The proxy watch ended in a defect of HubGuard; it begins anew in a while")
-                await self._clock.sleep(REOPEN_S)
+            if self._holds_lease():
+                await self._watch_while_holding(self._watch)
+            await self._clock.sleep(BEFORE_FIRST_S)
+
+    async def _watch_while_holding(self, watch: ProxyWatch) -> None:
+        watching = asyncio.ensure_future(watch.run())
+        try:
+            while self._holds_lease() and not watching.done():
+                await self._clock.sleep(BEFORE_FIRST_S)
+        finally:
+            watching.cancel()
+            (ended,) = await asyncio.gather(watching, return_exceptions=True)
+        if isinstance(ended, Exception):
+            log.error("The proxy watch ended in a defect of HubGuard; it begins anew", exc_info=ended)
+
+    def _holds_lease(self) -> bool:
+        return self._keeper is not None and self._keeper.lease is not None
 
     def _watch_status(self) -> ProxyWatchStatus:
         return ProxyWatchStatus() if self._watch is None else self._watch.status
@@ -313,7 +328,7 @@ class Guard:
         books = self._usable_books()
         await drifts.look(books, keeper)
         if self._armed() and not self._stance.held:
-            await drifts.repair_by_itself(books, keeper, armed=self._armed_by_settings())
+            drifts.repair_by_itself(books, keeper, armed=self._armed_by_settings())
 
     # -- one cycle ------------------------------------------------------------------------------------------------
 

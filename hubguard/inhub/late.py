@@ -25,7 +25,10 @@ from hubguard.inhub.stop_hook import watch_stops
 CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
 """How a command that runs an idle culler is recognised: z2jh's, TLJH's, the project's own, and the one before it."""
 
-PASSED_ON = ("HUBGUARD_", "CONFIGPROXY_", "JUPYTERHUB_REQUEST_TIMEOUT")
+PASSED_ON = (
+    *("HUBGUARD_", "CONFIGPROXY_", "JUPYTERHUB_REQUEST_TIMEOUT"),
+    *("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "KUBERNETES_SERVICE_"),
+)
 
 HUBS_OWN = "hub"
 """What HubGuard.hub_db_url says for the database that the hub's own config names."""

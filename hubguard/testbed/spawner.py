@@ -267,6 +267,7 @@ class LittleSpawner(Spawner):
             await self._end(self._little)
             return
         self._sharers.discard(self._key)
+        self._little = None  # the endpoint may go on for others; this server doesn't
         endpoint = LittleSpawner._endpoint
         if endpoint is not None and not self._sharers:
             LittleSpawner._endpoint = None
