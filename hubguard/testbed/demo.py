@@ -164,6 +164,7 @@ class Check:
         await self._left(stopped)
         await self._api()
         await self._journal(stopped)
+        await self._drift()
         await self._pages()
         print("All is as it should be." if self.fine else "Something isn't as it should be; see above.", flush=True)
         return self.fine
@@ -240,10 +241,16 @@ class Check:
         answered = {entry["refers_to"] for entry in outcomes}
         self.saw(all(entry["id"] in answered for entry in intents), "every intent in it has an outcome")
 
+    async def _drift(self) -> None:
+        shown = await self._get("api/v1/drift?state=raised")
+        if shown is not None:
+            kinds = ", ".join(sorted({str(drift["kind"]) for drift in _items(shown)})) or "no drift"
+            self.saw(not _items(shown), f"hub, proxy and backends agree: HubGuard has raised {kinds}")
+
     async def _pages(self) -> None:
         async with aiohttp.ClientSession() as session:
             await self.hub.login(session)
-            for page, words in (("", "HubGuard"), ("servers", WORKING[0]), ("journal", IDLE[0])):
+            for page, words in (("", "HubGuard"), ("servers", WORKING[0]), ("drift", "agree"), ("journal", IDLE[0])):
                 async with session.get(f"{self.hub.url}services/hubguard/{page}") as answer:
                     text = await answer.text()
                     self.saw(
