@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.act.repair import Repairer
@@ -32,18 +32,27 @@ from hubguard.drift import (
     WatchState,
     World,
 )
-from hubguard.errors import HubGuardError, JournalError
+from hubguard.errors import HubGuardError, JournalError, Unrecordable
 from hubguard.limits import backoff_s
-from hubguard.model import Action, ActionKind, DriftKind, FindingKind, Outcome, OutcomeKind, Snapshot
+from hubguard.model import Action, ActionKind, DriftKind, FindingKind, Outcome, OutcomeKind, Snapshot, Source
 from hubguard.observe.world import WorldObserver
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DRIFT = "drift"
 """Under this name the journal keeps what has been seen so far."""
 
 REMEMBERED = 1000
-"""So many drifts at most, and as many ghosts, are remembered over a restart."""
+"""So many drifts at most, and as many ghosts and outlived backends, are remembered over a restart."""
+
+REMEMBER_EVERY_S = 60.0
+"""What is only suspected comes and goes with each look on a busy hub: what changed there is written down so often. What is
+raised or ends is written down at once; that a count has moved is no reason to write at all."""
+
+WORDS = 200
+"""So many characters of what was expected, and of what was seen, are remembered over a restart."""
 
 CLEARED_FOR_S = 3600.0
 """For so long what is over is still told of."""
@@ -60,8 +69,21 @@ SOONEST_S = 5.0
 
 TOO_MANY = 10
 TOO_LARGE_A_SHARE = 0.2
-"""When so many servers, and this share of them, seem to have lost their backend at once, it is rather the backends' API that
-is wrong: nothing is done about them by itself."""
+"""When more servers, and more than this share of them, seem to have lost their backend, it is rather the backends' API that
+is wrong: nothing is done about them by itself. Those that are only suspected count, too: they are of the same word."""
+
+GONE_KINDS = frozenset({DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST})
+"""Two words for one thing that is seen: no backend."""
+
+OVERTIME_S = 600.0
+"""Repairs that are still under way so long after their plan has expired hang, and are given up."""
+
+ENDS_S = 1.0
+"""What is cancelled has ended by then, or never will."""
+
+NOT_KNOWN = Outcome(
+    OutcomeKind.UNVERIFIED, "HubGuard ended before it knew; what was begun is in the journal, and the next looks tell"
+)
 
 OUTLIVED_FOR_S = 86400.0
 """A hub's word that a backend outlived its server counts for a day, unless a look has shown it gone before."""
@@ -110,8 +132,9 @@ class DriftCycles:
         )
         self._kinds = frozenset(map(DriftKind, settings.drift.repair))
         self._looking = asyncio.Lock()
-        self._repairing = asyncio.Lock()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._untold: list[tuple[str, datetime, Drift]] = []
+        self._next_look_at: datetime | None = None
         self._begun = False
         self._drifts: tuple[Drift, ...] = ()
         self._cleared: tuple[Drift, ...] = ()
@@ -123,7 +146,8 @@ class DriftCycles:
         self._repairer: Repairer | None = None
         self._restoring: frozenset[int] = frozenset()
         self._table: dict[str, Key | None] = {}
-        self._remembered: dict[str, Any] | None = None
+        self._remembered: tuple[Any, Any] | None = None
+        self._remembered_at_s = float("-inf")
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -133,14 +157,23 @@ class DriftCycles:
 
     @property
     def next_in_s(self) -> float:
-        """Seconds until the next look: sooner while something is suspected, or was raised and isn't cleared yet."""
+        """Seconds until the next look: sooner while something is suspected, under repair, or raised and not seen now.
+
+        Not for what is pending, which takes minutes to be drift; nor while the hub doesn't answer: nothing would be decided.
+        """
         every_s = self._settings.drift.every_s
-        if any(drift.raised_at is None or drift.missed for drift in self._drifts):
-            every_s = max(SOONEST_S, every_s / SOON)
+        of_hub = self.report.world.reading(Source.HUB_API) if self.report is not None else None
+        undecided = bool(self._under_way) or any(
+            drift.missed or (drift.raised_at is None and drift.kind is not DriftKind.PENDING_STUCK)
+            for drift in self._drifts
+        )
+        if undecided and of_hub is not None and of_hub.complete:
+            every_s = min(every_s, max(SOONEST_S, every_s / SOON))
         return every_s * (0.9 + 0.2 * self._chance())
 
     def looks_next(self, at: datetime) -> None:
         """The report tells when the next look will be."""
+        self._next_look_at = at
         if self.report is not None:
             self.report = replace(self.report, next_look_at=at)
 
@@ -155,17 +188,23 @@ class DriftCycles:
             if not self._begun:
                 await self._begin(books)
             await self._settle_what_was_left(books, keeper)
-            world = self._with_what_we_know(
-                await self._observer.look(self._recent(), (key for drift in self._drifts if (key := _server(drift))))
-            )
+            world = self._with_what_we_know(await self._observer.look(self._recent(), self._to_be_asked_for()))
             before = {drift.key: drift for drift in self._drifts}
             self._drifts, ended = decide.follow(self._drifts, world, self._policy)
             self._keep_table(world)
-            await self._tell(books, world.at, before, ended)
+            self._note(world.at, before, ended)
             self._forget(world)
-            await self._remember(books, world.at)
             self.report = self._reported(world)
+            # Last: whatever becomes of the journal, what was seen is told.
+            await self._tell(books)
+            await self._remember(books, world.at)
             return self.report
+
+    async def close(self) -> None:
+        """What is being repaired is left as it is: its intents stay open, and the next look of any guard settles them."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def look_at(self, keys: Sequence[Key]) -> tuple[Drift, ...]:
         """The differences there are now, as far as they concern these servers, or all routes where none are named.
@@ -173,7 +212,9 @@ class DriftCycles:
         What was seen before doesn't count: each stands for what is there at this moment. Raises HubGuardError where a source
         that told something at the last look doesn't now.
         """
-        world = self._with_what_we_know(await self._observer.look(self._recent(), keys, only=bool(keys)))
+        world = self._with_what_we_know(
+            await self._observer.look(self._recent(), keys, only=bool(keys), routes_only=not keys)
+        )
         known = self.report.world if self.report is not None else world
         for reading in world.readings:
             before = known.reading(reading.source)
@@ -208,11 +249,22 @@ class DriftCycles:
         }
 
     def _keep_table(self, world: World) -> None:
-        if world.routes is None or self._watch().state not in (WatchState.FINE, WatchState.OFF):
+        servers = world.servers
+        if servers is None or world.routes is None or self._watch().state not in (WatchState.FINE, WatchState.OFF):
             return
-        ours = {world.base_url.rstrip("/") or "/", *(world.prefixes or {}).values()}
-        ours = {path.rstrip("/") or "/" for path in ours}
-        self._table = {path: route.key for path, route in world.routes.items() if route.key is not None or path in ours}
+        ours = {_path(world.base_url), *map(_path, (world.prefixes or {}).values())}
+        there = {path: route.key for path, route in world.routes.items() if route.key is not None or path in ours}
+        routed = set(there.values())
+        # What is missing belongs there all the same: this may be a table that was lost before the watch could tell.
+        for path, key in self._table.items():
+            belongs = path in ours if key is None else key not in routed and key in servers and servers[key].ready
+            if belongs:
+                there.setdefault(path, key)
+        self._table = there
+
+    def _to_be_asked_for(self) -> set[Key]:
+        """The servers of which the hub's word matters, whatever the other sources say."""
+        return {key for drift in self._drifts if (key := _server(drift)) is not None} | self._outlived.keys()
 
     def _recent(self) -> Snapshot | None:
         last = self._cycles.last
@@ -230,30 +282,48 @@ class DriftCycles:
     def _reported(self, world: World) -> DriftReport:
         return DriftReport(
             world=world,
-            drifts=self._drifts,
+            drifts=decide.shown(self._drifts),
             narrowed=decide.narrowed(world),
             repaired=self._repaired,
             cleared=self._cleared,
+            next_look_at=self._next_look_at,
         )
 
-    async def _tell(self, books: Books, now: datetime, before: Mapping[Any, Drift], ended: tuple[Drift, ...]) -> None:
-        """The journal has what was raised and what is over since the last look."""
+    def _note(self, now: datetime, before: Mapping[Any, Drift], ended: tuple[Drift, ...]) -> None:
+        """What was raised and what is over since the last look is to be told."""
         raised = [one for one in self._drifts if one.raised_at is not None and _was_not_raised(before.get(one.key))]
         over = [one for one in ended if one.raised_at is not None]
-        for event, drifts in (("finding", raised), ("cleared", over)):
-            for drift in drifts[:NEWS]:
-                with contextlib.suppress(JournalError):
-                    await books.call(
-                        books.journal.note, event, "hubguard", 0, now, in_a_line(drift),
-                        user=drift.user, server=drift.server,
-                    )  # fmt: skip
+        self._untold += [("finding", now, one) for one in raised] + [("cleared", now, one) for one in over]
         horizon = now - timedelta(seconds=CLEARED_FOR_S)
         self._cleared = tuple(one for one in (*over, *self._cleared) if one.seen_at > horizon)[:REMEMBERED]
+
+    async def _tell(self, books: Books) -> None:
+        """The journal has what is to be told: the first of each look one by one, and how many more there were.
+
+        What it doesn't take now it gets with the next look.
+        """
+        while self._untold:
+            event, at, _ = self._untold[0]
+            together = [drift for other, then, drift in self._untold if (other, then) == (event, at)]
+            try:
+                for drift in together[:NEWS]:
+                    await _told(books, event, at, drift)
+                    self._untold.remove((event, at, drift))
+                if rest := [one.kind.value for one in together[NEWS:]]:
+                    counts = ", ".join(f"{rest.count(kind):,} {kind}" for kind in sorted(set(rest)))
+                    await books.call(books.journal.note, event, "hubguard", 0, at, f"and more at once: {counts}")
+            except JournalError as error:
+                log.warning("The journal doesn't tell yet of %d drifts: %s", len(self._untold), error)
+                del self._untold[:-REMEMBERED]
+                return
+            self._untold = [one for one in self._untold if one[:2] != (event, at)]
 
     def _forget(self, world: World) -> None:
         """What can't matter any more isn't kept: ghosts of runs that are over, and what outlived its server long ago."""
         horizon = world.at - timedelta(seconds=OUTLIVED_FOR_S)
-        self._outlived = {key: told for key, told in self._outlived.items() if told[0] > horizon}
+        self._outlived = {
+            key: told for key, told in self._outlived.items() if told[0] > horizon and not _is_gone(world, key, told[0])
+        }
         if world.servers is not None:
             runs = {server.run for server in world.servers.values()}
             keys = {(drift.user, drift.server) for drift in self._drifts}
@@ -276,13 +346,15 @@ class DriftCycles:
                 raise HubGuardError(f"{in_a_line(drift)}: that is only suspected so far. Wait for the next looks.")
             if drift.kind not in REMEDIES:
                 raise HubGuardError(f"{drift.kind.value} is only reported: HubGuard has no repair for it.")
+            if decide.remedy(drift) is None:
+                raise HubGuardError(f"{in_a_line(drift)}: HubGuard can't repair this one. {_why_not(drift)}")
         for kind in kinds:
             if kind not in REMEDIES:
                 raise HubGuardError(f"{kind.value} is only reported: HubGuard has no repair for it.")
         wanted = [drift for drift in self._drifts if drift.raised_at and (drift.id in ids or drift.kind in kinds)]
         plan = decide.plan_repairs(wanted, self._clock.now())
         if not plan.repairs:
-            raise HubGuardError("There is nothing to repair: no such drift has been raised.")
+            raise HubGuardError("There is nothing to repair: no such drift has been raised that HubGuard can repair.")
         self._plans.pop(plan.digest, None)
         self._plans[plan.digest] = plan
         while len(self._plans) > PLANS:
@@ -298,14 +370,10 @@ class DriftCycles:
             raise HubGuardError("There is no such plan (any more): it has expired, or was never made. Make it again.")
         if count != len(plan.repairs):
             raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
-        if self._repairing.locked():
+        if self._under_way:
             raise HubGuardError("Other repairs are under way. Nothing was done; try again when they are through.")
         del self._plans[digest]
-        task = asyncio.get_running_loop().create_task(
-            self._carry_out(books, keeper, plan, actor, why, asked=True, armed=armed)
-        )
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._begin_repairs(books, keeper, plan, actor, why, asked=True, armed=armed)
         return plan
 
     def only_routes(self, digest: str) -> bool:
@@ -313,35 +381,60 @@ class DriftCycles:
         plan = self._plans.get(digest)
         return plan is not None and all(repair.action.kind is ActionKind.CHECK_ROUTES for repair in plan.repairs)
 
-    async def repair_by_itself(self, books: Books, keeper: LeaseKeeper, *, armed: bool | None) -> None:
-        """What the policy wants repaired without being asked is repaired, as far as it isn't backing off."""
+    def repair_by_itself(self, books: Books, keeper: LeaseKeeper, *, armed: bool | None) -> None:
+        """What the policy wants repaired without being asked is begun to be repaired, as far as it isn't backing off."""
+        if self._under_way or keeper.lease is None:
+            return
+        if self._watch().state in (WatchState.GONE, WatchState.HANGS, WatchState.WIPED):
+            # The watch has the hub fill the table as soon as the proxy answers. Before, the hub could only wait for it, and a
+            # server that is stopped without its proxy becomes a ghost (5.5, 6.1).
+            return
         now = self._clock.now()
-        due = [
+        ours = [
             drift
             for drift in self._drifts
-            if drift.raised_at is not None
-            and drift.kind in self._kinds
-            and drift.missed == 0
-            and not (drift.id in self._failed and now < self._failed[drift.id].next_at)
-            and not (drift.kind not in ROUTE_KINDS and self._looks_like_a_lie(drift.kind))
+            if drift.raised_at is not None and drift.kind in self._kinds and drift.missed == 0
         ]
-        if self._watch().state in (WatchState.GONE, WatchState.HANGS, WatchState.WIPED):
-            # The watch has the hub fill the table as soon as the proxy answers; before, the hub could only wait for it.
-            due = [drift for drift in due if drift.kind not in ROUTE_KINDS]
-        if self._cycles.brake is not None:
+        ready = [drift for drift in ours if drift.id not in self._failed or now >= self._failed[drift.id].next_at]
+        due = []
+        if any(drift.kind in ROUTE_KINDS for drift in ready):
+            # One check is for all of them: were each checked when its own time has come, there would be no backing off.
+            due = [drift for drift in ours if drift.kind in ROUTE_KINDS]
+        if self._cycles.brake is None:
             # A brake is about destructive acts. Checking routes destroys nothing, and after an outage it is what helps.
-            due = [drift for drift in due if drift.kind in ROUTE_KINDS]
-        if not due or self._repairing.locked():
-            return
-        await self._carry_out(
-            books, keeper, decide.plan_repairs(due, now), "hubguard", "by the policy", asked=False, armed=armed
-        )
+            due += [one for one in ready if one.kind not in ROUTE_KINDS and not self._looks_like_a_lie(one.kind)]
+        plan = decide.plan_repairs(due, now)
+        if plan.repairs:
+            self._begin_repairs(books, keeper, plan, "hubguard", "by the policy", asked=False, armed=armed)
 
     def _looks_like_a_lie(self, kind: DriftKind) -> bool:
         world = self.report.world if self.report is not None else None
         servers = len(world.servers or ()) if world is not None else 0
-        count = sum(drift.kind is kind and drift.raised_at is not None for drift in self._drifts)
+        same = GONE_KINDS if kind in GONE_KINDS else {kind}
+        count = sum(drift.kind in same for drift in decide.shown(self._drifts))
         return count > max(TOO_MANY, TOO_LARGE_A_SHARE * servers)
+
+    def _begin_repairs(
+        self,
+        books: Books,
+        keeper: LeaseKeeper,
+        plan: RepairPlan,
+        actor: str,
+        why: str,
+        *,
+        asked: bool,
+        armed: bool | None,
+    ) -> None:
+        """They are under way; looks go on beside them."""
+        began_at = self._clock.now()
+        for repair in plan.repairs:
+            self._note_repair(Repaired(repair, actor, began_at))
+        log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), actor, why)
+        task = asyncio.get_running_loop().create_task(
+            self._carry_out(books, keeper, plan, actor, why, asked=asked, armed=armed)
+        )
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     async def _carry_out(
         self,
@@ -354,28 +447,48 @@ class DriftCycles:
         asked: bool,
         armed: bool | None,
     ) -> None:
-        async with self._repairing:
-            began_at = self._clock.now()
-            for repair in plan.repairs:
-                self._note_repair(Repaired(repair, actor, began_at))
-            log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), actor, why)
-            try:
-                await self._repairer_under(keeper).run(
-                    plan,
-                    actor,
-                    asked=asked,
-                    armed=armed,
-                    concurrency=self._settings.budget.concurrency,
-                    running=len(self.report.world.servers or ()) if self.report is not None else 0,
-                )
-            except HubGuardError as error:
-                log.warning("Repairs ended early: %s", error)
-            except Exception:
-                log.exception("Repairs ended in a defect of HubGuard")
-            finally:
-                self._repaired = tuple(one for one in self._repaired if one.ended_at is not None)
-        with contextlib.suppress(HubGuardError):
+        unknown = NOT_KNOWN
+        try:
+            if asked:
+                fence = keeper.seen.fence if keeper.seen is not None else 0
+                what = f"{len(plan.repairs)} repairs were asked for: {why}"
+                await books.call(books.journal.note, "note", actor, fence, self._clock.now(), what)
+            running = len(self.report.world.servers or ()) if self.report is not None else 0
+            repairing = self._repairer_under(keeper).run(
+                plan, actor, asked=asked, armed=armed, concurrency=self._settings.budget.concurrency, running=running
+            )
+            await self._within(repairing, (plan.expires_at - self._clock.now()).total_seconds() + OVERTIME_S)
+        except HubGuardError as error:
+            log.warning("Repairs ended early: %s", error)
+            unknown = Outcome(OutcomeKind.UNVERIFIED, f"repairs ended early: {error}")
+        except Exception:
+            log.exception("Repairs ended in a defect of HubGuard")
+        finally:
+            for one in [one for one in self._repaired if one.ended_at is None]:
+                self._note_repair(replace(one, ended_at=self._clock.now(), outcome=unknown), instead_of=one)
+        try:
             await self.look(books, keeper)
+        except HubGuardError as error:
+            log.warning("No look for drift after repairs: %s", error)
+        except Exception:
+            log.exception("The look after repairs ended in a defect of HubGuard")
+
+    async def _within(self, working: Coroutine[Any, Any, object], longest_s: float) -> None:
+        """Wait for it, and no longer than that: what runs the servers may be anybody's, and never answer."""
+        task = asyncio.ensure_future(working)
+        patience = asyncio.ensure_future(self._clock.sleep(longest_s))
+        try:
+            await asyncio.wait({task, patience}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            patience.cancel()
+            if hangs := not task.done():
+                task.cancel()
+                # So that nothing is written when the journal is closed; what doesn't heed it is left behind.
+                await asyncio.wait({task}, timeout=ENDS_S)
+        if hangs:
+            self._repairer = None
+            raise HubGuardError(f"they hung, and were given up after {longest_s:g} s")
+        task.result()
 
     def _repairer_under(self, keeper: LeaseKeeper) -> Repairer:
         if self._repairer is None:
@@ -410,13 +523,15 @@ class DriftCycles:
         action = repair.action
         if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith(CHANGED_NOTHING):
             self._ghosts[action.user, action.name, action.started] = now
+        # One draw for all of one repair: together they failed, and one request is for all of them.
+        draw = self._chance()
         for id in repair.drifts:
             if outcome.kind is OutcomeKind.DONE:
                 self._failed.pop(id, None)
             else:
                 count = self._failed[id].count + 1 if id in self._failed else 1
                 cull = self._settings.cull
-                wait_s = backoff_s(count, self._chance(), cull.retry_base_s, cull.retry_max_s)
+                wait_s = backoff_s(count, draw, cull.retry_base_s, cull.retry_max_s)
                 self._failed[id] = _Failed(count, now + timedelta(seconds=wait_s))
 
     def _note_repair(self, repaired: Repaired, instead_of: Repaired | None = None) -> None:
@@ -444,31 +559,50 @@ class DriftCycles:
     # -- remembering ----------------------------------------------------------------------------------------------
 
     async def _begin(self, books: Books) -> None:
+        """What another guard, or we before a restart, had seen by then goes on."""
         told = await books.call(books.journal.recall, DRIFT)
         if told is not None:
-            # What another version has written is no reason not to begin.
-            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-                self._drifts = tuple(map(_drift_from, told[0]["drifts"]))
-                self._ghosts = {
-                    (user, name, _at(started)): _surely(at) for user, name, started, at in told[0]["ghosts"]
-                }
-                self._outlived = {
-                    (user, name): (_surely(at), detail) for user, name, at, detail in told[0]["outlived"]
-                } | self._outlived
+            now = self._clock.now()
+            self._drifts = tuple(_each(_drift_from, told[0].get("drifts")))
+            self._ghosts = dict(_each(lambda row: _ghost_from(row, now), told[0].get("ghosts")))
+            self._outlived = dict(_each(lambda row: _outlived_from(row, now), told[0].get("outlived"))) | self._outlived
+        # What it didn't know was raised will be raised, and told, again.
+        self._untold = []
+        self._remembered = None
         self._begun = True
 
     async def _remember(self, books: Books, now: datetime) -> None:
+        """The journal has what must outlive us. Raises JournalError."""
+        kept = self._drifts[:REMEMBERED]
+        ghosts = list(self._ghosts.items())[-REMEMBERED:]
+        weighs = (
+            [(one.key, one.started, one.raised_at) for one in kept if one.raised_at is not None],
+            ghosts,
+            sorted((key, at) for key, (at, _) in self._outlived.items()),
+        )
+        passes = [(one.key, one.started, one.since) for one in kept if one.raised_at is None]
+        now_s = self._clock.monotonic_s()
+        lately = now_s - self._remembered_at_s < REMEMBER_EVERY_S
+        if self._remembered is not None and self._remembered[0] == weighs and (lately or self._remembered[1] == passes):
+            return
         value = {
-            "drifts": [_plain(drift) for drift in self._drifts[:REMEMBERED]],
+            "drifts": [_plain(drift) for drift in kept],
             "ghosts": [
-                [user, name, started and started.isoformat(), at.isoformat()]
-                for (user, name, started), at in list(self._ghosts.items())[-REMEMBERED:]
+                [user, name, started and started.isoformat(), at.isoformat()] for (user, name, started), at in ghosts
             ],
             "outlived": [[*key, at.isoformat(), detail] for key, (at, detail) in self._outlived.items()],
         }
-        if value != self._remembered:
-            await books.call(books.journal.remember, DRIFT, value, now)
-            self._remembered = value
+        await books.call(books.journal.remember, DRIFT, value, now)
+        self._remembered, self._remembered_at_s = (weighs, passes), now_s
+
+
+async def _told(books: Books, event: str, at: datetime, drift: Drift) -> None:
+    """The journal has it, under the names of user and server where it can hold them. Raises JournalError."""
+    line = in_a_line(drift)
+    try:
+        await books.call(books.journal.note, event, "hubguard", 0, at, line, user=drift.user, server=drift.server)
+    except Unrecordable:
+        await books.call(books.journal.note, event, "hubguard", 0, at, line)
 
 
 def in_a_line(drift: Drift) -> str:
@@ -479,6 +613,29 @@ def in_a_line(drift: Drift) -> str:
 
 def _server(drift: Drift) -> Key | None:
     return None if drift.user is None else (drift.user, drift.server or "")
+
+
+def _path(prefix: str) -> str:
+    return prefix.rstrip("/") or "/"
+
+
+def _is_gone(world: World, key: Key, told_at: datetime) -> bool:
+    """Whether a look shows that what outlived its server, by a word of ``told_at``, is gone, or is that server again."""
+    of_hub, of_backends = world.reading(Source.HUB_API), world.reading(Source.BACKEND)
+    server = None if world.servers is None or key in world.unsure else world.servers.get(key)
+    if of_hub is not None and of_hub.complete and of_hub.at > told_at and server is not None and server.ready:
+        return True
+    if of_backends is None or not of_backends.complete or not world.whole or of_backends.at <= told_at:
+        return False
+    return not any(one.key == key and one.alive is not False for one in world.backends or ())
+
+
+def _why_not(drift: Drift) -> str:
+    if drift.kind is not DriftKind.SERVER_ORPHAN:
+        return "Only a start that is pending can be interrupted."
+    if drift.backend is None:
+        return "What runs it can't be seen; end it with the tools of what runs the servers."
+    return f"{drift.backend.name} isn't proved to be this hub's. Look at it by hand."
 
 
 def _was_not_raised(before: Drift | None) -> bool:
@@ -492,8 +649,8 @@ def _plain(drift: Drift) -> dict[str, Any]:
         "user": drift.user,
         "server": drift.server,
         "subject": drift.subject,
-        "expected": drift.expected,
-        "observed": drift.observed,
+        "expected": drift.expected[:WORDS],
+        "observed": drift.observed[:WORDS],
         "since": drift.since.isoformat(),
         "seen_at": drift.seen_at.isoformat(),
         "started": drift.started and drift.started.isoformat(),
@@ -504,30 +661,62 @@ def _plain(drift: Drift) -> dict[str, Any]:
     }
 
 
-def _drift_from(data: Mapping[str, Any]) -> Drift:
+def _each(read: Callable[[Any], T], rows: object) -> list[T]:
+    """What ``read`` makes of each row, without those that it can't read: another version may have written them."""
+    found = []
+    for row in (rows if isinstance(rows, list) else [])[:REMEMBERED]:
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            found.append(read(row))
+    return found
+
+
+def _drift_from(data: Any) -> Drift:
+    user, server = data["user"], data["server"]
     return Drift(
         kind=DriftKind(data["kind"]),
-        user=data["user"],
-        server=data["server"],
-        expected=data["expected"],
-        observed=data["observed"],
+        user=None if user is None else _text(user),
+        server=None if server is None else _text(server),
+        expected=_text(data["expected"]),
+        observed=_text(data["observed"]),
         since=_surely(data["since"]),
         seen_at=_surely(data["seen_at"]),
-        subject=data["subject"],
+        subject=_text(data["subject"]),
         started=_at(data["started"]),
-        sightings=int(data["sightings"]),
-        looks=int(data["looks"]),
-        missed=int(data["missed"]),
+        sightings=_count(data["sightings"]),
+        looks=_count(data["looks"]),
+        missed=_count(data["missed"]),
         raised_at=_at(data["raised_at"]),
     )
 
 
-def _at(text: str | None) -> datetime | None:
+def _ghost_from(row: Any, now: datetime) -> tuple[tuple[str, str, datetime | None], datetime]:
+    user, name, started, at = row
+    return (_text(user), _text(name), _at(started)), min(_surely(at), now)
+
+
+def _outlived_from(row: Any, now: datetime) -> tuple[Key, tuple[datetime, str]]:
+    user, name, at, detail = row
+    return (_text(user), _text(name)), (min(_surely(at), now), _text(detail))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _at(text: object) -> datetime | None:
     return None if text is None else _surely(text)
 
 
-def _surely(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
+def _surely(text: object) -> datetime:
+    at = datetime.fromisoformat(_text(text))
     if at.tzinfo is None:
         raise ValueError(f"{text} has no time zone")
-    return at
+    return at.astimezone(timezone.utc)

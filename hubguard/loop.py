@@ -515,7 +515,7 @@ class Guard:
         books, keeper, drifts = self._may_look()
         self._stance = await books.call(books.journal.stance)
         if self._stance.held:
-            raise HubGuardError(f"{self._mode()[1].rstrip('. ')}. Nothing was repaired; resume first.")
+            raise HubGuardError(f"{self._held_why().rstrip('. ')}. Nothing was repaired; resume first.")
         brake = self._cycles.brake
         if brake is not None and not drifts.only_routes(digest):
             raise HubGuardError(
@@ -548,10 +548,7 @@ class Guard:
         if self._keeper.lease is None:
             return Mode.STANDBY, self._standby_why()
         if self._stance.held:
-            return (
-                Mode.HELD,
-                f"{self._stance.held_by or 'Someone'} has put acting on hold: {self._stance.held_why or ''}",
-            )
+            return Mode.HELD, self._held_why()
         if self._cycles.last is None:
             return Mode.STARTING, "HubGuard is starting: the hub's servers are being read for the first time."
         brake = self._cycles.brake
@@ -560,6 +557,9 @@ class Guard:
         if self._armed():
             return Mode.ACTING, "Servers that are due are stopped."
         return Mode.OBSERVING, f"Nothing is stopped: {self._why_observing()}."
+
+    def _held_why(self) -> str:
+        return f"{self._stance.held_by or 'Someone'} has put acting on hold: {self._stance.held_why or ''}"
 
     def _why_observing(self) -> str:
         if self._observe_only:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from urllib.parse import unquote
 
 from hubguard.clients.backends.port import Backends, Expected
 from hubguard.clients.clock import Clock
+from hubguard.clients.http import printable
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB, HubState
 from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.decide.activity import ALIVE
 from hubguard.decide.drift import suspects
-from hubguard.drift import Key, ORMCounts, World
+from hubguard.drift import Backend, Key, ORMCounts, World
+from hubguard.errors import BackendError, HubGuardError
 from hubguard.model import Reading, Route, Server, Snapshot, Source
 from hubguard.observe.reading import Read, read
 
@@ -24,13 +27,17 @@ RECENT_S = 90.0
 """A list of the hub's servers that is no older tells whom to ask it for; what it says of them is read anew."""
 
 SELDOM_S = 600.0
-"""The hub's services, and what dangles in its database, are read so often."""
+"""The hub's services, and what dangles in its database, are read so often; RECENT_S after a try that failed."""
+
+BACKENDS_S = 60.0
+"""Backends that haven't told by then are given up. Our own bound themselves, the slowest to 30 s; others may not."""
 
 
 class WorldObserver:
     """Looks at all sources of one hub. ``database``, ``proxy`` and ``backends`` are None where they can't be read.
 
     Without ``proxy`` the hub tells the table as it sees it. ``base_url`` is the hub's, with a slash at both ends.
+    ``subdomains``: each user and service has a host of their own; the hub doesn't tell those of its services.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class WorldObserver:
         proxy: ProxyAPI | None = None,
         backends: Backends | None = None,
         base_url: str = "/",
+        subdomains: bool = False,
     ) -> None:
         self._hub = hub
         self._clock = clock
@@ -49,17 +57,23 @@ class WorldObserver:
         self._proxy = proxy
         self._backends = backends
         self._base_url = base_url
+        self._subdomains = subdomains
         self._prefixes: Mapping[str, str] | None = None
-        self._prefixes_at_s = float("-inf")
+        self._prefixes_due_s = float("-inf")
         self._orm: ORMCounts | None = None
-        self._orm_at_s = float("-inf")
+        self._orm_due_s = float("-inf")
+        self._listed: tuple[Reading, tuple[Server, ...]] | None = None
+        self._given_up: set[asyncio.Future[tuple[tuple[Backend, ...], bool]]] = set()
 
-    async def look(self, recent: Snapshot | None, also: Iterable[Key] = (), *, only: bool = False) -> World:
+    async def look(
+        self, recent: Snapshot | None, also: Iterable[Key] = (), *, only: bool = False, routes_only: bool = False
+    ) -> World:
         """What all sources say now. Never raises for one that fails: its reading is then incomplete and says why.
 
-        ``recent`` is a snapshot that spares the hub a list; None: it is asked for one. What it says of the servers over which
-        the others seem to differ, and of ``also``, is read from the hub anew, after all other sources. ``only``: nothing but
-        ``also`` matters, so that backends are asked for these alone where each has to be asked for.
+        ``recent`` is a snapshot that spares the hub a list; None: it is asked for one, unless it was lately. What that says
+        of the servers over which the others seem to differ, of those that it calls pending, and of ``also``, is read from the
+        hub anew, after all other sources. ``only``: nothing but ``also`` matters, so that backends are asked for these alone
+        where each has to be asked for. ``routes_only``: backends don't matter, and aren't asked at all.
         """
         at = self._clock.now()
         keys = set(also)
@@ -67,6 +81,9 @@ class WorldObserver:
         readings = [one.reading for one in (of_database, of_routes) if one is not None]
         state = of_database.value if of_database is not None else None
         words, unsure, of_hub = await self._words(state, recent)
+        if recent is not None and not only:
+            # Whatever its database says: what is pending only the hub's API tells.
+            keys.update(server.key for server in recent.servers if server.pending is not None)
         targets = state.targets if state is not None else _by_route(of_routes.value)
         states = state.states if state is not None else {}
         expected = [
@@ -75,10 +92,11 @@ class WorldObserver:
             if server.ready and (key in keys or not only)
         ]
         backends, whole = None, False
-        if self._backends is not None:
-            told = await read(self._clock, Source.BACKEND, self._backends.look(expected))
+        if self._backends is not None and not routes_only:
+            told = await read(self._clock, Source.BACKEND, self._ask_backends(self._backends, expected))
             readings.append(told.reading)
-            backends, whole = told.value, self._backends.whole
+            if told.value is not None:
+                backends, whole = told.value
         world = World(
             at=at,
             readings=(of_hub, *readings),
@@ -86,38 +104,53 @@ class WorldObserver:
             unsure=unsure,
             routes=of_routes.value,
             targets=state.targets if state is not None else None,
-            prefixes=await self._service_prefixes(),
+            prefixes=await self._service_prefixes(of_hub, of_routes.value),
             base_url=self._base_url,
             backends=backends,
             whole=whole,
-            orm=await self._orm_counts(),
+            orm=await self._orm_counts(state),
         )
-        if words is None:
+        if words is None or not of_hub.complete:
+            # A hub that is in trouble isn't asked for each: nothing could be concluded.
             return world
         return await self._ask_the_hub(world, sorted(keys if only else keys | set(suspects(world))))
 
     async def _words(
         self, state: HubState | None, recent: Snapshot | None
     ) -> tuple[dict[Key, Server] | None, frozenset[Key], Reading]:
-        """What the hub says of its servers, for which of them that isn't sure, and the reading of its API."""
-        if state is not None:
+        """What the hub says of its servers, for which of them that isn't sure, and the reading of its API.
+
+        Where others have told of its servers, it is asked whether it is there: what is missing elsewhere can't be told by
+        what it has said a minute ago.
+        """
+        known = state.servers if state is not None else self._listed_lately(recent)
+        if known is not None:
             alive = await read(self._clock, Source.HUB_API, self._hub.version(), ALIVE)
-            servers = {server.key: server for server in state.servers}
+            servers = {server.key: server for server in known}
             return servers, frozenset(servers), alive.reading
-        listed = recent.reading(Source.HUB_API) if recent is not None else None
-        if (
-            recent is not None
-            and listed is not None
-            and listed.complete
-            and listed.detail != ALIVE
-            and (self._clock.now() - listed.at).total_seconds() <= RECENT_S
-        ):
-            servers = {server.key: server for server in recent.servers}
-            return servers, frozenset(servers), listed
-        whole = await read(self._clock, Source.HUB_API, self._hub.list_servers())
+        whole = await self._list()
         if whole.value is None:
             return None, frozenset(), whole.reading
-        return {server.key: server for server in whole.value}, frozenset(), whole.reading
+        servers = {server.key: server for server in whole.value}
+        # Backends are read after it: one that has stopped meanwhile isn't dead.
+        return servers, frozenset(key for key, server in servers.items() if server.pending is None), whole.reading
+
+    def _listed_lately(self, recent: Snapshot | None) -> tuple[Server, ...] | None:
+        """The last list of the hub's servers, whoever asked for it, where it is young enough."""
+        lists = [] if self._listed is None else [self._listed]
+        told = recent.reading(Source.HUB_API) if recent is not None else None
+        if recent is not None and told is not None and told.complete and told.detail != ALIVE:
+            lists.append((told, recent.servers))
+        # One from the future is from before our clock was put back, and nobody knows how long.
+        ages = [((self._clock.now() - reading.at).total_seconds(), servers) for reading, servers in lists]
+        young = [one for one in ages if 0 <= one[0] <= RECENT_S]
+        return min(young, key=lambda one: one[0])[1] if young else None
+
+    async def _list(self) -> Read[tuple[Server, ...]]:
+        whole = await read(self._clock, Source.HUB_API, self._hub.list_servers())
+        if whole.value is not None:
+            self._listed = (whole.reading, whole.value)
+        return whole
 
     async def _ask_the_hub(self, world: World, keys: list[Key]) -> World:
         """``world`` with the hub's word on these servers read now. Where it doesn't answer for one, that one is unsure."""
@@ -125,7 +158,7 @@ class WorldObserver:
             return world
         assert world.servers is not None
         if len(keys) > ASKED_ONE_BY_ONE:
-            whole = await read(self._clock, Source.HUB_API, self._hub.list_servers())
+            whole = await self._list()
             if whole.value is None:
                 return _with(world, whole.reading, unsure=frozenset({*world.servers, *keys}))
             return _with(
@@ -156,20 +189,76 @@ class WorldObserver:
             return _as_mapping(await read(self._clock, Source.PROXY, self._proxy.routes()))
         return _as_mapping(await read(self._clock, Source.HUB_ROUTES, self._hub.list_routes()))
 
-    async def _service_prefixes(self) -> Mapping[str, str] | None:
-        """By name; None where the hub hasn't told them yet. A service that comes or goes takes a restart of the hub."""
-        if self._clock.monotonic_s() - self._prefixes_at_s >= SELDOM_S:
+    async def _ask_backends(self, backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
+        """What they tell, and whether that is all there is. Raises BackendError, whatever they do, within BACKENDS_S."""
+        if self._given_up:
+            raise BackendError("What runs the servers still hangs over an earlier question, so it isn't asked again.")
+        asking = asyncio.ensure_future(_told(backends, expected))
+        patience = asyncio.ensure_future(self._clock.sleep(BACKENDS_S))
+        try:
+            await asyncio.wait({asking, patience}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            patience.cancel()
+            if not asking.done():
+                self._given_up.add(asking)
+                asking.add_done_callback(self._ended_after_all)
+                asking.cancel()
+        if not asking.done():
+            raise BackendError(f"What runs the servers hasn't told of them within {BACKENDS_S:g} s, and was given up.")
+        if asking.cancelled():
+            raise BackendError("What runs the servers has given up by itself.")
+        return asking.result()
+
+    def _ended_after_all(self, asking: asyncio.Future[tuple[tuple[Backend, ...], bool]]) -> None:
+        self._given_up.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # nobody waits for it any more
+
+    async def _service_prefixes(self, of_hub: Reading, routes: Mapping[str, Route] | None) -> Mapping[str, str] | None:
+        """By name; None where the hub doesn't tell them. A service that comes or goes takes a restart of the hub.
+
+        So where a service alone has no route, the hub is asked anew: it may have no such service any more.
+        """
+        if self._subdomains:
+            return None
+        lacks = self._prefixes is not None and routes is not None and _path(self._base_url) in routes
+        lacks = lacks and not all(_path(prefix) in (routes or {}) for prefix in (self._prefixes or {}).values())
+        now_s = self._clock.monotonic_s()
+        if of_hub.complete and (lacks or now_s >= self._prefixes_due_s):
             told = await read(self._clock, Source.HUB_API, self._hub.service_prefixes())
-            if told.value is not None:
-                self._prefixes, self._prefixes_at_s = told.value, self._clock.monotonic_s()
+            self._prefixes = told.value
+            self._prefixes_due_s = now_s + (SELDOM_S if told.value is not None else RECENT_S)
         return self._prefixes
 
-    async def _orm_counts(self) -> ORMCounts | None:
-        if self._database is not None and self._clock.monotonic_s() - self._orm_at_s >= SELDOM_S:
+    async def _orm_counts(self, state: HubState | None) -> ORMCounts | None:
+        now_s = self._clock.monotonic_s()
+        if self._database is not None and state is not None and now_s >= self._orm_due_s:
             told = await read(self._clock, Source.HUB_DB, self._database.orm_counts())
-            if told.value is not None:
-                self._orm, self._orm_at_s = told.value, self._clock.monotonic_s()
+            self._orm = told.value
+            self._orm_due_s = now_s + (SELDOM_S if told.value is not None else RECENT_S)
         return self._orm
+
+
+async def _told(backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
+    try:
+        told, whole = tuple(await backends.look(expected)), bool(backends.whole)
+    except HubGuardError:
+        raise
+    except Exception as error:  # it may be anybody's
+        what = f"{type(error).__name__}: {printable(str(error))}"
+        raise BackendError(f"What runs the servers can't be seen, for a defect in what looks at it: {what}") from error
+    strange = [one for one in told if not isinstance(one, Backend)]
+    if strange:
+        what = printable(type(strange[0]).__name__)
+        raise BackendError(
+            f"What runs the servers can't be seen: what looks at it told of a {what} in place of a Backend."
+        )
+    return told, whole
+
+
+def _path(prefix: str) -> str:
+    """Where the table has what is at that path of a URL."""
+    return "/" + unquote(prefix).strip("/")
 
 
 def _by_route(routes: Mapping[str, Route] | None) -> dict[Key, str]:
