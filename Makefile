@@ -28,8 +28,10 @@ test: lint
 	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
 
 # What a second hub version may answer differently to. What has no hub, or is about our own pages, isn't tried twice.
-HUB_TESTS = tests/unit/test_register.py $(filter-out %_page.py %_pages.py %/test_refresh.py %/test_wheel.py,$(wildcard tests/e2e/test_*.py)) \
-	$(filter-out %/test_journal.py %/test_web.py %/test_web_drift.py %_docker.py %_kubernetes.py %_systemd.py,$(wildcard tests/contract/test_*.py))
+HUB_TESTS = tests/unit/test_register.py tests/unit/test_seed.py tests/unit/test_stop_hook.py \
+	$(filter-out %_page.py %_pages.py %/test_kill.py %/test_refresh.py %/test_wheel.py,$(wildcard tests/e2e/test_*.py)) \
+	$(filter-out %/test_backends.py %_docker.py %_http.py %_kubernetes.py %_systemd.py %/test_canary.py %_faults.py \
+	    %/test_journal.py %/test_web.py %/test_web_drift.py,$(wildcard tests/contract/test_*.py))
 
 # The long tier on the newest hub; all that has to do with a hub on the second version; and what needs no browser with every
 # dependency at the lowest version that setup.cfg allows.
