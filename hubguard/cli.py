@@ -114,9 +114,12 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _drift(arguments: argparse.Namespace) -> int:
     from hubguard import app, cli_drift
+    from hubguard.running import running_guard
 
     settings, place = _settings(arguments), app.place_from(os.environ)
-    guard = cli_drift.open_guard(_the_guards_journal(settings), place.token)
+    guard = running_guard(
+        _the_guards_journal(settings), place.token, instead="and it is the guard that looks for drift"
+    )
     if arguments.repair:
         if arguments.kind or arguments.look:
             raise ConfigError(

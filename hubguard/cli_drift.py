@@ -7,17 +7,12 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-from yarl import URL
-
-from hubguard.act.lease import HUB
-from hubguard.clients.clock import SystemClock
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.journal.store import open_journal
-from hubguard.model import NOT_TRIED, DriftKind, Lease, Mode, OutcomeKind
+from hubguard.model import NOT_TRIED, DriftKind, Mode, OutcomeKind
+from hubguard.running import Refused, RunningGuard
 from hubguard.web import drift, present
 
 FINE, FAILED, HELD, FINDINGS = 0, 1, 3, 4
@@ -29,9 +24,6 @@ POLL_S = 1.0
 OUTCOMES_S = 900.0
 """Repairs that have no outcome after this long are told as such."""
 
-ANSWER_S = 300.0
-"""The longest that a look at all sources may take."""
-
 Say = Callable[[str], None]
 """Where what a person or a script is to read goes."""
 
@@ -39,87 +31,16 @@ _KINDS = {kind.value for kind in DriftKind}
 _ID = re.compile("[0-9a-f]{16}")
 
 
-class Answer(NamedTuple):
-    """What the guard said: the HTTP status, and the body."""
-
-    status: int
-    body: Any
-
-
-class Guard:
-    """The guard that holds the lease, by its API. ``token`` is that of whoever runs the command."""
-
-    def __init__(self, lease: Lease, token: str) -> None:
-        self._lease = lease
-        self._token = token
-
-    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Answer:
-        """Its answer below 400. Raises Refused for 409, HubGuardError for any other and for none."""
-        # Encoded by us: a name may hold what looks like a part of the address.
-        url = URL(self._lease.address + path, encoded=True)
-        who = f"the guard that holds the lease ({self._lease.holder})"
-        headers = {"Authorization": f"token {self._token}"}
-        failed = ""
-        try:
-            async with (
-                aiohttp.ClientSession(
-                    timeout=aiohttp.ClientTimeout(total=ANSWER_S, connect=10), headers=headers
-                ) as session,
-                session.request(method, url, json=body) as response,
-            ):
-                answer = await response.json(content_type=None)
-                if response.status < 400:
-                    return Answer(response.status, answer)
-                said = answer.get("message", "") if isinstance(answer, dict) else ""
-                if response.status == 409 and said:
-                    raise Refused(said)
-                failed = f"{who} answered {response.status} at {url}: {said}"
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            failed = (
-                f"{who} doesn't answer at {url} ({type(error).__name__})."
-                f" If it is gone, its lease ends at {self._lease.expires_at:%H:%M:%S} UTC"
-            )
-        # Raised out here: aiohttp's errors carry the request, and with it the token.
-        raise HubGuardError(f"It can't be told: {failed}")
-
-    async def all_drift(self) -> list[dict[str, Any]]:
-        """Every difference, in the guard's order."""
-        rows: list[dict[str, Any]] = []
-        while True:
-            page = (await self.ask("GET", f"api/v1/drift?offset={len(rows)}&limit={PAGE}")).body
-            rows += page
-            if len(page) < PAGE:
-                return rows
-
-
-class Refused(HubGuardError):
-    """The guard can't do that now, and says why."""
-
-
-def open_guard(url: str, token: str) -> Guard:
-    """The guard that runs, by the journal at ``url``. Raises HubGuardError where none runs."""
-    journal = open_journal(url)
-    try:
-        lease = journal.lease(HUB)
-    finally:
-        journal.close()
-    if lease is None or not lease.holder or lease.expires_at <= SystemClock().now():
-        raise HubGuardError("No guard runs for this hub, and it is the guard that looks for drift")
-    if not lease.address:
-        raise HubGuardError(f"A command is at work ({lease.holder}), and no guard. Try again when it is done")
-    return Guard(lease, token)
-
-
-async def show(guard: Guard, say: Say, *, kinds: Sequence[str], look: bool, as_json: bool) -> int:
+async def show(guard: RunningGuard, say: Say, *, kinds: Sequence[str], look: bool, as_json: bool) -> int:
     """Say what was found; 0 for no drift, 4 for some, 1 where it can't be told. Raises ConfigError, HubGuardError."""
     for kind in kinds:
         if kind not in _KINDS:
             raise ConfigError("--kind", f"{kind!r} is no kind of drift; there are {', '.join(sorted(_KINDS))}")
     if look:
         await guard.ask("POST", "api/v1/drift/looks", {})
-    report = (await guard.ask("GET", "api/v1/drift/report")).body
+    report = await guard.ask("GET", "api/v1/drift/report")
     looked = report["looked_at"] is not None
-    rows = [row for row in await guard.all_drift() if not kinds or row["kind"] in kinds] if looked else []
+    rows = [row for row in await _all_drift(guard) if not kinds or row["kind"] in kinds] if looked else []
     if as_json:
         say(json.dumps({**report, "drift": rows}, indent=2))
     else:
@@ -128,6 +49,16 @@ async def show(guard: Guard, say: Say, *, kinds: Sequence[str], look: bool, as_j
         return FINDINGS
     blind = not looked or report["servers"] is None or report["routes"] is None
     return FAILED if blind or not all(source["complete"] for source in report["sources"]) else FINE
+
+
+async def _all_drift(guard: RunningGuard) -> list[dict[str, Any]]:
+    """Every difference, in the guard's order."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = await guard.ask("GET", f"api/v1/drift?offset={len(rows)}&limit={PAGE}")
+        rows += page
+        if len(page) < PAGE:
+            return rows
 
 
 def _around(report: Mapping[str, Any]) -> list[str]:
@@ -145,15 +76,15 @@ def _around(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-async def one_server(guard: Guard, say: Say, user: str, server: str, *, as_json: bool) -> int:
+async def one_server(guard: RunningGuard, say: Say, user: str, server: str, *, as_json: bool) -> int:
     """Say what each source says of a server; 4 where they differ, else 0. Raises HubGuardError."""
-    told = (await guard.ask("GET", f"api/v1/beliefs/{quote(user, safe='')}/{quote(server, safe='')}")).body
+    told = await guard.ask("GET", f"api/v1/beliefs/{quote(user, safe='')}/{quote(server, safe='')}")
     say(json.dumps(told, indent=2) if as_json else drift.beliefs_text(told))
     return FINDINGS if any(one["state"] == drift.DriftState.RAISED.value for one in told["drifts"]) else FINE
 
 
 async def repair(
-    guard: Guard, say: Say, wanted: Sequence[str], *, count: int | None, why: str, as_json: bool, asks: bool
+    guard: RunningGuard, say: Say, wanted: Sequence[str], *, count: int | None, why: str, as_json: bool, asks: bool
 ) -> int:
     """Say the plan, have it carried out once its count is confirmed, and wait for the outcomes.
 
@@ -164,7 +95,7 @@ async def repair(
         if word not in _KINDS and not _ID.fullmatch(word):
             raise ConfigError("--repair", f"{word!r} is neither a kind of drift nor the id of one")
     kinds, ids = [word for word in wanted if word in _KINDS], [word for word in wanted if word not in _KINDS]
-    plan = (await guard.ask("POST", "api/v1/repairs", {"kinds": kinds, "ids": ids})).body
+    plan = await guard.ask("POST", "api/v1/repairs", {"kinds": kinds, "ids": ids})
     if not as_json:
         say(drift.plan_text(plan))
     if count is None:
@@ -175,9 +106,9 @@ async def repair(
     body = {"digest": plan["digest"], "count": plan["count"], "why": why}
     try:
         await guard.ask("POST", "api/v1/repairs", body)
-    except Refused:
-        if await _held(guard):
-            say(f"Nothing was done: {(await guard.ask('GET', 'api/v1/status')).body['sentence']}")
+    except Refused as refused:
+        if refused.status == 409 and await _held(guard):
+            say(f"Nothing was done: {(await guard.ask('GET', 'api/v1/status'))['sentence']}")
             return HELD
         raise
     outcomes = await _outcomes(guard, plan)
@@ -199,17 +130,17 @@ async def _confirm(plan: Mapping[str, Any], asks: bool) -> None:
         raise HubGuardError("That isn't the number of repairs. Nothing was done")
 
 
-async def _held(guard: Guard) -> bool:
-    return (await guard.ask("GET", "api/v1/status")).body["mode"] in {Mode.HELD.value, Mode.BRAKED.value}
+async def _held(guard: RunningGuard) -> bool:
+    return (await guard.ask("GET", "api/v1/status"))["mode"] in {Mode.HELD.value, Mode.BRAKED.value}
 
 
-async def _outcomes(guard: Guard, plan: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+async def _outcomes(guard: RunningGuard, plan: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
     """What came of each repair of ``plan``, by what it is for; those without an outcome after OUTCOMES_S are left out."""
     wanted = {_key(one) for one in plan["repairs"]}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     end = time.monotonic() + OUTCOMES_S
     while True:
-        for one in (await guard.ask("GET", "api/v1/drift/report")).body["repaired"]:
+        for one in (await guard.ask("GET", "api/v1/drift/report"))["repaired"]:
             # The newest comes first: an older repair of the same was for another plan.
             if _key(one) in wanted - set(found) and one["outcome"] and one["began_at"] >= plan["made_at"]:
                 found[_key(one)] = one

@@ -1,4 +1,4 @@
-"""What commands ask of the guard that runs: ``hubguard explain``, and ``cull --once``, which does without one, too."""
+"""``hubguard explain``, and ``cull --once``: through the guard that runs, where one does; culling does without one, too."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-from yarl import URL
-
-from hubguard.act.lease import HUB
-from hubguard.app import Place, make_budget, make_guard, place_from, sources
-from hubguard.clients.clock import SystemClock
+from hubguard.app import make_budget, make_guard, place_from, sources
 from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.config import Settings
-from hubguard.errors import ConfigError, HubGuardError
-from hubguard.journal.store import open_journal
-from hubguard.model import NOT_TRIED, Lease
+from hubguard.errors import ConfigError
+from hubguard.model import NOT_TRIED
+from hubguard.running import RunningGuard, running_guard, running_lease
 from hubguard.web import present, shapes
 
-ANSWER_LIMIT_S = 3600.0
+CYCLE_S = 3600.0
 """A cycle with a thousand slow stops takes long; after an hour without an answer something else is wrong."""
 
 
@@ -34,9 +29,12 @@ async def cull(
     that the caller has given one, and without it nothing is done. Raises HubGuardError.
     """
     place = place_from(environ)
-    lease = await asyncio.to_thread(_lease, settings.guard.db_url)
-    if lease is not None and lease.holder and lease.expires_at > SystemClock().now():
-        return await _through_the_guard(lease, place, "POST", "api/v1/cycles", wish)
+    lease = await asyncio.to_thread(running_lease, settings.guard.db_url)
+    if lease is not None:
+        given = {key: value for key, value in wish.items() if value is not None}
+        running = RunningGuard(lease, place.token)
+        answer: dict[str, Any] = await running.ask("POST", "api/v1/cycles", given, within_s=CYCLE_S)
+        return answer
     if not policy_known:
         raise ConfigError(
             "--config",
@@ -59,15 +57,12 @@ async def explain(settings: Settings, environ: Mapping[str, str], *, user: str, 
 
     Raises HubGuardError where no guard runs, or the server doesn't as of its last look.
     """
-    place = place_from(environ)
-    lease = await asyncio.to_thread(_lease, settings.guard.db_url)
-    if lease is None or not lease.holder or lease.expires_at <= SystemClock().now():
-        raise HubGuardError(
-            "No guard runs for this hub, and it is the guard that knows. `hubguard cull --once --dry-run` says what would be"
-            " stopped"
-        )
+    instead = "and it is the guard that knows. `hubguard cull --once --dry-run` says what would be stopped"
+    token = place_from(environ).token
+    guard = await asyncio.to_thread(running_guard, settings.guard.db_url, token, instead=instead)
     path = f"api/v1/servers/{quote(user, safe='')}/{quote(server, safe='')}"
-    return await _through_the_guard(lease, place, "GET", path)
+    told: dict[str, Any] = await guard.ask("GET", path)
+    return told
 
 
 def exit_code(report: Mapping[str, Any], *, dry_run: bool) -> int:
@@ -83,44 +78,3 @@ def _came_to_nothing(action: Mapping[str, Any]) -> bool:
     if action["outcome"] == "skipped":
         return str(action["detail"]).startswith(NOT_TRIED)
     return action["outcome"] in {"failed", "unverified"}
-
-
-def _lease(url: str) -> Lease | None:
-    journal = open_journal(url)
-    try:
-        return journal.lease(HUB)
-    finally:
-        journal.close()
-
-
-async def _through_the_guard(
-    lease: Lease, place: Place, method: str, path: str, wish: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    guard = f"the guard that holds the lease ({lease.holder})"
-    if not lease.address:
-        raise HubGuardError(f"Another command is at work: {guard} has no address to ask. Try again when it is done.")
-    # Encoded by us: a name may hold what looks like a part of the address.
-    url = URL(lease.address + path, encoded=True)
-    body = None if wish is None else {key: value for key, value in wish.items() if value is not None}
-    timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S, connect=10)
-    headers = {"Authorization": f"token {place.token}"}
-    failed = ""
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
-            session.request(method, url, json=body) as response,
-        ):
-            answer = await response.json(content_type=None)
-            if response.status == 200 and isinstance(answer, dict):
-                return answer
-            said = answer.get("message", "") if isinstance(answer, dict) else ""
-            if response.status == 404 and said:
-                raise HubGuardError(said)
-            failed = f"answered {response.status} at {url}: {said}"
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-        failed = (
-            f"doesn't answer at {url} ({type(error).__name__})."
-            f" If it is gone, its lease ends at {lease.expires_at:%H:%M:%S} UTC"
-        )
-    # Raised out here: aiohttp's errors carry the request, and with it the token.
-    raise HubGuardError(f"Nothing was done: {guard} {failed}")
