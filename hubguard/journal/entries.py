@@ -16,7 +16,7 @@ from hubguard.model import Action, Entry, OutcomeKind, Tally
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
 
-Told = Literal["cycle", "lease", "note", "braked", "brake-over", "finding"]
+Told = Literal["cycle", "lease", "note", "braked", "brake-over", "finding", "cleared"]
 """The events that only tell something. The others are written by the methods that do what they tell of."""
 
 _entry = tables.entry

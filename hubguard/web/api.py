@@ -36,7 +36,7 @@ SERVER_FILTERS = (
 )
 EVENTS = (
     *("intent", "outcome", "armed", "observing", "held", "resumed", "kept", "released"),
-    *("braked", "brake-over", "finding", "cycle", "lease", "note"),
+    *("braked", "brake-over", "finding", "cleared", "cycle", "lease", "note"),
 )
 JOURNAL_FILTERS = (
     Param("before_id", int, "Only entries older than this one.", low=1, high=2**62),

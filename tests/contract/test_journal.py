@@ -526,7 +526,7 @@ def test_a_note_cannot_pretend_to_be_what_it_is_not(journal: Journal, event: str
         journal.note(event, "ann", 0, NOW)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("event", ["braked", "brake-over", "finding"])
+@pytest.mark.parametrize("event", ["braked", "brake-over", "finding", "cleared"])
 def test_what_the_guard_found_is_told_in_an_entry_of_its_own_kind(journal: Journal, event: str) -> None:
     told = journal.note(event, "hubguard", 3, NOW, "the list is incomplete", user="ann", server="gpu")  # type: ignore[arg-type]
     (entry,) = journal.entries(event=event)

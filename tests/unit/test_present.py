@@ -458,6 +458,8 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
         ({"event": "brake-over", "detail": ""}, "no longer holds back"),
         ({"event": "finding", "detail": "12 servers are overdue."}, "12 servers are overdue."),
         ({"event": "finding", "user": "ann", "server": "gpu", "detail": "It is stuck."}, "ann/gpu: It is stuck."),
+        ({"event": "cleared", "user": "ann", "server": "", "detail": "no route"}, "over: ann: no route"),
+        ({"event": "cleared", "detail": "and more at once: 3 route-stale"}, "over: and more at once: 3 route-stale"),
     ],
 )
 def test_what_is_kept_held_back_and_found_has_sentences(fields: dict[str, object], sentence: str) -> None:
