@@ -13,7 +13,7 @@ from urllib.parse import quote
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.model import NOT_TRIED, DriftKind, Mode, OutcomeKind
 from hubguard.running import Refused, RunningGuard
-from hubguard.web import drift, present
+from hubguard.web import beliefs, drift, present
 
 FINE, FAILED, HELD, FINDINGS = 0, 1, 3, 4
 
@@ -79,7 +79,7 @@ def _around(report: Mapping[str, Any]) -> list[str]:
 async def one_server(guard: RunningGuard, say: Say, user: str, server: str, *, as_json: bool) -> int:
     """Say what each source says of a server; 4 where they differ, else 0. Raises HubGuardError."""
     told = await guard.ask("GET", f"api/v1/beliefs/{quote(user, safe='')}/{quote(server, safe='')}")
-    say(json.dumps(told, indent=2) if as_json else drift.beliefs_text(told))
+    say(json.dumps(told, indent=2) if as_json else beliefs.beliefs_text(told))
     return FINDINGS if any(one["state"] == drift.DriftState.RAISED.value for one in told["drifts"]) else FINE
 
 

@@ -14,7 +14,6 @@ from hubguard.drift import (
     Backend,
     Drift,
     DriftReport,
-    Key,
     ProxyWatchStatus,
     Repair,
     Repaired,
@@ -22,7 +21,7 @@ from hubguard.drift import (
     WatchState,
     World,
 )
-from hubguard.model import ActionKind, DriftKind, Entry, Mode, OutcomeKind, Reading, Route, Source, Status
+from hubguard.model import ActionKind, DriftKind, Mode, OutcomeKind, Reading, Status
 from hubguard.web import present, shapes
 
 KIND_WORDS: dict[DriftKind, str] = {
@@ -79,16 +78,6 @@ class DriftState(str, Enum):
 
     RAISED = "raised"  # it is drift
     SUSPECTED = "suspected"  # it hasn't been seen often or long enough yet
-
-
-class RouteVerdict(str, Enum):
-    """How a route stands."""
-
-    FINE = "fine"
-    STALE = "stale"  # for a server that isn't
-    WRONG_TARGET = "wrong-target"
-    MISSING = "missing"  # it ought to be in the table, and isn't
-    UNKNOWN = "unknown"  # nothing tells whether it is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,25 +182,6 @@ class ReportShape:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteShape:
-    """A route at the proxy, or one that is missing there (``target`` null).
-
-    ``expected`` is where it ought to lead, null where that isn't known. ``drift`` is the id of the difference that the
-    verdict comes from, null for none, and ``raised`` says that it is more than suspected.
-    """
-
-    path: str
-    target: str | None
-    user: str | None
-    server: str | None
-    last_activity: datetime | None
-    expected: str | None
-    verdict: RouteVerdict
-    drift: str | None
-    raised: bool
-
-
-@dataclass(frozen=True, slots=True)
 class RepairShape:
     """One repair of a plan. ``drifts`` are the ids of what it mends, ``says`` is what will be done, in words."""
 
@@ -233,28 +203,6 @@ class PlanShape:
     digest: str
     count: int
     repairs: tuple[RepairShape, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BeliefShape:
-    """What one source says of a server. ``at`` is when it was read, null for never; ``complete`` false means that nothing
-    may be concluded from what it doesn't say, and null that this makes no sense there.
-    """
-
-    source: str
-    says: str
-    at: datetime | None
-    complete: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class BeliefsShape:
-    """One server, across all sources. ``drifts`` are the differences that are known of it."""
-
-    user: str
-    name: str
-    beliefs: tuple[BeliefShape, ...]
-    drifts: tuple[DriftShape, ...]
 
 
 # -- differences ----------------------------------------------------------------------------------------------------------
@@ -479,169 +427,6 @@ def sources(world: World, now: datetime) -> tuple[shapes.SourceShape, ...]:
     return tuple(shapes.source(reading, now) for reading in world.readings)
 
 
-# -- routes ---------------------------------------------------------------------------------------------------------------
-
-_ROUTE_VERDICTS = {
-    DriftKind.ROUTE_STALE: RouteVerdict.STALE,
-    DriftKind.ROUTE_WRONG_TARGET: RouteVerdict.WRONG_TARGET,
-    DriftKind.ROUTE_MISSING: RouteVerdict.MISSING,
-    DriftKind.SERVICE_ROUTE_MISSING: RouteVerdict.MISSING,
-    DriftKind.HUB_ROUTE_MISSING: RouteVerdict.MISSING,
-}
-
-
-def routes(found: DriftReport) -> list[RouteShape]:
-    """Every route of the last look by its path, and those that are missing; a route that differs comes first."""
-    world = found.world
-    by_path: dict[str, Drift] = {}
-    by_server: dict[Key, Drift] = {}
-    missing: list[Drift] = []
-    for one in found.drifts:
-        verdict = _ROUTE_VERDICTS.get(one.kind)
-        if verdict is RouteVerdict.MISSING:
-            missing.append(one)
-        elif verdict is not None:
-            by_path[one.subject] = one
-            if one.user is not None and not one.subject:
-                by_server[one.user, one.server or ""] = one
-    rows = [_missing(one, world) for one in missing]
-    for path, route in (world.routes or {}).items():
-        differs = by_path.get(path) or (by_server.get(route.key) if route.key else None)
-        rows.append(_route(route, world, differs))
-    rank = {RouteVerdict.FINE: 2, RouteVerdict.UNKNOWN: 1}
-    return sorted(rows, key=lambda row: (rank.get(row.verdict, 0), row.path))
-
-
-def _route(route: Route, world: World, differs: Drift | None) -> RouteShape:
-    expected = (world.targets or {}).get(route.key) if route.key else None
-    if differs is not None:
-        verdict = _ROUTE_VERDICTS[differs.kind]
-    elif route.key is None:
-        ours = route.path in (world.prefixes or {}).values() or route.path == (world.base_url.rstrip("/") or "/")
-        verdict = RouteVerdict.FINE if ours else RouteVerdict.UNKNOWN
-    else:
-        seen = (world.servers or {}).get(route.key)
-        sure = seen is not None and seen.ready and seen.pending is None and route.key not in world.unsure
-        verdict = RouteVerdict.FINE if sure and expected is not None else RouteVerdict.UNKNOWN
-    return RouteShape(
-        route.path,
-        route.target,
-        route.user,
-        route.server,
-        route.last_activity,
-        expected,
-        verdict,
-        differs.id if differs else None,
-        differs is not None and differs.raised_at is not None,
-    )
-
-
-def _missing(one: Drift, world: World) -> RouteShape:
-    key = (one.user or "", one.server or "")
-    path = (world.prefixes or {}).get(one.subject, one.subject)
-    if one.kind is DriftKind.HUB_ROUTE_MISSING:
-        path = world.base_url.rstrip("/") or "/"
-    expected = (world.targets or {}).get(key) if one.user is not None else None
-    raised = one.raised_at is not None
-    return RouteShape(path, None, one.user, one.server, None, expected, RouteVerdict.MISSING, one.id, raised)
-
-
-# -- one server, across all sources ------------------------------------------------------------------------------------------
-
-
-def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status) -> BeliefsShape:
-    """What each source says of one server, known to the hub or not. ``entries`` is the journal's on it, newest first."""
-    world, key = found.world, (user, name)
-    repairs = last_repairs(found.repaired)
-    rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
-    rows += _backend_beliefs(world, key)
-    rows.append(_own_belief(world, key, entries, status))
-    about = tuple(drift(one, repairs) for one in found.drifts if (one.user, one.server or "") == key)
-    return BeliefsShape(user, name, tuple(rows), about)
-
-
-def _belief(world: World, source: Source, says: str) -> BeliefShape:
-    reading = world.reading(source)
-    if reading is None:
-        return BeliefShape(present.SOURCE_WORDS[source], "isn't read, so it says nothing", None, None)
-    if not reading.complete and reading.detail:
-        says = f"{says} (not all of it could be read: {reading.detail.rstrip('. ')})"
-    return BeliefShape(present.SOURCE_WORDS[source], says, reading.at, reading.complete)
-
-
-def _hub_belief(world: World, key: Key) -> BeliefShape:
-    if world.servers is None:
-        return _belief(world, Source.HUB_API, "gave no answer")
-    server = world.servers.get(key)
-    if server is None:
-        says = "no server of this name runs"
-    elif server.pending is not None:
-        says = f"pending: {server.pending}"
-    else:
-        says = "ready" if server.ready else "neither ready nor pending"
-    if server is not None and server.started is not None:
-        says += f", started {present.stamp(server.started)}"
-    if key in world.unsure:
-        says += "; but that word is older than this look, so nothing is concluded from it"
-    return _belief(world, Source.HUB_API, says)
-
-
-def _database_belief(world: World, key: Key) -> BeliefShape:
-    if world.targets is None:
-        return _belief(world, Source.HUB_DB, "gave no answer")
-    target = world.targets.get(key)
-    return _belief(world, Source.HUB_DB, "has no address for it" if target is None else f"reached at {target}")
-
-
-def _proxy_belief(world: World, key: Key) -> BeliefShape:
-    first = world.reading(Source.PROXY)
-    by_hub = world.reading(Source.HUB_ROUTES)
-    source = Source.HUB_ROUTES if by_hub is not None and (first is None or not first.complete) else Source.PROXY
-    if world.routes is None:
-        return _belief(world, source, "gave no answer")
-    leads = [f"{path} leads to {route.target}" for path, route in sorted(world.routes.items()) if route.key == key]
-    return _belief(world, source, "; ".join(leads) or "no route for it")
-
-
-def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
-    backends = [one for one in world.backends or () if one.key == key]
-    if world.backends is None:
-        return [_belief(world, Source.BACKEND, "gave no answer")]
-    if not backends:
-        says = (
-            "nothing runs for it"
-            if world.whole
-            else "nothing is known of it: only servers that the hub knows are asked"
-        )
-        return [_belief(world, Source.BACKEND, says)]
-    rows = []
-    for one in backends:
-        alive = {True: "alive", False: "gone", None: "can't be told"}[one.alive]
-        more = [one.detail, f"started {present.stamp(one.started)}" if one.started else ""]
-        more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
-        row = _belief(world, Source.BACKEND, "; ".join([f"{one.name}: {alive}", *filter(None, more)]))
-        rows.append(BeliefShape(f"Backend ({one.kind})", row.says, row.at, row.complete))
-    return rows
-
-
-def _own_belief(world: World, key: Key, entries: Sequence[Entry], status: Status) -> BeliefShape:
-    says, at = [], None
-    if any((user, name) == key for user, name, _ in world.ghosts):
-        says.append("a stop that the hub took didn't end it")
-    if key in world.outlived:
-        told_at, detail = world.outlived[key]
-        says.append(
-            f"the hub's spawner said at {present.stamp(told_at)} that its backend lived on after a stop: {detail}"
-        )
-    row = shapes.find(status.last_cycle, *key)
-    if row is not None and row.verdict.known.active_at is not None:
-        says.append(f"last real use {present.stamp(row.verdict.known.active_at)}")
-    if entries:
-        at = entries[0].at
-        says.append(f"last in the journal: {present.entry_sentence(entries[0])}")
-    return BeliefShape("HubGuard's own record", "; ".join(says) or "nothing was done about it", at, None)
-
-
 # -- for a terminal -------------------------------------------------------------------------------------------------------
 
 
@@ -669,15 +454,4 @@ def plan_text(made: Mapping[str, Any]) -> str:
     for one in made["repairs"]:
         mends = f" ({present.count(len(one['drifts']), 'difference')})" if len(one["drifts"]) > 1 else ""
         lines.append(f"  {one['reason']}: {one['says']}{mends}")
-    return "\n".join(lines)
-
-
-def beliefs_text(told: Mapping[str, Any]) -> str:
-    """What each source says of one server, in the form in which the API gives it, as lines for a terminal."""
-    lines = [present.kept_label(told["user"], told["name"])]
-    width = max(len(row["source"]) for row in told["beliefs"])
-    for row in told["beliefs"]:
-        whole = ", not complete" if row["complete"] is False else ""
-        lines.append(f"  {row['source']:<{width}}  {row['says']}" + (f"  [{row['at']}{whole}]" if row["at"] else ""))
-    lines += [drift_text(one) for one in told["drifts"]]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hubguard.drift import DriftReport
 from hubguard.model import DriftKind
-from hubguard.web import drift
+from hubguard.web import beliefs, drift, proxy_table
 from hubguard.web.api import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import BY_THE_HUB, Operation, Param, Refused
 
@@ -20,7 +20,7 @@ KIND = Param(
     many=True,
 )
 STATES = tuple(state.value for state in drift.DriftState)
-VERDICTS = tuple(verdict.value for verdict in drift.RouteVerdict)
+VERDICTS = tuple(verdict.value for verdict in proxy_table.RouteVerdict)
 
 
 class LookedApi(Api):
@@ -110,7 +110,7 @@ class RoutesApi(LookedApi):
     operations = {
         "get": Operation(
             "The proxy's routes as of the last look, each with whether it is right, and those that are missing.",
-            drift.RouteShape,
+            proxy_table.RouteShape,
             "read",
             query=(
                 OFFSET,
@@ -133,7 +133,7 @@ class RoutesApi(LookedApi):
         part = asked["q"].casefold()
         rows = [
             row
-            for row in drift.routes(report)
+            for row in proxy_table.routes(report)
             if part in row.path.casefold() and asked["verdict"] in {None, row.verdict.value}
         ]
         self.write_page(rows, asked, lambda row: row)
@@ -198,7 +198,7 @@ class BeliefsApi(LookedApi):
     operations = {
         "get": Operation(
             "What each source says of one server, whether the hub knows it or not; an empty name is the default server.",
-            drift.BeliefsShape,
+            beliefs.BeliefsShape,
             "read",
             fails=(409,),
         )
@@ -208,7 +208,7 @@ class BeliefsApi(LookedApi):
         """See ``operations``. Never 404: that no source knows of it is an answer."""
         report = self.found()
         entries = await self.site.guard.entries(limit=1, user=user, server=name)
-        self.write_json(drift.beliefs(report, user, name, entries, self.site.guard.status()))
+        self.write_json(beliefs.beliefs(report, user, name, entries, self.site.guard.status()))
 
 
 class OutlivedApi(Api):

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from hubguard.drift import Drift, DriftReport, RepairPlan
 from hubguard.errors import HubError, HubGuardError, JournalError
 from hubguard.model import DriftKind, Entry, Status
-from hubguard.web import drift, present
+from hubguard.web import beliefs, drift, present
 from hubguard.web.drift_api import KIND, STATES
 from hubguard.web.openapi import Param, Refused
 from hubguard.web.pages import ROWS, Page, whole
@@ -98,7 +98,7 @@ class BeliefsPage(Page):
             entries = await self.site.guard.entries(limit=1, user=user, server=name)
         except JournalError as error:
             trouble = str(error)
-        told = drift.beliefs(report, user, name, entries, status) if report else None
+        told = beliefs.beliefs(report, user, name, entries, status) if report else None
         label = present.kept_label(user, name)
         about = [one for one in report.drifts if (one.user, one.server or "") == (user, name)] if report else []
         await self.show(
