@@ -11,13 +11,24 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 import hubguard
-from hubguard.model import BrakeReason, BudgetUse, CycleReport, FindingKind, Mode, OutcomeKind, Standing, Status
+from hubguard.drift import DriftReport, WatchState
+from hubguard.model import (
+    BrakeReason,
+    BudgetUse,
+    CycleReport,
+    DriftKind,
+    FindingKind,
+    Mode,
+    OutcomeKind,
+    Standing,
+    Status,
+)
 
 
-def registry(status: Callable[[], Status]) -> CollectorRegistry:
-    """A registry of its own that asks ``status`` at each scrape, with this process's memory, CPU and files beside it."""
+def registry(status: Callable[[], Status], drift: Callable[[], DriftReport | None] = lambda: None) -> CollectorRegistry:
+    """A registry of its own that asks both at each scrape, with this process's memory, CPU and files beside it."""
     made = CollectorRegistry()
-    made.register(GuardCollector(status))
+    made.register(GuardCollector(status, drift))
     ProcessCollector(registry=made)
     return made
 
@@ -25,8 +36,9 @@ def registry(status: Callable[[], Status]) -> CollectorRegistry:
 class GuardCollector(Collector):
     """The guard in numbers. What isn't known yet has no sample, rather than a 0."""
 
-    def __init__(self, status: Callable[[], Status]) -> None:
+    def __init__(self, status: Callable[[], Status], drift: Callable[[], DriftReport | None]) -> None:
         self._status = status
+        self._drift = drift
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not ask the guard."""
@@ -67,6 +79,9 @@ class GuardCollector(Collector):
             yield from _of_cycle(status.last_cycle, status.at)
         if status.budget is not None:
             yield from _of_budget(status.budget)
+        # A guard that stands by doesn't look any more: what it saw last would outlive what it saw.
+        if status.holds_lease and (report := self._drift()) is not None:
+            yield from _of_drift(report)
 
 
 def _outcomes(status: Status) -> Metric:
@@ -108,6 +123,25 @@ def _of_budget(use: BudgetUse) -> Iterator[Metric]:
     yield CounterMetricFamily("hubguard_hub_requests", "Requests to the hub", use.requests)
     yield CounterMetricFamily("hubguard_hub_request_failures", "Requests to the hub that failed", use.failures)
     yield CounterMetricFamily("hubguard_budget_wait_seconds", "Time that requests waited for the budget", use.waited_s)
+
+
+def _of_drift(report: DriftReport) -> Iterator[Metric]:
+    yield from _time("hubguard_last_drift_look_time_seconds", "When all sources were last compared", report.world.at)
+    complete = {one.source.value: one.complete for one in report.world.readings}
+    text = "1 when the last look for drift had all that this source tells; nothing is concluded from one that is 0"
+    yield _labelled("hubguard_drift_source_complete", text, "source", complete)
+    counts = Counter((one.kind, one.raised_at is not None) for one in report.drifts)
+    family = GaugeMetricFamily(
+        "hubguard_drifts", "Differences between what is believed and what is, by kind", labels=["kind", "state"]
+    )
+    for kind in DriftKind:
+        family.add_metric([kind.value, "raised"], float(counts[kind, True]))
+        family.add_metric([kind.value, "suspected"], float(counts[kind, False]))
+    yield family
+    states = {state.value: state is report.watch.state for state in WatchState}
+    yield _labelled("hubguard_proxy_watch", "1 for how the proxy stands, by HubGuard's watch", "state", states)
+    text = "Routes that the proxy still lacked after it had lost its table, when they were last compared"
+    yield _gauge("hubguard_proxy_missing_routes", text, len(report.watch.missing))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -410,8 +410,8 @@ class Entry:
     """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
 
     ``event`` is one of: intent, outcome, armed, observing, held, resumed, kept, released, braked, brake-over, finding,
-    cleared (what was found is over), cycle, lease, note. ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant.
-    ``fence`` is 0 for what people did without a lease.
+    cleared (a finding is over), cycle, lease, note. ``outcome`` is set for outcomes only. ``started`` is the run of the
+    server that was meant. ``fence`` is 0 for what people did without a lease.
     """
 
     id: int

@@ -10,6 +10,7 @@ from typing import Any
 
 from hubguard.drift import (
     REMEDIES,
+    ROUTE_KINDS,
     Backend,
     Drift,
     DriftReport,
@@ -92,7 +93,7 @@ def one_of_each() -> list[Drift]:
             DriftKind.SERVER_ORPHAN, "hal", subject="2@1", backend=replace(PROVED, id="2@1", user="hal", proof="")
         ),
         drift_of(DriftKind.SERVER_ORPHAN, "ida"),
-        drift_of(DriftKind.PENDING_STUCK, "jon"),
+        drift_of(DriftKind.PENDING_STUCK, "jon", subject="spawn"),
         drift_of(DriftKind.ORM_DANGLING, None, subject="expired_tokens", observed="1,204 expired tokens"),
         drift_of(DriftKind.ACTIVITY_FROZEN, None),
     ]
@@ -104,6 +105,7 @@ def report_with(drifts: Sequence[Drift] = (), servers: Sequence[Server] = (), **
     ordered = sorted(drifts, key=lambda one: one.raised_at is None)
     fields.setdefault("world", world_of(servers))
     fields.setdefault("watch", ProxyWatchStatus(WatchState.FINE, NOW - timedelta(hours=3)))
+    fields.setdefault("by_itself", tuple(kind for kind in DriftKind if kind in ROUTE_KINDS))
     fields.setdefault("next_look_at", NOW + timedelta(seconds=26))
     return DriftReport(drifts=tuple(ordered), **fields)
 

@@ -37,11 +37,11 @@ class BeliefsShape:
 def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status) -> BeliefsShape:
     """What each source says of one server, known to the hub or not. ``entries`` is the journal's on it, newest first."""
     world, key = found.world, (user, name)
-    repairs = drift.last_repairs(found.repaired)
+    repairs, unasked = drift.last_repairs(found.repaired), drift.without_asking(found, status)
     rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
     rows += _backend_beliefs(world, key)
     rows.append(_own_belief(world, key, entries, status))
-    about = tuple(drift.drift(one, repairs) for one in found.drifts if (one.user, one.server or "") == key)
+    about = tuple(drift.drift(one, repairs, unasked) for one in found.drifts if (one.user, one.server or "") == key)
     return BeliefsShape(user, name, tuple(rows), about)
 
 

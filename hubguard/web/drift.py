@@ -9,8 +9,10 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from hubguard.decide.drift import remedy
 from hubguard.drift import (
     REMEDIES,
+    ROUTE_KINDS,
     Backend,
     Drift,
     DriftReport,
@@ -52,6 +54,10 @@ _NO_REMEDY: dict[DriftKind, str] = {
     DriftKind.ACTIVITY_FROZEN: (
         "Nothing that HubGuard may do mends this. See in the hub's log whether it still reads the proxy's routes"
         " (JupyterHub.last_activity_interval), and restart the hub where it doesn't. Until then, nothing idle is stopped."
+    ),
+    DriftKind.PENDING_STUCK: (
+        "HubGuard can interrupt a start, and this isn't one. See in the hub's log what it waits for; a restart of the hub"
+        " ends the wait."
     ),
     DriftKind.SERVER_ORPHAN: "It isn't proved to be this hub's, so HubGuard never ends it. Look at it, and end it by hand.",
 }
@@ -122,7 +128,9 @@ class DriftShape:
 
     ``user`` and ``server`` are null where it is about no single server; ``subject`` tells several of one kind apart.
     ``raised_at`` is null while it is only suspected. ``remedy`` is what HubGuard would do about it when asked, null where it
-    only reports; ``advice`` says that, or what else to do, in words. ``repaired`` is the last repair, or null.
+    only reports; ``advice`` says that, or what else to do, in words. ``by_itself`` is one sentence on whether that is done
+    without being asked and, where not now, why; it is empty for what is only reported. ``repaired`` is the last repair, or
+    null.
     """
 
     id: str
@@ -142,6 +150,7 @@ class DriftShape:
     evidence: tuple[str, ...]
     remedy: ActionKind | None
     advice: str
+    by_itself: str
     backend: BackendShape | None
     repaired: RepairedShape | None
 
@@ -161,7 +170,8 @@ class ReportShape:
 
     ``servers``, ``routes`` and ``backends`` are how many there are, null where that isn't known; ``whole`` says that no
     other backends are there. ``sentence`` says how it stands, ``narrowed`` what can't be told and why, a sentence each.
-    ``repaired`` are the last repairs, ``cleared`` what is over since an hour at most, both newest first.
+    ``repaired`` are the last repairs, ``cleared`` what is over since an hour at most, both newest first. ``by_itself`` are
+    the kinds that are repaired without being asked, and ``by_itself_says`` is that in words, and why it isn't done now.
     """
 
     sentence: str
@@ -179,6 +189,8 @@ class ReportShape:
     watch: ProxyWatchStatus = field(default_factory=ProxyWatchStatus)
     repaired: tuple[RepairedShape, ...] = ()
     cleared: tuple[DriftShape, ...] = ()
+    by_itself: tuple[DriftKind, ...] = ()
+    by_itself_says: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +223,6 @@ class PlanShape:
 def state(drift: Drift) -> DriftState:
     """Whether it is drift, or only suspected."""
     return DriftState.SUSPECTED if drift.raised_at is None else DriftState.RAISED
-
-
-def remedy(drift: Drift) -> ActionKind | None:
-    """What HubGuard would do about it when asked; None where it only reports."""
-    if drift.kind is DriftKind.SERVER_ORPHAN and (drift.backend is None or not drift.backend.proof):
-        return None
-    return REMEDIES.get(drift.kind)
 
 
 def advice(drift: Drift) -> str:
@@ -270,8 +275,8 @@ def last_repairs(repaired: Iterable[Repaired]) -> dict[str, Repaired]:
     return found
 
 
-def drift(one: Drift, repairs: Mapping[str, Repaired]) -> DriftShape:
-    """One difference as the API gives it; ``repairs`` as of last_repairs."""
+def drift(one: Drift, repairs: Mapping[str, Repaired], unasked: Mapping[DriftKind, str]) -> DriftShape:
+    """One difference as the API gives it; ``repairs`` as of last_repairs, ``unasked`` as of without_asking."""
     last = repairs.get(one.id)
     return DriftShape(
         id=one.id,
@@ -291,6 +296,7 @@ def drift(one: Drift, repairs: Mapping[str, Repaired]) -> DriftShape:
         evidence=one.evidence,
         remedy=remedy(one),
         advice=advice(one),
+        by_itself=unasked.get(one.kind, "") if remedy(one) is not None else "",
         backend=_backend(one.backend),
         repaired=repaired(last) if last is not None else None,
     )
@@ -395,7 +401,7 @@ def report(found: DriftReport | None, status: Status) -> ReportShape:
     """The report as the API gives it; None before the first look."""
     if found is None:
         return ReportShape(sentence=not_looked(status))
-    world, repairs = found.world, last_repairs(found.repaired)
+    world, repairs, over = found.world, last_repairs(found.repaired), dict[DriftKind, str]()
     return ReportShape(
         sentence=headline(found),
         looked_at=world.at,
@@ -411,8 +417,62 @@ def report(found: DriftReport | None, status: Status) -> ReportShape:
         narrowed=found.narrowed,
         watch=found.watch,
         repaired=tuple(map(repaired, found.repaired)),
-        cleared=tuple(drift(one, repairs) for one in found.cleared),
+        cleared=tuple(drift(one, repairs, over) for one in found.cleared),
+        by_itself=found.by_itself,
+        by_itself_says=by_itself_words(found, status),
     )
+
+
+def without_asking(found: DriftReport, status: Status) -> dict[DriftKind, str]:
+    """By kind, whether it is repaired without being asked and, where not now, why: a sentence each."""
+    waits = _waits_for(found, status)
+    told = {}
+    for kind in REMEDIES:
+        if kind not in found.by_itself:
+            told[kind] = "Only when asked."
+        elif waits and not (waits == _NO_BRAKE and kind in ROUTE_KINDS):
+            told[kind] = f"By itself, once {waits}."
+        elif kind in found.doubted:
+            told[kind] = (
+                "Only when asked now: when so many are there at once, it is rather what sees the backends that is wrong."
+            )
+        else:
+            told[kind] = "By itself, soon."
+    return told
+
+
+_NO_BRAKE = "HubGuard no longer holds back"
+
+
+def _waits_for(found: DriftReport, status: Status) -> str:
+    """What has to come before HubGuard repairs anything by itself, one clause; "" where it may now."""
+    if not status.holds_lease:
+        return "this guard holds the lease"
+    if status.stance.held:
+        return "acting is resumed"
+    if not status.armed:
+        return "HubGuard is armed"
+    if found.watch.state in {WatchState.GONE, WatchState.HANGS, WatchState.WIPED}:
+        return "the proxy is well again"
+    return _NO_BRAKE if status.brake is not None else ""
+
+
+def by_itself_words(found: DriftReport, status: Status) -> str:
+    """What HubGuard repairs without being asked and, where not now, why; one sentence or two."""
+    if not found.by_itself:
+        return "HubGuard repairs nothing by itself (HubGuardDrift.repair is empty)."
+    routes = [kind for kind in found.by_itself if kind in ROUTE_KINDS]
+    others = [kind for kind in found.by_itself if kind not in ROUTE_KINDS]
+    words = [KIND_WORDS[kind].lower() for kind in (*routes, *others)]
+    if len(routes) == len(ROUTE_KINDS):
+        words[: len(routes)] = ["whatever is wrong with routes"]
+    names, waits = ", ".join(words), _waits_for(found, status)
+    if waits == _NO_BRAKE and routes:
+        only = ", but only what is wrong with routes while it holds back" if others else ""
+        return f"By itself HubGuard repairs {names}{only}; the rest when asked."
+    if waits:
+        return f"HubGuard repairs nothing by itself until {waits}; then {names}, and the rest when asked."
+    return f"By itself HubGuard repairs {names}; the rest when asked."
 
 
 def kind_counts(drifts: Iterable[Drift]) -> tuple[KindCountShape, ...]:
@@ -440,7 +500,7 @@ def drift_text(one: Mapping[str, Any]) -> str:
         f"{one['id']}  {kind.value}  {about or 'the hub'}  ({one['state']}, {seen})",
         f"  expected: {one['expected']}",
         f"  observed: {one['observed']}",
-        f"  {'repair' if one['remedy'] else 'to do'}: {one['advice']}",
+        f"  {'repair' if one['remedy'] else 'to do'}: {one['advice']} {one['by_itself']}".rstrip(),
     ]
     if last is not None:
         came = last["outcome"] or "under way"

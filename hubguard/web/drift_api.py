@@ -64,8 +64,9 @@ class DriftApi(LookedApi):
         wanted = drift.DriftState(asked["state"]) if asked["state"] else None
         kinds = [DriftKind(kind) for kind in asked["kind"]]
         repairs = drift.last_repairs(report.repaired)
+        unasked = drift.without_asking(report, self.site.guard.status())
         rows = drift.chosen(report.drifts, q=asked["q"], kinds=kinds, wanted=wanted)
-        self.write_page(rows, asked, lambda row: drift.drift(row, repairs))
+        self.write_page(rows, asked, lambda row: drift.drift(row, repairs, unasked))
 
 
 class ReportApi(Api):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from hubguard.decide.drift import remedy
 from hubguard.drift import Drift, DriftReport, RepairPlan
 from hubguard.errors import HubError, HubGuardError, JournalError
 from hubguard.model import DriftKind, Entry, Status
@@ -45,7 +46,7 @@ class DriftPage(Page):
             "d": drift,
             "report": report,
             "shape": drift.report(report, status),
-            "rows": shown(found[begin : begin + ROWS], report),
+            "rows": shown(found[begin : begin + ROWS], report, status),
             "begin": begin,
             "found": len(found),
             "empty": empty_words(report, status),
@@ -60,15 +61,17 @@ class DriftPage(Page):
         await self.show("drift", live, q=q, kind=kind, state=state, kinds=drift.KIND_WORDS, asked=asked)
 
 
-def shown(drifts: Sequence[Drift], report: DriftReport | None) -> list[tuple[str, drift.DriftShape]]:
+def shown(drifts: Sequence[Drift], report: DriftReport | None, status: Status) -> list[tuple[str, drift.DriftShape]]:
     """What each difference is about, with what the page tells of it."""
-    repairs = drift.last_repairs(report.repaired if report else ())
-    return [(drift.label(one), drift.drift(one, repairs)) for one in drifts]
+    if report is None:
+        return []
+    repairs, unasked = drift.last_repairs(report.repaired), drift.without_asking(report, status)
+    return [(drift.label(one), drift.drift(one, repairs, unasked)) for one in drifts]
 
 
 def _by_kind(drifts: tuple[Drift, ...]) -> list[tuple[DriftKind, int]]:
     """How many can be repaired now, by kind; kinds without any are left out."""
-    ready = Counter(one.kind for one in drifts if one.raised_at is not None and drift.remedy(one) is not None)
+    ready = Counter(one.kind for one in drifts if one.raised_at is not None and remedy(one) is not None)
     return [(kind, ready[kind]) for kind in DriftKind if ready[kind]]
 
 
@@ -111,7 +114,7 @@ class BeliefsPage(Page):
                 "name": name,
                 "report": report,
                 "told": told,
-                "rows": shown(about, report),
+                "rows": shown(about, report, status),
                 "not_looked": drift.not_looked(status),
                 "journal_trouble": trouble,
             },

@@ -110,7 +110,16 @@ def make_application(
     secret = cookie_secret or secrets.token_bytes(32)
     operations = {path: handler.operations for path, handler in API.items()}
     site = Site(
-        guard, auth, policy, prefix, hub_prefix, env, metrics.registry(guard.status), operations, secret, service_token
+        guard,
+        auth,
+        policy,
+        prefix,
+        hub_prefix,
+        env,
+        metrics.registry(guard.status, guard.drift),
+        operations,
+        secret,
+        service_token,
     )
     handlers: list[Any] = [
         (prefix + _pattern(path), handler, {"site": site}) for path, handler in {**PAGES, **FRAGMENTS, **API}.items()

@@ -27,14 +27,16 @@ from fake_guard import guard_with, made_up, minutes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from hubguard.drift import Drift, DriftReport, ProxyWatchStatus, Repaired, WatchState
+from hubguard.drift import ROUTE_KINDS, Drift, DriftReport, ProxyWatchStatus, Repaired, WatchState
 from hubguard.errors import JournalError
-from hubguard.model import DriftKind, Mode, OutcomeKind, Route, Server, Source, Stance
+from hubguard.model import Brake, BrakeReason, DriftKind, Mode, OutcomeKind, Route, Server, Source, Stance
 from hubguard.web import drift
 from hubguard.web.openapi import document
 from hubguard.web.routes import API
 
 OURS = "tok-of-our-service"
+ROUTES = tuple(kind for kind in DriftKind if kind in ROUTE_KINDS)
+BRAKE = Brake(BrakeReason.CHECKING, NOW, "the hub was away", "It ends by itself.")
 
 
 @pytest.fixture
@@ -693,3 +695,156 @@ def test_the_description_tells_of_lists_and_of_what_is_under_way() -> None:
     kind = next(one for one in described["/api/v1/drift"]["get"]["parameters"] if one["name"] == "kind")
     assert "server-ghost" in kind["schema"]["items"]["enum"]
     assert set(described["/api/v1/outlived"]["post"]["responses"]) == {"204", "400", "401"}
+
+
+# -- what is repaired without being asked -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "watch", "dead", "route"),
+    [
+        ({}, WatchState.FINE, "Only when asked.", "By itself, soon."),
+        ({"armed": False}, WatchState.FINE, "Only when asked.", "By itself, once HubGuard is armed."),
+        ({"stance": Stance(held=True)}, WatchState.FINE, "Only when asked.", "By itself, once acting is resumed."),
+        ({}, WatchState.HANGS, "Only when asked.", "By itself, once the proxy is well again."),
+        ({"brake": BRAKE}, WatchState.FINE, "Only when asked.", "By itself, soon."),
+        ({"holds_lease": False}, WatchState.FINE, "Only when asked.", "By itself, once this guard holds the lease."),
+    ],
+)
+async def test_each_difference_says_whether_it_is_repaired_by_itself_and_why_not_now(
+    site_of: Callable[..., Site], state: dict[str, Any], watch: WatchState, dead: str, route: str
+) -> None:
+    site = site_of(report_with(one_of_each(), made_up(12), watch=ProxyWatchStatus(watch, NOW)))
+    site.guard.change(**state)
+    rows = {(row["kind"], row["user"]): row for row in (await site.ask("api/v1/drift", "reader")).json}
+    assert rows["server-dead", "eve"]["by_itself"] == dead
+    assert rows["route-missing", "bea"]["by_itself"] == route
+    # What can't be repaired isn't repaired by itself either.
+    assert {row["by_itself"] for row in rows.values() if row["remedy"] is None} == {""}
+    page = text_of(await site.ask("drift", "reader"))
+    assert dead in page
+    assert route in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "state", "kind", "words"),
+    [
+        ({"by_itself": (DriftKind.SERVER_DEAD,)}, {}, DriftKind.SERVER_DEAD, "By itself, soon."),
+        (
+            {"by_itself": (DriftKind.SERVER_DEAD,), "doubted": (DriftKind.SERVER_DEAD,)},
+            {},
+            DriftKind.SERVER_DEAD,
+            "Only when asked now",
+        ),
+        (
+            {"by_itself": (DriftKind.SERVER_DEAD,)},
+            {"brake": BRAKE},
+            DriftKind.SERVER_DEAD,
+            "By itself, once HubGuard no longer holds back.",
+        ),
+        ({"by_itself": ()}, {}, DriftKind.ROUTE_MISSING, "Only when asked."),
+    ],
+)
+async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
+    site_of: Callable[..., Site], fields: dict[str, Any], state: dict[str, Any], kind: DriftKind, words: str
+) -> None:
+    site = site_of(report_with(one_of_each(), made_up(12), **fields))
+    site.guard.change(**state)
+    rows = (await site.ask(f"api/v1/drift?kind={kind.value}&state=raised", "reader")).json
+    assert [row["by_itself"].startswith(words) for row in rows] == [True]
+
+
+@pytest.mark.parametrize(
+    ("by_itself", "state", "sentence"),
+    [
+        ((), {}, "HubGuard repairs nothing by itself (HubGuardDrift.repair is empty)."),
+        (ROUTES, {}, "By itself HubGuard repairs whatever is wrong with routes; the rest when asked."),
+        (
+            ROUTES,
+            {"armed": False},
+            "HubGuard repairs nothing by itself until HubGuard is armed; then whatever is wrong with routes, and the rest"
+            " when asked.",
+        ),
+        (ROUTES, {"brake": BRAKE}, "By itself HubGuard repairs whatever is wrong with routes; the rest when asked."),
+        (
+            (*ROUTES, DriftKind.SERVER_DEAD),
+            {"brake": BRAKE},
+            "By itself HubGuard repairs whatever is wrong with routes, dead server, but only what is wrong with routes"
+            " while it holds back; the rest when asked.",
+        ),
+        (
+            (DriftKind.SERVER_DEAD,),
+            {"brake": BRAKE},
+            "HubGuard repairs nothing by itself until HubGuard no longer holds back; then dead server, and the rest when"
+            " asked.",
+        ),
+    ],
+)
+async def test_the_page_says_what_is_repaired_by_itself_and_why_not_now(
+    site_of: Callable[..., Site], by_itself: tuple[DriftKind, ...], state: dict[str, Any], sentence: str
+) -> None:
+    site = site_of(report_with((), made_up(12), by_itself=by_itself))
+    site.guard.change(**state)
+    report = (await site.ask("api/v1/drift/report", "reader")).json
+    assert (report["by_itself"], report["by_itself_says"]) == ([kind.value for kind in by_itself], sentence)
+    assert sentence in text_of(await site.ask("drift", "reader"))
+
+
+async def test_a_stop_that_is_stuck_is_not_offered_a_repair_that_would_do_nothing(
+    site_of: Callable[..., Site],
+) -> None:
+    site = site_of(report_with([drift_of(DriftKind.PENDING_STUCK, subject="stop")]))
+    (row,) = (await site.ask("api/v1/drift", "reader")).json
+    assert (row["remedy"], row["by_itself"]) == (None, "")
+    assert "isn't one" in row["advice"]
+    assert "checkbox" not in (await site.ask("drift", login="actor")).text
+
+
+# -- metrics and journal ----------------------------------------------------------------------------------------------
+
+
+async def test_the_metrics_have_every_kind_and_every_state_of_the_proxy_and_no_names(site: Site) -> None:
+    watch = ProxyWatchStatus(WatchState.WIPED, NOW, "It has lost its table.", wiped_at=NOW, missing=("/user/a", "/b"))
+    assert site.guard.found
+    site.guard.found = replace(site.guard.found, watch=watch)
+    text = (await site.ask("metrics", "reader")).text
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    of_drift = {name for name in samples if name.startswith("hubguard_drifts{")}
+    assert len(of_drift) == 2 * len(DriftKind)
+    assert samples['hubguard_drifts{kind="server-orphan",state="raised"}'] == "3.0"
+    assert samples['hubguard_drifts{kind="server-dead",state="suspected"}'] == "1.0"
+    assert {state.value: samples[f'hubguard_proxy_watch{{state="{state.value}"}}'] for state in WatchState} == {
+        state.value: "1.0" if state is WatchState.WIPED else "0.0" for state in WatchState
+    }
+    assert samples["hubguard_proxy_missing_routes"] == "2.0"
+    assert float(samples["hubguard_last_drift_look_time_seconds"]) == site.guard.found.world.at.timestamp()
+    assert not any("eve" in name or "/user" in name for name in samples)
+
+
+async def test_what_isnt_known_or_is_no_longer_looked_at_has_no_sample(site_of: Callable[..., Site]) -> None:
+    """A guard that stands by has an old report: an alert by it would never end."""
+    assert "hubguard_drifts" not in (await site_of(None).ask("metrics", "reader")).text
+    old = site_of(report_with(one_of_each()))
+    old.guard.change(mode=Mode.STANDBY, holds_lease=False)
+    assert "hubguard_drifts" not in (await old.ask("metrics", "reader")).text
+
+
+async def test_health_is_as_it_was_whatever_drifts(site: Site) -> None:
+    health = (await site.ask("health")).json
+    site.guard.found = None
+    assert (await site.ask("health")).json == health
+
+
+async def test_the_journal_tells_of_repairs_and_of_what_is_over_and_can_be_filtered(site: Site) -> None:
+    site.guard.write("intent", action="check-routes", user="", server="", reason="route-missing")
+    site.guard.write("outcome", action="check-routes", user="", server="", outcome=OutcomeKind.DONE)
+    site.guard.write("intent", action="start-and-stop", user="ann", server="gpu", reason="server-ghost")
+    site.guard.write("outcome", action="end-backend", user="bob", server="", outcome=OutcomeKind.FAILED, detail="no")
+    site.guard.write("cleared", user="ann", server="", detail="route-missing: its route is there")
+    page = text_of(await site.ask("journal", "reader"))
+    assert "going to have the hub check its routes (route-missing)" in page
+    assert "having the hub check its routes: done" in page
+    assert "going to start and stop ann/gpu (server-ghost)" in page
+    assert "ending the backend of bob: failed, no" in page
+    cleared = (await site.ask("api/v1/journal?event=cleared", "reader")).json
+    assert [(one["user"], one["event"]) for one in cleared] == [("ann", "cleared")]

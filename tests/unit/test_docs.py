@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from fake_drift import report_with
 from fake_guard import guard_with, made_up
 
 from hubguard import cli, config
@@ -118,7 +119,8 @@ def test_every_setting_that_stands_alone_on_the_page_about_culling_is_there():
 def test_every_metric_that_the_docs_name_is_there():
     guard = guard_with(made_up(20))
     guard.change(recent=Tally(done=3, failed=1))
-    families = {metric.name: metric.type for metric in registry(guard.status).collect()}
+    guard.found = report_with()
+    families = {metric.name: metric.type for metric in registry(guard.status, guard.drift).collect()}
     there = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
     named = {
         name for page in PAGES for name in re.findall(r"\bhubguard_[a-z_]+", page.read_text()) if "config" not in name
