@@ -111,6 +111,23 @@ async def gone(hub: TestbedHub, *users: str) -> None:
     await hub.wait_for(check, f"the servers of {users} to be gone", 30)
 
 
+async def table(hub: TestbedHub) -> dict[str, str]:
+    """Where each route of the external proxy's leads, by path, without HubGuard's own canary."""
+    headers = {"Authorization": f"token {hub.proxy_token}"}
+    async with (
+        aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=10)) as session,
+        session.get(f"{hub.proxy_api_url}/api/routes") as answer,
+    ):
+        assert answer.status == 200
+        return {path: route["target"] for path, route in (await answer.json()).items() if "canary" not in path}
+
+
+async def runs(hub: TestbedHub, *users: str) -> dict[str, Any]:
+    """Run and process of the default server of each of ``users``, none named: of everybody; to be compared later."""
+    servers = {user: server for (user, name), server in (await hub.servers()).items() if name == ""}
+    return {user: (servers[user]["started"], servers[user]["state"]["pid"]) for user in users or servers}
+
+
 def guards(hub: TestbedHub) -> list[int]:
     """The pids of the guards that this hub's folder has running."""
     found = []
