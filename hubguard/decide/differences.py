@@ -7,41 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import partial
 from urllib.parse import unquote
 
+from hubguard.decide.wording import Wording, Words, is_active
 from hubguard.drift import Backend, Drift, Key, ORMCounts, World
 from hubguard.model import DriftKind, Reading, Route, Server, Source, same_run
 
 DriftKey = tuple[DriftKind, str | None, str | None, str]
 """What ``Drift.key`` gives: which difference it is, from look to look."""
 
-Words = tuple[str, str, tuple[str, ...]]
-"""(expected, observed, evidence) of a difference, for people."""
-
 TWO_RUNS = timedelta(seconds=60)
 """Backends of one server whose starts are further apart than this are of different runs; clocks differ by less."""
 
 PORTS = {"http": 80, "https": 443}
-
-SOURCES: Mapping[Source, str] = {
-    Source.HUB_API: "the hub's API",
-    Source.HUB_DB: "the hub's database",
-    Source.PROXY: "the proxy's table",
-    Source.HUB_ROUTES: "the proxy's table as the hub tells it",
-    Source.BACKEND: "the backends",
-}
-"""What evidence calls each source."""
-
-ROWS: Mapping[str, str] = {
-    "servers_of_nobody": "server rows without a spawner or a service",
-    "spawners_without_server": "spawners that name a server row that isn't there",
-    "expired_tokens": "expired tokens",
-    "expired_codes": "expired OAuth codes",
-    "memberships_of_nobody": "rows of group and role maps that name somebody who isn't there",
-}
-"""What the fields of ORMCounts count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +57,6 @@ class Comparison:
     def __init__(self, world: World, pending_limit_s: float, *, asking: bool = False) -> None:
         self.world = world
         self.at = world.at
-        self._limit_s = pending_limit_s
         complete = {reading.source: reading for reading in world.readings if reading.complete}
         self._hub = complete.get(Source.HUB_API)
         self._knows_hub = world.servers is not None and (asking or self._hub is not None)
@@ -87,6 +66,7 @@ class Comparison:
         self._db = complete.get(Source.HUB_DB)
         self._targets = world.targets if self._db is not None else None
         self._backend = complete.get(Source.BACKEND) if world.backends is not None else None
+        self._words = Wording(world, self._hub, self._table, self._db, self._backend, pending_limit_s)
         self._servers: Mapping[Key, Server] = world.servers or {}
         self._unsure = frozenset[Key]() if asking else world.unsure
         self._prefix = user_prefix(world.base_url)
@@ -191,7 +171,7 @@ class Comparison:
             if self.world.frozen_since is not None:
                 since = self.world.frozen_since
                 one = Difference(
-                    DriftKind.ACTIVITY_FROZEN, None, None, "", None, partial(self._frozen, since), since=since
+                    DriftKind.ACTIVITY_FROZEN, None, None, "", None, partial(self._words.frozen, since), since=since
                 )
                 found[one.key] = one
         return found
@@ -204,7 +184,7 @@ class Comparison:
             if key in self._unsure:
                 continue
             if server.pending is not None:
-                words = partial(self._stuck, server)
+                words = partial(self._words.stuck, server)
                 yield Difference(DriftKind.PENDING_STUCK, *key, server.pending, server.started, words)
             elif server.ready:
                 if has_table:
@@ -215,24 +195,28 @@ class Comparison:
                 if has_backends and (backend is None or not backend.alive) and self._fate(key) is False:
                     ghost = self._is_ghost(server)
                     kind = DriftKind.SERVER_GHOST if ghost else DriftKind.SERVER_DEAD
-                    yield Difference(kind, *key, "", server.started, partial(self._dead, server, ghost))
+                    yield Difference(
+                        kind, *key, "", server.started, partial(self._words.dead, server, self.backends_of(key), ghost)
+                    )
 
     def _of_its_routes(self, key: Key, server: Server, target: str | None) -> Iterator[Difference]:
         kind = DriftKind.ROUTE_WRONG_TARGET
         astray = self._misplaced.get(key) if self._misplaced else None
         if astray is not None:
-            yield Difference(kind, *key, astray.path, server.started, partial(self._wrong, server, target, astray))
+            yield Difference(
+                kind, *key, astray.path, server.started, partial(self._words.wrong, server, target, astray)
+            )
         routes = self.routes_of(key)
         if not routes:
             if astray is None:
-                words = partial(self._missing, server, target)
+                words = partial(self._words.missing, server, target, own_path(self._prefix, key))
                 yield Difference(DriftKind.ROUTE_MISSING, *key, "", server.started, words)
             return
         if target is None:
             return
         for route in routes:
             if route.target != target and _leads_elsewhere(route.target, target):
-                words = partial(self._wrong, server, target, route)
+                words = partial(self._words.wrong, server, target, route)
                 yield Difference(kind, *key, route.path, server.started, words)
 
     def _of_stale_routes(self) -> Iterator[Difference]:
@@ -242,7 +226,9 @@ class Comparison:
             if (server is not None and (server.ready or server.pending is not None)) or key in self._unsure:
                 continue
             for route in self.routes_of(key):
-                yield Difference(DriftKind.ROUTE_STALE, *key, route.path, None, partial(self._stale, key, route))
+                yield Difference(
+                    DriftKind.ROUTE_STALE, *key, route.path, None, partial(self._words.stale, server, route)
+                )
 
     def _of_shared_routes(self) -> Iterator[Difference]:
         routes = self.world.routes or {}
@@ -252,10 +238,10 @@ class Comparison:
         for name, prefix in (self.world.prefixes or {}).items():
             path = _path(prefix)
             if path not in routes:
-                words = partial(self._service, name, path)
+                words = partial(self._words.service, name, path)
                 yield Difference(DriftKind.SERVICE_ROUTE_MISSING, None, None, name, None, words)
         if (path := _path(self.world.base_url)) not in routes:
-            yield Difference(DriftKind.HUB_ROUTE_MISSING, None, None, "", None, partial(self._hub_route, path))
+            yield Difference(DriftKind.HUB_ROUTE_MISSING, None, None, "", None, partial(self._words.hub_route, path))
 
     def _of_orphans(self) -> Iterator[Difference]:
         kind = DriftKind.SERVER_ORPHAN
@@ -274,12 +260,12 @@ class Comparison:
                 orphans = _of_older_runs(orphans, server)
             told = None if ready else self.world.outlived.get(key)
             for one in orphans:
-                words = partial(self._orphan, server, one, told)
+                words = partial(self._words.orphan, server, one, told)
                 yield Difference(kind, *key, one.id, None, words, surely=told is not None, backend=one)
                 listed.add(key)
         for key, told in self.world.outlived.items():
             if key not in listed and key not in self._unsure and self._still_outlives(key, told[0]):
-                yield Difference(kind, *key, "", None, partial(self._outlived, told), since=told[0], surely=True)
+                yield Difference(kind, *key, "", None, partial(self._words.outlived, told), since=told[0], surely=True)
 
     def _still_outlives(self, key: Key, told_at: datetime) -> bool:
         server = self._servers.get(key)
@@ -295,7 +281,7 @@ class Comparison:
             return
         for part in fields(ORMCounts):
             if count := getattr(self.world.orm, part.name):
-                words = partial(self._dangling, part.name, count)
+                words = partial(self._words.dangling, part.name, count)
                 yield Difference(DriftKind.ORM_DANGLING, None, None, part.name, None, words)
 
     def _is_ghost(self, server: Server) -> bool:
@@ -334,103 +320,6 @@ class Comparison:
             elif self._route_of.setdefault(key, route) is not route:
                 self._more_routes.setdefault(key, []).append(route)
 
-    # -- the words -----------------------------------------------------------------------------------------------------
-
-    def _line(self, reading: Reading | None, said: str) -> str:
-        # Only what readings() has found complete is spoken of; before that, nobody asks for words.
-        assert reading is not None
-        return f"{SOURCES[reading.source]}, {utc(reading.at)}: {said}"
-
-    def _hub_says(self, server: Server | None) -> str:
-        if server is None or not is_active(server):
-            return self._line(self._hub, "no such server runs")
-        started = "" if server.started is None else f", started {utc(server.started)}"
-        return self._line(self._hub, f"{(server.pending and f'pending {server.pending}') or 'ready'}{started}")
-
-    def _database_says(self, target: str | None) -> tuple[str, ...]:
-        return () if target is None else (self._line(self._db, f"it is reached at {target}"),)
-
-    def _missing(self, server: Server, target: str | None) -> Words:
-        path = own_path(self._prefix, server.key)
-        there = (self.world.routes or {}).get(path)
-        seen = "no route" if there is None else f"no route of the hub's; at {path} one of somebody else's"
-        lines = (
-            self._hub_says(server),
-            *self._database_says(target),
-            self._line(self._table, f"no route that is for it among {len(self.world.routes or ()):,}"),
-        )
-        return (f"ready, so a route to {target or 'it'}", seen, lines)
-
-    def _wrong(self, server: Server, target: str | None, route: Route) -> Words:
-        whose = "" if route.key == server.key else f", which is for {_label(*(route.key or ('', '')))}"
-        said = f"{route.path} leads to {route.target}{whose}"
-        lines = (self._hub_says(server), *self._database_says(target), self._line(self._table, said))
-        expected = "ready, so a route that is for it" if target is None else f"ready at {target}"
-        return (expected, f"the route {route.path} to {route.target}{whose}", lines)
-
-    def _stale(self, key: Key, route: Route) -> Words:
-        lines = (
-            self._hub_says(self._servers.get(key)),
-            self._line(self._table, f"{route.path} leads to {route.target}"),
-        )
-        return ("no such server, so no route", f"the route {route.path} to {route.target}", lines)
-
-    def _service(self, name: str, path: str) -> Words:
-        lines = (
-            self._line(self._hub, f"the service {name} is reached at {path}"),
-            self._line(self._table, f"no route {path}"),
-        )
-        return (f"the service {name} at {path}", "no route", lines)
-
-    def _hub_route(self, path: str) -> Words:
-        lines = (self._line(self._hub, "it answers"), self._line(self._table, f"no route {path}"))
-        seen = "no route: nobody reaches the hub's pages, unless the proxy's default target leads there"
-        return (f"the hub's own route {path}", seen, lines)
-
-    def _dead(self, server: Server, ghost: bool) -> Words:
-        backends = sorted(self.backends_of(server.key), key=lambda one: one.id)
-        told = [f"{one.name}: {one.detail or 'gone'}" for one in backends] or [
-            "there is none for it, and these are all"
-        ]
-        lines = (self._hub_says(server), *(self._line(self._backend, one) for one in told))
-        seen = "; ".join(told) if backends else "its backend is gone"
-        if ghost:
-            return ("ready", f"{seen}; and a stop that the hub took has changed nothing", lines)
-        return ("ready", seen, lines)
-
-    def _orphan(self, server: Server | None, backend: Backend, told: tuple[datetime, str] | None) -> Words:
-        started = "" if backend.started is None else f", started {utc(backend.started)}"
-        lines = [
-            self._hub_says(server),
-            self._line(self._backend, f"{backend.name} lives{started}{backend.detail and f'; {backend.detail}'}"),
-            f"whose it is: {backend.proof or 'not proved to be of this hub, so HubGuard never ends it'}",
-        ]
-        if told is not None:
-            lines.append(_spawner_said(told))
-        if server is None or not is_active(server):
-            return ("stopped or unknown, so no backend", f"{backend.name} lives", tuple(lines))
-        return ("ready, with the backend of this run alone", f"{backend.name} of an earlier run lives", tuple(lines))
-
-    def _outlived(self, told: tuple[datetime, str]) -> Words:
-        lines = (self._line(self._hub, "it doesn't run"), _spawner_said(told))
-        return ("stopped, so no backend", "its backend lived on after the stop", lines)
-
-    def _stuck(self, server: Server) -> Words:
-        expected = f"the hub done with it within {self._limit_s:g} s"
-        return (expected, f"still pending ({server.pending})", (self._hub_says(server),))
-
-    def _dangling(self, name: str, count: int) -> Words:
-        return ("none", f"{count:,} {ROWS[name]}", (self._line(self._db, f"{count:,} {ROWS[name]}"),))
-
-    def _frozen(self, since: datetime) -> Words:
-        lines = (self._line(self._hub, f"nobody's activity has advanced as it should since {utc(since)}"),)
-        return ("activity that advances with the traffic", "it no longer advances for anybody", lines)
-
-
-def is_active(server: Server) -> bool:
-    """Whether the hub has something running for it, or is in the middle of something with it."""
-    return server.ready or server.pending is not None
-
 
 def user_prefix(base_url: str) -> str:
     """What the routes of all servers begin with, as they stand in the table, on a hub without subdomains."""
@@ -443,21 +332,8 @@ def own_path(prefix: str, key: Key) -> str:
     return f"{prefix}{user}/{name}" if name else prefix + user
 
 
-def utc(at: datetime) -> str:
-    """A time for people, to the second, in UTC."""
-    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
-
-
 def _path(url_path: str) -> str:
     return "/" + unquote(url_path).strip("/")
-
-
-def _label(user: str, name: str) -> str:
-    return f"{user}/{name}" if name else user
-
-
-def _spawner_said(told: tuple[datetime, str]) -> str:
-    return f"the hub's own spawner, {utc(told[0])}: {told[1] or 'it still runs after its stop'}"
 
 
 def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
-from hubguard.decide.differences import SOURCES, Comparison, Difference, DriftKey, user_prefix
+from hubguard.decide.differences import Comparison, Difference, DriftKey, user_prefix
+from hubguard.decide.wording import SOURCES
 from hubguard.drift import REMEDIES, ROUTE_KINDS, Drift, Key, Repair, RepairPlan, World
 from hubguard.model import Action, ActionKind, DriftKind, Reading, Source, same_run
 

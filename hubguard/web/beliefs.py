@@ -102,7 +102,8 @@ def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
     rows = []
     for one in backends:
         alive = {True: "alive", False: "gone", None: "can't be told"}[one.alive]
-        more = [one.detail, f"started {present.stamp(one.started)}" if one.started else ""]
+        # Some details begin with its name, which stands before them already.
+        more = [one.detail.removeprefix(f"{one.name} "), f"started {present.stamp(one.started)}" if one.started else ""]
         more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
         row = _belief(world, Source.BACKEND, "; ".join([f"{one.name}: {alive}", *filter(None, more)]))
         rows.append(BeliefShape(f"Backend ({one.kind})", row.says, row.at, row.complete))

@@ -471,7 +471,7 @@ def by_itself_words(found: DriftReport, status: Status) -> str:
         only = ", but only what is wrong with routes while it holds back" if others else ""
         return f"By itself HubGuard repairs {names}{only}; the rest when asked."
     if waits:
-        return f"HubGuard repairs nothing by itself until {waits}; then {names}, and the rest when asked."
+        return f"Nothing is repaired by itself until {waits}; then {names}, and the rest when asked."
     return f"By itself HubGuard repairs {names}; the rest when asked."
 
 

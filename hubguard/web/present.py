@@ -473,6 +473,8 @@ def entry_sentence(entry: Entry) -> str:
     }.get(entry.event)
     if words:
         return words + detail
+    if f" {whose}: " in detail:
+        whose = ""  # what drifts is named in the detail, after its kind
     if entry.event == "cleared":
         return f"over: {whose}{detail}" if whose else f"over{detail}"
     return f"{whose}{detail}" if whose and entry.event in {"note", "finding"} else entry.detail or entry.event

@@ -762,7 +762,7 @@ async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
         (
             ROUTES,
             {"armed": False},
-            "HubGuard repairs nothing by itself until HubGuard is armed; then whatever is wrong with routes, and the rest"
+            "Nothing is repaired by itself until HubGuard is armed; then whatever is wrong with routes, and the rest"
             " when asked.",
         ),
         (ROUTES, {"brake": BRAKE}, "By itself HubGuard repairs whatever is wrong with routes; the rest when asked."),
@@ -775,7 +775,7 @@ async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
         (
             (DriftKind.SERVER_DEAD,),
             {"brake": BRAKE},
-            "HubGuard repairs nothing by itself until HubGuard no longer holds back; then dead server, and the rest when"
+            "Nothing is repaired by itself until HubGuard no longer holds back; then dead server, and the rest when"
             " asked.",
         ),
     ],

@@ -458,6 +458,15 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
         ({"event": "brake-over", "detail": ""}, "no longer holds back"),
         ({"event": "finding", "detail": "12 servers are overdue."}, "12 servers are overdue."),
         ({"event": "finding", "user": "ann", "server": "gpu", "detail": "It is stuck."}, "ann/gpu: It is stuck."),
+        (
+            {"event": "finding", "user": "ann", "server": "gpu", "detail": "server-dead: ann/gpu: expected ready"},
+            "server-dead: ann/gpu: expected ready",
+        ),
+        (
+            {"event": "cleared", "user": "ann", "server": "", "detail": "server-dead: ann: expected ready"},
+            "over: server-dead: ann: expected ready",
+        ),
+        ({"event": "finding", "user": "ann", "server": "", "detail": "of joann: no"}, "ann: of joann: no"),
         ({"event": "cleared", "user": "ann", "server": "", "detail": "no route"}, "over: ann: no route"),
         ({"event": "cleared", "detail": "and more at once: 3 route-stale"}, "over: and more at once: 3 route-stale"),
     ],
