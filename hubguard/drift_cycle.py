@@ -132,6 +132,7 @@ class DriftCycles:
         )
         self._kinds = frozenset(map(DriftKind, settings.drift.repair))
         self._looking = asyncio.Lock()
+        self._repairing = False
         self._under_way: set[asyncio.Task[None]] = set()
         self._untold: list[tuple[str, datetime, Drift]] = []
         self._next_look_at: datetime | None = None
@@ -163,7 +164,7 @@ class DriftCycles:
         """
         every_s = self._settings.drift.every_s
         of_hub = self.report.world.reading(Source.HUB_API) if self.report is not None else None
-        undecided = bool(self._under_way) or any(
+        undecided = self._repairing or any(
             drift.missed or (drift.raised_at is None and drift.kind is not DriftKind.PENDING_STUCK)
             for drift in self._drifts
         )
@@ -287,6 +288,8 @@ class DriftCycles:
             repaired=self._repaired,
             cleared=self._cleared,
             next_look_at=self._next_look_at,
+            by_itself=tuple(kind for kind in DriftKind if kind in self._kinds),
+            doubted=tuple(kind for kind in DriftKind if kind not in ROUTE_KINDS and self._looks_like_a_lie(kind)),
         )
 
     def _note(self, now: datetime, before: Mapping[Any, Drift], ended: tuple[Drift, ...]) -> None:
@@ -370,7 +373,7 @@ class DriftCycles:
             raise HubGuardError("There is no such plan (any more): it has expired, or was never made. Make it again.")
         if count != len(plan.repairs):
             raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
-        if self._under_way:
+        if self._repairing:
             raise HubGuardError("Other repairs are under way. Nothing was done; try again when they are through.")
         del self._plans[digest]
         self._begin_repairs(books, keeper, plan, actor, why, asked=True, armed=armed)
@@ -383,7 +386,7 @@ class DriftCycles:
 
     def repair_by_itself(self, books: Books, keeper: LeaseKeeper, *, armed: bool | None) -> None:
         """What the policy wants repaired without being asked is begun to be repaired, as far as it isn't backing off."""
-        if self._under_way or keeper.lease is None:
+        if self._repairing or keeper.lease is None:
             return
         if self._watch().state in (WatchState.GONE, WatchState.HANGS, WatchState.WIPED):
             # The watch has the hub fill the table as soon as the proxy answers. Before, the hub could only wait for it, and a
@@ -426,6 +429,7 @@ class DriftCycles:
         armed: bool | None,
     ) -> None:
         """They are under way; looks go on beside them."""
+        self._repairing = True
         began_at = self._clock.now()
         for repair in plan.repairs:
             self._note_repair(Repaired(repair, actor, began_at))
@@ -434,7 +438,19 @@ class DriftCycles:
             self._carry_out(books, keeper, plan, actor, why, asked=asked, armed=armed)
         )
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._end_repairs)
+
+    def _end_repairs(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not self._under_way:
+            # One that is cancelled before its first step comes to nothing that it could tell.
+            self._ended(NOT_KNOWN)
+
+    def _ended(self, unknown: Outcome) -> None:
+        """Nothing is being repaired any more; what hasn't told of its end has come to ``unknown``."""
+        self._repairing = False
+        for one in [one for one in self._repaired if one.ended_at is None]:
+            self._note_repair(replace(one, ended_at=self._clock.now(), outcome=unknown), instead_of=one)
 
     async def _carry_out(
         self,
@@ -464,8 +480,7 @@ class DriftCycles:
         except Exception:
             log.exception("Repairs ended in a defect of HubGuard")
         finally:
-            for one in [one for one in self._repaired if one.ended_at is None]:
-                self._note_repair(replace(one, ended_at=self._clock.now(), outcome=unknown), instead_of=one)
+            self._ended(unknown)
         try:
             await self.look(books, keeper)
         except HubGuardError as error:
