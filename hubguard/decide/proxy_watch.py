@@ -147,6 +147,9 @@ def _lost(before: Watched, now: datetime) -> Watched:
 
 def _restarted(before: Watched, seen: Sighting) -> bool:
     known = before.status.proxy_started_at
+    if seen.started_at is not None and before.restores and seen.started_at <= before.restores[-1][1]:
+        # The start is asked for once the table is whole again: this is the one by which it was lost.
+        return False
     if seen.started_at is not None and known is not None:
         return abs(seen.started_at - known) > SAME_START
     # A connection may end for other reasons; that of a proxy that was gone has ended for this one.

@@ -109,6 +109,14 @@ def test_a_table_that_is_whole_again_ends_the_loss_and_leaves_its_window():
     assert whole.windows(at(99)) == ((at(0), at(7)),)
 
 
+def test_a_restart_that_lost_the_table_is_not_told_as_one_that_kept_it():
+    whole = compared(after(Sighting(Word.THERE, started_at=at(-99)), DEAD, LOST, THERE), (), at(4))
+    known = step(whole, Sighting(Word.THERE, started_at=at(2)), at(5)).status
+    assert (known.state, known.why, known.proxy_started_at) == (WatchState.FINE, "", at(2))
+    later = step(step(whole, DEAD, at(7)), Sighting(Word.THERE, fresh=True, started_at=at(8)), at(9)).status
+    assert "kept its table" in later.why
+
+
 def test_a_loss_during_a_loss_is_the_same_one():
     watched = after(THERE, LOST, THERE, DEAD, LOST, THERE)
     assert watched.status.wiped_at == at(4)
