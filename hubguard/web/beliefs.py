@@ -67,7 +67,7 @@ def _hub_belief(world: World, key: Key) -> BeliefShape:
     if server is not None and server.started is not None:
         says += f", started {present.stamp(server.started)}"
     if key in world.unsure:
-        says += "; but that word is older than this look, so nothing is concluded from it"
+        says += "; told before this look: it is asked anew only about what seems to differ"
     return _belief(world, Source.HUB_API, says)
 
 
@@ -104,7 +104,8 @@ def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
         alive = {True: "alive", False: "gone", None: "can't be told"}[one.alive]
         # Some details begin with its name, which stands before them already.
         more = [one.detail.removeprefix(f"{one.name} "), f"started {present.stamp(one.started)}" if one.started else ""]
-        more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
+        if one.alive is not False:
+            more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
         row = _belief(world, Source.BACKEND, "; ".join([f"{one.name}: {alive}", *filter(None, more)]))
         rows.append(BeliefShape(f"Backend ({one.kind})", row.says, row.at, row.complete))
     return rows

@@ -455,7 +455,7 @@ async def test_an_old_word_of_the_hub_is_marked_and_its_spawners_word_told(site_
     ann = Server("ann", "", True, None, NOW, NOW)
     world = world_of([ann], unsure=frozenset({("ann", "")}), outlived={("ann", ""): (NOW, "poll() is None")})
     told = await says(site_of(report_with(world=world)), "ann")
-    assert "nothing is concluded" in told["Hub's API"]
+    assert "told before this look" in told["Hub's API"]
     assert "poll() is None" in told["HubGuard's own record"]
 
 

@@ -67,8 +67,8 @@ def commands() -> list[tuple[str, str]]:
 
 def test_the_docs_hold_examples_of_both_kinds():
     """Else the tests below would try nothing."""
-    assert {"README.md", "culling.md", "install.md"} <= {page for page, _ in configs()}
-    assert {"README.md", "culling.md", "install.md", "reference.md"} <= {page for page, _ in commands()}
+    assert {"README.md", "culling.md", "drift.md", "install.md"} <= {page for page, _ in configs()}
+    assert {"README.md", "culling.md", "drift.md", "install.md", "proxy-outage.md", "reference.md"} <= {page for page, _ in commands()}
     assert any("register(c)" in code for _, code in configs())
 
 
@@ -102,7 +102,7 @@ def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: str,
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_the_docs_name_is_there(page: Path):
     known = {name for name, _, _ in config.settings_table()}
-    named = re.findall(r"\b(HubGuard(?:Cull|Budget)?\.[a-z_]+)\b", page.read_text())
+    named = re.findall(r"\b(HubGuard(?:Cull|Drift|Budget)?\.[a-z_]+)\b", page.read_text())
     assert [name for name in named if name not in known] == []
 
 
