@@ -24,6 +24,7 @@ LOOKING = (
 c.HubGuard.read_proxy = True
 c.HubGuard.hub_db_url = "hub"
 c.HubGuardCull.idle_timeout_s = 86400.0
+c.HubGuardCull.every_s = 60.0
 c.HubGuardCull.verify_s = 5.0
 c.HubGuardDrift.every_s = 5.0
 c.HubGuardDrift.for_s = 2.0
