@@ -67,7 +67,7 @@ SOON = 6.0
 """While something is suspected, looks come so many times as often, but not more often than every SOONEST_S."""
 SOONEST_S = 5.0
 
-TOO_MANY = 10
+TOO_MANY = 3
 TOO_LARGE_A_SHARE = 0.2
 """When more servers, and more than this share of them, seem to have lost their backend, it is rather the backends' API that
 is wrong: nothing is done about them by itself. Those that are only suspected count, too: they are of the same word."""
@@ -211,18 +211,18 @@ class DriftCycles:
         """The differences there are now, as far as they concern these servers, or all routes where none are named.
 
         What was seen before doesn't count: each stands for what is there at this moment. Raises HubGuardError where a source
-        that told something at the last look doesn't now.
+        that could show it doesn't tell in full.
         """
         world = self._with_what_we_know(
             await self._observer.look(self._recent(), keys, only=bool(keys), routes_only=not keys)
         )
-        known = self.report.world if self.report is not None else world
-        for reading in world.readings:
-            before = known.reading(reading.source)
-            if not reading.complete and (before is None or before.complete):
-                raise HubGuardError(f"What is there now can't be told: {reading.detail}")
-        if world.servers is None:
-            raise HubGuardError("What is there now can't be told: the hub doesn't list its servers.")
+        # What isn't found is taken for mended: so each source that could show it has to have told all.
+        needed = (Source.HUB_API, Source.BACKEND) if keys else (Source.HUB_API, Source.PROXY, Source.HUB_ROUTES)
+        silent = [reading for reading in world.readings if reading.source in needed and not reading.complete]
+        if silent:
+            raise HubGuardError(f"What is there now can't be told: {silent[0].detail}")
+        if world.servers is None or (world.routes is None and not keys):
+            raise HubGuardError("What is there now can't be told: a source gave no answer.")
         once = replace(self._policy, sightings=1, for_s=0.0, clear_after=1)
         # For how long something has been pending, one look can't tell.
         pending = [drift for drift in self._drifts if drift.kind is DriftKind.PENDING_STUCK]
