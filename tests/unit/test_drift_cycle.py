@@ -118,6 +118,12 @@ class Scene:
             self.hub.backends.discard(server.key)
         return server
 
+    def one_server(self, user: str) -> str:
+        """When it was started, as the journal keeps it."""
+        started = self.hub._records[user, ""].server.started
+        assert started is not None
+        return started.isoformat()
+
     def dies(self, user: str) -> None:
         self.engine.kill(user)
         self.hub.backends.discard((user, ""))
@@ -223,6 +229,23 @@ async def test_a_guard_that_is_restarted_all_the_time_raises_all_the_same():
         await s.guards(only_look())
         await s.live(5.0)
     assert s.told("finding") == {"server-dead ann": 1}
+
+
+async def test_what_another_guard_wrote_meanwhile_doesnt_stay_though_all_is_as_it_was_before():
+    s = await Scene().guards(only_look(clear_after=1))
+    s.server("zed")
+
+    async def story() -> None:
+        await s.clock.sleep(100)
+        s.books.journal.take_lease("hub", "another", "", 9.0, s.clock.now(), 40)
+        s.books.journal.remember(DRIFT, {"drifts": [PLAIN | {"started": s.one_server("zed")}]}, s.clock.now())
+        await s.clock.sleep(200)
+        assert s.guard.status().holds_lease
+        assert s.report.drifts == ()
+
+    await s.live(story)
+    assert s.told("cleared") == {"server-dead zed": 1}
+    assert s.books.journal.recall(DRIFT)[0]["drifts"] == []
 
 
 async def test_what_the_journal_didnt_take_is_told_when_it_does_again(caplog: pytest.LogCaptureFixture):
@@ -462,6 +485,27 @@ async def test_under_a_brake_routes_are_checked_and_nothing_is_stopped_or_ended(
 
     await s.live(story)
     assert s.asked("stop", "start") == []
+
+
+async def test_under_a_brake_a_person_may_have_routes_checked_and_nothing_else():
+    s = await Scene().guards(only_look())
+    s.server("ann")
+    s.server("bob", backend=False)
+    s.loses("ann")
+    s.hub.skew_s = -86400.0
+
+    async def story() -> None:
+        await s.clock.sleep(100)
+        both = s.guard.plan_repairs(kinds=(DriftKind.ROUTE_MISSING, DriftKind.SERVER_DEAD))
+        with pytest.raises(HubGuardError, match="holds back"):
+            await s.guard.repair(both.digest, 2, "ada", "now")
+        routes = s.guard.plan_repairs(kinds=(DriftKind.ROUTE_MISSING,))
+        await s.guard.repair(routes.digest, 1, "ada", "now")
+        await s.clock.sleep(60)
+
+    await s.live(story)
+    assert s.ends() == [("check-routes", OutcomeKind.DONE)]
+    assert s.raised() == {(DriftKind.SERVER_DEAD, "bob")}
 
 
 async def test_a_repair_that_keeps_failing_is_tried_ever_more_seldom_however_many_routes_are_wrong():
