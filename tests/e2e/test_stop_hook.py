@@ -134,6 +134,7 @@ async def test_a_hook_runs_once_wherever_it_is_set(testbed_hub: MakeHub, hooks: 
         assert (hub.folder / "hooks").read_text().splitlines() == said
 
 
+@pytest.mark.long
 async def test_a_page_that_hangs_or_is_down_slows_no_stop(testbed_hub: MakeHub):
     async with page(hangs=True) as (told, config):
         hub = await testbed_hub(config=config + SLOW_STOP, population=servers(ada=60.0, bob=60.0))
@@ -165,6 +166,7 @@ c.HangingSpawner.folder = c.LittleSpawner.folder
 """
 
 
+@pytest.mark.long
 async def test_a_poll_that_hangs_is_waited_for_no_longer_than_its_bound(testbed_hub: MakeHub):
     async with page() as (told, config):
         hub = await testbed_hub(config=config + HANGING)  # a slow stop: ten seconds; the bound: two
