@@ -23,7 +23,7 @@ from hubguard.clients.memory_hub import SERVED_AT, MemoryHub, Stops
 from hubguard.clients.memory_hub_db import MemoryHubDB
 from hubguard.clients.memory_proxy import MemoryCanary, MemoryProxy
 from hubguard.drift import Drift, DriftReport, WatchState
-from hubguard.drift_cycle import DRIFT, LAST_REPAIRS, NEWS, REMEMBERED, TOO_MANY
+from hubguard.drift_cycle import DRIFT, LAST_REPAIRS, NEWS, REMEMBERED, TOO_LARGE_A_SHARE, TOO_MANY
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubGuardError, HubUnreachable, JournalError
 from hubguard.loop import Guard
 from hubguard.model import DriftKind, Entry, OutcomeKind, Route, Server, User
@@ -434,9 +434,14 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     s.loses("ann")
     if why == "held":
         s.books.journal.hold("ada", "an exam", s.clock.now())
-    if why == "standby":
-        s.books.journal.take_lease("hub", "another", "", 0.0, s.clock.now(), 1e6)
-    await s.live(300.0)
+
+    async def story() -> None:
+        for _ in range(30):
+            if why == "standby":
+                assert s.books.journal.take_lease("hub", "another", "", 9.0, s.clock.now(), 30.0) is not None
+            await s.clock.sleep(10)
+
+    await s.live(story)
     assert s.asked("check-routes", "stop", "start") == []
     assert s.engine.alive("eve")
     assert s.entries("intent") == []
@@ -549,14 +554,15 @@ async def test_each_failed_stop_is_followed_by_a_longer_pause():
     assert gaps[0] >= 50
 
 
-@pytest.mark.parametrize("dead", [TOO_MANY, TOO_MANY + 1])
-async def test_where_too_many_seem_dead_at_once_none_is_stopped_by_itself(dead: int):
+@pytest.mark.parametrize(("servers", "at_most"), [(10, TOO_MANY), (40, round(40 * TOO_LARGE_A_SHARE))])
+@pytest.mark.parametrize("more", [0, 1])
+async def test_where_too_many_seem_dead_at_once_none_is_stopped_by_itself(servers: int, at_most: int, more: int):
     s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}})
-    for number in range(40):
-        s.server(f"u{number:02}", backend=number >= dead)
+    for number in range(servers):
+        s.server(f"u{number:02}", backend=number >= at_most + more)
     await s.live(300.0)
-    assert len(s.asked("stop")) == (dead if dead <= TOO_MANY else 0)
-    assert (s.raised() == set()) is (dead <= TOO_MANY)
+    assert len(s.asked("stop")) == (0 if more else at_most)
+    assert len(s.raised()) == (at_most + more if more else 0)
 
 
 async def test_a_lie_that_is_still_being_told_counts_by_those_that_are_suspected_too():
