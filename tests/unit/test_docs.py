@@ -12,7 +12,7 @@ import pytest
 from fake_drift import report_with
 from fake_guard import guard_with, made_up
 
-from hubguard import cli, config
+from hubguard import cli, config, drift_cycle
 from hubguard.decide import disruption, rules
 from hubguard.decide.cull import CullPolicy, judge
 from hubguard.hook import Hooked, load_hook
@@ -231,3 +231,8 @@ async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_say
     answers = await hook.ask(due, NOW)
     said = {user: answer for (user, _), answer in answers.items()}
     assert said == {"ada": (True, ""), "exam-7": (False, ""), "bob": (False, ""), "cid": (True, "")}
+
+
+def test_the_page_about_drift_says_how_many_at_once_are_doubted():
+    assert (drift_cycle.TOO_MANY, drift_cycle.TOO_LARGE_A_SHARE) == (3, 0.2)
+    assert "more than three servers, and more than a fifth of all" in (ROOT / "docs" / "drift.md").read_text()
