@@ -16,7 +16,7 @@ from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.proxy_api import ProxyAPI
 from hubguard.decide.proxy_watch import Sighting, Watched, Word, compared, given_up, missing, step, told
 from hubguard.drift import Key, ProxyWatchStatus, WatchState
-from hubguard.errors import BudgetExhausted, HubGuardError, HubUnreachable, ProxyError
+from hubguard.errors import BudgetExhausted, HubGuardError, HubRefused, HubUnreachable, ProxyError
 from hubguard.limits import backoff_s
 from hubguard.model import Outcome, OutcomeKind
 
@@ -41,7 +41,14 @@ ASK_TIMEOUT_S = 60.0
 """The hub may take so long to check its routes: it tries for half a minute where the proxy is down again."""
 
 ASK_GAP_S, ASK_LONGEST_S = 2.0, 60.0
-"""The hub is asked again so much later at the earliest; on average twice as long after each time, up to a minute."""
+"""The hub is asked again so much later at the earliest; on average twice as long after each time, up to a minute. A proxy
+that was started anew since is met after the gap alone, however often: what failed before was its own death's fault."""
+
+REFUSED_EVERY_S = 600.0
+"""A hub that refuses to check its routes is asked again so often: it takes another role, and a restart, to change that."""
+
+ASKED_AT_ONCE, ASKED_EVERY_S = 20, 60.0
+"""Of so many servers whose routes are missing the hub is asked, at each comparison, whether they run; of each so often."""
 
 CALM_S = 60.0
 """After so long without a loss the next one is met at once again, as if there had been none before."""
@@ -99,8 +106,10 @@ class ProxyWatch:
         self._lost_s: float | None = None
         self._asking: asyncio.Task[None] | None = None
         self._answered = False
-        self._asked = 0
-        self._ask_at_s = self._compare_at_s = float("-inf")
+        self._asked = self._losses = self._starts = 0
+        self._refused = ""
+        self._ready: dict[Key, tuple[float, bool]] = {}
+        self._asked_at_s = self._ask_at_s = self._compare_at_s = float("-inf")
         self._compare_every_s = COMPARE_EVERY_S
         self._whole_s = float("-inf")
 
@@ -185,6 +194,12 @@ class ProxyWatch:
             self._lost_s = now_s
             log.warning("The proxy has lost its table of routes.")
         self._answered, self._compare_at_s, self._compare_every_s = False, now_s, COMPARE_EVERY_S
+        self._losses += 1
+        if seen.fresh:
+            # A connection had ended: it was started anew. Two that take turns behind one address show no such end.
+            self._starts += 1
+            if not self._refused:
+                self._asked, self._ask_at_s = 0, min(self._ask_at_s, self._asked_at_s + ASK_GAP_S)
         try:
             seen = await self._canary.plant()
         except BudgetExhausted:
@@ -240,6 +255,12 @@ class ProxyWatch:
                 " with its next check.",
             )
         now_s = self._clock.monotonic_s()
+        if may_act and self._refused and now_s < self._ask_at_s:
+            self._watched = told(
+                self._watched,
+                f"The proxy has lost its table of routes, and HubGuard may not have the hub fill it: {self._refused} The hub"
+                " does so itself with its next check.",
+            )
         if now_s >= self._compare_at_s and (self._answered or self._expected()):
             self._compare_at_s = now_s + self._compare_every_s
             self._compare_every_s = min(1.5 * self._compare_every_s, COMPARE_LONGEST_S)
@@ -248,28 +269,51 @@ class ProxyWatch:
             return
         if self._lost_s is not None and now_s - self._lost_s >= self._give_up_s:
             self._watched = given_up(self._watched, self._clock.now())
+            if self._refused:
+                self._watched = told(self._watched, f"{self._watched.status.why} {self._refused}")
             self._over()
         elif may_act and now_s >= self._ask_at_s:
             self._asking = asyncio.ensure_future(self._ask())
 
     async def _compare(self) -> None:
         """``status`` tells what is missing, and that all is well again where nothing is."""
+        losses = self._losses
         try:
             table = await self._proxy.routes()
         except (ProxyError, BudgetExhausted) as error:
             log.info("Whether the routes are back can't be seen: %s", error)
             return
-        self._watched = compared(self._watched, missing(table, self._expected()), self._clock.now())
+        lacking = missing(table, self._expected())
+        if self._answered and lacking:
+            lacking = await self._of_those_that_run(lacking)
+        if losses != self._losses:
+            return  # that table is lost, too
+        self._watched = compared(self._watched, lacking, self._clock.now())
         if self._watched.lost_from is None:
             log.warning("The proxy has its routes again.")
             self._over()
 
+    async def _of_those_that_run(self, lacking: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of ``lacking`` that aren't of servers which, by the hub, were stopped since the last look."""
+        expected, now_s = self._expected(), self._clock.monotonic_s()
+        keys = [key for path in lacking if (key := expected.get(path)) is not None]
+        due = [key for key in keys if key not in self._ready or now_s - self._ready[key][0] >= ASKED_EVERY_S]
+        try:
+            for key in due[:ASKED_AT_ONCE]:
+                server = await self._hub.get_server(*key)
+                self._ready[key] = (now_s, server is not None and server.ready)
+        except HubGuardError as error:
+            log.info("Whether the servers whose routes are missing still run can't be told: %s", error)
+        stopped = {key for key, (_, ready) in self._ready.items() if not ready}
+        return tuple(path for path in lacking if expected.get(path) not in stopped)
+
     def _over(self) -> None:
         self._lost_s, self._whole_s = None, self._clock.monotonic_s()
+        self._ready.clear()
 
     async def _ask(self) -> None:
         """Have the hub check its routes, once, and see and record what came of it."""
-        sent = False
+        sent, starts = False, self._starts
 
         async def confirm() -> None:
             nonlocal sent
@@ -286,11 +330,12 @@ class ProxyWatch:
                 # Its breaker is open, and only a harmless request may show that it answers again.
                 await self._hub.version()
                 await self._hub.check_routes(timeout_s=ASK_TIMEOUT_S, confirm=confirm)
-            self._answered = True
+            self._answered, self._refused = True, ""
             await self._compare()
             await self._tell(self._outcome())
         except HubGuardError as error:
             log.warning("The hub couldn't be had to check its routes: %s", error)
+            self._refused = str(error) if isinstance(error, HubRefused) else ""
             if sent:
                 unknown = isinstance(error, HubUnreachable)
                 kind = OutcomeKind.UNVERIFIED if unknown else OutcomeKind.FAILED
@@ -302,8 +347,13 @@ class ProxyWatch:
         finally:
             self._asked += 1
             wait_s = ASK_GAP_S + backoff_s(self._asked, self._draw(), 2 * ASK_GAP_S, ASK_LONGEST_S)
-            self._ask_at_s = self._clock.monotonic_s() + wait_s
-            self._compare_at_s, self._compare_every_s = self._clock.monotonic_s(), COMPARE_EVERY_S
+            if self._refused:
+                wait_s = REFUSED_EVERY_S
+            elif starts != self._starts:
+                self._asked, wait_s = 0, ASK_GAP_S
+            self._asked_at_s = self._clock.monotonic_s()
+            self._ask_at_s = self._asked_at_s + wait_s
+            self._compare_at_s, self._compare_every_s = self._asked_at_s, COMPARE_EVERY_S
 
     def _outcome(self) -> Outcome:
         if self._watched.lost_from is None:

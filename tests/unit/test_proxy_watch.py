@@ -16,7 +16,7 @@ from hubguard.clients.memory_proxy import MemoryCanary, MemoryProxy
 from hubguard.clients.proxy_models import route_path
 from hubguard.decide.proxy_watch import Sighting, Watched, Word, compared, given_up, missing, step
 from hubguard.drift import WatchState
-from hubguard.errors import BudgetExhausted, HubFailed, JournalError
+from hubguard.errors import BudgetExhausted, HubFailed, HubRefused, JournalError
 from hubguard.model import OutcomeKind, Route, Server
 from hubguard.proxy_watch import ProxyWatch
 
@@ -429,11 +429,82 @@ def test_a_storm_of_restarts_is_no_storm_of_requests_to_the_hub(draw):
             await world.clock.sleep(2.5)
         gaps = [later - sooner for sooner, later in itertools.pairwise(world.posts)]
         assert min(gaps) >= proxy_watch.ASK_GAP_S
-        if draw:
-            assert len(world.posts) < 600 / 10
-            assert sum(gaps[10:]) / len(gaps[10:]) > 25 * draw
+        assert len(world.posts) <= 200, "one for each start at most"
+        await world.clock.sleep(5.0)
+        assert world.whole(), "and the last start is met at once, as the first was"
+
+    world.run(story)
+
+
+def test_a_table_that_is_lost_again_and_again_by_a_proxy_that_was_not_restarted_is_met_ever_less_often():
+    world = World()
+
+    async def story() -> None:
+        for _ in range(200):
+            await world.clock.sleep(3.0)
+            world.proxy.wipe()
+        gaps = [later - sooner for sooner, later in itertools.pairwise(world.posts)]
+        assert sum(gaps[10:]) / len(gaps[10:]) > 12
         await world.clock.sleep(70.0)
-        assert world.whole(), "and in the end all is well"
+        assert world.whole()
+
+    world.run(story)
+
+
+def test_what_failed_through_deaths_of_the_proxy_does_not_delay_what_its_next_start_asks_for():
+    world = World()
+    world.hub.fault = lambda request: HubFailed("the proxy is away (500)", status=500)
+
+    async def story() -> None:
+        for _ in range(4):
+            world.proxy.kill()
+            world.proxy.start()
+            await world.clock.sleep(25.0)
+        world.hub.fault = None
+        world.budget.try_again(Destination.HUB)
+        world.proxy.kill()
+        world.proxy.start()
+        await world.clock.sleep(5.0)
+        assert world.whole()
+
+    world.run(story)
+
+
+def test_a_hub_that_refuses_is_left_in_peace_for_long_and_what_is_missing_is_told():
+    world = World()
+    world.hub.fault = lambda request: HubRefused("The token lacks the scope proxy.")
+
+    async def story() -> None:
+        for _ in range(5):
+            world.proxy.kill()
+            world.proxy.start()
+            await world.clock.sleep(100.0)
+            assert "lacks the scope proxy" in world.watch.status.why
+        assert len(world.posts) == 1
+        assert [outcome and outcome.kind for _, outcome in world.recorded] == [None, OutcomeKind.FAILED]
+        await world.clock.sleep(400.0)
+        assert world.state() is WatchState.FINE
+        assert "lacks the scope proxy" in world.watch.status.why, "given up, and still told"
+
+    world.run(story)
+
+
+def test_routes_of_servers_that_were_stopped_since_the_last_look_are_not_missing():
+    world = World(servers=40)
+
+    async def story() -> None:
+        for number in range(15):
+            world.hub.change(f"user{number}", ready=False)
+        world.proxy.kill()
+        world.proxy.start()
+        await world.clock.sleep(10.0)
+        assert world.state() is WatchState.FINE
+        assert world.watch.status.missing == ()
+        assert len(world.posts) == 1
+        questions = [request for request in world.hub.requests if request.call == "get"]
+        assert len(questions) == 15, "each once"
+        ends = [outcome for _, outcome in world.recorded if outcome is not None]
+        assert [end.kind for end in ends] == [OutcomeKind.DONE]
 
     world.run(story)
 
@@ -481,12 +552,12 @@ def test_a_hub_that_takes_half_a_minute_is_asked_once_at_a_time():
 
 def test_what_stays_missing_is_told_and_given_up_in_the_end():
     world = World()
-    world.expected["/user/nobody"] = ("nobody", "")
+    world.expected["/services/nobody"] = None
 
     async def story() -> None:
         world.proxy.wipe()
         await world.clock.sleep(60.0)
-        assert world.watch.status.missing == ("/user/nobody",)
+        assert world.watch.status.missing == ("/services/nobody",)
         assert world.state() is WatchState.WIPED
         await world.clock.sleep(700.0)
         asked = len(world.posts)
