@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from hubguard.act.lease import Books, LeaseKeeper
@@ -19,6 +18,7 @@ from hubguard.clients.hub_api import HubAPI
 from hubguard.config import Settings
 from hubguard.cycle import NEWS, SETTLED_BY_DRIFT, Cycles
 from hubguard.decide import drift as decide
+from hubguard.decide.drift_memory import REMEMBERED, DriftMemory
 from hubguard.drift import (
     REMEDIES,
     ROUTE_KINDS,
@@ -44,15 +44,9 @@ T = TypeVar("T")
 DRIFT = "drift"
 """Under this name the journal keeps what has been seen so far."""
 
-REMEMBERED = 1000
-"""So many drifts at most, and as many ghosts and outlived backends, are remembered over a restart."""
-
 REMEMBER_EVERY_S = 60.0
 """What is only suspected comes and goes with each look on a busy hub: what changed there is written down so often. What is
 raised or ends is written down at once; that a count has moved is no reason to write at all."""
-
-WORDS = 200
-"""So many characters of what was expected, and of what was seen, are remembered over a restart."""
 
 CLEARED_FOR_S = 3600.0
 """For so long what is over is still told of."""
@@ -577,10 +571,9 @@ class DriftCycles:
         """What another guard, or we before a restart, had seen by then goes on."""
         told = await books.call(books.journal.recall, DRIFT)
         if told is not None:
-            now = self._clock.now()
-            self._drifts = tuple(_each(_drift_from, told[0].get("drifts")))
-            self._ghosts = dict(_each(lambda row: _ghost_from(row, now), told[0].get("ghosts")))
-            self._outlived = dict(_each(lambda row: _outlived_from(row, now), told[0].get("outlived"))) | self._outlived
+            memory = DriftMemory.from_dict(told[0], self._clock.now())
+            self._drifts, self._ghosts = memory.drifts, dict(memory.ghosts)
+            self._outlived = {**memory.outlived, **self._outlived}
         # What it didn't know was raised will be raised, and told, again.
         self._untold = []
         self._remembered = None
@@ -600,13 +593,7 @@ class DriftCycles:
         lately = now_s - self._remembered_at_s < REMEMBER_EVERY_S
         if self._remembered is not None and self._remembered[0] == weighs and (lately or self._remembered[1] == passes):
             return
-        value = {
-            "drifts": [_plain(drift) for drift in kept],
-            "ghosts": [
-                [user, name, started and started.isoformat(), at.isoformat()] for (user, name, started), at in ghosts
-            ],
-            "outlived": [[*key, at.isoformat(), detail] for key, (at, detail) in self._outlived.items()],
-        }
+        value = DriftMemory(kept, dict(ghosts), self._outlived).to_dict()
         await books.call(books.journal.remember, DRIFT, value, now)
         self._remembered, self._remembered_at_s = (weighs, passes), now_s
 
@@ -655,83 +642,3 @@ def _why_not(drift: Drift) -> str:
 
 def _was_not_raised(before: Drift | None) -> bool:
     return before is None or before.raised_at is None
-
-
-def _plain(drift: Drift) -> dict[str, Any]:
-    """What of a drift outlives a restart: what it is, and the counting. The rest the next look tells."""
-    return {
-        "kind": drift.kind.value,
-        "user": drift.user,
-        "server": drift.server,
-        "subject": drift.subject,
-        "expected": drift.expected[:WORDS],
-        "observed": drift.observed[:WORDS],
-        "since": drift.since.isoformat(),
-        "seen_at": drift.seen_at.isoformat(),
-        "started": drift.started and drift.started.isoformat(),
-        "sightings": drift.sightings,
-        "looks": drift.looks,
-        "missed": drift.missed,
-        "raised_at": drift.raised_at and drift.raised_at.isoformat(),
-    }
-
-
-def _each(read: Callable[[Any], T], rows: object) -> list[T]:
-    """What ``read`` makes of each row, without those that it can't read: another version may have written them."""
-    found = []
-    for row in (rows if isinstance(rows, list) else [])[:REMEMBERED]:
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-            found.append(read(row))
-    return found
-
-
-def _drift_from(data: Any) -> Drift:
-    user, server = data["user"], data["server"]
-    return Drift(
-        kind=DriftKind(data["kind"]),
-        user=None if user is None else _text(user),
-        server=None if server is None else _text(server),
-        expected=_text(data["expected"]),
-        observed=_text(data["observed"]),
-        since=_surely(data["since"]),
-        seen_at=_surely(data["seen_at"]),
-        subject=_text(data["subject"]),
-        started=_at(data["started"]),
-        sightings=_count(data["sightings"]),
-        looks=_count(data["looks"]),
-        missed=_count(data["missed"]),
-        raised_at=_at(data["raised_at"]),
-    )
-
-
-def _ghost_from(row: Any, now: datetime) -> tuple[tuple[str, str, datetime | None], datetime]:
-    user, name, started, at = row
-    return (_text(user), _text(name), _at(started)), min(_surely(at), now)
-
-
-def _outlived_from(row: Any, now: datetime) -> tuple[Key, tuple[datetime, str]]:
-    user, name, at, detail = row
-    return (_text(user), _text(name)), (min(_surely(at), now), _text(detail))
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value
-
-
-def _at(text: object) -> datetime | None:
-    return None if text is None else _surely(text)
-
-
-def _surely(text: object) -> datetime:
-    at = datetime.fromisoformat(_text(text))
-    if at.tzinfo is None:
-        raise ValueError(f"{text} has no time zone")
-    return at.astimezone(timezone.utc)
