@@ -214,6 +214,31 @@ class TestWhose:
         assert await runs(engine, ours)
         assert await runs(engine, theirs)
 
+    @pytest.mark.parametrize(
+        ("api_url", "network"), [(THEIRS, "ours"), ("http://0a1b2c3d4e5f:8081/hub/api", "ours"), (SHARED, "theirs")]
+    )
+    async def test_one_from_before_the_hubs_url_or_network_changed_can_not_be_told_and_is_no_orphan(
+        self, api_url: str, network: str, fake: FakeEngine, opened: Opened
+    ) -> None:
+        before = await run(fake, "ann", environ("ann", "", api_url), network)
+        backends = opened(fake.socket, SHARED, network_name="ours")
+        for state in (None, {}):
+            (found,) = await backends.look([Expected("ann", "", state=state), Expected("bob", "")])
+            assert (found.key, found.alive, found.proof) == (("ann", ""), None, "")
+            assert "can't be told" in found.detail
+        with pytest.raises(BackendError, match="isn't proved"):
+            await backends.end(found)
+        assert await runs(fake, before)
+        # What nobody expects, and what isn't the one that the state names, is another hub's.
+        assert await backends.look([Expected("ann", "", state={"object_id": "f" * 64}), Expected("bob", "")]) == ()
+        now = await run(fake, "now-ann", environ("ann", "", SHARED), "ours")
+        (known,) = await backends.look([Expected("ann", "")])
+        assert known.id.startswith(now)
+        await fake.kill(now)
+        assert {one.alive for one in await backends.look([Expected("ann", "")])} == {False, None}
+        await fake.kill(before)
+        assert {one.alive for one in await backends.look([Expected("ann", "")])} == {False}
+
     async def test_where_the_network_is_not_known_a_shared_url_proves_nothing(
         self, fake: FakeEngine, opened: Opened
     ) -> None:

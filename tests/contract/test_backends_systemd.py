@@ -142,14 +142,36 @@ class TestWhose:
         await fake.start(unit("bob"), environ("bob", "", THEIRS))
         ours, theirs = opened(fake), opened(fake, THEIRS)
         expected = [Expected("ann", "", state={"unit_name": unit("ann")}), Expected("bob", "")]
-        (ann,) = await ours.look(expected)
-        (bob,) = await theirs.look(expected)
-        assert (ann.user, bob.user) == ("ann", "bob")
+        ann, not_bob = await ours.look(expected)
+        not_ann, bob = await theirs.look(expected)
+        assert [(one.user, one.alive, bool(one.proof)) for one in (ann, not_bob, not_ann, bob)] == [
+            ("ann", True, True),
+            ("bob", None, False),
+            ("ann", None, False),
+            ("bob", True, True),
+        ]
+        # What nobody expects is another hub's, and no orphan.
+        assert await ours.look([]) == (ann,)
         for backends, other in ((ours, bob), (theirs, ann)):
             with pytest.raises(BackendError, match="isn't proved"):
                 await backends.end(other)
         assert await fake.lives(unit("ann"))
         assert await fake.lives(unit("bob"))
+
+    async def test_one_from_before_the_hubs_url_changed_can_not_be_told_and_is_no_orphan(
+        self, fake: FakeSystemd
+    ) -> None:
+        await fake.start(unit("ann"), environ("ann", "", THEIRS))
+        backends = opened(fake)
+        for state in (None, {}, {"unit_name": unit("ann")}):
+            (found,) = await backends.look([Expected("ann", "", state=state)])
+            assert (found.key, found.alive, found.proof) == (("ann", ""), None, "")
+            assert THEIRS in found.detail
+        with pytest.raises(BackendError, match="isn't proved"):
+            await backends.end(found)
+        assert await backends.look([Expected("ann", "", state={"unit_name": "another"}), Expected("bob", "")]) == ()
+        await fake.kill(unit("ann"))
+        assert [one.alive for one in await backends.look([Expected("ann", "")])] == [False]
 
     async def test_another_hubs_whose_template_only_begins_alike_are_left_out(self, fake: FakeSystemd) -> None:
         await fake.start("jupyter-b-ann-singleuser", environ("ann", "", THEIRS))

@@ -12,6 +12,7 @@ import pytest
 
 from hubguard.clients.backends import choose
 from hubguard.clients.backends.choose import GROUP, KINDS, open_backends
+from hubguard.clients.backends.confirmed import Confirmed
 from hubguard.clients.backends.memory import MemoryBackends
 from hubguard.clients.backends.port import Place
 from hubguard.errors import BackendError, ConfigError
@@ -55,6 +56,16 @@ def test_nothing_is_opened_where_nothing_is_wanted() -> None:
 @pytest.mark.parametrize("kind", ["process", "http"])
 def test_a_kind_that_is_named_is_opened_whatever_the_spawner(kind: str) -> None:
     assert open_backends(kind, place("somebody.Else")).kind == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_but_http_is_confirmed_by_it(kind: str) -> None:
+    assert isinstance(open_backends(kind, place(*SIMPLE)), Confirmed) is (kind != "http")
+
+
+def test_those_of_other_packages_are_confirmed_too(entries) -> None:
+    entries(("near.Spawner", "their_backends:near"))
+    assert isinstance(open_backends("auto", place("near.Spawner")), Confirmed)
 
 
 @pytest.mark.parametrize("word", ["proces", "AUTO", "memory", "choose", "port", "..os", "hubguard", " "])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from hubguard.clients.backends import http
+from hubguard.clients.backends.confirmed import Confirmed
 from hubguard.clients.backends.port import Backends, Place
 from hubguard.clients.http import printable
 from hubguard.errors import ConfigError
@@ -24,8 +25,8 @@ def open_backends(setting: str, place: Place) -> Backends | None:
     """The backends by HubGuardDrift.backend: of that kind; by the hub's spawner for "auto"; None for "".
 
     For "auto" the entry point for the nearest of the spawner's classes is taken, another package's before our own; what
-    doesn't load is logged and passed over; and HTTP is what remains. Raises ConfigError, naming the setting, for another
-    word, and for a kind that can't be had as the hub is set up.
+    doesn't load is logged and passed over; and HTTP is what remains. All kinds but that are Confirmed by it. Raises
+    ConfigError, naming the setting, for another word, and for a kind that can't be had as the hub is set up.
     """
     if not setting:
         return None
@@ -35,14 +36,13 @@ def open_backends(setting: str, place: Place) -> Backends | None:
         known = ", ".join(f'"{kind}"' for kind in ("auto", *KINDS))
         raise ConfigError("HubGuardDrift.backend", f'{printable(setting)!r} is none of {known}; "" is none at all')
     module = importlib.import_module(f"hubguard.clients.backends.{setting}")
-    backends: Backends = module.open_backends(place)
-    return backends
+    return _confirmed(module.open_backends(place), place)
 
 
 def _by_spawner(place: Place) -> Backends:
     for entry in _nearest(entry_points(group=GROUP), place.spawner):
         try:
-            backends: Backends = entry.load()(place)
+            backends = _confirmed(entry.load()(place), place)
         except Exception as error:  # it may be anybody's
             log.warning(
                 "What runs the servers can't be seen by %s, which is for spawners of %s: %s: %s. What comes next is used.",
@@ -51,6 +51,10 @@ def _by_spawner(place: Place) -> Backends:
             continue
         return backends
     return http.open_backends(place)
+
+
+def _confirmed(backends: Backends, place: Place) -> Backends:
+    return backends if backends.kind == "http" else Confirmed(backends, http.HTTPBackends(place, anew=True))
 
 
 def _nearest(entries: Iterable[EntryPoint], spawner: tuple[str, ...]) -> list[EntryPoint]:

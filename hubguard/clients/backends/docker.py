@@ -106,7 +106,11 @@ class DockerBackends:
         return f"<DockerBackends {self._where}>"
 
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Containers that have stopped are told of, too: DockerSpawner keeps them by default."""
+        """See Backends. Containers that have stopped are told of, too: DockerSpawner keeps them by default.
+
+        Where a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before
+        this hub's URL or network changed: then it can't be told.
+        """
         if _SWARM in self._place.spawner:
             raise BackendError(
                 "The hub's SwarmSpawner has its servers on all nodes of a swarm, of which this engine is one, so containers"
@@ -116,13 +120,17 @@ class DockerBackends:
         self._seen = {row.id: self._seen[row.id] for row in rows if row.id in self._seen}
         by_id, by_name = _named(expected)
         keys = {(one.user, one.server) for one in expected}
-        found = []
+        found: list[Backend] = []
+        strangers: list[Backend] = []
+        unnamed = keys - {*by_id.values(), *by_name.values()}
         for row, details in zip(rows, await self._details_of(rows), strict=True):
             if details is None or details.key is None:
                 continue
             named = by_id.get(row.id) or by_name.get(row.name)
             proof = self._proof(details.api_url, row.networks)
             if proof is None and named is None:
+                if details.key in unnamed and _ALIVE.get(row.state) is not False:
+                    strangers.append(self._stranger(row, details, details.key))
                 continue
             # A renamed user's container keeps the old name in its environment.
             user, server = details.key if named is None or details.key in keys else named
@@ -139,6 +147,8 @@ class DockerBackends:
                     detail=row.status or row.state,
                 )
             )
+        running = {backend.key for backend in found if backend.alive}
+        found += [backend for backend in strangers if backend.key not in running]
         return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
     async def end(self, backend: Backend) -> None:
@@ -221,6 +231,21 @@ class DockerBackends:
 
     def _looks_ours(self, details: _Details) -> bool:
         return details.key is not None and details.api_url == self._api_url
+
+    def _stranger(self, row: _Row, details: _Details, key: Key) -> Backend:
+        of = f"its hub's API URL is {printable(details.api_url)[:LONGEST_QUOTE] or 'not told'}"
+        if details.api_url == self._api_url:
+            of = f"it isn't in this hub's network, {self._network}"
+        return Backend(
+            kind=self.kind,
+            id=f"{row.id}@{details.run}",
+            user=key[0],
+            server=key[1],
+            alive=None,
+            name=f"container {row.name}",
+            started=_time(details.run),
+            detail=f"{of}, so whose it is can't be told; {row.status or row.state}",
+        )
 
     def _proof(self, api_url: str, networks: frozenset[str]) -> str | None:
         """One clause on why it is this hub's; "" where it only looks so; None where it is another's."""

@@ -6,6 +6,7 @@ Nothing is sent along: no token, no cookie, no name but the one in the path.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,17 +54,25 @@ class HTTPBackends:
     """Implements Backends by asking; it can end nothing, and proves nothing.
 
     One that answers is asked again some two minutes later, all others at each look. ``jitter`` gives numbers from 0 to 1.
+    ``anew`` is for confirming what was seen of this machine or its engine: all are asked at each look, which tells of no
+    earlier answers; and where a loopback address refuses, nobody listens, whether or not any server has ever answered.
     """
 
     kind = "http"
     whole = False
 
     def __init__(
-        self, place: Place, *, clock: Clock | None = None, jitter: Callable[[], float] = random.random
+        self,
+        place: Place,
+        *,
+        clock: Clock | None = None,
+        jitter: Callable[[], float] = random.random,
+        anew: bool = False,
     ) -> None:
         self._base_url = place.base_url
         self._clock = clock or SystemClock()
         self._jitter = jitter
+        self._anew = anew
         self._rate = Rate(PER_S, AT_ONCE, self._clock.monotonic_s())
         self._answers: dict[Key, _Answer] = {}
         self._reached = False
@@ -84,11 +93,12 @@ class HTTPBackends:
             due = [
                 (answer.asked_s if answer is not None else float("-inf"), key)
                 for key in wanted
-                if (answer := self._answers.get(key)) is None or answer.again_s <= now_s
+                if (answer := self._answers.get(key)) is None or self._anew or answer.again_s <= now_s
             ]
             queue = iter([wanted[key] for _, key in sorted(due)])
             await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S) for _ in range(AT_ONCE)])
-            found = [self._last(one) for one in wanted.values()]
+            since_s = now_s if self._anew else self._clock.monotonic_s() - 2 * FINE_S
+            found = [self._last(one, since_s) for one in wanted.values()]
             return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
     async def end(self, backend: Backend) -> None:
@@ -119,12 +129,12 @@ class HTTPBackends:
             again_s = asked_s + (FINE_S * (0.8 + 0.4 * self._jitter()) if alive else 0.0)
             self._answers[one.user, one.server] = _Answer(one, self._backend(one, alive, detail), asked_s, again_s)
 
-    def _last(self, one: Expected) -> Backend:
-        """What was last told of it, as long as that isn't too old."""
+    def _last(self, one: Expected, since_s: float) -> Backend:
+        """What was last told of it, unless it was asked before that."""
         if one.target is None:
             return self._backend(one, None, "where it is reached isn't known")
         answer = self._answers.get((one.user, one.server))
-        if answer is None or self._clock.monotonic_s() > answer.asked_s + 2 * FINE_S:
+        if answer is None or answer.asked_s < since_s:
             return self._backend(one, None, "there are so many servers that this one wasn't asked yet")
         return answer.backend
 
@@ -138,7 +148,7 @@ class HTTPBackends:
         except asyncio.TimeoutError:
             return None, f"no answer within {PATIENCE_S:.0f} s: it hangs, or the network does"
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return self._judge(error, secure=url.startswith("https:"))
+            return self._judge(error, url)
         if status == 404:
             return False, "what answers there is another server: it doesn't know this one's prefix (404)"
         self._reached = True
@@ -146,15 +156,15 @@ class HTTPBackends:
             return None, f"it answers {status}"
         return True, f"it answers {status}"
 
-    def _judge(self, error: Exception, *, secure: bool) -> tuple[bool | None, str]:
+    def _judge(self, error: Exception, url: str) -> tuple[bool | None, str]:
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         refused = isinstance(cause, ConnectionRefusedError)
-        closed = isinstance(cause, (ConnectionResetError, aiohttp.ServerDisconnectedError)) and not secure
+        closed = isinstance(cause, (ConnectionResetError, aiohttp.ServerDisconnectedError))
         said = "nobody listens there" if refused else f"no answer ({printable(in_words(error))[:LONGEST_QUOTE]})"
-        if not refused and not closed:
+        if not refused and (not closed or url.startswith("https:")):
             # With internal_ssl a server wants the hub's certificate: that it refuses others says nothing.
             return None, said
-        if not self._reached:
+        if not self._reached and not (self._anew and refused and _is_loopback(url)):
             return None, f"{said}; but no server has ever answered from here: HubGuard may not reach them"
         return False, said
 
@@ -177,6 +187,14 @@ class HTTPBackends:
         place = f"{one.target.rstrip('/') if one.target else ''}{self._prefix(one)}"
         run = one.started.isoformat() if one.started else ""
         return Backend(self.kind, f"{place} {run}".rstrip(), one.user, one.server, alive, place, detail=detail)
+
+
+def _is_loopback(url: str) -> bool:
+    host = URL(url, encoded=True).host or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _identity(one: Expected) -> tuple[str | None, datetime | None]:

@@ -65,7 +65,6 @@ class _Known:
     process: psutil.Process
     began: float
     readable: bool = False
-    told: bool = False  # this hub has made its environment: it is a server, a service, or came of one
     claim: _Claim | None = None
     settled: bool = False
     serves: bool = False
@@ -78,7 +77,7 @@ class _Known:
 class ProcessBackends:
     """Implements Backends over psutil. A look is one pass over the processes, in a thread.
 
-    It is whole when every process that could be a server could be read, and processes of this hub were seen here at all:
+    It is whole when every process that could be a server could be read, and servers of this hub were seen here at all:
     from another machine or container than the hub's, everything would look gone.
     """
 
@@ -129,7 +128,10 @@ class ProcessBackends:
         found = [self._backend(known) for known in servers]
         # One of an earlier run may live while the one that the hub names is gone.
         told = {backend.key for backend in found}
-        self._here = self._here or any(known.told for known in self._known.values())
+        # Services aren't asked: HubGuard is one itself, and may be with the hub where the servers are elsewhere.
+        self._here = self._here or any(
+            known.claim is not None and known.claim.api_url == self._api_url for known in self._known.values()
+        )
         # With /proc mounted hidepid, only one's own processes are listed.
         hidden = sys.platform == "linux" and 1 not in pids
         unread = hidden or any(map(_could_be_a_server, self._known.values()))
@@ -174,7 +176,6 @@ class ProcessBackends:
             return
         known.readable = True
         known.claim = _claim(environment)
-        known.told = "JUPYTERHUB_USER" in environment and _api_url(environment) == self._api_url
 
     def _servers(self, named: Mapping[int, Expected], listeners: _Listeners) -> tuple[list[_Known], set[int]]:
         """Of the processes that carry this hub's proof, those that are servers: named as such by the hub, or listening.
@@ -226,7 +227,7 @@ class ProcessBackends:
         if known is not None:
             alive, detail = self._judge(one, known, listeners)
         elif not self._here:
-            detail = "no process of this hub was ever seen from here: HubGuard may run on another machine than the hub"
+            detail = "no server of this hub was ever seen from here: HubGuard may run on another machine than the hub"
         elif hidden or (pid is None and unread):
             detail = "the account that HubGuard runs as can't read all processes"
         else:

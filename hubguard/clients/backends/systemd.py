@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -92,7 +92,9 @@ class SystemdBackends:
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
         """See Backends. Units that nobody expects are told of while they live only.
 
-        Where a unit's process can't be read, its name tells the user, and there is no proof.
+        Where a unit's process can't be read, its name tells the user, and there is no proof. Where a server's own isn't seen
+        to run, another hub's may be it, from before this hub's URL changed, if the server's state or its own name says so:
+        then it can't be told.
         """
         pattern, fits = self._names()
         state_names = {name: (one.user, one.server) for one in expected if (name := _named_by(one)) is not None}
@@ -101,10 +103,14 @@ class SystemdBackends:
         claims = await asyncio.to_thread(self._read_claims, units)
         keys = {(one.user, one.server) for one in expected}
         found: dict[str, Backend] = {}
+        strangers: list[Backend] = []
         nobodys = 0
         for unit in units:
             claim = claims.get(unit.name)
             if claim is not None and claim.api_url != self._api_url:
+                stranger = self._stranger(unit, claim, state_names, keys)
+                if stranger is not None:
+                    strangers.append(stranger)
                 continue
             key: Key | None
             if claim is not None and (claim.user, claim.server) in keys:
@@ -131,6 +137,8 @@ class SystemdBackends:
                 if claim is not None or not unit.pid
                 else f"{unit.detail}; its process doesn't tell whose it is",
             )
+        running = {backend.key for backend in found.values() if backend.alive}
+        found.update((backend.id, backend) for backend in strangers if backend.key not in running)
         if nobodys:
             for user, server in keys - {backend.key for backend in found.values()}:
                 found[f"{user}/{server}"] = Backend(
@@ -193,6 +201,30 @@ class SystemdBackends:
         if not pattern.endswith(".service"):
             pattern, regex = f"{pattern}.service", rf"{regex}\.service"
         return pattern, re.compile(regex)
+
+    def _stranger(
+        self, unit: _Unit, claim: _Claim, state_names: Mapping[str, Key], keys: Iterable[Key]
+    ) -> Backend | None:
+        """What a live unit whose process names another hub's API may be of this hub's; None: nothing expected."""
+        key = state_names.get(unit.name)
+        if key is None:
+            named = (claim.user, claim.server)
+            # The process is the user's, who could have it say anything; the unit's name is a hub's.
+            fits = named in keys and self._names(claim.user)[1].fullmatch(unit.name)
+            key = named if fits and named not in state_names.values() else None
+        if key is None or unit.alive is False:
+            return None
+        of = printable(claim.api_url)[:LONGEST_QUOTE] or "not told"
+        return Backend(
+            kind=self.kind,
+            id=f"{unit.name}@{unit.run}",
+            user=key[0],
+            server=key[1],
+            alive=None,
+            name=f"unit {unit.name}",
+            started=unit.started,
+            detail=f"its hub's API URL is {of}, so whose it is can't be told; {unit.detail}",
+        )
 
     def _proof(self, claim: _Claim | None) -> str:
         if claim is None or claim.api_url != self._api_url:
