@@ -144,7 +144,8 @@ async def test_what_seems_gone_and_answers_is_alive_and_can_not_be_ended(http, s
     assert "it answers at its target, and no process of it is found" in found.detail
     assert trace in found.detail
     assert (backends.kind, backends.whole) == ("process", whole)
-    await backends.end(replace(found, proof="believe me"))
+    with pytest.raises(BackendError, match="can't be ended"):
+        await backends.end(replace(found, proof="believe me"))
     assert (await backends.look([ann]))[0].alive
 
 
@@ -284,7 +285,7 @@ async def test_servers_that_outlive_a_change_of_the_hubs_url_are_alive_until_the
     assert [one.alive for one in of(await backends.look([ann]), "ann")] == [False]
 
 
-async def test_hubguard_and_other_services_do_not_show_that_the_servers_are_here(http) -> None:
+async def test_hubguard_and_other_services_do_not_show_that_the_servers_are_here() -> None:
     service = subprocess.Popen(
         [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(600)"],
         env={**told("root"), "JUPYTERHUB_SERVICE_NAME": "hubguard"},

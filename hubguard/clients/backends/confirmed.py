@@ -76,8 +76,8 @@ class Confirmed:
         return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
     async def end(self, backend: Backend) -> None:
-        """See Backends; that of ``inner``, which refuses what isn't its own."""
-        await self._inner.end(backend)
+        """See Backends. What only answers at its target can't be ended: raises BackendError."""
+        await (self._http if backend.kind == self._http.kind else self._inner).end(backend)
 
     async def close(self) -> None:
         """See Backends."""
