@@ -7,6 +7,7 @@ import logging
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from hubguard.act.executor import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
 from hubguard.act.lease import LeaseKeeper
@@ -14,7 +15,7 @@ from hubguard.act.verify import FIRST_REREAD_S, LONGEST_REREAD_S, Verifier
 from hubguard.clients.backends.port import Backends, Expected
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
-from hubguard.decide.drift import still_there
+from hubguard.decide.drift import began_before, still_there
 from hubguard.drift import ROUTE_KINDS, Backend, Drift, Key, Repair, RepairPlan
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.model import (
@@ -225,7 +226,7 @@ class Repairer:
         # Asked last: between this and the request there is nothing but its turn.
         server = await self._hub.get_server(action.user, action.name)
         if action.kind is ActionKind.END_BACKEND:
-            return self._not_to_be_ended(repair.backend, server)
+            return await self._not_to_be_ended(repair.backend, server)
         if server is None:
             return "the hub no longer has it"
         if not same_run(server.started, action.started):
@@ -236,15 +237,23 @@ class Repairer:
             return f"the hub is in the middle of something with it ({server.pending})"
         return None if server.ready else "the hub doesn't call it ready any more"
 
-    def _not_to_be_ended(self, backend: Backend | None, server: Server | None) -> str | None:
+    async def _not_to_be_ended(self, backend: Backend | None, server: Server | None) -> str | None:
         if backend is None or self._backends is None:
             return "HubGuard knows of no backend to end"
         if not backend.proof:
             return f"{backend.name} isn't proved to be this hub's; by hand: {_command(backend)}"
-        if server is not None:
-            # Some spawners take up what is left of the last run.
-            return f"the hub has that server again, and {backend.name} may belong to it"
-        return None
+        if server is None:
+            return None
+        # Some spawners take up what is left of the last run: only what that run has beside it shows that it isn't its own.
+        may_belong = f"the hub has that server again, and {backend.name} may belong to it; by hand: {_command(backend)}"
+        if not server.ready or server.started is None or not began_before(backend, server.started):
+            return may_belong
+        seen = await self._backends.look([Expected(*backend.key, started=server.started)])
+        if not any(_runs(one, backend, server.started) for one in seen):
+            return may_belong
+        now = await self._hub.get_server(*backend.key)
+        same = now is not None and now.ready and same_run(now.started, server.started)
+        return None if now is None or same else may_belong
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -509,6 +518,12 @@ def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[b
     if whole or any(one.key == backend.key and one.alive is False for one in seen):
         return False, ""
     return None, "it isn't among those that can be seen, and these aren't all"
+
+
+def _runs(one: Backend, other: Backend, run: datetime) -> bool:
+    """Whether ``one`` is alive, not ``other``, and of the run of that server that was started then."""
+    alive = one.alive is True and one.key == other.key and one.id != other.id
+    return alive and one.started is not None and not began_before(one, run)
 
 
 def _left(still: str) -> Outcome:

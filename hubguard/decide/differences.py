@@ -21,6 +21,12 @@ DriftKey = tuple[DriftKind, str | None, str | None, str]
 TWO_RUNS = timedelta(seconds=60)
 """Backends of one server whose starts are further apart than this are of different runs; clocks differ by less."""
 
+SURELY_STOPPED_S = 10.0
+"""A spawner may call a server stopped while its backend still ends: one that is seen alive so much later is no such."""
+
+HEARD_S = 600.0
+"""For so long the word of a spawner alone, which no look at the backends can confirm, is a suspicion. It never is more."""
+
 PORTS = {"http": 80, "https": 443}
 
 
@@ -29,7 +35,8 @@ class Difference:
     """One difference as one look shows it; the first five fields mean what they mean in a Drift.
 
     ``words`` makes what people read of it. ``since`` is set where somebody else has seen it before this look. ``surely``:
-    somebody else vouches for it, and no second look of ours is needed. ``backend`` is the one that it is about.
+    somebody else vouches for it, and no second look of ours is needed. ``heard``: nobody but somebody else tells of it, so
+    that it is never raised. ``backend`` is the one that it is about.
     """
 
     kind: DriftKind
@@ -40,6 +47,7 @@ class Difference:
     words: Callable[[], Words]
     since: datetime | None = None
     surely: bool = False
+    heard: bool = False
     backend: Backend | None = None
 
     @property
@@ -76,7 +84,7 @@ class Comparison:
         self._more_routes: dict[Key, list[Route]] = {}
         self._more_backends: dict[Key, list[Backend]] = {}
         self._misplaced: dict[Key, Route] = {}
-        self._hosted = False
+        self._hosted = has_subdomains(world.routes or {}, self._prefix)
         if self._table is not None:
             self._read_table(world.routes or {})
         if self._backend is not None:
@@ -192,12 +200,15 @@ class Comparison:
                     if route is None or route.target != target or key in several:
                         yield from self._of_its_routes(key, server, target)
                 backend = backend_of.get(key)
-                if has_backends and (backend is None or not backend.alive) and self._fate(key) is False:
+                if (
+                    has_backends
+                    and (backend is None or not backend.alive or key in self._more_backends)
+                    and self._fate(key) is False
+                ):
                     ghost = self._is_ghost(server)
                     kind = DriftKind.SERVER_GHOST if ghost else DriftKind.SERVER_DEAD
-                    yield Difference(
-                        kind, *key, "", server.started, partial(self._words.dead, server, self.backends_of(key), ghost)
-                    )
+                    words = partial(self._words.dead, server, self._of_this_run(key), ghost)
+                    yield Difference(kind, *key, "", server.started, words)
 
     def _of_its_routes(self, key: Key, server: Server, target: str | None) -> Iterator[Difference]:
         kind = DriftKind.ROUTE_WRONG_TARGET
@@ -256,25 +267,33 @@ class Comparison:
                 continue
             # What answers over HTTP at the address that a server had may be anything by now.
             orphans = [one for one in self.backends_of(key) if one.alive and one.kind != "http"]
+            started = None
             if server is not None and ready:
-                orphans = _of_older_runs(orphans, server)
+                orphans, started = _of_older_runs(orphans, server), server.started
             told = None if ready else self.world.outlived.get(key)
+            surely = told is not None and self._after(told[0], SURELY_STOPPED_S)
             for one in orphans:
                 words = partial(self._words.orphan, server, one, told)
-                yield Difference(kind, *key, one.id, None, words, surely=told is not None, backend=one)
+                yield Difference(kind, *key, one.id, started, words, surely=surely, backend=one)
                 listed.add(key)
         for key, told in self.world.outlived.items():
             if key not in listed and key not in self._unsure and self._still_outlives(key, told[0]):
-                yield Difference(kind, *key, "", None, partial(self._words.outlived, told), since=told[0], surely=True)
+                yield Difference(kind, *key, "", None, partial(self._words.outlived, told), since=told[0], heard=True)
 
     def _still_outlives(self, key: Key, told_at: datetime) -> bool:
         server = self._servers.get(key)
         # It is told from within the stop, which the hub calls pending until it is done.
         if server is not None and (server.ready or server.pending not in {None, "stop"}):
             return False
-        if self._backend is None or not self.world.whole or self._backend.at <= told_at:
+        if (self.at - told_at).total_seconds() > HEARD_S:
+            return False
+        if not self.world.whole or not self._after(told_at, 0.0):
             return True
         return any(one.alive is None for one in self.backends_of(key))
+
+    def _after(self, told_at: datetime, by_s: float) -> bool:
+        """Whether the backends were read more than so long after that."""
+        return self._backend is not None and (self._backend.at - told_at).total_seconds() > by_s
 
     def _of_database(self) -> Iterator[Difference]:
         if self._db is None or self.world.orm is None:
@@ -292,11 +311,22 @@ class Comparison:
 
     def _fate(self, key: Key) -> bool | None:
         """Whether anything runs that server, by the backends; None: it can't be told."""
-        backends = self.backends_of(key)
+        backends = self._of_this_run(key)
         if not backends:
             return False if self.world.whole else None
         alive = [one.alive for one in backends]
         return True if True in alive else None if None in alive else False
+
+    def _of_this_run(self, key: Key) -> Sequence[Backend]:
+        """The backends that may run that server: without those of earlier runs, where that of this one is told to be gone."""
+        backends, server = self.backends_of(key), self._servers.get(key)
+        if len(backends) < 2 or server is None or server.started is None:
+            return backends
+        begins = server.started - TWO_RUNS
+        # One that is gone has no start any more with some kinds; they tell that of none but the one that the hub expects.
+        if not any(one.alive is False and (one.started is None or one.started >= begins) for one in backends):
+            return backends
+        return [one for one in backends if one.started is None or one.started >= begins]
 
     def _read_table(self, routes: Mapping[str, Route]) -> None:
         prefix, odd = self._prefix, []
@@ -311,7 +341,6 @@ class Comparison:
                 self._more_routes.setdefault(key, []).append(route)
         if not odd:
             return
-        self._hosted = any(not route.path.startswith(prefix) for _, route in odd)
         owners = {own_path(prefix, key): key for key, server in self._servers.items() if is_active(server)}
         for key, route in odd:
             owner = owners.get(route.path)
@@ -324,6 +353,15 @@ class Comparison:
 def user_prefix(base_url: str) -> str:
     """What the routes of all servers begin with, as they stand in the table, on a hub without subdomains."""
     return f"{unquote(base_url).rstrip('/')}/user/"
+
+
+def has_subdomains(routes: Mapping[str, Route], prefix: str) -> bool:
+    """Whether most routes of servers begin with a host, before what is ``prefix`` elsewhere: this hub gives each user one.
+
+    Most, since a single odd one says nothing: a server named ".." has one at another path on any hub (5.5).
+    """
+    users = [path for path, route in routes.items() if route.user is not None]
+    return 2 * sum(not path.startswith(prefix) and prefix in path for path in users) > len(users)
 
 
 def own_path(prefix: str, key: Key) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 
-from hubguard.decide.differences import Comparison, Difference, DriftKey, user_prefix
+from hubguard.decide.differences import TWO_RUNS, Comparison, Difference, DriftKey, has_subdomains, user_prefix
 from hubguard.decide.wording import SOURCES
-from hubguard.drift import REMEDIES, ROUTE_KINDS, Drift, Key, Repair, RepairPlan, World
+from hubguard.drift import REMEDIES, ROUTE_KINDS, Backend, Drift, Key, Repair, RepairPlan, World
 from hubguard.model import Action, ActionKind, DriftKind, Reading, Source, same_run
 
 MOST = 5000
@@ -21,6 +21,10 @@ MOST = 5000
 
 SAME_BY_WORDS = frozenset({DriftKind.ROUTE_STALE, DriftKind.ROUTE_WRONG_TARGET})
 """A route that leads elsewhere than in the last look is another difference; these kinds have no run that would tell."""
+
+GAPS = 4
+"""The time between two looks counts for so many times the usual one at most: our clock may have been put on, or a guard have
+hung, and in such a time nobody has seen a start that lasts."""
 
 ONE_IN_TWO_WORDS = {
     DriftKind.SERVER_DEAD: DriftKind.SERVER_GHOST,
@@ -30,12 +34,15 @@ ONE_IN_TWO_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """The limits; the fields mean what the settings of ``HubGuardDrift`` and ``HubGuardCull`` of the same names say."""
+    """The limits, and how often looks come; the fields mean what the settings of ``HubGuardDrift`` and ``HubGuardCull`` of the
+    same names say, with the same default.
+    """
 
     sightings: int
     for_s: float
     clear_after: int
     pending_limit_s: float
+    every_s: float = 30.0
 
 
 def suspects(world: World) -> tuple[Key, ...]:
@@ -134,7 +141,12 @@ class _Following:
         needed = self.seen.readings(drift.kind, drift.subject) or ()
         if any(reading.at <= drift.seen_at for reading in needed):
             return drift
-        return self._judged(replace(drift, looks=drift.looks + (drift.sightings > 0)))
+        since = drift.since
+        if drift.kind is DriftKind.PENDING_STUCK:
+            # All others need their sightings, too.
+            unseen_s = (self.seen.at - drift.seen_at).total_seconds() - GAPS * self.policy.every_s
+            since = min(self.seen.at, since + timedelta(seconds=max(0.0, unseen_s)))
+        return self._judged(replace(drift, since=since, looks=drift.looks + (drift.sightings > 0)))
 
     def _judged(self, drift: Drift) -> Drift:
         at, policy = self.seen.at, self.policy
@@ -144,8 +156,8 @@ class _Following:
         sightings = drift.sightings + (not pending or lasted_s >= policy.pending_limit_s / 2)
         raised_at = drift.raised_at
         long_enough = lasted_s >= (policy.pending_limit_s if pending else policy.for_s)
-        if raised_at is None and (self.found.surely or (sightings >= policy.sightings and long_enough)):
-            raised_at = at
+        if self.found.surely or (not self.found.heard and sightings >= policy.sightings and long_enough):
+            raised_at = raised_at or at
         expected, observed, evidence = self.found.words()
         return replace(
             drift,
@@ -259,8 +271,7 @@ def _of_routes(world: World) -> Iterable[str]:
         yield f"Whether routes lead to the right place can't be told: {why}."
     if world.prefixes is None:
         yield "Missing routes of services can't be told: the hub doesn't say which services have one."
-    prefix = user_prefix(world.base_url)
-    if any(route.user is not None and not path.startswith(prefix) for path, route in (world.routes or {}).items()):
+    if has_subdomains(world.routes or {}, user_prefix(world.base_url)):
         yield "Missing routes of the hub and its services can't be told: this hub gives users subdomains."
 
 
@@ -308,14 +319,22 @@ def _count(number: int, what: str) -> str:
 def remedy(drift: Drift) -> ActionKind | None:
     """What repairs it; None where it can only be reported.
 
-    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or where
-    what is pending is no start.
+    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or that
+    began hardly before the run beside which it lives, or where what is pending is no start.
     """
-    if drift.kind is DriftKind.SERVER_ORPHAN and (drift.backend is None or not drift.backend.proof):
-        return None
+    if drift.kind is DriftKind.SERVER_ORPHAN:
+        if drift.backend is None or not drift.backend.proof:
+            return None
+        if drift.started is not None and not began_before(drift.backend, drift.started):
+            return None
     if drift.kind is DriftKind.PENDING_STUCK and drift.subject != "spawn":
         return None
     return REMEDIES.get(drift.kind)
+
+
+def began_before(backend: Backend, run: datetime) -> bool:
+    """Whether ``backend`` is surely of an earlier run than the one that was started then."""
+    return backend.started is not None and backend.started < run - TWO_RUNS
 
 
 def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600.0) -> RepairPlan:

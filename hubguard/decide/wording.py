@@ -108,12 +108,20 @@ class Wording:
             lines.append(_spawner_said(told))
         if server is None or not is_active(server):
             return ("stopped or unknown, so no backend", f"{backend.name} lives", tuple(lines))
+        lines.append(
+            "beside a server that runs, HubGuard ends only what is proved to be this hub's, began over a minute before it and"
+            " isn't what runs it; anything else is to be ended by hand, with the tools of what runs it"
+        )
         return ("ready, with the backend of this run alone", f"{backend.name} of an earlier run lives", tuple(lines))
 
     def outlived(self, told: tuple[datetime, str]) -> Words:
-        """Only the hub's spawner knows that something lives on."""
-        lines = (self._line(self.hub, "it doesn't run"), _spawner_said(told))
-        return ("stopped, so no backend", "its backend lived on after the stop", lines)
+        """Only the hub's spawner knows that something lives on, as of right after the stop."""
+        lines = (
+            self._line(self.hub, "it doesn't run"),
+            _spawner_said(told),
+            "it may only have taken a moment longer to end; if it lives on, end it by hand with the tools of what runs it",
+        )
+        return ("stopped, so no backend", "its backend was still there right after the stop", lines)
 
     def stuck(self, server: Server) -> Words:
         """It has been pending for longer than its limit."""

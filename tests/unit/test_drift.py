@@ -275,6 +275,49 @@ def test_two_backends_of_one_server_are_left_alone_where_it_can_not_be_told_whic
     assert looks(world(backends=(old, backend(id_="new", started=ago(new_s))))) == ()
 
 
+def test_a_server_is_dead_though_a_backend_of_an_earlier_run_lives():
+    old, gone = backend(id_="old", started=ago(9000)), backend(id_="new", alive=False, detail="pid 7 is gone")
+    for own in (replace(gone, started=ago(3590)), replace(gone, started=None)):
+        for both in ((old, own), (own, old)):
+            drift = one(world(backends=both))
+            assert drift.kind is DriftKind.SERVER_DEAD
+            assert "pid 7 is gone" in drift.observed
+            assert "old" not in drift.observed
+
+
+@pytest.mark.parametrize(
+    ("other_s", "gone_s"),
+    [
+        (3640, 3590),  # it may be of this run: clocks differ
+        (None, 3590),
+        (9000, 9500),  # what is gone is of an earlier run, too
+    ],
+)
+def test_a_server_is_not_dead_where_what_lives_may_be_of_its_run_or_what_is_gone_is_not(other_s, gone_s):
+    lives = backend(id_="1", started=None if other_s is None else ago(other_s))
+    gone = backend(id_="2", alive=False, started=ago(gone_s))
+    assert looks(world(backends=(lives, gone))) == ()
+
+
+def test_an_orphan_beside_a_running_server_is_ended_only_where_it_surely_began_before_it():
+    old, new = backend(id_="old", started=ago(9000)), backend(id_="new", started=ago(3590))
+    assert remedy(one(world(backends=(old, new)))) is ActionKind.END_BACKEND
+    hardly = replace(old, started=ago(3640))
+    drift = one(world(backends=(hardly, replace(new, started=ago(3500)))))
+    assert remedy(drift) is None
+    assert "by hand" in drift.evidence[-1]
+    assert remedy(one(world(backends=(replace(old, proof=""), new)))) is None
+
+
+def test_one_odd_route_makes_no_hub_with_subdomains():
+    odd = [replace(route("ann", ".."), path=path) for path in ("/user", "/x.example.org/user/ann/..")]
+    for one_odd in odd:
+        said = {"routes": [route(), route("bob"), one_odd], "prefixes": {"grader": "/services/grader/"}}
+        seen = world(**said)
+        assert not any("subdomains" in line for line in narrowed(seen))
+        assert (DriftKind.SERVICE_ROUTE_MISSING, "grader") in {(drift.kind, drift.subject) for drift in looks(seen)}
+
+
 def test_rows_that_lead_nowhere_are_counted_by_their_sort():
     found = looks(world(orm=ORMCounts(servers_of_nobody=2, expired_codes=12_000)))
     assert [(drift.subject, drift.observed) for drift in found] == [
@@ -297,21 +340,34 @@ def outlived(after_s: float = 0, told_s: float = -5, **said: Any) -> World:
     return world(after_s, **{**GONE, "routes": [], "backends": None, "outlived": told, **said})
 
 
-def test_a_backend_that_outlived_its_stop_by_the_spawners_word_is_raised_at_once():
+def test_the_spawners_word_alone_is_a_suspicion_for_ten_minutes_and_never_more():
+    """Many a spawner says that it has stopped a server while its backend still ends."""
     drift = one(outlived())
     assert drift.key == (DriftKind.SERVER_ORPHAN, "ann", "", "")
-    assert (drift.raised_at, drift.since, drift.backend) == (NOW, ago(5), None)
+    assert (drift.since, drift.backend) == (ago(5), None)
     assert remedy(drift) is None
+    assert "by hand" in drift.evidence[-1]
+    for whole in (False, True):
+        said = {"whole": whole, "backends": None if whole else ()}
+        (last,) = looks(*(outlived(after_s, **said) for after_s in range(0, 590, 30)))
+        assert last.raised_at is None
+        assert looks(outlived(596, **said), before=(last,)) == ()
 
 
-def test_the_backend_that_the_spawner_spoke_of_is_raised_at_once_and_takes_over():
+def test_a_backend_that_still_ends_when_the_spawner_has_spoken_is_suspected_only_and_then_over():
+    before = looks(outlived(backends=(backend(),)))
+    assert [drift.raised_at for drift in before] == [None]
+    assert follow(before, outlived(5, backends=()), POLICY)[0] == ()
+
+
+def test_the_backend_that_the_spawner_spoke_of_is_raised_by_the_first_look_that_shows_it_later_and_takes_over():
     before = looks(outlived())
     going, ended = follow(before, outlived(10, backends=(backend(),)), POLICY)
     assert ended == ()
     (drift,) = going
     assert (drift.subject, drift.backend, drift.since) == ("ann:1", backend(), ago(5))
     assert drift.raised_at is not None
-    assert looks(outlived(backends=(backend(),)))[0].raised_at == NOW
+    assert looks(outlived(backends=(backend(),), told_s=-15))[0].raised_at == NOW
 
 
 def test_a_backend_that_is_named_stays_the_only_one_while_backends_can_not_be_read():
@@ -543,8 +599,18 @@ def test_a_pending_that_was_only_followed_ends_unseen():
     assert follow(before, world(120), POLICY) == ((), ())
 
 
+def test_time_in_which_nobody_looked_counts_for_little():
+    """Our clock was put on by a day, or a guard hung for one: a start that was seen for a minute isn't stuck."""
+    before = looks(*(pending(after_s) for after_s in (0, 30, 60)))
+    going = looks(*(pending(86400 + after_s) for after_s in (0, 30, 60)), before=before)
+    assert shown(going) == ()
+    (drift,) = looks(*(pending(86400 + after_s) for after_s in range(90, 1900, 30)), before=going)
+    assert drift.raised_at is not None, "it does go on"
+    assert drift.since > NOW + timedelta(seconds=86000)
+
+
 def test_only_a_start_can_be_interrupted():
-    (drift,) = looks(*(pending(after_s, "stop") for after_s in (0, 900, 1700, 1800)))
+    (drift,) = looks(*(pending(after_s, "stop") for after_s in range(0, 1801, 100)))
     assert drift.raised_at is not None
     assert remedy(drift) is None
 

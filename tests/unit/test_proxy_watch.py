@@ -452,7 +452,7 @@ def test_a_table_that_is_lost_again_and_again_by_a_proxy_that_was_not_restarted_
 
 
 def test_what_failed_through_deaths_of_the_proxy_does_not_delay_what_its_next_start_asks_for():
-    world = World()
+    world = World(draw=0.999)
     world.hub.fault = lambda request: HubFailed("the proxy is away (500)", status=500)
 
     async def story() -> None:

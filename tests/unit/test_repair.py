@@ -374,6 +374,66 @@ async def test_a_server_that_comes_up_between_the_look_at_the_sources_and_the_en
     await play(act)
 
 
+async def beside(scene: Scene, *, later_s: float = 120.0) -> Backend:
+    """A backend of an earlier run, so many seconds before a server that runs with one of its own."""
+    orphan = scene.engine.add("ann")
+    await scene.clock.sleep(later_s)
+    scene.hub.add(Server("ann", "", True, None, scene.clock.now(), scene.clock.now()))
+    scene.engine.add("ann")
+    return orphan
+
+
+async def test_an_orphan_of_an_earlier_run_is_ended_beside_the_server_that_runs(play: Play):
+    async def act(scene: Scene) -> None:
+        orphan = await beside(scene)
+        plan = await scene.plan()
+        assert [repair.backend for repair in plan.repairs] == [orphan]
+        assert kinds(await scene.repair(plan)) == ["done"]
+        assert [one.id for one in await scene.engine.look(()) if one.alive] != [orphan.id]
+        assert scene.engine.alive("ann"), "its own lives on"
+
+    await play(act)
+
+
+async def test_an_orphan_that_began_hardly_before_the_run_is_in_no_plan(play: Play):
+    async def act(scene: Scene) -> None:
+        await beside(scene, later_s=59.0)
+        assert (await scene.plan()).repairs == ()
+
+    await play(act)
+
+
+async def test_an_orphan_beside_a_server_is_left_alone_once_the_servers_own_backend_is_gone(play: Play):
+    """Then it may be the one that runs it."""
+
+    async def act(scene: Scene) -> None:
+        orphan = await beside(scene)
+        plan = await scene.plan()
+
+        def own_ends() -> None:
+            scene.engine.kill("ann")
+            scene.engine._backends[orphan.id] = orphan
+
+        scene.looked = own_ends
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.SKIPPED
+        assert "may belong to it" in outcome.detail
+        assert scene.engine.alive("ann")
+
+    await play(act)
+
+
+async def test_an_orphan_beside_a_server_that_is_started_again_in_the_meantime_is_left_alone(play: Play):
+    async def act(scene: Scene) -> None:
+        await beside(scene)
+        plan = await scene.plan()
+        scene.looked = lambda: scene.hub.change("ann", pending="stop")
+        assert kinds(await scene.repair(plan)) == ["skipped"]
+        assert not scene.ended()
+
+    await play(act)
+
+
 async def test_a_backend_in_the_place_of_the_one_that_was_meant_is_not_ended(play: Play):
     async def act(scene: Scene) -> None:
         scene.engine.add("ann")
