@@ -34,8 +34,9 @@ ONE_IN_TWO_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """The limits, and how often looks come; the fields mean what the settings of ``HubGuardDrift`` and ``HubGuardCull`` of the
-    same names say, with the same default.
+    """The limits, and how often looks come; the fields mean what the settings of the same names say.
+
+    These are of ``HubGuardDrift`` and ``HubGuardCull``, and have the same default.
     """
 
     sightings: int
