@@ -125,6 +125,9 @@ class _Following:
 
     def is_of(self, drift: Drift) -> bool:
         """Whether ``drift``, which has its key, is of the same run and, while it is only suspected, of the same place."""
+        if drift.kind is DriftKind.SERVER_ORPHAN:
+            # It is its backend, whatever runs beside it by now.
+            return True
         if not same_run(drift.started, self.found.started):
             return False
         return drift.raised_at is not None or drift.kind not in SAME_BY_WORDS or self.found.words()[1] == drift.observed
@@ -180,7 +183,9 @@ def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None
     needed = seen.readings(drift.kind, drift.subject)
     if needed is None or not any(reading.at > drift.seen_at for reading in needed):
         return drift
-    run = None if drift.started is None or drift.user is None else seen.run_now((drift.user, drift.server or ""))
+    run = None
+    if drift.started is not None and drift.user is not None and drift.kind is not DriftKind.SERVER_ORPHAN:
+        run = seen.run_now((drift.user, drift.server or ""))
     if run is not None and not same_run(run[0], drift.started):
         return None
     if not seen.can_tell(drift):

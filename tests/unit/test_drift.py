@@ -309,6 +309,17 @@ def test_an_orphan_beside_a_running_server_is_ended_only_where_it_surely_began_b
     assert remedy(one(world(backends=(replace(old, proof=""), new)))) is None
 
 
+def test_an_orphan_goes_on_while_its_user_starts_and_stops_servers_beside_it():
+    old = backend(id_="old", started=ago(9000))
+    before = looks(*(world(after_s, routes=[], backends=(old,), **GONE) for after_s in (0, 10, 20)))
+    for after_s, started_s in ((30, 25), (40, 38)):
+        started = NOW + timedelta(seconds=started_s)
+        new = backend(id_=f"new {started_s}", started=started)
+        before, ended = follow(before, world(after_s, servers=[server(started=started)], backends=(old, new)), POLICY)
+        assert ended == ()
+        assert [(drift.subject, drift.started) for drift in before if drift.raised_at] == [("old", started)]
+
+
 def test_one_odd_route_makes_no_hub_with_subdomains():
     odd = [replace(route("ann", ".."), path=path) for path in ("/user", "/x.example.org/user/ann/..")]
     for one_odd in odd:
