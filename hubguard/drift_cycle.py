@@ -123,6 +123,7 @@ class DriftCycles:
             for_s=settings.drift.for_s,
             clear_after=settings.drift.clear_after,
             pending_limit_s=settings.cull.pending_limit_s,
+            every_s=settings.drift.every_s,
         )
         self._kinds = frozenset(map(DriftKind, settings.drift.repair))
         self._looking = asyncio.Lock()
@@ -461,7 +462,7 @@ class DriftCycles:
         try:
             if asked:
                 fence = keeper.seen.fence if keeper.seen is not None else 0
-                what = f"{len(plan.repairs)} repairs were asked for: {why}"
+                what = f"repairs were asked for, {len(plan.repairs)} in all: {why}"
                 await books.call(books.journal.note, "note", actor, fence, self._clock.now(), what)
             running = len(self.report.world.servers or ()) if self.report is not None else 0
             repairing = self._repairer_under(keeper).run(
@@ -637,6 +638,8 @@ def _why_not(drift: Drift) -> str:
         return "Only a start that is pending can be interrupted."
     if drift.backend is None:
         return "What runs it can't be seen; end it with the tools of what runs the servers."
+    if drift.backend.proof:
+        return f"{drift.backend.name} may be what runs the server that is there now. Look at it by hand."
     return f"{drift.backend.name} isn't proved to be this hub's. Look at it by hand."
 
 

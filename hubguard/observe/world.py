@@ -113,7 +113,8 @@ class WorldObserver:
         if words is None or not of_hub.complete:
             # A hub that is in trouble isn't asked for each: nothing could be concluded.
             return world
-        return await self._ask_the_hub(world, sorted(keys if only else keys | set(suspects(world))))
+        world = await self._ask_the_hub(world, sorted(keys if only else keys | set(suspects(world))))
+        return _with_unasked(world, expected, keys if only else set(world.servers or ()))
 
     async def _words(
         self, state: HubState | None, recent: Snapshot | None
@@ -264,6 +265,22 @@ def _path(prefix: str) -> str:
 def _by_route(routes: Mapping[str, Route] | None) -> dict[Key, str]:
     """Where each server is reached, by its route: for want of the hub's database."""
     return {route.key: route.target for route in (routes or {}).values() if route.key is not None}
+
+
+def _with_unasked(world: World, expected: Sequence[Expected], among: Iterable[Key]) -> World:
+    """``world`` with a backend that can't be told of for each of these servers that became ready after backends were asked.
+
+    They were asked for those of an older list, and one that nobody has looked for isn't gone.
+    """
+    if world.backends is None or world.servers is None:
+        return world
+    asked = {(one.user, one.server) for one in expected} | {backend.key for backend in world.backends}
+    late = [key for key in sorted(among) if key in world.servers and world.servers[key].ready and key not in asked]
+    unasked = [
+        Backend("unknown", f"of {user}/{name}", user, name, None, "not looked for", detail="by then it wasn't ready")
+        for user, name in late
+    ]
+    return replace(world, backends=(*world.backends, *unasked)) if unasked else world
 
 
 def _with(world: World, of_hub: Reading, **changes: object) -> World:

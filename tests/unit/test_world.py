@@ -440,3 +440,14 @@ def test_the_hubs_word_on_suspects_is_asked_for_last():
     s.hub.fault = asked.append
     s.look()
     assert [request.call for request in asked] == ["list", "prefixes", "get"]
+
+
+def test_one_that_became_ready_after_the_list_isnt_dead_for_want_of_being_looked_for():
+    s = Scene(database=False)
+    ann = s.server("ann")
+    before = s.snapshot(ann)
+    new = s.server("new", backend=False)
+    world = s.look(before)
+    assert new.key in world.servers
+    assert s.drifts(world) == set()
+    assert s.drifts(s.look(s.snapshot(ann, new))) == {(DriftKind.SERVER_DEAD, "new")}
