@@ -251,8 +251,9 @@ class HubGuardDrift(Configurable):
         "server-ghost" (start it, then stop it), "server-orphan" (end the backend, where it is proved to be this hub's) and
         "pending-stuck" (interrupt the start).""",
     ).tag(config=True)
-    backend = Unicode(
-        "auto",
+    backend = Enum(
+        ["auto", "process", "systemd", "docker", "kubernetes", "http", ""],
+        default_value="auto",
         help="""Where to see what really runs: "process", "systemd", "docker", "kubernetes"; "http" only asks each server
         whether it answers, without anybody's credentials; "" is nowhere. "auto": by the hub's spawner, and "http" where
         that is none of these.""",
