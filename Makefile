@@ -4,8 +4,9 @@ VENV ?= .venv
 VENV_55 ?= .venv-hub55
 VENV_LOWEST ?= .venv-lowest
 ARGS ?=
-# Most tests wait for hubs and proxies: three at a time keep two cores busy.
-PYTEST = pytest -q -n 3
+# Most tests wait for hubs and proxies: three at a time keep two cores busy, as long as none of the three has to wait for those
+# that another has taken.
+PYTEST = pytest -q -n 3 --dist worksteal --durations 15
 BIN = $(CURDIR)/$(VENV)/bin
 export PYTHON
 
