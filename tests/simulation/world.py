@@ -372,7 +372,7 @@ class World:
         """The hub takes over the proxy's activity and puts its table right."""
         if not (self.hub_up and self.proxy_up):
             return
-        routes = {route.key: route for route in self.proxy._routes.values() if route.key is not None}
+        routes = {route.key: route for route in self.proxy.table.values() if route.key is not None}
         records = self.hub._settled()
         for key, record in records.items():
             route = routes.get(key)
@@ -427,13 +427,13 @@ class World:
         self.proxy.add_server(*key)
         if idle_s:
             path = route_path("/", *key)
-            self.proxy._routes[path] = replace(self.proxy._routes[path], last_activity=seen)
+            self.proxy.table[path] = replace(self.proxy._routes[path], last_activity=seen)
         self.used.pop(key, None)
 
     def use(self, key: Key) -> bool:
         """Somebody uses their server through the proxy; False where they can't."""
         record, path = self.hub._records.get(key), route_path("/", *key)
-        if not self.proxy_up or record is None or not record.server.ready or path not in self.proxy._routes:
+        if not self.proxy_up or record is None or not record.server.ready or path not in self.proxy.table:
             return False
         self.proxy.seen(path)
         self.used[key] = self.clock.now()
@@ -569,7 +569,7 @@ class World:
         record = self.hub._records[key]
         if record.server.last_activity is not None and record.server.last_activity >= used:
             return used <= began
-        route: Route | None = self.proxy._routes.get(route_path("/", *key))
+        route: Route | None = self.proxy.table.get(route_path("/", *key))
         told_s = ROUTES_LAST_S + 2 * TAKES_S
         readable = self.proxy_told and self.proxy_up and self.every_nth_fails is None
         stamped = route is not None and route.last_activity is not None and used - route.last_activity < TICK
