@@ -427,7 +427,7 @@ class World:
         self.proxy.add_server(*key)
         if idle_s:
             path = route_path("/", *key)
-            self.proxy.table[path] = replace(self.proxy._routes[path], last_activity=seen)
+            self.proxy.table[path] = replace(self.proxy.table[path], last_activity=seen)
         self.used.pop(key, None)
 
     def use(self, key: Key) -> bool:
