@@ -639,6 +639,7 @@ async def test_the_hubs_clock_is_ours(real):
         assert -60 < hub.skew_s < 60
 
 
+@pytest.mark.long
 async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_database_url):
     # More than a page of those who never came: PostgreSQL gives them in another order for every page.
     never = [SeededUser(f"never-{number:03}") for number in range(250)]
@@ -672,6 +673,7 @@ class InternallySecuredHub(TestbedHub):
         return await super().api(method, path, ssl=internal_ssl_context(str(self.folder / "internal-ssl")), **request)
 
 
+@pytest.mark.long
 async def test_a_hub_with_internal_ssl_is_talked_to_with_its_own_certificates_only():
     pytest.importorskip("certipy", reason="certipy isn't installed, without which no hub has internal SSL")
     config = (

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers
 
 from hubguard.testbed.hub import TestbedHub
@@ -90,6 +91,7 @@ async def test_cull_once_says_what_failed_and_exits_1(testbed_hub: MakeHub, tmp_
     assert ("idle", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_a_hold_from_a_terminal_stops_a_running_guard_and_a_person_who_asks(testbed_hub: MakeHub):
     hub = await testbed_hub(config=ARMED)
     await mode(hub, "acting")
@@ -141,6 +143,7 @@ async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_an
     assert all(check["do"] for check in wrong)
 
 
+@pytest.mark.long
 async def test_what_is_kept_survives_a_cycle_that_stops_the_others_and_goes_when_it_is_ended(testbed_hub: MakeHub):
     hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, kept=7200, exam=7200))
     await mode(hub, "observing")

@@ -270,6 +270,7 @@ async def test_a_server_that_somebody_keeps_stays_until_that_is_over(testbed_hub
     await gone(hub, "kept")
 
 
+@pytest.mark.long
 async def test_a_server_that_somebody_keeps_while_the_cycle_is_under_way_stays(testbed_hub: MakeHub):
     """It is in the plan already; the second look finds the exemption."""
     slow = "c.HubGuardBudget.rate = 4.0\nc.HubGuardBudget.burst = 1\nc.HubGuardBudget.concurrency = 1\n"

@@ -196,6 +196,7 @@ async def test_after_kill_9_of_the_hub_the_old_guard_ends_and_the_new_one_acts_a
     assert (await mode(hub, "acting"))["holds_lease"]
 
 
+@pytest.mark.long
 async def test_a_frozen_old_guard_acts_no_more_when_it_thaws(testbed_hub: MakeHub):
     """SIGSTOP is the worst kind of survivor: it holds what it believes to be its lease, and wakes up much later."""
     hub = await testbed_hub(config=ARMED, population=servers(busy=60))

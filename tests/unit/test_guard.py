@@ -481,6 +481,7 @@ async def test_observing_what_the_config_has_armed_is_refused_and_hold_is_named(
         await w.guard.observe("ada", "")
 
 
+@pytest.mark.long
 async def test_servers_that_cannot_be_stopped_do_not_keep_the_others_running_for_hours(world: MakeWorld):
     """Each failed stop takes a minute to verify, and its back-off is over when the next cycle comes."""
     w = await world()
