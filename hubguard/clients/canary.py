@@ -186,18 +186,23 @@ class HTTPCanary:
 
     async def _ask(self, method: str, body: bytes, judged: Callable[[int, bytes], Sighting]) -> Sighting:
         """What it says, over the connection that is there, or over a new one where that has ended."""
-        while True:
-            kept = self._wire is not None and not self._wire.over
-            async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
-                slot.begins()
-                seen = await self._exchange(self._request(method, body), judged)
-                if seen.word in (Word.THERE, Word.MISSING):
-                    slot.succeeded()
-                else:
-                    slot.failed(overload=seen.word is not Word.UNUSABLE)
-            if not (kept and seen.word is Word.NO_ANSWER):
-                return seen
+        kept = self._wire is not None and not self._wire.over
+        seen = await self._once(method, body, judged)
+        if kept and seen.word is Word.NO_ANSWER:
             # It ended just when it was used again: whether that was its time, or the proxy's end, a new one shows.
+            with contextlib.suppress(BudgetExhausted):
+                return await self._once(method, body, judged)
+        return seen
+
+    async def _once(self, method: str, body: bytes, judged: Callable[[int, bytes], Sighting]) -> Sighting:
+        async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
+            slot.begins()
+            seen = await self._exchange(self._request(method, body), judged)
+            if seen.word in (Word.THERE, Word.MISSING):
+                slot.succeeded()
+            else:
+                slot.failed(overload=seen.word is not Word.UNUSABLE)
+        return seen
 
     async def _exchange(self, request: bytes, judged: Callable[[int, bytes], Sighting]) -> Sighting:
         try:

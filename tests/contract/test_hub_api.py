@@ -78,7 +78,15 @@ add("blind", "token-of-the-blind", ["list:users", "delete:servers"])
 add("looker", "token-of-the-looker", ["list:users", "read:servers"])
 add("stopper", "token-of-the-stopper", ["delete:servers"])
 add("lister", "token-of-the-lister", ["list:services"])
-c.JupyterHub.services.append({"name": "pages", "url": "http://127.0.0.1:9"})
+# A 5.2 hub ends at its start where an external service doesn't answer.
+import http.server, threading
+class Pages(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(204)
+        self.end_headers()
+pages = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+threading.Thread(target=pages.serve_forever, daemon=True).start()
+c.JupyterHub.services.append({"name": "pages", "url": f"http://127.0.0.1:{pages.server_port}"})
 """
 
 
