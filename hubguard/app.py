@@ -23,7 +23,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from hubguard.act.lease import Books
-from hubguard.clients.backends.choose import open_backends
+from hubguard.clients.backends.choose import ByTheHub, open_backends
 from hubguard.clients.backends.port import Backends
 from hubguard.clients.backends.port import Place as BackendPlace
 from hubguard.clients.budget import Budget, Lane
@@ -51,9 +51,6 @@ REBIND_S = 2.0
 """Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
 
 PARENT_CHECK_S = 1.0
-
-ASK_FOR_S = 5.0
-"""So long our page waits at a start for what only the hub can tell."""
 
 LARGEST_REQUEST = 65536
 """In bytes. Nothing that HubGuard is asked needs more."""
@@ -314,7 +311,7 @@ async def serve(place: Place, config_file: Path | None) -> int:
         HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
         sources(settings, place, budget) as others,
     ):
-        settings, backends = await _backends(settings, place, hub)
+        settings, backends = _backends(settings, place, hub)
         guard = make_guard(
             settings,
             place,
@@ -346,22 +343,19 @@ async def serve(place: Place, config_file: Path | None) -> int:
     return 0
 
 
-async def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, Backends | None]:
+def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, Backends | None]:
     """What really runs the servers, and the settings, with an error more where that can't be had as they want it."""
     told = place.registration
     spawner = told.get("spawner", {})
-    classes = tuple(str(name) for name in spawner.get("classes", ()))
-    if not classes and settings.drift.backend == "auto":
-        # A service that no include has told anything asks the hub itself, which names one class only.
-        with contextlib.suppress(HubGuardError, asyncio.TimeoutError):
-            classes = tuple(filter(None, [await asyncio.wait_for(hub.spawner_class(), ASK_FOR_S)]))
     where = BackendPlace(
         api_url=str(told.get("hub", {}).get("api_url") or place.api_url).rstrip("/"),
         base_url=place.base_url,
-        spawner=classes,
+        spawner=tuple(str(name) for name in spawner.get("classes", ())),
         settings=spawner.get("settings", {}),
         environ={**os.environ, **told.get("environ", {})},
     )
+    if settings.drift.backend == "auto" and not where.spawner:
+        return settings, ByTheHub(where, hub.spawner_class)
     try:
         return settings, open_backends(settings.drift.backend, where)
     except HubGuardError as error:

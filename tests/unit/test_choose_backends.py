@@ -11,11 +11,12 @@ from types import ModuleType
 import pytest
 
 from hubguard.clients.backends import choose
-from hubguard.clients.backends.choose import GROUP, KINDS, open_backends
+from hubguard.clients.backends.choose import GROUP, KINDS, ByTheHub, open_backends
 from hubguard.clients.backends.confirmed import Confirmed
 from hubguard.clients.backends.memory import MemoryBackends
 from hubguard.clients.backends.port import Place
-from hubguard.errors import BackendError, ConfigError
+from hubguard.drift import Backend
+from hubguard.errors import BackendError, ConfigError, HubUnreachable
 
 API = "http://127.0.0.1:8081/hub/api"
 SIMPLE = (
@@ -128,3 +129,24 @@ def test_broken_ones_are_logged_and_passed_over(entries, caplog, broken: str) ->
     entries((SIMPLE[0], broken))
     assert open_backends("auto", place(*SIMPLE)).kind == "http"
     assert broken in caplog.text
+
+
+async def test_a_service_that_no_include_told_asks_the_hub_at_its_first_look_and_until_it_answers():
+    asked = []
+
+    async def spawner_class() -> str | None:
+        asked.append(1)
+        if len(asked) == 1:
+            raise HubUnreachable("no answer")
+        return "jupyterhub.spawner.LocalProcessSpawner"
+
+    backends = ByTheHub(Place("http://127.0.0.1:1/hub/api"), spawner_class)
+    assert asked == [], "nothing is asked before there is a look"
+    with pytest.raises(BackendError):
+        await backends.end(Backend("process", "1:1", "ann", "", True, "pid 1", proof="said so"))
+    with pytest.raises(HubUnreachable):
+        await backends.look([])
+    await backends.look([])
+    await backends.look([])
+    assert (backends.kind, len(asked)) == ("process", 2)
+    await backends.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from hubguard.clients.backends import http
 from hubguard.clients.backends.confirmed import Confirmed
-from hubguard.clients.backends.port import Backends, Place
+from hubguard.clients.backends.port import Backends, Expected, Place
 from hubguard.clients.http import printable
-from hubguard.errors import ConfigError
+from hubguard.drift import Backend
+from hubguard.errors import BackendError, ConfigError
 
 GROUP = "hubguard.backends"
 """Entry points whose name is the full name of a spawner's class, and whose value is a function from a Place to Backends."""
@@ -37,6 +39,46 @@ def open_backends(setting: str, place: Place) -> Backends | None:
         raise ConfigError("HubGuardDrift.backend", f'{printable(setting)!r} is none of {known}; "" is none at all')
     module = importlib.import_module(f"hubguard.clients.backends.{setting}")
     return _confirmed(module.open_backends(place), place)
+
+
+class ByTheHub:
+    """Backends by the class of the hub's spawner, which the hub is asked for at the first look; until then, "http".
+
+    For a service that no include has told anything. Not at its start: what the budget has learned isn't in force by then.
+    """
+
+    def __init__(self, place: Place, spawner_class: Callable[[], Awaitable[str | None]]) -> None:
+        self._place = place
+        self._spawner_class = spawner_class
+        self._chosen: Backends | None = None
+
+    @property
+    def kind(self) -> str:
+        """See Backends."""
+        return "http" if self._chosen is None else self._chosen.kind
+
+    @property
+    def whole(self) -> bool:
+        """See Backends."""
+        return self._chosen is not None and self._chosen.whole
+
+    async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
+        """See Backends. Raises HubError, too, where the hub can't be asked; the next look asks it again."""
+        if self._chosen is None:
+            name = await self._spawner_class()
+            self._chosen = _by_spawner(replace(self._place, spawner=() if name is None else (name,)))
+        return await self._chosen.look(expected)
+
+    async def end(self, backend: Backend) -> None:
+        """See Backends."""
+        if self._chosen is None:
+            raise BackendError(f"Nothing was ended: what runs {backend.user}'s server hasn't been looked at yet.")
+        await self._chosen.end(backend)
+
+    async def close(self) -> None:
+        """See Backends."""
+        if self._chosen is not None:
+            await self._chosen.close()
 
 
 def _by_spawner(place: Place) -> Backends:
