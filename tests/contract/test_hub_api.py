@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -93,7 +94,7 @@ c.JupyterHub.services.append({"name": "pages", "url": f"http://127.0.0.1:{pages.
 class World:
     """A hub with POPULATION on it, as the client that is tested sees it."""
 
-    def __init__(self, hub: HubAPI, budget: Budget, real: TestbedHub) -> None:
+    def __init__(self, hub: HubAPI, budget: Budget, real: TestbedHub | None) -> None:
         self.hub = hub
         self.budget = budget
         self._real = real
@@ -147,15 +148,21 @@ def plenty(**more) -> Budget:
     return Budget(rate=1000.0, burst=1000, concurrency=10, **more)
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def real() -> AsyncIterator[TestbedHub]:
+@contextlib.asynccontextmanager
+async def _a_hub() -> AsyncIterator[TestbedHub]:
     async with TestbedHub(python=HUB_PYTHON, population=POPULATION, config=CONFIG, hub_prefix="/a%20b/") as hub:
         yield hub
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["memory", "real"])
-async def world(request, real) -> AsyncIterator[World]:
-    if request.param == "real":
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def real() -> AsyncIterator[TestbedHub]:
+    async with _a_hub() as hub:
+        yield hub
+
+
+@contextlib.asynccontextmanager
+async def _a_world(kind: str, real: TestbedHub | None) -> AsyncIterator[World]:
+    if kind == "real":
         # Small pages, so that even these few users take several.
         budget = plenty()
         async with HTTPHubAPI(real.api_url, "token-of-the-guard", budget, page_size=4) as client:
@@ -181,18 +188,31 @@ async def world(request, real) -> AsyncIterator[World]:
         yield World(hub, budget, real)
 
 
-# These look only; those below stop servers, each its own.
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["memory", "real"])
+async def world(request, real) -> AsyncIterator[World]:
+    async with _a_world(request.param, real) as world:
+        yield world
 
 
-async def test_every_active_server_is_listed_once_in_order_whatever_its_name(world):
-    listed = await world.hub.list_servers()
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["memory", "real"])
+async def untouched(request) -> AsyncIterator[World]:
+    async with contextlib.AsyncExitStack() as stack:
+        real = await stack.enter_async_context(_a_hub()) if request.param == "real" else None
+        yield await stack.enter_async_context(_a_world(request.param, real))
+
+
+# These look only, at a hub of their own, in whatever order they run; those below start and stop servers, each its own.
+
+
+async def test_every_active_server_is_listed_once_in_order_whatever_its_name(untouched):
+    listed = await untouched.hub.list_servers()
     expected = {(server.user, server.name) for server in SERVERS if server.running}
     assert [server.key for server in listed] == sorted(expected)
 
 
-async def test_a_listed_server_tells_when_it_was_started_and_last_active(world):
+async def test_a_listed_server_tells_when_it_was_started_and_last_active(untouched):
     now = datetime.now(timezone.utc)
-    listed = {server.key: server for server in await world.hub.list_servers()}
+    listed = {server.key: server for server in await untouched.hub.list_servers()}
     for seeded in SERVERS:
         if not seeded.running:
             continue
@@ -205,57 +225,57 @@ async def test_a_listed_server_tells_when_it_was_started_and_last_active(world):
             assert abs((now - server.last_activity).total_seconds() - seeded.idle_for_s) < 120
 
 
-async def test_servers_of_admins_are_known_by_it(world):
-    listed = await world.hub.list_servers()
+async def test_servers_of_admins_are_known_by_it(untouched):
+    listed = await untouched.hub.list_servers()
     assert {server.key for server in listed if server.admin} == {("boss", ""), ("boss", "gpu")}
-    assert (await world.hub.get_server("boss", "gpu")).admin
-    assert not (await world.hub.get_server("twice", "")).admin
+    assert (await untouched.hub.get_server("boss", "gpu")).admin
+    assert not (await untouched.hub.get_server("twice", "")).admin
 
 
-async def test_a_server_tells_its_users_groups_and_roles_in_order_and_what_it_was_started_with(world):
-    listed = {server.key: server for server in await world.hub.list_servers()}
+async def test_a_server_tells_its_users_groups_and_roles_in_order_and_what_it_was_started_with(untouched):
+    listed = {server.key: server for server in await untouched.hub.list_servers()}
     assert listed["boss", "gpu"].groups == ("gpu users", "staff")
     assert listed["boss", "gpu"].roles == ("admin", "user")
     assert (listed["slow", ""].groups, listed["slow", ""].roles) == ((), ("user",))
     assert listed["slow", ""].options == {"shared": True, "start_s": 0.0, "stop_s": 3.0, "on_stop": "works"}
 
 
-async def test_one_server_reads_as_it_is_listed(world):
-    for listed in await world.hub.list_servers():
-        assert await world.hub.get_server(*listed.key) == listed
+async def test_one_server_reads_as_it_is_listed(untouched):
+    for listed in await untouched.hub.list_servers():
+        assert await untouched.hub.get_server(*listed.key) == listed
 
 
 @pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", ""), ("..", "")])
-async def test_what_is_not_active_reads_as_none(world, key):
-    assert await world.hub.get_server(*key) is None
+async def test_what_is_not_active_reads_as_none(untouched, key):
+    assert await untouched.hub.get_server(*key) is None
 
 
-async def test_it_says_its_version_and_who_we_are(world):
-    version = await world.hub.version()
+async def test_it_says_its_version_and_who_we_are(untouched):
+    version = await untouched.hub.version()
     assert int(version.split(".")[0]) >= 5
-    name, scopes = await world.hub.whoami()
+    name, scopes = await untouched.hub.whoami()
     assert name == "guard"
     assert {"list:users", "read:servers", "delete:servers"} <= scopes
 
 
-async def test_every_request_passes_the_budget(world):
-    before = world.budget.use().requests
-    await world.hub.version()
-    await world.hub.get_server("boss", "")
-    use = world.budget.use()
+async def test_every_request_passes_the_budget(untouched):
+    before = untouched.budget.use().requests
+    await untouched.hub.version()
+    await untouched.hub.get_server("boss", "")
+    use = untouched.budget.use()
     assert use.requests == before + 2
     assert use.in_flight == 0
 
 
-async def test_all_users_are_listed_once_in_order_and_counted_whether_or_not_anything_of_theirs_runs(world):
-    listed = await world.hub.list_users(inactive_since=None)
+async def test_all_users_are_listed_once_in_order_and_counted_whether_or_not_anything_of_theirs_runs(untouched):
+    listed = await untouched.hub.list_users(inactive_since=None)
     assert [user.name for user in listed] == sorted({"admin", *(user.name for user in POPULATION.users)})
-    assert await world.hub.count_users() == len(listed)
+    assert await untouched.hub.count_users() == len(listed)
 
 
-async def test_a_listed_user_tells_what_the_hub_knows_of_them(world):
+async def test_a_listed_user_tells_what_the_hub_knows_of_them(untouched):
     now = datetime.now(timezone.utc)
-    listed = {user.name: user for user in await world.hub.list_users(inactive_since=None)}
+    listed = {user.name: user for user in await untouched.hub.list_users(inactive_since=None)}
     for seeded in POPULATION.users:
         user, expected = listed[seeded.name], _as_the_hub_shows(seeded, now)
         assert (user.admin, user.groups, user.roles) == (expected.admin, expected.groups, expected.roles)
@@ -265,47 +285,47 @@ async def test_a_listed_user_tells_what_the_hub_knows_of_them(world):
         else:
             assert abs(user.last_activity - expected.last_activity) < timedelta(seconds=120)
     running = [server for user in listed.values() for server in user.servers]
-    assert [server.key for server in running] == [server.key for server in await world.hub.list_servers()]
+    assert [server.key for server in running] == [server.key for server in await untouched.hub.list_servers()]
 
 
-async def test_inactive_users_are_those_up_to_that_very_moment_and_those_who_never_came(world):
-    everybody = await world.hub.list_users(inactive_since=None)
+async def test_inactive_users_are_those_up_to_that_very_moment_and_those_who_never_came(untouched):
+    everybody = await untouched.hub.list_users(inactive_since=None)
     ages = sorted(user.last_activity for user in everybody if user.last_activity is not None)
     for since in (ages[0] - timedelta(microseconds=1), ages[0], ages[len(ages) // 2], ages[-2], ages[-1]):
-        listed = await world.hub.list_users(inactive_since=since)
+        listed = await untouched.hub.list_users(inactive_since=since)
         expected = [user for user in everybody if user.last_activity is None or user.last_activity <= since]
         assert listed == tuple(expected)
-    names = {user.name for user in await world.hub.list_users(inactive_since=ages[0] - timedelta(seconds=1))}
+    names = {user.name for user in await untouched.hub.list_users(inactive_since=ages[0] - timedelta(seconds=1))}
     assert names >= {"nobody", "never-seen"}
     assert "graduate" not in names
 
 
-async def test_one_user_reads_as_listed(world):
-    for listed in await world.hub.list_users(inactive_since=None):
-        assert await world.hub.get_user(listed.name) == listed
+async def test_one_user_reads_as_listed(untouched):
+    for listed in await untouched.hub.list_users(inactive_since=None):
+        assert await untouched.hub.get_user(listed.name) == listed
 
 
 @pytest.mark.parametrize("name", ["nobody at all", "nobody/at all", "..", "%"])
-async def test_an_unknown_user_reads_as_none(world, name):
-    assert await world.hub.get_user(name) is None
+async def test_an_unknown_user_reads_as_none(untouched, name):
+    assert await untouched.hub.get_user(name) is None
 
 
-async def test_every_ready_server_has_a_route_and_the_hub_has_one(world):
-    routes = await world.hub.list_routes()
+async def test_every_ready_server_has_a_route_and_the_hub_has_one(untouched):
+    routes = await untouched.hub.list_routes()
     assert {path: route.path for path, route in routes.items()} == {path: path for path in routes}
     to_servers = [route.key for route in routes.values() if route.key is not None]
-    assert sorted(to_servers) == [server.key for server in await world.hub.list_servers() if server.ready]
+    assert sorted(to_servers) == [server.key for server in await untouched.hub.list_servers() if server.ready]
     assert len(routes) == len(to_servers) + 2  # the hub and a service with pages
 
 
-async def test_each_service_with_a_url_has_the_path_of_its_route_and_no_other_has_one(world):
-    prefixes = await world.hub.service_prefixes()
+async def test_each_service_with_a_url_has_the_path_of_its_route_and_no_other_has_one(untouched):
+    prefixes = await untouched.hub.service_prefixes()
     assert prefixes == {"pages": "/a b/services/pages"}
-    assert prefixes["pages"] in await world.hub.list_routes()
+    assert prefixes["pages"] in await untouched.hub.list_routes()
 
 
-async def test_it_says_which_spawner_it_has(world):
-    assert await world.hub.spawner_class() == "hubguard.testbed.spawner.LittleSpawner"
+async def test_it_says_which_spawner_it_has(untouched):
+    assert await untouched.hub.spawner_class() == "hubguard.testbed.spawner.LittleSpawner"
 
 
 @pytest.mark.parametrize("key", [("away", ""), ("nobody", "new-one"), ("nobody", "")])
