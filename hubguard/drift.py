@@ -69,7 +69,8 @@ class ORMCounts:
     servers_of_nobody: int = 0
     spawners_without_server: int = 0  # they name a server row that isn't there
     expired_tokens: int = 0
-    expired_codes: int = 0
+    expired_codes: int = 0  # of OAuth
+    expired_share_codes: int = 0
     memberships_of_nobody: int = 0  # rows of group and role maps without user, group, role, service or token
 
 

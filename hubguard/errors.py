@@ -104,3 +104,11 @@ class BudgetExhausted(HubGuardError):
 
 class BackendError(HubGuardError):
     """What runs the servers didn't tell, or didn't do as asked: its API is out of reach, refuses us or makes no sense."""
+
+
+class UndoError(HubGuardError):
+    """An undo file can't be written, or isn't what it was when it was written: nothing may rest on it."""
+
+
+class OfflineRefused(HubGuardError):
+    """The hub's database isn't touched: a hub uses it, it isn't the one that was planned for, or of an unknown revision."""

@@ -488,6 +488,7 @@ class FindingKind(str, Enum):
     CANT_TELL = "cant-tell"  # nothing tells a quiet hub from one whose activity is frozen
     NOT_CULLING = "not-culling"  # servers are long overdue
     RULE = "rule"  # a rule of the policy can't match, or is shadowed by another
+    PRUNE_HELD = "prune-held"  # a scheduled pruning removes nobody until a person has looked
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,83 @@ from typing import Protocol
 
 from hubguard.drift import DriftReport, RepairPlan
 from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Status
+from hubguard.prune import PruneItem, PrunePlan, PruneRun, PruneVerdict, StaleCriteria, UsersReport
+
+
+class PrunePort(Protocol):
+    """What pages, API and CLI may ask of a guard's pruning. Every method raises HubGuardError where it can't, saying why."""
+
+    def default_criteria(self) -> StaleCriteria:
+        """What the settings ask for. Never raises."""
+        ...
+
+    async def users(self, criteria: StaleCriteria | None = None, *, caller: str | None = None) -> UsersReport:
+        """Everybody, judged by ``criteria`` (None: the settings'), as read a few minutes ago at most; ``caller`` is kept."""
+        ...
+
+    async def user(
+        self, name: str, criteria: StaleCriteria | None = None, *, caller: str | None = None
+    ) -> PruneVerdict | None:
+        """Why that user would be removed or not, by a reading of now; None where the hub knows nobody by that name."""
+        ...
+
+    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
+        """A plan by a reading of now, kept in the journal until it is used or expires; it does nothing.
+
+        ``caller`` is the user who asks, None for a service. Raises HubGuardError too where there is nobody to remove.
+        """
+        ...
+
+    async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
+        """Plans and what came of them, newest first."""
+        ...
+
+    async def run(self, digest: str) -> PruneRun:
+        """How the plan of that digest stands. Raises HubGuardError where there is none."""
+        ...
+
+    async def plan_of(self, digest: str) -> PrunePlan:
+        """The plan of that digest. Raises HubGuardError where there is none."""
+        ...
+
+    async def items(
+        self, digest: str, *, state: str | None = None, offset: int = 0, limit: int | None = None
+    ) -> tuple[PruneItem, ...]:
+        """The deletions of a plan in its order, each with its outcome; of one ``state`` (see PruneItem) where given."""
+        ...
+
+    async def apply(
+        self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
+    ) -> PruneRun:
+        """Carry out that plan; ``count`` is how many users it has, as a check. ``acknowledged`` names its cautions.
+
+        The undo file is written and synced when this returns, and it is under way. Raises HubGuardError where there is no
+        such plan, it has expired or was begun already, the count is wrong, a caution isn't acknowledged, acting is on hold,
+        HubGuard holds back, or the undo file can't be written; nothing is done then.
+        """
+        ...
+
+    async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
+        """Nobody more is deleted by that plan until it is resumed; the one under way is finished."""
+        ...
+
+    async def resume(self, digest: str, actor: str, why: str) -> PruneRun:
+        """A paused plan goes on where it stopped."""
+        ...
+
+    async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
+        """Nobody more is deleted by that plan, for good."""
+        ...
+
+    async def restore(
+        self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
+    ) -> PruneRun:
+        """Bring back whom that plan deleted, from its undo file, with the rights of ``token``, that of whoever asks.
+
+        ``count`` is how many it deleted, as a check; ``sha256`` that of the file they have, where they have one. It is done
+        when this returns: those who are there again are left as they are, so it may be asked for twice.
+        """
+        ...
 
 
 class GuardPort(Protocol):

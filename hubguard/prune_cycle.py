@@ -1,0 +1,1 @@
+"""Pruning again and again: reading, planning, carrying out, and what is remembered between."""
