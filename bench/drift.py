@@ -1,25 +1,33 @@
-"""What telling drift costs: `python -m bench.drift classify [--servers N] [--json]`.
+"""What telling drift costs: `python -m bench.drift classify|looking [--servers N] [--json]`.
 
-By default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift of five kinds, and
-once with an empty table. A look is all that is decided in it: whom to ask about, what differs, what can't be told, what to
-mend. Each case runs in a process of its own, whose peak memory includes the servers, routes and backends themselves.
+*looking* is on a real hub, of 1,000 servers by default: see bench/looking.py.
+
+*classify*: by default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift of five
+kinds, and once with an empty table. A look is all that is decided in it: whom to ask about, what differs, what can't be told,
+what to mend. Each case runs in a process of its own, whose peak memory includes the servers, routes and backends themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import json
 import multiprocessing
 import resource
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 
+from bench import looking
+from bench.contenders import BenchError
 from hubguard.decide.drift import DriftPolicy, follow, narrowed, plan_repairs, suspects
 from hubguard.drift import Backend, Drift, ORMCounts, World
+from hubguard.errors import HubGuardError
 from hubguard.model import Reading, Route, Server, Source
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
@@ -121,25 +129,57 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["classify"])
-    parser.add_argument("--servers", type=int, default=50_000)
-    parser.add_argument("--json", action="store_true")
+def main() -> int:
+    """Exit code 0; 1 where looking costs more than is promised, or it couldn't be run to its end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["classify", "looking"])
+    parser.add_argument("--servers", type=int, help="how many (default: 50,000 to classify, 1,000 for looking)")
+    parser.add_argument("--seconds", type=float, default=looking.SECONDS, help="of a phase of looking, about")
+    parser.add_argument("--json", action="store_true", help="print all that was measured as JSON")
     asked = parser.parse_args()
+    # Told to end, it ends all that it has started, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        if asked.part == "looking":
+            return asyncio.run(look(asked.servers or looking.SERVERS, asked.seconds, as_json=asked.json))
+    except (BenchError, HubGuardError) as error:
+        print(f"The benchmark failed. {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Ended; nothing is left running.", file=sys.stderr)
+        return 1
+    found = costs(asked.servers or 50_000)
     if asked.json:
-        print(json.dumps([asdict(cost) for cost in costs(asked.servers)], indent=2))
-        return
+        print(json.dumps([asdict(cost) for cost in found], indent=2))
+        return 0
     print(
         f"{'':12} {'servers':>8} {'a look (s)':>11} {'slowest (s)':>12} {'CPU (s)':>8} {'before (MB)':>12} {'peak (MB)':>10}"
         f" {'raised':>7}"
     )
-    for cost in costs(asked.servers):
+    for cost in found:
         print(
             f"{cost.case:12} {cost.servers:8,} {cost.look_s:11.3f} {cost.slowest_s:12.3f} {cost.cpu_s:8.3f}"
             f" {cost.before_mb:12.0f} {cost.peak_mb:10.0f} {cost.raised:7,}"
         )
+    return 0
+
+
+async def look(servers: int, seconds: float, *, as_json: bool) -> int:
+    """What looking costs a hub, on standard output; 0, or 1 where that is more than is promised."""
+
+    def say(text: str) -> None:
+        print(f"# {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    phases, parts = await looking.looking(servers, seconds, say)
+    if as_json:
+        told = {"phases": [asdict(one) for one in phases], "costs": [asdict(one) for one in parts]}
+        print(json.dumps(told, indent=2))
+    else:
+        print(looking.table(phases, parts))
+    return 0 if all(part.met for part in parts) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
