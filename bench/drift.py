@@ -1,6 +1,6 @@
-"""What telling drift costs: `python -m bench.drift classify|looking [--servers N] [--json]`.
+"""What telling drift costs: `python -m bench.drift classify|looking|questions [--servers N] [--json]`.
 
-*looking* is on a real hub, of 1,000 servers by default: see bench/looking.py.
+*looking* and *questions* are on a real hub, of 1,000 servers by default: see bench/looking.py.
 
 *classify*: by default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift of five
 kinds, and once with an empty table. A look is all that is decided in it: whom to ask about, what differs, what can't be told,
@@ -134,8 +134,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["classify", "looking"])
-    parser.add_argument("--servers", type=int, help="how many (default: 50,000 to classify, 1,000 for looking)")
+    parser.add_argument("part", choices=["classify", "looking", "questions"])
+    parser.add_argument("--servers", type=int, help="how many (default: 50,000 to classify, else 1,000)")
     parser.add_argument("--seconds", type=float, default=looking.SECONDS, help="of a phase of looking, about")
     parser.add_argument("--json", action="store_true", help="print all that was measured as JSON")
     asked = parser.parse_args()
@@ -144,6 +144,11 @@ def main() -> int:
     try:
         if asked.part == "looking":
             return asyncio.run(look(asked.servers or looking.SERVERS, asked.seconds, as_json=asked.json))
+        if asked.part == "questions":
+            answers = asyncio.run(looking.questions(asked.servers or looking.SERVERS))
+            told = json.dumps([asdict(one) for one in answers], indent=2)
+            print(told if asked.json else looking.questions_table(answers))
+            return 0
     except (BenchError, HubGuardError) as error:
         print(f"The benchmark failed. {error}", file=sys.stderr)
         return 1

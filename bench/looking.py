@@ -1,11 +1,11 @@
-"""What looking for drift costs a hub where all is well; `python -m bench.drift looking`, see bench/README.md."""
+"""What looking for drift costs a hub: `python -m bench.drift looking` and `questions`, see bench/README.md."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from bench import contenders
 from bench.contenders import BenchError, Service
 from bench.gate import Gate
 from hubguard import config
+from hubguard.clients.budget import Budget
+from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import Population, SeededServer
 
@@ -79,6 +81,42 @@ class Cost:
     def met(self) -> bool:
         """Whether looking costs no more than is promised, even with all that a start takes counted as looking."""
         return self.looking + self.start <= GOAL
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the hub's CPU spends on one question to its API, in milliseconds, the mean of so many."""
+
+    what: str
+    servers: int
+    times: int
+    cpu_ms: float
+
+
+async def questions(servers: int) -> list[Question]:
+    """Each question that a look may ask. Raises HubGuardError."""
+    async with (
+        _hub(servers) as (hub, token),
+        HTTPHubAPI(hub.api_url, token, Budget(rate=1000, burst=1000, concurrency=10)) as api,
+    ):
+        await hub.servers()
+        await asyncio.sleep(5.0)
+        kinds: list[tuple[str, Callable[[], Awaitable[object]], int]] = [
+            ("whether it is there", api.version, 500),
+            ("its services", api.service_prefixes, 200),
+            ("one server", lambda: api.get_server("user-00000", ""), 200),
+            ("all servers", api.list_servers, 20),
+            ("all routes", api.list_routes, 20),
+        ]
+        found = []
+        for what, ask, times in kinds:
+            await ask()
+            assert hub.pid is not None
+            began_s = _cpu_s(hub.pid)
+            for _ in range(times):
+                await ask()
+            found.append(Question(what, servers, times, 1000 * (_cpu_s(hub.pid) - began_s) / times))
+        return found
 
 
 async def looking(servers: int, seconds: float, say: Callable[[str], None]) -> tuple[list[Looked], list[Cost]]:
@@ -234,4 +272,11 @@ def table(found: Sequence[Looked], costs: Sequence[Cost]) -> str:
             f"| {cost.source} | {cost.all:.2%} | {cost.looking:.2%} | {cost.start:.2%} | {GOAL:.0%} "
             f"| {'yes' if cost.met else 'NO'} |"
         )
+    return "\n".join(lines)
+
+
+def questions_table(found: Sequence[Question]) -> str:
+    """As Markdown."""
+    lines = ["| a question to the hub | servers | times | hub CPU ms |", "| --- | --- | --- | --- |"]
+    lines += [f"| {one.what} | {one.servers:,} | {one.times} | {one.cpu_ms:.1f} |" for one in found]
     return "\n".join(lines)
