@@ -30,6 +30,7 @@ from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Mode, Outco
 from hubguard.observe.snapshot import Observer
 from hubguard.observe.world import WorldObserver
 from hubguard.proxy_watch import ProxyWatch
+from hubguard.prune_cycle import PruneCycles, Told
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Guard:
         world: WorldObserver | None = None,
         backends: Backends | None = None,
         canary: Canary | None = None,
+        told: Told | None = None,
     ) -> None:
         self.settings = settings
         self._hub_checks_at_s = hub_checks_at_s
@@ -110,6 +112,19 @@ class Guard:
                     record=self._record_restore,
                 )
                 self._cycles.restores = lambda: self._watch.restores if self._watch is not None else ()
+        self._pruning = PruneCycles(
+            settings,
+            hub,
+            database,
+            self._cycles,
+            clock,
+            chance,
+            books=self._usable_books,
+            keeper=self._acting_keeper,
+            armed=self._armed_by_settings,
+            acting=self._armed,
+            told=told,
+        )
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()
         self._hub = hub
@@ -342,11 +357,7 @@ class Guard:
         concurrency: int | None = None,
     ) -> CycleReport:
         """See GuardPort."""
-        if self.settings.errors:
-            raise HubGuardError(f"Nothing is done until this setting is right: {self.settings.errors[0]}")
-        self._usable_books()
-        if self._keeper is None or self._keeper.lease is None:
-            raise HubGuardError(self._standby_why())
+        self._acting_keeper()
         policy = None if idle_timeout_s is None else replace(self.policy, idle_timeout_s=idle_timeout_s)
         return await self._cycle(
             asked_by, asked=True, dry_run=dry_run, policy=policy, rate=rate, concurrency=concurrency
@@ -523,20 +534,30 @@ class Guard:
             )
         return drifts.repair(books, keeper, digest, count, actor, why, armed=self._armed_by_settings())
 
+    @property
+    def pruning(self) -> PruneCycles:
+        """See GuardPort."""
+        return self._pruning
+
     def tell_outlived(self, user: str, server: str, detail: str) -> None:
         """See GuardPort."""
         if self._drifts is not None:
             self._drifts.tell_outlived(user, server, detail)
 
     def _may_look(self) -> tuple[Books, LeaseKeeper, DriftCycles]:
-        if self.settings.errors:
-            raise HubGuardError(f"Nothing is done until this setting is right: {self.settings.errors[0]}")
-        books = self._usable_books()
-        if self._keeper is None or self._keeper.lease is None:
-            raise HubGuardError(self._standby_why())
+        keeper = self._acting_keeper()
         if self._drifts is None:
             raise HubGuardError("This guard doesn't look for drift: it runs one cycle only.")
-        return books, self._keeper, self._drifts
+        return self._usable_books(), keeper, self._drifts
+
+    def _acting_keeper(self) -> LeaseKeeper:
+        """The lease, which is ours. Raises HubGuardError with why not, where this guard may not act for the hub now."""
+        if self.settings.errors:
+            raise HubGuardError(f"Nothing is done until this setting is right: {self.settings.errors[0]}")
+        self._usable_books()
+        if self._keeper is None or self._keeper.lease is None:
+            raise HubGuardError(self._standby_why())
+        return self._keeper
 
     def _mode(self) -> tuple[Mode, str]:
         if self.settings.errors:

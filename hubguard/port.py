@@ -179,6 +179,11 @@ class GuardPort(Protocol):
         """
         ...
 
+    @property
+    def pruning(self) -> PrunePort:
+        """What may be asked of pruning."""
+        ...
+
     def tell_outlived(self, user: str, server: str, detail: str) -> None:
         """The hub's own spawner says that the backend of that server lived on after it was stopped. Never raises."""
         ...
