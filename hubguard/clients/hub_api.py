@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,7 +26,9 @@ from hubguard.clients.hub_models import (
     read_retry_after,
     read_services,
     read_skew,
+    read_startup,
     read_text,
+    read_tokens,
     read_user,
     read_users,
 )
@@ -138,6 +140,69 @@ class HubAPI(Protocol):
         """
         ...
 
+    async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
+        """How many API tokens that user has, and the last use of any of them; None where none was ever used.
+
+        Expired ones don't count: the hub removes them on this occasion. Raises HubError, for an unknown user HubFailed, 404.
+        """
+        ...
+
+    async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """Have the hub make that user, no admin, in no group. True: made; False: there was one by that name already.
+
+        ``confirm`` is as for stop_server. The hub's authenticator may refuse (HubFailed, 400). Raises HubError; after
+        HubUnreachable the user may be there all the same.
+        """
+        ...
+
+    async def add_to_group(
+        self, group: str, users: Sequence[str], *, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Have the hub put these users into that group; who is in it already stays.
+
+        ``confirm`` is as for stop_server. A group that isn't there is HubFailed, 404, a user who isn't HubFailed, 400, and
+        then nobody was put into it. Raises HubError; after HubUnreachable they may be in it all the same.
+        """
+        ...
+
+    async def create_server(
+        self,
+        user: str,
+        name: str,
+        options: Mapping[str, object] | None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Have the hub make a named server that doesn't run, with these options. One by that name stays as it is.
+
+        ``confirm`` is as for stop_server. Hubs before 6.0 can't (HubFailed, 405), nor where named servers are off or as many
+        as may be (HubFailed, 400). Raises HubError; after HubUnreachable it may be there all the same.
+        """
+        ...
+
+    async def startup_s(self) -> float | None:
+        """How many seconds the hub's last start took, by its own measure; None where it doesn't tell, or not our token.
+
+        Raises HubError where it didn't answer.
+        """
+        ...
+
+    def with_token(self, token: str) -> HubAPI:
+        """The same hub by way of the same budget, with the rights of another token. Use it as ``async with``, or close it.
+
+        Raises ConfigError for what can't be a token.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections. It may be used again afterwards, and opens new ones then."""
+
+    async def __aenter__(self) -> HubAPI: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
     async def list_services(self) -> dict[str, tuple[str, ...]]:
         """The command of each of the hub's services, by name; empty for one that the hub doesn't run. Raises HubError."""
         ...
@@ -231,7 +296,7 @@ class HTTPHubAPI:
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections. It may be used again afterwards, and opens new ones then."""
+        """See HubAPI."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -282,6 +347,61 @@ class HTTPHubAPI:
         """See HubAPI."""
         what = f"delete the user {printable(name)}"
         await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
+
+    async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
+        """See HubAPI."""
+        what = f"list the tokens of {printable(user)}"
+        answer = await self._read(_Call("GET", f"/users/{_quoted(user)}/tokens", what, "read:tokens", known=(200,)))
+        return _understood(lambda: read_tokens(answer.json, of=user))
+
+    async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI."""
+        # By way of POST /users, the hub would make its own kind of name of it, in lower case.
+        what = f"make the user {printable(name)}"
+        call = _Call("POST", f"/users/{_quoted(name)}", what, "admin:users", known=(201, 409))
+        return (await self._once(call, confirm)).status == 201
+
+    async def add_to_group(
+        self, group: str, users: Sequence[str], *, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """See HubAPI."""
+        what = f"put {printable(', '.join(users))} into the group {printable(group)}"
+        path = f"/groups/{_quoted(group)}/users"
+        await self._once(_Call("POST", path, what, "groups", known=(200,), body={"users": list(users)}), confirm)
+
+    async def create_server(
+        self,
+        user: str,
+        name: str,
+        options: Mapping[str, object] | None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """See HubAPI."""
+        # Without a key "user_options", the hub would take the whole body for them.
+        body = {"user_options": None if options is None else dict(options)}
+        what = f"make {_label(user, name)}"
+        await self._once(_Call("PUT", _server_path(user, name), what, "servers", known=(201, 409), body=body), confirm)
+
+    async def startup_s(self) -> float | None:
+        """See HubAPI."""
+        call = _Call("GET", "/metrics", "tell its metrics", "read:metrics", known=(200,), json=False)
+        try:
+            answer = await self._read(call)
+        except HubRefused:
+            return None
+        return read_startup(answer.body.decode("utf-8", "replace"))
+
+    def with_token(self, token: str) -> HTTPHubAPI:
+        """See HubAPI. It has connections of its own."""
+        return HTTPHubAPI(
+            self._api_url,
+            token,
+            self._budget,
+            request_timeout_s=self._timeout_s,
+            page_size=self._page_size,
+            ssl_context=self._ssl,
+        )
 
     async def stop_server(
         self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
@@ -472,16 +592,16 @@ class HTTPHubAPI:
                 f"The hub is too busy to {call.what} ({status}{said}). HubGuard slows down and tries again later.",
                 retry_after_s=read_retry_after(answer.retry_after),
             )
-        if status == 404 and 404 in call.known and _is_hubs_404(answer.json):
-            return answer
-        if status == 404 and 404 in call.known:
+        if status in (404, 409) and status in call.known:
+            if _is_hubs(answer.json, status):
+                return answer
             return HubGarbled(
-                f"Asked to {call.what}, something that isn't a hub answered 404{said}. Is {self._api_url} the API's URL?"
+                f"Asked to {call.what}, something that isn't a hub answered {status}{said}. Is {self._api_url} the API's URL?"
             )
         if 200 <= status < 300:
             if status not in call.known:
                 return HubGarbled(f"Asked to {call.what}, the hub answered {status}, which its API never does.")
-            if call.safe and answer.json is None:
+            if call.safe and call.json and answer.json is None:
                 return HubGarbled(
                     f"The hub was asked to {call.what}, and its answer isn't JSON{said}. Is {self._api_url} the API's URL?"
                 )
@@ -561,7 +681,7 @@ def internal_ssl_context(location: str) -> ssl.SSLContext:
 class _Call:
     """One request; ``what`` completes "the hub was asked to"; ``known`` are the statuses that mean something.
 
-    ``timeout_s`` None: the client's own.
+    ``timeout_s`` None: the client's own. ``json``: what is read is JSON.
     """
 
     method: str
@@ -572,6 +692,7 @@ class _Call:
     query: Mapping[str, str] | None = None
     body: Mapping[str, object] | None = None
     timeout_s: float | None = None
+    json: bool = True
 
     @property
     def safe(self) -> bool:
@@ -580,7 +701,7 @@ class _Call:
     @property
     def kind(self) -> str | None:
         # Reading one user takes equally long each time, unless the hub is in trouble. Lists and stops don't.
-        return "user" if self.safe and self.path.startswith("/users/") else None
+        return "user" if self.safe and self.path.startswith("/users/") and self.path.count("/") == 2 else None
 
 
 class _Answer:
@@ -625,9 +746,9 @@ class _TooSlow(HubUnreachable):
     """No answer in time."""
 
 
-def _is_hubs_404(answer: Any) -> bool:
+def _is_hubs(answer: Any, status: int) -> bool:
     """Whether the hub itself says so. A 404 from anything else would make every server look gone."""
-    return isinstance(answer, dict) and answer.get("status") == 404
+    return isinstance(answer, dict) and answer.get("status") == status
 
 
 def _quoted(name: str) -> str:

@@ -20,6 +20,9 @@ TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII
 )
 
+# An operator may give the hub's metrics another prefix than "jupyterhub".
+_STARTUP = re.compile(r"^\w+_hub_startup_duration_seconds_(sum|count) (\S+)$", re.ASCII | re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
@@ -102,6 +105,28 @@ def read_user(user: Any, *, of: str, need_activity: bool = False) -> User:
         last_activity=read_time(user.get("last_activity"), f"the last activity of {of!r}"),
         servers=tuple(server for server in read if server.ready or server.pending is not None),
     )
+
+
+def read_tokens(answer: Any, *, of: str) -> tuple[int, datetime | None]:
+    """How many tokens the user ``of`` has, and the last use of any; None where none was used."""
+    tokens = read_part(answer, "api_tokens")
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise _garbled(f"the tokens of {of!r} are {_short(tokens)}")
+    if any("last_activity" not in token for token in tokens):
+        raise _garbled(f"it doesn't tell when the tokens of {of!r} were used")
+    used = (read_time(token["last_activity"], f"the last use of a token of {of!r}") for token in tokens)
+    return len(tokens), max((at for at in used if at is not None), default=None)
+
+
+def read_startup(metrics: str) -> float | None:
+    """Of the hub's metrics, in Prometheus' text format: how many seconds its start took; None where they don't tell."""
+    told = dict(_STARTUP.findall(metrics))
+    try:
+        sum_s, count = float(told["sum"]), float(told["count"])
+    except (KeyError, ValueError):
+        return None
+    # Each start is measured by a process of its own. Before the end of it there is nothing yet.
+    return sum_s if count == 1 and math.isfinite(sum_s) and sum_s >= 0 else None
 
 
 def read_services(answer: Any) -> dict[str, tuple[str, ...]]:

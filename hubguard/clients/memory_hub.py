@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import copy
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from types import TracebackType
 
 from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.clock import Clock, SystemClock
 from hubguard.clients.hub_api import tell
 from hubguard.clients.proxy_models import route_path
-from hubguard.errors import HubError, HubFailed, HubUnreachable
+from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable
 from hubguard.model import Route, Server, User
 
 HUB_AT, SERVED_AT = "http://127.0.0.1:8081", "http://127.0.0.1:1"
@@ -20,6 +22,9 @@ HUB_AT, SERVED_AT = "http://127.0.0.1:8081", "http://127.0.0.1:1"
 
 COMES_BACK_S = 30.0
 """How long a hub whose proxy is down tries before the server is ready again."""
+
+ACTS = frozenset({"stop", "start", "delete", "create", "group", "create-server", "check-routes"})
+"""The calls that change something."""
 
 
 class Stops(str, Enum):
@@ -37,8 +42,9 @@ class Stops(str, Enum):
 class Request:
     """What the hub was asked, and when.
 
-    ``call`` is list, get, stop, start, count, users, get-user, delete, services, prefixes, routes, check-routes, version,
-    spawner or whoami.
+    ``call`` is list, get, stop, start, count, users, get-user, delete, tokens, create, group, create-server, startup,
+    services, prefixes, routes, check-routes, version, spawner or whoami; of "group", ``name`` is the group, and ``user``
+    the users, one a line. ``token`` is what with_token was given, or "".
     """
 
     at: datetime
@@ -47,6 +53,7 @@ class Request:
     user: str = ""
     name: str = ""
     remove: bool = False
+    token: str = ""
 
 
 @dataclass(slots=True)
@@ -67,7 +74,8 @@ class MemoryHub:
     has no effect then. ``routes`` is the proxy's table by path: the route of a server comes when it is ready and goes
     when it is stopped, and the rest is the test's to change. ``backends`` holds (user, name) of every process that is
     alive, whatever the hub believes. ``prefixes`` has the path of each service's route, by name. ``takes_s`` is how long each
-    answer takes, ``start_s`` how long a start, ``skew_s`` how far its clock is ahead.
+    answer takes, ``start_s`` how long a start, ``skew_s`` how far its clock is ahead. ``tokens`` has what tokens_of tells,
+    by user, ``groups`` are those that have no member, too, and ``started_in_s`` is how long its own start took.
     """
 
     slow_stop_timeout_s = 10.0
@@ -89,6 +97,11 @@ class MemoryHub:
         self.prefixes: dict[str, str] = {}
         self.spawner: str | None = None
         self.start_s = 0.0
+        self.tokens: dict[str, tuple[int, datetime | None]] = {}
+        self.groups: set[str] = set()
+        self.started_in_s: float | None = None
+        self.hub_version = "6.1.1"
+        self._token = ""
         self.scopes = frozenset({"list:users", "read:servers", "delete:servers"})
 
     def add(self, server: Server, *, stops: Stops = Stops.WORKS, stop_s: float = 0.0) -> None:
@@ -239,8 +252,83 @@ class MemoryHub:
             if user.servers:
                 raise HubFailed(f"The hub failed to delete the user {name} (500).", status=500)
             del self._users[name]
+            self.tokens.pop(name, None)
             for key in [key for key in self._records if key[0] == name]:
                 del self._records[key]
+
+    async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
+        """See HubAPI."""
+        async with self._asked("tokens", user):
+            if user not in self._users:
+                raise HubFailed(f"The hub failed to list the tokens of {user} (404).", status=404)
+            return self.tokens.get(user, (0, None))
+
+    async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI."""
+        async with self._asked("create", name, confirm=confirm):
+            if name in self._users:
+                return False
+            self._users[name] = User(name, False, (), ("user",), self._clock.now(), None)
+            return True
+
+    async def add_to_group(
+        self, group: str, users: Sequence[str], *, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """See HubAPI."""
+        async with self._asked("group", "\n".join(users), group, confirm=confirm):
+            if group not in self.groups.union(*(user.groups or () for user in self._users.values())):
+                raise HubFailed(f"The hub failed to put users into {group} (404): no such group.", status=404)
+            if missing := [name for name in users if name not in self._users]:
+                raise HubFailed(f"The hub failed to put users into {group} (400): no user {missing[0]}.", status=400)
+            for name in users:
+                user = self._users[name]
+                self._users[name] = replace(user, groups=tuple(sorted({*(user.groups or ()), group})))
+
+    async def create_server(
+        self,
+        user: str,
+        name: str,
+        options: Mapping[str, object] | None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """See HubAPI."""
+        async with self._asked("create-server", user, name, confirm=confirm):
+            if int(self.hub_version.partition(".")[0]) < 6:
+                raise HubFailed(f"The hub failed to make the server {user}/{name} (405).", status=405)
+            if user not in self._users:
+                raise HubFailed(f"The hub failed to make the server {user}/{name} (404).", status=404)
+            if name and (user, name) not in self._settled():
+                server = Server(user, name, False, None, None, None, options=dict(options or {}))
+                self._records[server.key] = _Record(server, Stops.WORKS, 0.0, active=False)
+
+    async def startup_s(self) -> float | None:
+        """See HubAPI. It may raise HubRefused in ``fault``, too, as one that may not ask."""
+        try:
+            async with self._asked("startup"):
+                return self.started_in_s
+        except HubRefused:
+            return None
+
+    def with_token(self, token: str) -> MemoryHub:
+        """See HubAPI. It shares everything that there is, but ``fault`` and the like are as they are now."""
+        other = copy.copy(self)
+        other._token = token
+        return other
+
+    async def close(self) -> None:
+        """See HubAPI."""
+
+    async def __aenter__(self) -> MemoryHub:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def stopped_servers(self) -> dict[tuple[str, str], Mapping[str, object] | None]:
+        """The options of every server that is there and isn't active, by (user, name)."""
+        return {key: record.server.options for key, record in sorted(self._settled().items()) if not record.active}
 
     async def list_services(self) -> dict[str, tuple[str, ...]]:
         """See HubAPI."""
@@ -276,7 +364,7 @@ class MemoryHub:
     async def version(self) -> str:
         """See HubAPI."""
         async with self._asked("version"):
-            return "6.1.1"
+            return self.hub_version
 
     async def spawner_class(self) -> str | None:
         """See HubAPI."""
@@ -301,7 +389,7 @@ class MemoryHub:
         async with contextlib.AsyncExitStack() as stack:
             slot = None
             if self._budget is not None:
-                acts = call in ("stop", "start", "delete", "check-routes")
+                acts = call in ACTS
                 kind = "user" if call.startswith("get") else None
                 slot = await stack.enter_async_context(
                     self._budget.slot(Lane.ACT if acts else Lane.RESERVED, safe=not acts, kind=kind)
@@ -310,7 +398,7 @@ class MemoryHub:
                 await confirm()
             if slot is not None:
                 slot.begins()
-            request = Request(self._clock.now(), self._clock.monotonic_s(), call, user, name, remove)
+            request = Request(self._clock.now(), self._clock.monotonic_s(), call, user, name, remove, self._token)
             self.requests.append(request)
             try:
                 if self.takes_s > 0:

@@ -26,6 +26,7 @@ ROWS: Mapping[str, str] = {
     "spawners_without_server": "spawners that name a server row that isn't there",
     "expired_tokens": "expired tokens",
     "expired_codes": "expired OAuth codes",
+    "expired_share_codes": "expired share codes",
     "memberships_of_nobody": "rows of group and role maps that name somebody who isn't there",
 }
 """What the fields of ORMCounts count."""
