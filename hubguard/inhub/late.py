@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
 from hubguard.idle_culler import DEFAULT_CONFIG_FILE, settings_from
+from hubguard.inhub.named_users import named_users, packed
 from hubguard.inhub.scopes import SERVICE
-from hubguard.inhub.spawner_settings import classes_of, setting, settings_of
+from hubguard.inhub.spawner_settings import STORING, classes_of, deletes_forever, setting, settings_of
 from hubguard.inhub.stop_hook import watch_stops
 
 CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
@@ -84,6 +85,7 @@ class LateRegistration(str):
             ("proxy", _proxy),
             ("hub", self._hub),
             ("spawner", _spawner),
+            ("prune", _prune),
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
             ("idle_culler", self._idle_culler),
@@ -95,6 +97,10 @@ class LateRegistration(str):
                     f"HubGuard's include: {name} can't be found out ({type(error).__name__}: {error})"
                 )
         text = json.dumps(told)
+        if len(text) > LONGEST and "prune" in told:
+            told["prune"].update(named=None, named_packed=None)
+            log.warning("HubGuard isn't told which users the hub's config names: with its settings, they are too long.")
+            text = json.dumps(told)
         if len(text) > LONGEST:
             told["errors"].append("HubGuard's settings in the hub's config: they are too long to be passed on.")
             text = json.dumps({"errors": told["errors"]})
@@ -224,6 +230,21 @@ def _spawner(app: Any, errors: list[str]) -> dict[str, Any]:
     """The spawner's class with those that it is derived from, nearest first, and what tells its backends apart."""
     kind = app.spawner_class
     return {"classes": classes_of(kind), "settings": settings_of(app.config, kind)}
+
+
+def _prune(app: Any, errors: list[str]) -> dict[str, Any]:
+    """Whom the config names (see :func:`packed`), and what the spawner does about a user's storage when they are deleted.
+
+    What can't be told is left out, or None, and in no ``errors``: it costs pruning a caution, and culling nothing.
+    """
+    told = packed(named_users(app))
+    if told["named"] is None and not told.get("named_packed"):
+        log.warning("HubGuard can't tell which users the hub's config names, who would come back if they were deleted.")
+    with contextlib.suppress(Exception):
+        kind = app.spawner_class
+        storing = settings_of(app.config, kind, STORING)
+        told.update(classes=classes_of(kind), settings=storing, overrides=deletes_forever(kind))
+    return told
 
 
 def _absolute(url: str) -> str:

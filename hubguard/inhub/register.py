@@ -99,8 +99,11 @@ def _register(levels: list[Config]) -> None:
 
 
 def _deletes_users(levels: list[Config]) -> bool:
-    """Whether users are to be deleted, by our setting or that of an idle culler among the services."""
-    if _effective(levels, "HubGuardCull", "users", False) is True:
+    """Whether users are to be deleted, by our settings or that of an idle culler among the services."""
+    if any(
+        _effective(levels, section, name, False) is True
+        for section, name in (("HubGuardCull", "users"), ("HubGuardPrune", "delete_users"))
+    ):
         return True
     services = [spec for spec in _effective(levels, "JupyterHub", "services", []) if isinstance(spec, dict)]
     cullers = [spec["command"] for spec in services if runs_a_culler(spec.get("command") or ())]

@@ -26,6 +26,8 @@ SCOPES: dict[str, Need] = {
     "proxy": Need("having the hub check its routes", False),
     "servers": Need("curing servers that the hub only believes in", False),
     "read:hub": Need("telling which kind of spawner the hub has", False),
+    "read:tokens": Need("sparing users whose tokens are in use, where the hub's database isn't read", False),
+    "read:metrics": Need("telling how long the hub takes to start, which pruning shortens", False),
     "access:services!service=hubguard": Need("`hubguard cull --once` through the running guard", False),
 }
 """In the order in which `hubguard doctor` tells what is missing.
@@ -36,7 +38,10 @@ know ``start:servers`` and wouldn't start for a role that names it.
 """
 
 DELETE_USERS = "delete:users"
-"""Is asked for only where users are to be deleted: ``HubGuardCull.users``, or a culler with --cull-users taken over from."""
+"""Is asked for only where users are to be deleted.
+
+By ``HubGuardPrune.delete_users``, ``HubGuardCull.users``, or a culler with --cull-users that is taken over from.
+"""
 
 CUSTOM_SCOPES: dict[str, dict[str, object]] = {
     "custom:hubguard:read": {

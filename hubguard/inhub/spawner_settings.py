@@ -1,4 +1,4 @@
-"""What is configured of the hub's spawner that tells its backends from those of others."""
+"""What is configured of the hub's spawner that tells its backends from those of others, and what becomes of storage."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ TELLING: Mapping[str, tuple[str, ...]] = {
 }
 """The traits that are passed on, by the name of the class that brings them. None of them holds a secret."""
 
+STORING: Mapping[str, tuple[str, ...]] = {"KubeSpawner": ("delete_pvc", "pvc_name_template", "storage_pvc_ensure")}
+"""The traits that say what becomes of storage when a user is deleted, in the same way."""
+
 
 def classes_of(kind: type) -> list[str]:
     """The full names of ``kind`` and what it is derived from, nearest first, up to JupyterHub's Spawner."""
@@ -29,12 +32,18 @@ def classes_of(kind: type) -> list[str]:
     return names[: names.index(HUBS_OWN) + 1]
 
 
-def settings_of(config: Config, kind: type) -> dict[str, object]:
-    """The traits of TELLING as they are set for ``kind``, or by default; without those that only an instance can tell.
+def deletes_forever(kind: type) -> bool:
+    """Whether ``kind`` has code of its own for when a user is deleted; the hub's own does nothing (5.5 and 6.1)."""
+    maker = next(base for base in kind.__mro__ if "delete_forever" in vars(base))
+    return f"{maker.__module__}.{maker.__qualname__}" != HUBS_OWN
+
+
+def settings_of(config: Config, kind: type, traits: Mapping[str, tuple[str, ...]] = TELLING) -> dict[str, object]:
+    """The ``traits`` as they are set for ``kind``, or by default; without those that only an instance can tell.
 
     They are texts, numbers, True or False, and for labels an object of texts.
     """
-    names = [name for base in kind.__mro__ for name in TELLING.get(base.__name__, ())]
+    names = [name for base in kind.__mro__ for name in traits.get(base.__name__, ())]
     found = {name: setting(config, kind, name) for name in names}
     return {name: value for name, value in found.items() if value is not None and _plain(value)}
 

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import traitlets
 from jupyterhub.app import JupyterHub
+from jupyterhub.auth import Authenticator, DummyAuthenticator
 from jupyterhub.spawner import LocalProcessSpawner
-from traitlets import Dict, Unicode, default
+from traitlets import Bool, Dict, Unicode, default
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
 from hubguard.inhub import CUSTOM_SCOPES, SCOPES, register, runs_a_culler
-from hubguard.inhub.late import LateRegistration, Members
+from hubguard.inhub.late import LONGEST, LateRegistration, Members
+from hubguard.inhub.named_users import PACKED_LONGEST, packed, unpacked
 
 SNIPPET = Path(__file__).parents[2] / "jupyterhub_config.d" / "hubguard.py"
 
@@ -230,6 +232,11 @@ def spawner(config: Config | None = None, services: list[Service] | None = None,
         subdomain_host="",
         bind_url="http://:8000/a/",
         spawner_class=OurSpawner,
+        authenticator=DummyAuthenticator(config=config or Config()),
+        admin_users=set(),
+        api_tokens={},
+        load_groups={},
+        load_roles=[],
         _service_map={service.name: service for service in services or []},
         log=logging.getLogger("hub"),
     )
@@ -528,6 +535,212 @@ def test_a_setting_that_was_only_read_is_not_told():
     answer = told(c)
     assert answer["errors"] == []
     assert answer["sections"] == {"HubGuard": {}}
+
+
+# -- what pruning is told ------------------------------------------------------------------------------------------------
+
+
+class CampusAuthenticator(DummyAuthenticator):
+    pass
+
+
+class FindingAuthenticator(DummyAuthenticator):
+    @default("allowed_users")
+    def _found(self) -> set[str]:
+        return {"found"}
+
+
+class RoleAuthenticator(DummyAuthenticator):
+    async def load_managed_roles(self) -> list[dict[str, Any]]:
+        return [{"name": "teacher", "users": ["nobody-knows"]}]
+
+
+def named(authenticator: type = CampusAuthenticator, config: Config | None = None, **changes: Any) -> Any:
+    """Whom the config names, as the process has it."""
+    hub = spawner(config)
+    app = hub.user.service.app
+    app.authenticator = authenticator(config=config or Config())
+    for name, found in changes.items():
+        setattr(app, name, found)
+    answer = json.loads(LateRegistration()(hub))
+    assert answer["errors"] == [], "an error here would keep HubGuard from acting at all"
+    return unpacked(answer["prune"])
+
+
+def test_whom_the_config_names_is_told_as_the_hub_calls_them():
+    c = Config()
+    c.Authenticator.allowed_users = {"Ada", "bob"}
+    c.CampusAuthenticator.admin_users = ["ROOT"]
+    c.Authenticator.blocked_users = {"eve"}
+    c.Authenticator.username_map = {"bob": "robert"}
+    assert named(
+        config=c,
+        admin_users={"Old-Admin"},
+        api_tokens={"sikrit": "Bot"},
+        load_groups={"a": ["Cy"], "b": {"users": ["dan", "ada"], "properties": {}}, "c": {"properties": {}}},
+        load_roles=[{"name": "r", "users": {"Ewe"}}, {"name": "s", "services": ["x"]}, {"name": "t", "groups": ["g"]}],
+    ) == {"ada", "robert", "root", "old-admin", "bot", "cy", "dan", "ewe"}
+
+
+def test_who_is_in_the_hubs_database_is_not_named_by_the_config():
+    """A hub that runs has everybody in allowed_users: if these were kept, nobody could ever be pruned."""
+    c = Config()
+    c.Authenticator.allowed_users = {"ada"}
+    hub = spawner(c)
+    hub.user.service.app.authenticator.allowed_users |= {f"student-{i}" for i in range(1000)}
+    assert unpacked(json.loads(LateRegistration()(hub))["prune"]) == {"ada"}
+
+
+def test_names_that_are_added_to_or_come_from_the_command_line_are_told_in_the_end():
+    c = Config()
+    c.Authenticator.allowed_users.update({"ada"})
+    c.Authenticator.allowed_users.add("bob")
+    c.Authenticator.admin_users.update({"cy"})
+    assert named(config=c) == {"ada", "bob", "cy"} > set(CampusAuthenticator(config=c).admin_users)
+    app = JupyterHub()
+    app.parse_command_line(["--Authenticator.allowed_users=ada", "--Authenticator.allowed_users=bob"])
+    assert named(config=app.config) == {"ada", "bob"} == CampusAuthenticator(config=app.config).allowed_users
+
+
+def test_names_by_the_word_of_long_ago_are_told():
+    assert named(config=Config({"Authenticator": {"whitelist": {"ada"}}})) == {"ada"}
+
+
+def test_the_subclass_has_the_last_word_on_whom_it_names():
+    c = Config({"Authenticator": {"allowed_users": {"lost"}}, "CampusAuthenticator": {"allowed_users": {"kept"}}})
+    assert named(config=c) == {"kept"} == CampusAuthenticator(config=c).allowed_users
+
+
+def test_a_config_that_names_nobody_is_known_to_name_nobody():
+    assert named() == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("authenticator", "changes"),
+    [
+        (FindingAuthenticator, {}),
+        (CampusAuthenticator, {"load_groups": {"a": [7]}}),
+        (CampusAuthenticator, {"load_groups": None}),
+        (CampusAuthenticator, {"load_groups": {"a": lambda: ["ada"]}}),
+        (CampusAuthenticator, {"load_roles": [None]}),
+        (RoleAuthenticator, {}),
+        (lambda config: None, {}),
+    ],
+)
+def test_where_it_cannot_be_told_whom_the_config_names_nobody_is_told_instead_of_some(
+    authenticator: Any, changes: dict[str, Any]
+):
+    c = Config()
+    c.Authenticator.admin_users = {"ada"}
+    c.RoleAuthenticator.manage_roles = True
+    assert named(authenticator, c, **changes) is None
+
+
+def test_an_authenticator_with_a_default_of_its_own_is_known_where_the_config_overrules_it():
+    assert named(FindingAuthenticator, Config({"Authenticator": {"allowed_users": {"ada"}}})) == {"ada"}
+
+
+def test_roles_of_the_hubs_own_authenticators_name_nobody():
+    assert named(Authenticator, Config({"Authenticator": {"manage_roles": True}})) == frozenset()
+
+
+@pytest.mark.parametrize("count", [0, 1, 200, 5_000, 15_000])
+def test_many_names_are_passed_on_in_short(count: int):
+    names = [f"student-{i:05}@ünïversity" for i in range(count)]
+    told = packed(names)
+    assert unpacked(json.loads(json.dumps(told))) == set(names)
+    assert len(json.dumps(told)) < PACKED_LONGEST + 100
+    assert (told["named"] is None) == (count > 200)
+
+
+def test_names_that_fit_nowhere_are_unknown_and_the_hub_starts(caplog: pytest.LogCaptureFixture):
+    import random
+
+    chance = random.Random(7)
+    c = Config({"HubGuard": {"armed": True}})
+    c.Authenticator.allowed_users = {f"{chance.getrandbits(160):x}" for _ in range(10_000)}
+    assert named(config=c) is None
+    assert "can't tell which users the hub's config names" in caplog.text
+
+
+def test_settings_that_leave_no_room_for_the_names_are_passed_on_without_them():
+    import random
+
+    chance = random.Random(7)
+    c = Config({"HubGuard": {"hub_db_url": "x" * 70_000}})
+    c.Authenticator.allowed_users = {f"{chance.getrandbits(160):x}" for _ in range(1_200)}
+    text = LateRegistration()(spawner(c))
+    assert len(text) < LONGEST
+    answer = json.loads(text)
+    assert (answer["errors"], unpacked(answer["prune"])) == ([], None)
+    assert len(answer["sections"]["HubGuard"]["hub_db_url"]) == 70_000
+
+
+class VolumeSpawner(KubeSpawner):
+    delete_pvc = Bool(True).tag(config=True)
+    pvc_name_template = Unicode("claim-{user_server}").tag(config=True)
+    storage_pvc_ensure = Bool(False).tag(config=True)
+
+    def delete_forever(self) -> None:
+        """As the real one does: the volume is gone."""
+
+
+class QuietSpawner(VolumeSpawner):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "settings", "overrides"),
+    [
+        (LocalProcessSpawner, {}, {}, False),
+        (
+            QuietSpawner,
+            {"KubeSpawner": {"delete_pvc": False}},
+            {"delete_pvc": False, "pvc_name_template": "claim-{user_server}", "storage_pvc_ensure": False},
+            True,
+        ),
+        (
+            QuietSpawner,
+            {"KubeSpawner": {"delete_pvc": False}, "QuietSpawner": {"delete_pvc": True}},
+            {"delete_pvc": True, "pvc_name_template": "claim-{user_server}", "storage_pvc_ensure": False},
+            True,
+        ),
+    ],
+)
+def test_what_becomes_of_storage_is_told_by_class_and_settings(
+    kind: type, config: dict[str, Any], settings: dict[str, Any], overrides: bool
+):
+    hub = spawner(Config(config))
+    hub.user.service.app.spawner_class = kind
+    answer = json.loads(LateRegistration()(hub))["prune"]
+    assert (answer["settings"], answer["overrides"]) == (settings, overrides)
+    assert answer["classes"][0].endswith(kind.__name__)
+    assert answer["classes"][-1] == "jupyterhub.spawner.Spawner"
+
+
+def test_a_spawner_that_cannot_be_understood_costs_pruning_its_class_and_no_names():
+    broken = spawner(Config({"Authenticator": {"admin_users": {"ada"}}}))
+    broken.user.service.app.spawner_class = "a name"
+    answer = json.loads(LateRegistration()(broken))["prune"]
+    assert unpacked(answer) == {"ada"}
+    assert not {"classes", "overrides"} & set(answer)
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked_for"),
+    [
+        ("", False),
+        ("c.HubGuardPrune.delete_users = True\n", True),
+        ("c.HubGuardPrune.delete_users = False\n", False),
+        ("c.HubGuardPrune.delete_users = 'yes'\n", False),
+        ("c.HubGuardPrune.every_s = 86400.0\n", False),
+        ("c.HubGuardCull.users = True\n", True),
+    ],
+)
+def test_the_right_to_delete_users_is_asked_for_only_where_it_is_wanted(tmp_path: Path, lines: str, asked_for: bool):
+    for way in WAYS.values():
+        (role,) = value(loaded(tmp_path, lines + way), "load_roles", [])
+        assert ("delete:users" in role["scopes"]) == asked_for
 
 
 def test_every_scope_names_the_feature_that_needs_it():

@@ -1,0 +1,96 @@
+"""Whom the hub's config names: the hub makes these users anew at its next start, whoever deletes them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from traitlets.config import Config
+
+from hubguard.inhub.spawner_settings import setting
+
+PLAIN_LONGEST = 10_000
+"""Names that take no more characters as JSON are passed on as they are."""
+
+PACKED_LONGEST = 50_000
+"""Half of what one environment variable holds (``late.LONGEST``): the settings need room beside the names."""
+
+
+def named_users(app: Any) -> list[str] | None:
+    """The users that the config of the hub ``app`` names, as the hub calls them, in order; None where that can't be told.
+
+    By the config: a hub that runs adds everybody in its database to ``authenticator.allowed_users`` (5.5 and 6.1). Blocked
+    users aren't among them, since no hub makes those. Never raises.
+    """
+    try:
+        authenticator = app.authenticator
+        found = [
+            *_of_authenticator(app.config, type(authenticator)),
+            # As the hub reads them, class-level defaults and lazy values among them.
+            *app.admin_users,
+            *app.api_tokens.values(),
+            *in_groups(app.load_groups),
+            *in_roles(app.load_roles),
+        ]
+        if getattr(authenticator, "manage_roles", False) and _brings_roles(type(authenticator)):
+            return None
+        return sorted({authenticator.normalize_username(_text(name)) for name in found})
+    except Exception:
+        return None
+
+
+def in_groups(groups: Mapping[str, Any]) -> Iterator[str]:
+    """The users in ``JupyterHub.load_groups``, each group a list of them or a mapping with ``users``."""
+    for members in groups.values():
+        yield from members.get("users", ()) if isinstance(members, Mapping) else members
+
+
+def in_roles(roles: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The users in ``JupyterHub.load_roles``."""
+    for role in roles:
+        yield from role.get("users", ())
+
+
+def packed(names: list[str] | None) -> dict[str, Any]:
+    """``named``, the names or None; or, where they are many, ``named`` None and ``named_packed``, a text of them all.
+
+    Where even that is too long for an environment variable, both are None: then it isn't known whom the config names.
+    """
+    if names is None or len(text := json.dumps(names)) <= PLAIN_LONGEST:
+        return {"named": names}
+    # An ASCII text, since JSON would write each other character as six.
+    short = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return {"named": None, "named_packed": short if len(short) <= PACKED_LONGEST else None}
+
+
+def unpacked(told: Mapping[str, Any]) -> frozenset[str] | None:
+    """The users that the hub's config names, by what :func:`packed` made of them; None where that isn't known."""
+    names = told.get("named")
+    if names is None and told.get("named_packed"):
+        names = json.loads(zlib.decompress(base64.b64decode(told["named_packed"])))
+    return None if names is None else frozenset(map(str, names))
+
+
+def _of_authenticator(config: Config, kind: type) -> Iterator[Any]:
+    # "whitelist" is what allowed_users was called before 1.2; both hubs still read it.
+    for name in ("allowed_users", "admin_users", "whitelist"):
+        if name in kind.class_traits():  # type: ignore[attr-defined]
+            found = setting(config, kind, name)
+            if found is None:
+                raise LookupError(f"{name} is found out by the authenticator itself")
+            yield from found
+
+
+def _brings_roles(kind: type) -> bool:
+    """Whether the authenticator may name users in roles of its own making, of which a hub keeps nothing (5.5 and 6.1)."""
+    maker = next(base for base in kind.__mro__ if "load_managed_roles" in vars(base))
+    return maker.__module__ != "jupyterhub.auth"
+
+
+def _text(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name of a user")
+    return name
