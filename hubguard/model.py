@@ -315,6 +315,26 @@ class DriftKind(str, Enum):
     ACTIVITY_FROZEN = "activity-frozen"
 
 
+class PruneReason(str, Enum):
+    """Why a user is stale, or is kept."""
+
+    INACTIVE = "inactive"  # stale: last active longer ago than the limit
+    NEVER_ACTIVE = "never-active"  # stale: never active, and made longer ago than the limit
+    ACTIVE = "active"  # neither
+    NOT_ASKED_FOR = "not-asked-for"  # stale, but not of the groups, roles or names that were asked for
+    ADMIN = "admin"
+    IN_CONFIG = "named-in-config"  # would come back at the hub's next start
+    PROTECTED_GROUP = "protected-group"
+    PROTECTED_ROLE = "protected-role"
+    PROTECTED_NAME = "protected-name"
+    EXEMPTION = "exemption"
+    SERVER_ACTIVE = "server-active"  # a server of theirs runs or is pending
+    TOKEN_USED = "token-used"  # noqa: S105
+    CALLER = "caller"
+    NO_TIMES = "no-times"  # neither activity nor creation is known
+    CANT_TELL = "cant-tell"  # what a criterion or a protection asks for isn't told (groups, roles)
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """One thing to do to one server or user, with its precondition: that very run, still as idle as when decided on.
@@ -328,7 +348,7 @@ class Action:
     name: str
     started: datetime | None
     last_activity: datetime | None
-    reason: Reason | DriftKind
+    reason: Reason | DriftKind | PruneReason
     remove: bool = False
     kind: ActionKind = ActionKind.STOP_SERVER
 
@@ -540,7 +560,8 @@ class Status:
     ``brake`` is set while HubGuard holds back. ``clock_from``: idle clocks were started anew then, after an outage.
     ``armed`` is what holds, by people or by the settings. ``tally`` is of this guard's life, ``recent`` of the last hour.
     ``oldest_overdue`` is the server that has been due for longest and isn't stopped yet. ``findings`` are what an operator
-    should look at, most recent last.
+    should look at, most recent last. ``pruned`` tells how users of plans were settled in this guard's life, and
+    ``prune_waiting`` how many of the plan that is being carried out, or is paused, wait for their turn.
     """
 
     at: datetime
@@ -565,6 +586,8 @@ class Status:
     recent: Tally = field(default_factory=Tally)
     oldest_overdue: Verdict | None = None
     findings: tuple[Finding, ...] = ()
+    pruned: Tally = field(default_factory=Tally)
+    prune_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

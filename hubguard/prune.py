@@ -12,6 +12,7 @@ from enum import Enum
 
 from hubguard.drift import ORMCounts
 from hubguard.model import Outcome
+from hubguard.model import PruneReason as PruneReason  # noqa: PLC0414  an action may have it, so it is defined there
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +98,6 @@ class Use:
 
     active_at: datetime | None = None
     stops: tuple[tuple[datetime, datetime], ...] = ()
-
-
-class PruneReason(str, Enum):
-    """Why a user is stale, or is kept."""
-
-    INACTIVE = "inactive"  # stale: last active longer ago than the limit
-    NEVER_ACTIVE = "never-active"  # stale: never active, and made longer ago than the limit
-    ACTIVE = "active"  # neither
-    NOT_ASKED_FOR = "not-asked-for"  # stale, but not of the groups, roles or names that were asked for
-    ADMIN = "admin"
-    IN_CONFIG = "named-in-config"  # would come back at the hub's next start
-    PROTECTED_GROUP = "protected-group"
-    PROTECTED_ROLE = "protected-role"
-    PROTECTED_NAME = "protected-name"
-    EXEMPTION = "exemption"
-    SERVER_ACTIVE = "server-active"  # a server of theirs runs or is pending
-    TOKEN_USED = "token-used"  # noqa: S105
-    CALLER = "caller"
-    NO_TIMES = "no-times"  # neither activity nor creation is known
-    CANT_TELL = "cant-tell"  # what a criterion or a protection asks for isn't told (groups, roles)
 
 
 @dataclass(frozen=True, slots=True)
