@@ -208,9 +208,8 @@ class Accounts:
 class PrunePlan:
     """A frozen plan. ``deletions`` is in name order; ``kept`` counts who is kept, by first reason.
 
-    ``digest`` is a SHA-256 (hex) over all that decides what is done: deletions, criteria, cautions, ``offline``,
-    ``housekeeping``, ``database`` and ``made_at``. It isn't begun after ``expires_at``. ``left_out`` counts the stale beyond
-    its cap. ``cautions`` must be acknowledged; ``lost`` says what can't be brought back, one sentence each.
+    ``digest`` is a SHA-256 (hex) over all the rest of it. It isn't begun after ``expires_at``. ``left_out`` counts the stale
+    beyond its cap. ``cautions`` must be acknowledged; ``lost`` says what can't be brought back, one sentence each.
     ``offline``: it is for a hub that doesn't run, and for the ``database`` named (without account or password), of that
     ``revision``; both "" online. ``housekeeping`` is what of rows of no use is removed along with it, None: nothing.
     """
