@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hubguard.errors import HubGuardError
@@ -38,7 +39,8 @@ class SeededServer:
     """One server. ``name`` is ``""`` for the default server; ``running`` False leaves a server that once ran.
 
     Idle for ``idle_for_s`` seconds, None: activity was never recorded. Started ``age_s`` seconds ago, None: an hour
-    before its last activity. The rest are LittleSpawner's options of the same names.
+    before its last activity. ``kept_state`` is what the spawner of one that doesn't run still has, as a volume's name.
+    The rest are LittleSpawner's options of the same names.
     """
 
     user: str
@@ -50,6 +52,7 @@ class SeededServer:
     start_s: float = 0.0
     stop_s: float = 0.0
     on_stop: str = "works"
+    kept_state: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def started_s(self) -> float:
@@ -64,13 +67,20 @@ class SeededServer:
 
 @dataclass(frozen=True, slots=True)
 class SeededUser:
-    """One user, last active ``idle_for_s`` seconds ago (None: never), created ``created_s`` seconds ago."""
+    """One user, last active ``idle_for_s`` seconds ago (None: never), created ``created_s`` seconds ago.
+
+    They have so many ``tokens``, which nobody knows, made when they were; one was used ``token_used_s`` seconds ago (None:
+    never), the others weren't. Their default server, which must be among the servers, is ``shared_with`` these users.
+    """
 
     name: str
     admin: bool = False
     groups: tuple[str, ...] = ()
     idle_for_s: float | None = None
     created_s: float = 30 * DAY_S
+    tokens: int = 0
+    token_used_s: float | None = None
+    shared_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +153,4 @@ def with_owners(population: Population) -> Population:
 def _at_least_as_active(user: SeededUser, idle_for_s: float | None) -> SeededUser:
     if idle_for_s is None or (user.idle_for_s is not None and user.idle_for_s <= idle_for_s):
         return user
-    return SeededUser(user.name, user.admin, user.groups, idle_for_s, max(user.created_s, idle_for_s))
+    return replace(user, idle_for_s=idle_for_s, created_s=max(user.created_s, idle_for_s))

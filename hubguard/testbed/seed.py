@@ -1,4 +1,4 @@
-"""Users, groups and running servers, written straight into a hub's database before the hub starts.
+"""Users, groups, servers and tokens, written straight into a hub's database before the hub starts.
 
 Uses the tables of the JupyterHub that is installed where this runs; ``python -m hubguard.testbed.seed`` does the same
 in another interpreter, from JSON on standard input. Running servers belong to LittleSpawner, which starts their
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -28,6 +28,9 @@ from sqlalchemy.orm import Session
 
 from hubguard.errors import HubGuardError
 from hubguard.testbed.population import Population, SeededServer, SeededUser, made_up, with_owners
+
+CLIENT = "jupyterhub"
+"""The OAuth client that the tokens belong to which users make themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +232,66 @@ def _fill(connection: Connection, population: Population, hub_prefix: str, now: 
                 "user_id": user_ids[server.user],
                 "server_id": server_ids.get((server.user, server.name)),
                 "name": server.name,
-                "state": {"seeded": True, "shared": server.shared} if server.running else {},
+                "state": {"seeded": True, "shared": server.shared} if server.running else dict(server.kept_state),
                 "started": ago(server.started_s) if server.running else None,
                 "last_activity": ago(server.idle_for_s),
                 "user_options": server.options,
             }
             for i, server in enumerate(population.servers, 1)
+        ],
+    )
+    _fill_tokens(connection, population, user_ids, ago)
+    _fill_shares(connection, population, user_ids, at)
+
+
+def _fill_tokens(
+    connection: Connection,
+    population: Population,
+    user_ids: Mapping[str, int],
+    ago: Callable[[float | None], datetime | None],
+) -> None:
+    owners = [user for user in population.users for _ in range(user.tokens)]
+    if not owners:
+        return
+    # As the hub does when it starts; a token without a client would be none that it ever made.
+    _insert(connection, "oauth_clients", [{"id": 1, "identifier": CLIENT, "description": "JupyterHub", "secret": ""}])
+    used = {user.name: ago(user.token_used_s) for user in population.users}
+    _insert(
+        connection,
+        "api_tokens",
+        [
+            {
+                "id": i,
+                "user_id": user_ids[user.name],
+                "client_id": CLIENT,
+                "hashed": f"sha512:1:{i:016x}:nobody-has-this-token",
+                "prefix": f"{i:04x}"[-4:],
+                "created": ago(user.created_s),
+                "last_activity": used.pop(user.name, None),
+                "note": "seeded",
+                "scopes": ["inherit"],
+            }
+            for i, user in enumerate(owners, 1)
+        ],
+    )
+
+
+def _fill_shares(connection: Connection, population: Population, user_ids: Mapping[str, int], at: datetime) -> None:
+    spawner_ids = {server.user: i for i, server in enumerate(population.servers, 1) if not server.name}
+    shares = [(user.name, other) for user in population.users for other in user.shared_with]
+    _insert(
+        connection,
+        "shares",
+        [
+            {
+                "id": i,
+                "created_at": at,
+                "owner_id": user_ids[owner],
+                "user_id": user_ids[other],
+                "spawner_id": spawner_ids[owner],
+                "scopes": [f"access:servers!server={owner}/"],
+            }
+            for i, (owner, other) in enumerate(shares, 1)
         ],
     )
 
@@ -282,7 +339,8 @@ def order(hub_db_url: str, population: Population, hub_prefix: str) -> str:
 def main() -> int:
     """Carry out the order on standard input; 0, or 1 with one line on standard error."""
     wanted = _Order(**json.load(sys.stdin))
-    users = (SeededUser(**{**user, "groups": tuple(user["groups"])}) for user in wanted.users)
+    lists = ("groups", "shared_with")
+    users = (SeededUser(**{**user, **{name: tuple(user[name]) for name in lists}}) for user in wanted.users)
     population = Population(tuple(users), tuple(SeededServer(**server) for server in wanted.servers))
     try:
         written = write(wanted.hub_db_url, population, hub_prefix=wanted.hub_prefix)

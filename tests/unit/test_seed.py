@@ -216,3 +216,25 @@ def test_the_order_for_another_interpreter_says_all_of_it(
     monkeypatch.setattr(sys, "stdin", io.StringIO(order(url, population, "/p/")))
     assert seeding.main() == 1
     assert "holds 1 users" in capsys.readouterr().err
+
+
+def test_tokens_shares_and_what_spawners_keep_are_written_as_a_hub_would_have_them(url: str) -> None:
+    volume = {"pvc_name": "claim-ann"}
+    people = (
+        SeededUser("ann", created_s=DAY_S, tokens=2, token_used_s=60, shared_with=("bob",)),
+        SeededUser("bob", tokens=1),
+    )
+    servers = (SeededServer("ann", idle_for_s=DAY_S, running=False, kept_state=volume),)
+    write(url, Population(people, servers), now=NOW)
+    assert rows(url, "SELECT user_id, client_id, last_activity FROM api_tokens ORDER BY id") == [
+        (1, "jupyterhub", "2026-03-01 11:59:00.000000"),
+        (1, "jupyterhub", None),
+        (2, "jupyterhub", None),
+    ]
+    assert rows(url, "SELECT count(DISTINCT hashed) FROM api_tokens") == [(3,)]
+    assert rows(url, "SELECT identifier FROM oauth_clients") == [("jupyterhub",)]
+    assert rows(url, "SELECT owner_id, user_id, spawner_id, scopes FROM shares") == [
+        (1, 2, 1, '["access:servers!server=ann/"]')
+    ]
+    ((state,),) = rows(url, "SELECT state FROM spawners")
+    assert json.loads(str(state)) == volume
