@@ -7,10 +7,9 @@ transaction here takes a few milliseconds, and what was read is looked at after 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,80 +17,67 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
+from hubguard.clients.hub_accounts import read_accounts, read_undo_users
+from hubguard.clients.hub_tables import (
+    REVISIONS,
+    USERS_AT_ONCE,
+    Names,
+    as_name,
+    as_object,
+    as_time,
+    codes,
+    group_roles,
+    groups,
+    groups_and_roles,
+    has_shares,
+    known_revision,
+    roles,
+    servers,
+    service_roles,
+    services,
+    share_codes,
+    spawners,
+    tokens,
+    user_groups,
+    user_roles,
+    users,
+)
 from hubguard.clients.read_only import SILENT_S, ReadOnly
 from hubguard.drift import Key, ORMCounts
 from hubguard.model import Server, User
+from hubguard.prune import Accounts, UndoUser
+
+__all__ = ["REVISIONS", "HubDB", "HubState", "SQLHubDB"]
 
 T = TypeVar("T")
-
-REVISIONS: Mapping[str, str] = {
-    "0eee8c825d24": "4.1",
-    "4621fec11365": "5",
-    "f460b0348206": "6",
-}
-"""The Alembic revisions of the hub's database that are read here, each with the JupyterHub that it came with."""
 
 GIVE_UP_S = 2.0 * SILENT_S
 """A call that isn't through by then is given up: its thread may hang in a network file system that doesn't answer."""
 
-USERS_AT_ONCE = 500
-"""So many users are looked up by one statement; databases limit how many values a statement may have."""
-
-# No ORM of the hub's and no types: a column is what the driver gives, and only those are named that are read.
-_revision = sa.table("alembic_version", sa.column("version_num"))
-_users = sa.table("users", *map(sa.column, ("id", "name", "admin", "created", "last_activity")))
-_spawners = sa.table(
-    "spawners", *map(sa.column, ("user_id", "server_id", "name", "started", "last_activity", "user_options", "state"))
-)
-_servers = sa.table("servers", *map(sa.column, ("id", "proto", "ip", "port")))
-_services = sa.table("services", sa.column("id"), sa.column("_server_id"))
-_groups = sa.table("groups", sa.column("id"), sa.column("name"))
-_roles = sa.table("roles", sa.column("id"), sa.column("name"))
-_user_groups = sa.table("user_group_map", sa.column("user_id"), sa.column("group_id"))
-_user_roles = sa.table("user_role_map", sa.column("user_id"), sa.column("role_id"))
-_group_roles = sa.table("group_role_map", sa.column("group_id"), sa.column("role_id"))
-_service_roles = sa.table("service_role_map", sa.column("service_id"), sa.column("role_id"))
-_tokens = sa.table("api_tokens", sa.column("expires_at"))
-_codes = sa.table("oauth_codes", sa.column("expires_at"))
-
 _RUNNING: sa.Select[Any] = (
     sa.select(
-        _users.c.id,
-        _users.c.name,
-        _users.c.admin,
-        _spawners.c.name,
-        _spawners.c.started,
-        _spawners.c.last_activity,
-        _spawners.c.user_options,
+        users.c.id,
+        users.c.name,
+        users.c.admin,
+        spawners.c.name,
+        spawners.c.started,
+        spawners.c.last_activity,
+        spawners.c.user_options,
     )
-    .join_from(_spawners, _users, _spawners.c.user_id == _users.c.id)
-    .join(_servers, _spawners.c.server_id == _servers.c.id)
-    .where(_spawners.c.server_id.is_not(None))
+    .join_from(spawners, users, spawners.c.user_id == users.c.id)
+    .join(servers, spawners.c.server_id == servers.c.id)
+    .where(spawners.c.server_id.is_not(None))
 )
-_WHERE_THEY_ARE: sa.Select[Any] = _RUNNING.add_columns(
-    _servers.c.proto, _servers.c.ip, _servers.c.port, _spawners.c.state
-)
+_WHERE_THEY_ARE: sa.Select[Any] = _RUNNING.add_columns(servers.c.proto, servers.c.ip, servers.c.port, spawners.c.state)
 _INACTIVE: sa.Select[Any] = (
-    sa.select(_users.c.id, _users.c.name, _users.c.admin, _users.c.created, _users.c.last_activity)
-    .where(_users.c.id > sa.bindparam("after"))
+    sa.select(users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity)
+    .where(users.c.id > sa.bindparam("after"))
     .where(
-        _users.c.last_activity.is_(None) | (_users.c.last_activity < sa.bindparam("since", type_=sa.DateTime())),
+        users.c.last_activity.is_(None) | (users.c.last_activity < sa.bindparam("since", type_=sa.DateTime())),
     )
-    .order_by(_users.c.id)
+    .order_by(users.c.id)
     .limit(USERS_AT_ONCE)
-)
-_THESE: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_GROUPS_OF = (
-    sa.select(_user_groups.c.user_id, _groups.c.name)
-    .join_from(_user_groups, _groups, _user_groups.c.group_id == _groups.c.id)
-    .where(_user_groups.c.user_id.in_(_THESE))
-)
-_ROLES_OF = (
-    sa.select(_user_roles.c.user_id, _roles.c.name)
-    .join_from(_user_roles, _roles, _user_roles.c.role_id == _roles.c.id)
-    .where(_user_roles.c.user_id.in_(_THESE))
 )
 
 
@@ -110,29 +96,30 @@ _ORM_COUNTS: Mapping[str, tuple[sa.Select[Any], ...]] = {
     # Outer joins, since "NOT EXISTS" looks through all spawners for each server: there is no index on their server_id.
     "servers_of_nobody": (
         _count(
-            _servers.outerjoin(_spawners, _spawners.c.server_id == _servers.c.id).outerjoin(
-                _services, _services.c._server_id == _servers.c.id
+            servers.outerjoin(spawners, spawners.c.server_id == servers.c.id).outerjoin(
+                services, services.c._server_id == servers.c.id
             ),
-            _spawners.c.server_id.is_(None),
-            _services.c.id.is_(None),
+            spawners.c.server_id.is_(None),
+            services.c.id.is_(None),
         ),
     ),
     "spawners_without_server": (
         _count(
-            _spawners.outerjoin(_servers, _spawners.c.server_id == _servers.c.id),
-            _spawners.c.server_id.is_not(None),
-            _servers.c.id.is_(None),
+            spawners.outerjoin(servers, spawners.c.server_id == servers.c.id),
+            spawners.c.server_id.is_not(None),
+            servers.c.id.is_(None),
         ),
     ),
-    "expired_tokens": (_count(_tokens, _tokens.c.expires_at < sa.bindparam("now", type_=sa.DateTime())),),
-    "expired_codes": (_count(_codes, _codes.c.expires_at < sa.bindparam("now_epoch", type_=sa.Integer())),),
+    "expired_tokens": (_count(tokens, tokens.c.expires_at < sa.bindparam("now", type_=sa.DateTime())),),
+    "expired_share_codes": (_count(share_codes, share_codes.c.expires_at < sa.bindparam("now", type_=sa.DateTime())),),
+    "expired_codes": (_count(codes, codes.c.expires_at < sa.bindparam("now_epoch", type_=sa.Integer())),),
     "memberships_of_nobody": tuple(
         _leading_nowhere(*rows)
         for rows in (
-            (_user_groups, (_user_groups.c.user_id, _users.c.id), (_user_groups.c.group_id, _groups.c.id)),
-            (_user_roles, (_user_roles.c.user_id, _users.c.id), (_user_roles.c.role_id, _roles.c.id)),
-            (_group_roles, (_group_roles.c.group_id, _groups.c.id), (_group_roles.c.role_id, _roles.c.id)),
-            (_service_roles, (_service_roles.c.service_id, _services.c.id), (_service_roles.c.role_id, _roles.c.id)),
+            (user_groups, (user_groups.c.user_id, users.c.id), (user_groups.c.group_id, groups.c.id)),
+            (user_roles, (user_roles.c.user_id, users.c.id), (user_roles.c.role_id, roles.c.id)),
+            (group_roles, (group_roles.c.group_id, groups.c.id), (group_roles.c.role_id, roles.c.id)),
+            (service_roles, (service_roles.c.service_id, services.c.id), (service_roles.c.role_id, roles.c.id)),
         )
     ),
 }
@@ -179,6 +166,24 @@ class HubDB(Protocol):
         It is read bit by bit, so one who becomes active meanwhile may be among them. Raises HubDBError.
         """
 
+    async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
+        """Users with all that hangs on them, but for what is pending.
+
+        ``since`` None: everybody; else who was never active, or not after it. ``names``: of these only; who isn't there is
+        left out. A server counts as active from the first moment of its start to the last of its stop. Each user's parts
+        may be of different moments, unless they are asked for by name; what may keep somebody is read last.
+
+        Raises HubDBError.
+        """
+
+    async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
+        """All there is to bring these users back, by name; who isn't there is left out. Raises HubDBError.
+
+        ``rows`` has what the hub deletes with a user, of each table that has any: users, spawners, servers, oauth_clients
+        (of their servers), api_tokens and oauth_codes (theirs, and everybody's for their servers), shares (of their servers,
+        and with them), share_codes, user_group_map, user_role_map. A share between two of them stands at both.
+        """
+
     async def orm_counts(self) -> ORMCounts:
         """How many rows lead nowhere or have expired. Each number is of a moment of its own. Raises HubDBError.
 
@@ -212,6 +217,15 @@ class SQLHubDB:
         """See HubDB."""
         return await self._call(lambda: self._inactive_users(since.astimezone(timezone.utc)))
 
+    async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
+        """See HubDB."""
+        until = None if since is None else since.astimezone(timezone.utc)
+        return await self._call(lambda: read_accounts(self._db, until, names))
+
+    async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
+        """See HubDB."""
+        return await self._call(lambda: read_undo_users(self._db, names))
+
     async def orm_counts(self) -> ORMCounts:
         """See HubDB."""
         return await self._call(self._orm_counts)
@@ -232,17 +246,17 @@ class SQLHubDB:
     def _read(self) -> HubState:
         began_s = time.monotonic()
         with self._db.transaction() as connection:
-            revision = self._known_revision(connection)
-            users_total = connection.execute(sa.select(sa.func.count()).select_from(_users)).scalar_one()
+            revision = known_revision(self._db, connection)
+            users_total = connection.execute(sa.select(sa.func.count()).select_from(users)).scalar_one()
             rows = connection.execute(_WHERE_THEY_ARE).all()
-            memberships = _memberships(connection, {row[0] for row in rows})
+            memberships = groups_and_roles(connection, {row[0] for row in rows})
         # The database is free again; all that follows is ours alone.
         servers = self._servers(rows, memberships)
         targets, states = {}, {}
         for _, user, _, name, _, _, _, proto, ip, port, state in rows:
             if target := _target(proto, ip, port):
                 targets[user, name or ""] = target
-            if kept := _object(state):
+            if kept := as_object(state):
                 states[user, name or ""] = kept
         return HubState(servers, users_total, revision, time.monotonic() - began_s, targets, states)
 
@@ -253,15 +267,17 @@ class SQLHubDB:
         for name, statements in _ORM_COUNTS.items():
             # Each in a transaction of its own: in a large database, all of them together could keep a hub on SQLite waiting.
             with self._db.transaction() as connection:
-                self._known_revision(connection)
+                known_revision(self._db, connection)
+                if name == "expired_share_codes" and not has_shares(connection):
+                    continue
                 counts[name] = sum(connection.execute(counting, values).scalar_one() for counting in statements)
         return ORMCounts(**counts)
 
     def _inactive_users(self, since: datetime) -> tuple[User, ...]:
         with self._db.transaction() as connection:
-            self._known_revision(connection)
+            known_revision(self._db, connection)
             rows = connection.execute(_RUNNING).all()
-            memberships = _memberships(connection, {row[0] for row in rows})
+            memberships = groups_and_roles(connection, {row[0] for row in rows})
         servers: dict[str, list[Server]] = defaultdict(list)
         for server in self._servers(rows, memberships):
             servers[server.user].append(server)
@@ -271,15 +287,15 @@ class SQLHubDB:
             with self._db.transaction() as connection:
                 asked = {"after": after, "since": since.replace(tzinfo=None)}
                 rows = connection.execute(_INACTIVE, asked).all()
-                groups, roles = _memberships(connection, {row[0] for row in rows})
+                groups, roles = groups_and_roles(connection, {row[0] for row in rows})
             for id_, name, admin, created, last_activity in rows:
                 user = User(
-                    name=self._name(name),
+                    name=as_name(self._db, name),
                     admin=bool(admin),
                     groups=groups[id_],
                     roles=roles[id_],
-                    created=self._time(created),
-                    last_activity=self._time(last_activity),
+                    created=as_time(self._db, created),
+                    last_activity=as_time(self._db, last_activity),
                     servers=tuple(servers[name]),
                 )
                 # Again, as times: SQLite has compared them as texts.
@@ -289,78 +305,24 @@ class SQLHubDB:
                 return tuple(sorted(found, key=lambda user: user.name))
             after = rows[-1][0]
 
-    def _servers(self, rows: Sequence[Any], memberships: tuple[_Names, _Names]) -> tuple[Server, ...]:
+    def _servers(self, rows: Sequence[Any], memberships: tuple[Names, Names]) -> tuple[Server, ...]:
         groups, roles = memberships
         found = (
             Server(
-                user=self._name(user),
+                user=as_name(self._db, user),
                 name=name or "",
                 ready=True,
                 pending=None,
-                started=self._time(started),
-                last_activity=self._time(last_activity),
+                started=as_time(self._db, started),
+                last_activity=as_time(self._db, last_activity),
                 admin=bool(admin),
                 groups=groups[id_],
                 roles=roles[id_],
-                options=_object(options),
+                options=as_object(options),
             )
             for id_, user, admin, name, started, last_activity, options, *_ in rows
         )
         return tuple(sorted(found, key=lambda server: server.key))
-
-    def _known_revision(self, connection: Connection) -> str:
-        """The revision of the hub's tables. Raises HubDBError for one that isn't known."""
-        rows = connection.execute(sa.select(_revision.c.version_num)).all()
-        revision = ", ".join(str(row[0]) for row in rows)
-        if revision not in REVISIONS:
-            raise self._db.trouble(
-                f"has the revision {revision or '(none)'}, and HubGuard knows only those of JupyterHub "
-                + " and ".join(REVISIONS.values()),
-                "Upgrade HubGuard, or the hub's database if the hub is waiting for that.",
-            )
-        return revision
-
-    def _name(self, name: Any) -> str:
-        if not isinstance(name, str) or not name:
-            raise self._db.trouble("holds a user without a name", "Nothing is concluded from it.")
-        return name
-
-    def _time(self, value: Any) -> datetime | None:
-        """A time as the driver gives it, UTC-aware: the hub writes UTC, without saying so."""
-        if value is None:
-            return None
-        try:
-            at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        except (TypeError, ValueError):
-            raise self._db.trouble(
-                f"holds {str(value)[:40]!r} where a time belongs", "Nothing is concluded from it."
-            ) from None
-        return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
-
-
-_Names = Mapping[int, tuple[str, ...]]
-
-
-def _memberships(connection: Connection, ids: Iterable[int]) -> tuple[_Names, _Names]:
-    """The groups and the roles of these users, in name order, by the user's id; an empty tuple for who has none."""
-    ordered = sorted(ids)
-    both: list[_Names] = []
-    for statement in (_GROUPS_OF, _ROLES_OF):
-        names: dict[int, list[str]] = {id_: [] for id_ in ordered}
-        for first in range(0, len(ordered), USERS_AT_ONCE):
-            for id_, name in connection.execute(statement, {"ids": ordered[first : first + USERS_AT_ONCE]}):
-                names[id_].append(name)
-        both.append({id_: tuple(sorted(of_user)) for id_, of_user in names.items()})
-    return both[0], both[1]
-
-
-def _object(text: str | None) -> Mapping[str, object] | None:
-    """What the hub keeps as JSON; it writes nothing for an empty object, and None stands for what can't be read."""
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _target(proto: object, ip: object, port: object) -> str | None:

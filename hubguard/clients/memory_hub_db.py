@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -11,12 +11,15 @@ from hubguard.clients.hub_db import HubState
 from hubguard.drift import Key, ORMCounts
 from hubguard.errors import HubDBError
 from hubguard.model import Server, User
+from hubguard.prune import Account, Accounts, AccountServer, UndoServer, UndoUser
 
 
 class MemoryHubDB:
     """Implements HubDB. ``users`` holds everybody by name, with what runs for them, and may be changed at any time.
 
-    ``targets`` and ``states`` are told of those that run, ``counts`` as they are; they too may be changed.
+    ``belongings`` has, by name, an Account of whom something else hangs on: its id, tokens, shares, and its servers that
+    don't run; the rest of it isn't looked at. ``have`` sets both. ``rows`` has what undo_users tells of somebody instead of a
+    few rows made up. ``targets`` and ``states`` are told of those that run, ``counts`` as they are; they too may be changed.
     ``fault`` may be set to what every reading raises. ``calls`` counts the readings, those that failed among them.
     """
 
@@ -28,6 +31,28 @@ class MemoryHubDB:
         self.targets: dict[Key, str] = {}
         self.states: dict[Key, Mapping[str, object]] = {}
         self.counts = ORMCounts()
+        self.belongings: dict[str, Account] = {}
+        self.rows: dict[str, Mapping[str, tuple[Mapping[str, object], ...]]] = {}
+        self._ids: dict[str, int] = {}
+
+    def have(self, *accounts: Account) -> None:
+        """Have these users, in place of any by their names, with all that their accounts tell."""
+        for account in accounts:
+            servers = (
+                Server(account.name, server.name, True, None, None, server.last_activity, options={})
+                for server in account.servers
+                if server.active
+            )
+            self.belongings[account.name] = account
+            self.users[account.name] = User(
+                account.name,
+                account.admin,
+                account.groups,
+                account.roles,
+                account.created,
+                account.last_activity,
+                tuple(servers),
+            )
 
     async def read(self) -> HubState:
         """See HubDB."""
@@ -46,6 +71,23 @@ class MemoryHubDB:
         found = (user for user in self.users.values() if user.last_activity is None or user.last_activity < since)
         return tuple(sorted((_as_told(user) for user in found), key=lambda user: user.name))
 
+    async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
+        """See HubDB."""
+        began_s = time.monotonic()
+        self._asked()
+        wanted = set(self.users if names is None else names)
+        found = (
+            self._account(_as_told(user))
+            for name, user in sorted(self.users.items())
+            if name in wanted and (since is None or user.last_activity is None or user.last_activity <= since)
+        )
+        return Accounts(tuple(found), len(self.users), self.revision, time.monotonic() - began_s)
+
+    async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
+        """See HubDB."""
+        self._asked()
+        return tuple(self._undo(_as_told(self.users[name])) for name in sorted(set(names)) if name in self.users)
+
     async def orm_counts(self) -> ORMCounts:
         """See HubDB."""
         self._asked()
@@ -53,6 +95,43 @@ class MemoryHubDB:
 
     def close(self) -> None:
         """See HubDB."""
+
+    def _id(self, name: str) -> int:
+        had = self.belongings.get(name)
+        return self._ids.setdefault(name, len(self._ids) + 1) if had is None or had.id is None else had.id
+
+    def _account(self, user: User) -> Account:
+        had = self.belongings.get(user.name)
+        servers = {server.name: server for server in (had.servers if had else ()) if not server.active}
+        for server in user.servers:
+            keeps_state = bool(self.states.get(server.key))
+            servers[server.name] = AccountServer(server.name, True, None, server.last_activity, keeps_state)
+        return Account(
+            name=user.name,
+            admin=user.admin,
+            created=user.created,
+            last_activity=user.last_activity,
+            groups=user.groups,
+            roles=user.roles,
+            servers=tuple(server for _, server in sorted(servers.items())),
+            servers_whole=True,
+            tokens=(had.tokens or 0) if had else 0,
+            token_used_at=had.token_used_at if had else None,
+            shares=(had.shares or 0) if had else 0,
+            id=self._id(user.name),
+        )
+
+    def _undo(self, user: User) -> UndoUser:
+        account = self._account(user)
+        options = {server.name: server.options or None for server in user.servers}
+        rows = self.rows.get(user.name)
+        if rows is None:
+            rows = {
+                "users": ({"id": account.id, "name": user.name, "admin": user.admin},),
+                "spawners": tuple({"user_id": account.id, "name": server.name} for server in account.servers),
+            }
+        servers = tuple(UndoServer(server.name, options.get(server.name)) for server in account.servers)
+        return UndoUser(user.name, user.groups or (), user.roles or (), servers, rows)
 
     def _asked(self) -> None:
         self.calls += 1

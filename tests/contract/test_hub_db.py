@@ -21,7 +21,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 from conftest import HUB_PYTHON
 
-from hubguard.clients import hub_db, read_only
+from hubguard.clients import hub_db, hub_tables, read_only
 from hubguard.clients.hub_db import HubDB, SQLHubDB
 from hubguard.clients.hub_models import read_time
 from hubguard.clients.memory_hub_db import MemoryHubDB
@@ -192,7 +192,7 @@ async def test_everybody_is_counted_and_not_only_who_has_a_server(db: HubDB):
 
 
 async def test_the_revision_is_told_and_is_one_that_is_known(db: HubDB):
-    assert (await db.read()).revision in hub_db.REVISIONS
+    assert (await db.read()).revision in hub_tables.REVISIONS
 
 
 async def test_who_was_never_active_or_not_since_then_is_inactive_by_name_with_all_that_is_known(db: HubDB):
@@ -265,7 +265,7 @@ async def test_what_changes_is_seen_by_the_next_reading(url: str):
 
 
 async def test_more_inactive_users_than_fit_one_statement_are_all_told(url: str):
-    many = 2 * hub_db.USERS_AT_ONCE
+    many = 2 * hub_tables.USERS_AT_ONCE
     rows = [{"i": 10_000 + 7 * i, "n": f"stale-{i}", "c": f"cookie-{i}"} for i in range(many)]
     with opened(url) as db:
         found = len(await db.inactive_users(NOW))
@@ -276,7 +276,7 @@ async def test_more_inactive_users_than_fit_one_statement_are_all_told(url: str)
 
 
 async def test_more_running_servers_than_fit_one_statement_are_all_told_with_their_groups(tmp_path: Path):
-    population = made_up(users=2 * hub_db.USERS_AT_ONCE + 1, running=2 * hub_db.USERS_AT_ONCE + 1, groups=3)
+    population = made_up(users=2 * hub_tables.USERS_AT_ONCE + 1, running=2 * hub_tables.USERS_AT_ONCE + 1, groups=3)
     with opened(sqlite_url(tmp_path, population)) as db:
         state = await db.read()
     assert {server.user: server.groups for server in state.servers} == {
@@ -364,6 +364,14 @@ STRAYS = {
             "INSERT INTO oauth_codes (id, code, expires_at) VALUES (9001, 'a', 1), (9002, 'b', 2147483647), (9003, 'c', NULL)"
         ],
         ORMCounts(expired_codes=1),
+    ),
+    "share codes that have expired, and others": (
+        [
+            "INSERT INTO share_codes (id, hashed, created_at, expires_at) VALUES"
+            " (9001, 'a', '2020-01-02 03:04:05', '2020-01-02 03:04:05.678901'),"
+            " (9002, 'b', '2020-01-02 03:04:05', '2999-01-02 03:04:05'), (9003, 'c', '2020-01-02 03:04:05', NULL)"
+        ],
+        ORMCounts(expired_share_codes=1),
     ),
     "members of groups, where the user, the group or both are gone": (
         ["INSERT INTO user_group_map (user_id, group_id) VALUES (99999, 1), (1, 99999), (99998, 99998)"],
@@ -552,7 +560,7 @@ async def test_every_transaction_begins_for_reading_and_ends(tmp_path: Path, wat
 
 async def test_stale_users_are_read_in_transactions_that_dont_grow_with_their_number(tmp_path: Path, watch: Watch):
     largest, transactions = [], []
-    for number in (3 * hub_db.USERS_AT_ONCE, 9 * hub_db.USERS_AT_ONCE):
+    for number in (3 * hub_tables.USERS_AT_ONCE, 9 * hub_tables.USERS_AT_ONCE):
         folder = tmp_path / str(number)
         folder.mkdir()
         population = Population(tuple(SeededUser(f"user-{i}", groups=("a", "b")) for i in range(number)))
@@ -561,7 +569,7 @@ async def test_stale_users_are_read_in_transactions_that_dont_grow_with_their_nu
             assert len(await db.inactive_users(NOW)) == number
         largest.append(max(watch.rows_each))
         transactions.append(len(watch.rows_each))
-    assert largest[0] == largest[1] == 4 * hub_db.USERS_AT_ONCE
+    assert largest[0] == largest[1] == 4 * hub_tables.USERS_AT_ONCE
     assert transactions == [1 + 3 + 1, 1 + 9 + 1]
 
 
@@ -575,7 +583,7 @@ async def test_the_database_is_free_again_before_anything_is_made_of_what_was_re
         return {}
 
     with opened(url) as db:
-        monkeypatch.setattr(hub_db.json, "loads", write_first)
+        monkeypatch.setattr(hub_tables.json, "loads", write_first)
         await db.read()
         monkeypatch.undo()
     # The options and the state of each server.
