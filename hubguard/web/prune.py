@@ -189,13 +189,11 @@ def gain_sentence(plan: PrunePlan) -> str:
     return f"{'; '.join(parts)}."
 
 
-def run_sentence(run: PruneRun, now: datetime) -> str:
+def run_sentence(run: PruneRun) -> str:
     """How a plan stands, and why."""
     why = f": {run.why.rstrip('. ')}" if run.why.strip(". ") else ""
     if run.state is PruneState.PLANNED:
-        if now >= run.expires_at:
-            return f"Never begun, and expired {present.age(run.expires_at, now)}; make it again."
-        return f"Planned, and not begun{why}; it can be begun for {present.duration((run.expires_at - now).total_seconds())}."
+        return f"Planned{why}; it can be begun until {present.stamp(run.expires_at)}."
     parts = [f"{run.done:,} of {present.count(run.count, 'user')} deleted"]
     parts += [
         f"{number:,} {word}"
@@ -264,12 +262,12 @@ def item_shape(item: PruneItem) -> dict[str, Any]:
     }
 
 
-def run_shape(run: PruneRun, now: datetime) -> dict[str, Any]:
+def run_shape(run: PruneRun) -> dict[str, Any]:
     """How a plan stands, as the API gives it."""
     return {
         "digest": run.digest,
         "state": run.state.value,
-        "sentence": run_sentence(run, now),
+        "sentence": run_sentence(run),
         "why": run.why,
         "made_at": _iso(run.made_at),
         "expires_at": _iso(run.expires_at),
