@@ -18,6 +18,7 @@ from hubguard.journal.entries import Entries, add_entry, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
 from hubguard.journal.memory import Memory
 from hubguard.journal.migrate import upgrade
+from hubguard.journal.prunes import Prunes
 from hubguard.model import Action, Entry, Failures, Lease, Outcome, OutcomeKind, Stance
 
 _FORGET_AT_ONCE = 500
@@ -43,7 +44,7 @@ def open_journal(url: str) -> Journal:
     return Journal(database)
 
 
-class Journal(Entries, Exemptions, Memory):
+class Journal(Entries, Exemptions, Memory, Prunes):
     """One hub's journal. Made by :func:`open_journal`; every method raises JournalError when the database fails.
 
     Each method is one transaction, on disk when it returns. Methods block for a few milliseconds; a database that is
@@ -272,12 +273,14 @@ class Journal(Entries, Exemptions, Memory):
     def forget(self, before: datetime) -> int:
         """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
 
-        So are exemptions that were over by then, and what was seen of servers that weren't seen since. The entries go a few
+        So are exemptions that were over by then, what was seen of servers that weren't seen since, and plans to remove users
+        that were over, or had expired without being used. The entries go a few
         hundred at a time, so that others get their turn in between, and about 5,000 at the most: while this returns more
         than 0, call it again.
         """
         self._forget_exemptions(before)
         self._forget_activity(before)
+        self._forget_prunes(before)
         gone = 0
         with self._database.reading() as connection:
             old = list(itertools.islice(_ids_to_forget(connection, before), _FORGET_AT_MOST))

@@ -190,3 +190,46 @@ memory = sa.Table(
     sa.Column("at", UTCDateTime, nullable=False),
     **ON_MYSQL,
 )
+
+# One row a plan to remove users. state changes by conditional updates; turned_at is when it last did.
+prune = sa.Table(
+    "hubguard_prune",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    # A plan for 50,000 users is some 15 MB.
+    sa.Column("plan", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("actor", Name, nullable=False),
+    sa.Column("asked_why", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("scheduled", sa.Boolean, nullable=False),
+    sa.Column("user_count", sa.Integer, nullable=False),
+    sa.Column("made_at", UTCDateTime, nullable=False),
+    sa.Column("expires_at", UTCDateTime, nullable=False),
+    sa.Column("turned_at", UTCDateTime, nullable=False),
+    sa.Column("began_at", UTCDateTime),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Column("undo_file", sa.Text),
+    sa.Column("undo_sha256", sa.String(64)),
+    sa.Column("restored", sa.Integer, nullable=False),
+    sa.Column("restored_at", UTCDateTime),
+    # Those under way.
+    sa.Index("hubguard_prune_state", "state"),
+    # The newest.
+    sa.Index("hubguard_prune_made", "made_at"),
+    **ON_MYSQL,
+)
+
+# One row a user of a plan who is settled; who waits for their turn has none. position is that in the plan.
+prune_item = sa.Table(
+    "hubguard_prune_item",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("at", UTCDateTime, nullable=False),
+    # How many ended how, and which.
+    sa.Index("hubguard_prune_item_outcome", "digest", "outcome", "position"),
+    **ON_MYSQL,
+)
