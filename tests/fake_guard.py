@@ -8,6 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fake_drift import planned
+from fake_prune import FakePruning
 from tornado.web import RequestHandler
 
 from hubguard.decide.cull import CullPolicy, judge_all
@@ -107,6 +108,7 @@ class FakeGuard:
     fails: Exception | None = None
     found: DriftReport | None = None
     plans: dict[str, RepairPlan] = field(default_factory=dict)
+    pruning: FakePruning = field(default_factory=FakePruning)
 
     def status(self) -> Status:
         return self.state
@@ -262,6 +264,8 @@ def done(*details: str) -> list[Outcome]:
 CALLERS = {
     "reader": Caller("rita", "user", frozenset({"custom:hubguard:read"})),
     "actor": Caller("ann", "user", frozenset({"custom:hubguard:act"}), admin=True),
+    "pruner": Caller("pat", "user", frozenset({"custom:hubguard:prune", "custom:hubguard:read"})),
+    "deleter": Caller("del", "user", frozenset({"delete:users"})),
     "stopper": Caller("stan", "user", frozenset({"delete:servers"})),
     "filtered": Caller(
         "fil", "user", frozenset({"custom:hubguard:read!user=fil", "admin:servers!group=a", "list:users"})

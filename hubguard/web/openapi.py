@@ -137,7 +137,8 @@ class Param:
         if self.kind is datetime:
             made["format"] = "date-time"
         if self.many:
-            return {"type": "array", "items": made, "maxItems": MANY, "default": []}
+            none = {} if self.default is None else {"default": list(self.default)}
+            return {"type": "array", "items": made, "maxItems": MANY, **none}
         if self.default is not None:
             made["default"] = self.default
         return made
@@ -198,8 +199,9 @@ def _unknown(name: str, known: Mapping[str, Param]) -> Refused:
 class Operation:
     """What one method of one path does. ``answer`` is a dataclass, or None for text; ``listed``: a list of them.
 
-    ``needs`` is the right it takes: read, act, both as ``act and read``, or none; or BY_THE_HUB.
-    ``accepts``: it may also answer 202, with the same, for what is under way by then. Without ``answers`` it gives 204.
+    ``needs`` is the right it takes: read, act, prune, several as ``act and read``, or none; or BY_THE_HUB.
+    ``status`` is that of a good answer. ``accepts``: it may also answer 202, with the same, for what is under way by then.
+    Without ``answers`` it gives 204.
     """
 
     summary: str
@@ -212,6 +214,7 @@ class Operation:
     fails: tuple[int, ...] = ()
     accepts: bool = False
     answers: bool = True
+    status: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +234,7 @@ def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[
         "info": {
             "title": "HubGuard",
             "version": hubguard.__version__,
-            "description": "Rights: read, act. All times are UTC (ISO 8601, Z), all durations seconds.",
+            "description": "Rights: read, act, prune. All times are UTC (ISO 8601, Z), all durations seconds.",
         },
         "servers": [{"url": prefix.rstrip("/") or "/"}],
         "security": [{"token": []}],
@@ -257,6 +260,8 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     if path.endswith(".json"):
         content = {"application/json": {"schema": {"type": "object"}}}
+    if path.endswith(".csv"):
+        content = {"text/csv": {"schema": {"type": "string"}}}
     if one.answer is not None:
         schema = schema_of(one.answer, components)
         content = {"application/json": {"schema": {"type": "array", "items": schema} if one.listed else schema}}
@@ -280,7 +285,7 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
             | ({"required": True} if param.required else {})
             for param in one.query
         ],
-        "responses": {"200": {"description": "OK", "content": content}}
+        "responses": {str(one.status): {"description": HTTPStatus(one.status).phrase, "content": content}}
         | {
             str(status): {
                 "description": HTTPStatus(status).phrase,
@@ -314,6 +319,8 @@ def schema_of(kind: Any, components: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [schema_of(one, components) for one in arguments]}
     if origin is tuple:
         return {"type": "array", "items": schema_of(arguments[0], components)}
+    if origin in {dict, Mapping}:
+        return {"type": "object", "additionalProperties": schema_of(arguments[1], components)}
     if kind is type(None):
         return {"type": "null"}
     if kind is datetime:

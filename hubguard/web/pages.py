@@ -54,12 +54,17 @@ class Page(Base):
             "url": self.here,
             "server_url": self.server_url,
             "beliefs_url": self.beliefs_url,
+            "user_url": self.user_url,
             "row_id": row_id,
         }
 
     def server_url(self, user: str, name: str) -> str:
         """The address of a server's own page."""
         return self.here(f"servers/{quote(user, safe='')}/{quote(name, safe='')}")
+
+    def user_url(self, name: str, **query: Any) -> str:
+        """The address of a user's own page."""
+        return self.here(f"users/{quote(name, safe='')}", **query)
 
     def beliefs_url(self, user: str, name: str) -> str:
         """The address of what each source says of a server."""
@@ -277,7 +282,7 @@ class Exemptions(Page):
 
 
 class Keep(Page):
-    """Where the form on a server's page is sent: keep it, or all of that user's servers."""
+    """Where the form on a server's page is sent: keep it, or all of that user's servers; and the one on a user's page."""
 
     needs = ("act",)
 
@@ -295,7 +300,8 @@ class Keep(Page):
             server=server if scope == "server" else None,
             until=self._until(self.get_body_argument("until", ""), self.get_body_argument("date", "")),
         )
-        self.redirect(self.server_url(user, server), status=303)
+        back = self.user_url(user) if self.get_body_argument("back", "") == "user" else self.server_url(user, server)
+        self.redirect(back, status=303)
 
     def _until(self, choice: str, date: str) -> datetime:
         Param("until", str, "", choices=(*_SPANS, "date")).checked(choice)

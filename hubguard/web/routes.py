@@ -12,7 +12,7 @@ from tornado.web import Application, RedirectHandler, StaticFileHandler
 from hubguard import metrics
 from hubguard.decide.cull import CullPolicy
 from hubguard.port import GuardPort
-from hubguard.web import api, drift_api, drift_pages, pages
+from hubguard.web import api, drift_api, drift_pages, pages, prune_api, prune_pages, users_pages
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import Base, NotFound, Site, log_request
 from hubguard.web.harden import harden
@@ -23,6 +23,13 @@ PAGES: dict[str, type[Base]] = {
     "": pages.Overview,
     "servers": pages.Servers,
     "servers/{user}/{name}": pages.ServerPage,
+    "users": users_pages.UsersPage,
+    "users/{user}": users_pages.UserPage,
+    "plans": prune_pages.PlansPage,
+    "plans/new": prune_pages.MakePlan,
+    "plans/{digest}": prune_pages.PlanPage,
+    "plans/{digest}/apply": prune_pages.ApplyPlan,
+    "plans/{digest}/{turn}": prune_pages.TurnPlan,
     "drift": drift_pages.DriftPage,
     "beliefs/{user}/{name}": drift_pages.BeliefsPage,
     "repairs": drift_pages.RepairsPage,
@@ -37,6 +44,9 @@ FRAGMENTS: dict[str, type[Base]] = {
     "fragments/overview": pages.Overview,
     "fragments/servers": pages.Servers,
     "fragments/servers/{user}/{name}": pages.ServerPage,
+    "fragments/users": users_pages.UsersPage,
+    "fragments/plans": prune_pages.PlansPage,
+    "fragments/plans/{digest}": prune_pages.PlanPage,
     "fragments/drift": drift_pages.DriftPage,
     "fragments/beliefs/{user}/{name}": drift_pages.BeliefsPage,
     "fragments/exemptions": pages.Exemptions,
@@ -54,6 +64,17 @@ API: dict[str, type[api.Api]] = {
     "api/v1/repairs": drift_api.RepairsApi,
     "api/v1/beliefs/{user}/{name}": drift_api.BeliefsApi,
     "api/v1/outlived": drift_api.OutlivedApi,
+    "api/v1/users": prune_api.UsersApi,
+    "api/v1/users/{user}": prune_api.UserApi,
+    "api/v1/plans": prune_api.PlansApi,
+    "api/v1/plans/{digest}": prune_api.OnePlanApi,
+    "api/v1/plans/{digest}.csv": prune_api.CsvApi,
+    "api/v1/plans/{digest}/items": prune_api.ItemsApi,
+    "api/v1/plans/{digest}/apply": prune_api.ApplyApi,
+    "api/v1/plans/{digest}/pause": prune_api.turn_api("pause"),
+    "api/v1/plans/{digest}/resume": prune_api.turn_api("resume"),
+    "api/v1/plans/{digest}/cancel": prune_api.turn_api("cancel"),
+    "api/v1/plans/{digest}/restore": prune_api.RestoreApi,
     "api/v1/exemptions": api.ExemptionsApi,
     "api/v1/exemptions/{id}": api.ExemptionApi,
     "api/v1/journal": api.JournalApi,
@@ -72,6 +93,8 @@ _PATTERNS = {
     "{name}": "([^/]*)",
     "{id}": "([0-9]+)",
     "{word}": f"({'|'.join(pages.Change.words)})",
+    "{digest}": "([0-9a-f]{64})",
+    "{turn}": f"({'|'.join(prune_pages.TurnPlan.words)})",
 }
 
 
@@ -142,6 +165,7 @@ def make_application(
 
 
 def _pattern(path: str) -> str:
+    path = path.replace(".", r"\.")
     for placeholder, pattern in _PATTERNS.items():
         path = path.replace(placeholder, pattern)
-    return path.replace(".", r"\.") if "(" not in path else path
+    return path
