@@ -11,10 +11,40 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import os
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
+
+
+@asynccontextmanager
+async def beside(api_url: str, token: str, per_second: float) -> AsyncIterator[dict[str, Any]]:
+    """Somebody asks that hub all along; the dict has what they saw once the block has ended."""
+    told: dict[str, Any] = {}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.bystander", f"{api_url}/user", str(per_second)),
+        env={**os.environ, "BYSTANDER_TOKEN": token},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield told
+        said, _ = await asyncio.wait_for(process.communicate(b""), 60)
+        told.update(json.loads(said))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that so large a share of them doesn't exceed; NaN where there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 async def ask(url: str, per_second: float) -> None:

@@ -98,9 +98,9 @@ def services(tokens: Mapping[str, str]) -> str:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], hub: TestbedHub, gate: Gate, token: str, **environ: str
+    command: Sequence[str], hub: TestbedHub, gate: Gate | TestbedHub, token: str, **environ: str
 ) -> AsyncIterator[Contender]:
-    """``command`` runs in the hub's folder and is given the gate as the hub's API; ended with the block."""
+    """``command`` runs in the hub's folder and asks the gate, or the hub itself, for its API; ended with the block."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         *command,

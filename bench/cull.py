@@ -6,8 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
-import os
 import secrets
 import signal
 import sys
@@ -20,7 +18,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from bench import contenders
+from bench import bystander, contenders
 from bench.contenders import BenchError, Contender, Service
 from bench.gate import BudgetKept, Gate, budget_kept
 from hubguard import config
@@ -127,7 +125,7 @@ async def _stops(who: str, idle: int, command: list[str], environ: dict[str, str
         )
     )
     async with _hub(population) as (hub, tokens), Gate(hub.api_url) as gate:
-        async with _bystander(hub, tokens["bystander"]) as told:
+        async with bystander.beside(hub.api_url, tokens["bystander"], ASKS_PER_S) as told:
             await asyncio.sleep(2.0)
             assert hub.pid is not None
             began_s, hub_began_s = time.monotonic(), _cpu_s(hub.pid)
@@ -154,31 +152,11 @@ async def _stops(who: str, idle: int, command: list[str], environ: dict[str, str
             requests=contenders.kinds([(asked.method, asked.path) for asked in gate.asked]),
             hub_s=hub_s,
             budget=budget_kept([asked.at_s for asked in gate.asked], budget.rate, budget.burst),
-            p50_ms=1000 * _quantile(told["latencies_s"], 0.5),
-            p99_ms=1000 * _quantile(told["latencies_s"], 0.99),
+            p50_ms=1000 * bystander.quantile(told["latencies_s"], 0.5),
+            p99_ms=1000 * bystander.quantile(told["latencies_s"], 0.99),
             asked=len(told["latencies_s"]),
             unanswered=told["failed"],
         )
-
-
-@asynccontextmanager
-async def _bystander(hub: TestbedHub, token: str) -> AsyncIterator[dict[str, Any]]:
-    """Somebody asks the hub all along; the dict has what they saw once the block has ended."""
-    told: dict[str, Any] = {}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.bystander", f"{hub.api_url}/user", str(ASKS_PER_S)),
-        env={**os.environ, "BYSTANDER_TOKEN": token},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield told
-        said, _ = await asyncio.wait_for(process.communicate(b""), 60)
-        told.update(json.loads(said))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 # -- cycles with nothing to do ----------------------------------------------------------------------------------------------
@@ -363,11 +341,6 @@ async def _hub(population: Population) -> AsyncIterator[tuple[TestbedHub, dict[s
     lines = QUIET_HUB + contenders.services(tokens)
     async with TestbedHub(config=lines, population=population, start_timeout_s=HUB_UP_S) as hub:
         yield hub, tokens
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
