@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hubguard import __version__, config
+from hubguard.cli_prune_parser import add_command as add_prune_command
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.web.times import moment, span_s
 
@@ -144,6 +145,37 @@ def _drift(arguments: argparse.Namespace) -> int:
     return asyncio.run(cli_drift.show(guard, print, kinds=arguments.kind, look=arguments.look, as_json=arguments.json))
 
 
+def _prune(arguments: argparse.Namespace) -> int:
+    from hubguard import app, cli_prune
+    from hubguard.running import RunningGuard, running_guard
+
+    configs = [config.read_file(path) for path in _configs(arguments)]
+    settings = config.load(*map(config.sections_of, configs))
+    if arguments.offline:
+        from hubguard import cli_prune_offline
+
+        return cli_prune_offline.run(
+            arguments, settings, configs, actor=_actor(), say=print, asks=sys.stdin.isatty(), environ=os.environ
+        )
+    if wanted := [name for name in ("hub_db", "housekeeping", "undo_folder", "with_tokens") if _given(arguments, name)]:
+        raise ConfigError(f"--{wanted[0].replace('_', '-')}", "is for --offline alone. Nothing was done")
+    url, token = _the_guards_journal(settings), app.place_from(os.environ).token
+    instead = (
+        "and it is the guard that removes users. For a hub that isn't running there is --offline (docs/pruning.md)"
+    )
+
+    def find() -> RunningGuard:
+        return running_guard(url, token, instead=instead)
+
+    return asyncio.run(cli_prune.run(arguments, cli_prune.Asked(find, print, asks=sys.stdin.isatty())))
+
+
+def _given(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether that option was given on the command line, other than by a variable of the environment."""
+    value = getattr(arguments, name, None)
+    return bool(value) and value != os.environ.get("HUBGUARD_HUB_DB_URL")
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hubguard import doctor
 
@@ -259,7 +291,8 @@ def _config_show(arguments: argparse.Namespace) -> int:
     for name, default, text in config.settings_table():
         section, trait = name.split(".")
         holder = {
-            type(part).__name__: part for part in (settings.guard, settings.cull, settings.drift, settings.budget)
+            type(part).__name__: part
+            for part in (settings.guard, settings.cull, settings.drift, settings.prune, settings.budget)
         }[section]
         value = repr(getattr(holder, trait))
         if name == "HubGuard.db_url":
@@ -330,8 +363,15 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> config.Settings:
-    path: Path | None = arguments.config
-    return config.load(*([config.sections_of(config.read_file(path))] if path else []))
+    return config.load(*(config.sections_of(config.read_file(path)) for path in _configs(arguments)))
+
+
+def _configs(arguments: argparse.Namespace) -> list[Path]:
+    """The config files that were given, else the one of the environment."""
+    given: Path | list[Path] | str = arguments.config or os.environ.get("HUBGUARD_CONFIG", "")
+    if isinstance(given, list):
+        return given
+    return [Path(given)] if given else []
 
 
 def _the_guards_journal(settings: config.Settings) -> str:
@@ -468,16 +508,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _drift_arguments(command("drift", _drift, "show where hub, database, proxy and backends differ, and repair it"))
 
-    for name, text in (
-        ("arm", "let HubGuard act by itself"),
-        ("observe", "let HubGuard only observe"),
-        ("hold", "nothing more is sent, whoever asks, until resumed; works with hub and proxy down"),
-        ("resume", "end a hold; what HubGuard itself holds back for is accepted, where a person may accept it"),
-    ):
-        command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
+    add_prune_command(commands, _prune)
+    _stance_commands(command)
 
-    text = "keep a server, or all of a user's, until a time; works with hub and proxy down"
-    _keep_arguments(command("keep", _keep, text))
+    _keep_arguments(
+        command("keep", _keep, "keep a server, or all of a user's, until a time; works with hub and proxy down")
+    )
 
     journal = command("journal", _journal, "show what was done and decided, newest first")
     journal.add_argument("--limit", type=_count, default=50, metavar="N")
@@ -512,6 +548,16 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "a real hub with a few dozen little servers, guarded by HubGuard")
     demo.add_argument("--check", action="store_true", help="watch it work, print what was seen, exit 0 or 1")
     return parser
+
+
+def _stance_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    for name, text in (
+        ("arm", "let HubGuard act by itself"),
+        ("observe", "let HubGuard only observe"),
+        ("hold", "nothing more is sent, whoever asks, until resumed; works with hub and proxy down"),
+        ("resume", "end a hold; what HubGuard itself holds back for is accepted, where a person may accept it"),
+    ):
+        command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
 
 
 def _drift_arguments(drift: argparse.ArgumentParser) -> None:
