@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -132,8 +132,11 @@ class _Hanging:
         self._used: dict[int, Any] = {}
         self._shares: dict[int, int] = defaultdict(int)
 
-    def take(self, kind: str, rows: Iterable[Any]) -> None:
-        """``kind`` is one of _OF_USERS, and the rows are as its statement gives them."""
+    def take(self, kind: str, rows: Iterable[Any], ids: Collection[int] | None = None) -> None:
+        """``kind`` is one of _OF_USERS, and the rows are as its statement gives them for these users; None: for all.
+
+        A share stands between two, who may be asked for apart: it counts for those it is given for.
+        """
         if kind == "spawners":
             for _, user_id, name, server_id, last_activity, keeps_state in rows:
                 at = as_time(self._db, last_activity)
@@ -147,7 +150,8 @@ class _Hanging:
         else:
             for _, owner_id, user_id in rows:
                 for id_ in {owner_id, user_id}:
-                    self._shares[id_] += 1
+                    if ids is None or id_ in ids:
+                        self._shares[id_] += 1
 
     def account(self, row: Any, groups: tuple[str, ...], roles: tuple[str, ...]) -> Account:
         """The user of that row."""
@@ -283,7 +287,7 @@ def _these(
             names_of = groups_and_roles(connection, ids)
             hung = {kind: connection.execute(_OF_USERS[kind], {"ids": ids}).all() for kind in kinds}
         for kind, of_kind in hung.items():
-            hanging.take(kind, of_kind)
+            hanging.take(kind, of_kind, set(ids))
         yield rows, names_of
 
 

@@ -18,8 +18,9 @@ class MemoryHubDB:
     """Implements HubDB. ``users`` holds everybody by name, with what runs for them, and may be changed at any time.
 
     ``belongings`` has, by name, an Account of whom something else hangs on: its id, tokens, shares, and its servers that
-    don't run; the rest of it isn't looked at. ``have`` sets both. ``rows`` has what undo_users tells of somebody instead of a
-    few rows made up. ``targets`` and ``states`` are told of those that run, ``counts`` as they are; they too may be changed.
+    don't run; the rest of it isn't looked at. ``have`` sets both. ``options`` are what servers that don't run had last.
+    ``rows`` has what undo_users tells of somebody instead of a few rows made up. ``targets`` and ``states`` are told of those
+    that run, ``counts`` as they are; they too may be changed.
     ``fault`` may be set to what every reading raises. ``calls`` counts the readings, those that failed among them.
     """
 
@@ -32,6 +33,7 @@ class MemoryHubDB:
         self.states: dict[Key, Mapping[str, object]] = {}
         self.counts = ORMCounts()
         self.belongings: dict[str, Account] = {}
+        self.options: dict[Key, Mapping[str, object]] = {}
         self.rows: dict[str, Mapping[str, tuple[Mapping[str, object], ...]]] = {}
         self._ids: dict[str, int] = {}
 
@@ -123,7 +125,8 @@ class MemoryHubDB:
 
     def _undo(self, user: User) -> UndoUser:
         account = self._account(user)
-        options = {server.name: server.options or None for server in user.servers}
+        options = {name: self.options[user_name, name] for user_name, name in self.options if user_name == user.name}
+        options |= {server.name: server.options for server in user.servers if server.options}
         rows = self.rows.get(user.name)
         if rows is None:
             rows = {
