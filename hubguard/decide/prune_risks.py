@@ -150,10 +150,9 @@ def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) ->
         found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
     if rows:
         found.append(
-            "All of these but deleted storage can be restored offline, with the hub stopped, from the same file."
+            "All of these can be restored offline instead, from the same file with the hub stopped, but for deleted storage"
+            " and what an authenticator keeps outside the hub's own tables."
         )
     else:
-        found.append(
-            "The hub's database isn't read, so the undo file holds none of these, and offline there is no more to get."
-        )
+        found.append("Nor offline, any of these: the hub's database isn't read, so the undo file has no rows of it.")
     return tuple(found)
