@@ -74,6 +74,7 @@ _KEPT: Mapping[PruneReason, str] = {
     PruneReason.PROTECTED_NAME: "their name is protected",
     PruneReason.EXEMPTION: "somebody has asked to keep them or a server of theirs",
     PruneReason.SERVER_ACTIVE: "a server of theirs runs or is pending",
+    PruneReason.TOKEN_USED: "a token of theirs was used lately",
     PruneReason.CALLER: "they are the one who asks",
     PruneReason.NO_TIMES: "neither their activity nor their creation is known",
     PruneReason.CANT_TELL: "their groups or roles aren't told, and it depends on them",
@@ -171,19 +172,18 @@ def plan_sentence(plan: PrunePlan) -> str:
     by = Counter(deletion.reason for deletion in plan.deletions)
     why = ", ".join(f"{number:,} {reason_words(reason).lower()}" for reason, number in by.most_common())
     among = f"{len(plan.deletions):,} of {present.count(plan.gain.users_before, 'user')}"
-    rest = f" {plan.left_out:,} more are stale and left for another plan." if plan.left_out else ""
+    rest = f" {present.count(plan.left_out, 'more stale user')} left for another plan." if plan.left_out else ""
     return f"Deletes {among}{': ' if why else ''}{why}.{rest}"
 
 
 def gain_sentence(plan: PrunePlan) -> str:
     """What is gained, as far as it is known."""
     gain = plan.gain
-    parts = [
-        f"{present.count(gain.users_after, 'user')} are left",
-        f"the hub's list has {present.count(gain.pages_after, 'page')} instead of {gain.pages_before:,}",
-    ]
+    parts = [f"{present.count(gain.users_after, 'user')} left"]
+    if gain.pages_after != gain.pages_before:
+        parts.append(f"{present.count(gain.pages_after, 'page')} of the hub's list instead of {gain.pages_before:,}")
     if gain.rows is not None:
-        parts.append(f"{present.count(sum(gain.rows.values()), 'row')} go from the hub's database")
+        parts.append(f"{present.count(sum(gain.rows.values()), 'row')} less in the hub's database")
     if gain.startup_s is not None:
         parts.append(f"the hub's last start took {gain.startup_s:.1f} s")
     return f"{'; '.join(parts)}."
