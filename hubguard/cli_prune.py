@@ -430,10 +430,7 @@ def _write_now(text: str) -> None:
 def plan_text(plan: PrunePlan) -> str:
     """A plan for a terminal: how many of how many, why, who is kept, what is gained, and what can't come back."""
     lines = [prune.plan_sentence(plan), f"Then {prune.gain_sentence(plan)}"]
-    if plan.gain.rows:
-        lines.append(
-            "Rows: " + ", ".join(f"{table} {number:,}" for table, number in sorted(plan.gain.rows.items())) + "."
-        )
+    lines += rows_text(plan.gain.rows or {})
     if plan.housekeeping is not None:
         useless = ", ".join(
             f"{name.replace('_', ' ')} {number:,}" for name, number in asdict(plan.housekeeping).items()
