@@ -259,7 +259,7 @@ def from_dict(data: object) -> PrunePlan:
         )
     try:
         plan = _plan(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, ConfigError) as error:
         raise ValueError(f"this is no whole plan: {type(error).__name__}: {error}; make it again") from error
     again = to_dict(plan)
     if again != dict(data) or plan.digest != _digest(again):
@@ -333,32 +333,32 @@ def _known(read: Callable[[Any], T], value: object) -> T | None:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r:.60} is no text")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r:.60} is no list")
     return tuple(map(_text, value))
 
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r:.60} is no whole number")
     return value
 
 
 def _number(value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r:.60} is no number")
     return float(value)
 
 
 def _time(value: object) -> datetime:
     at = datetime.fromisoformat(_text(value))
     if at.tzinfo is None:
-        raise ValueError(f"{value!r} has no time zone")
+        raise ValueError(f"{value!r:.60} has no time zone")
     return at.astimezone(timezone.utc)
 
 

@@ -91,8 +91,11 @@ def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) 
         whose = "the volume claims of the user, with what is on their volumes"
     elif not _OF_ONE_USER.search(template):
         whose = f'the volume claim "{template}", which is everybody\'s and not only theirs'
-    elif "server}" in template or "servername}" in template:
+    elif "{user_server}" in template:
         whose = "the volume claims of all the user's servers, with what is on their volumes"
+    elif "server}" in template or "servername}" in template:
+        # Versions differ in which templates they take for one claim that all servers share.
+        whose = "the volume claim of the user's default server, perhaps those of named ones, with what is on them"
     else:
         whose = "the user's volume claim, with what is on its volume"
     why = f"{spawner} deletes {whose}, as soon as a user is deleted (delete_pvc is on, as by default)."

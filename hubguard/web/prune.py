@@ -179,7 +179,7 @@ def plan_sentence(plan: PrunePlan) -> str:
 def gain_sentence(plan: PrunePlan) -> str:
     """What is gained, as far as it is known."""
     gain = plan.gain
-    parts = [f"{present.count(gain.users_after, 'user')} left"]
+    parts = [f"{present.count(gain.users_after, 'user')} {'is' if gain.users_after == 1 else 'are'} left"]
     if gain.pages_after != gain.pages_before:
         parts.append(f"{present.count(gain.pages_after, 'page')} of the hub's list instead of {gain.pages_before:,}")
     if gain.rows is not None:

@@ -258,7 +258,8 @@ def test_storage_is_kept_only_where_that_is_known(
     ("template", "whose"),
     [
         ("claim-{user_server}", "all the user's servers"),
-        ("claim-{username}--{servername}", "all the user's servers"),
+        ("claim-{username}--{servername}", "perhaps those of named ones"),
+        ("claim-{safe_user_server}", "perhaps those of named ones"),
         ("claim-{username}", "the user's volume claim,"),
         ("claim-{userid}", "the user's volume claim,"),
         ("course-data", "everybody's"),
