@@ -62,7 +62,7 @@ class Page(Base):
         """The address of a server's own page."""
         return self.here(f"servers/{quote(user, safe='')}/{quote(name, safe='')}")
 
-    def user_url(self, name: str, **query: Any) -> str:
+    def user_url(self, name: str, /, **query: Any) -> str:
         """The address of a user's own page."""
         return self.here(f"users/{quote(name, safe='')}", **query)
 
