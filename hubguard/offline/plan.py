@@ -1,0 +1,71 @@
+"""A plan for a hub that doesn't run, made of its database alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hubguard.clients.hub_db import SQLHubDB
+from hubguard.decide import prune, prune_plan
+from hubguard.drift import ORMCounts
+from hubguard.model import Exemption
+from hubguard.offline.database import Database
+from hubguard.prune import Accounts, Protection, PrunePlan, StaleCriteria, Storage, Use
+
+
+def plan_offline(
+    url: str,
+    folder: Path,
+    criteria: StaleCriteria,
+    protection: Protection,
+    *,
+    now: datetime,
+    made_by: str,
+    life_s: float,
+    cap: int | None,
+    storage: Storage,
+    exemptions: Sequence[Exemption] = (),
+    uses: Mapping[str, Use] | None = None,
+    housekeeping: bool,
+) -> PrunePlan:
+    """The plan to delete whom ``criteria`` ask for straight from the database at ``url``; it changes nothing.
+
+    A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
+    the most users it may have, None: all. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan
+    without anybody in it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't
+    be read, and OfflineRefused where it isn't one of JupyterHub 5 or 6.
+    """
+    criteria = prune.checked(criteria)
+    database = Database(url, folder)
+    with database.reader.transaction() as connection:
+        revision = database.tables(connection).revision
+    found, counts = asyncio.run(_read(url, folder, counted=housekeeping))
+    verdicts = prune.judge(found.accounts, criteria, protection, exemptions, uses or {}, now)
+    named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
+    return prune_plan.freeze(
+        verdicts,
+        criteria,
+        now,
+        made_by=made_by,
+        life_s=life_s,
+        cap=cap,
+        users_total=found.users_total,
+        storage=storage,
+        cautions=prune_plan.cautions(storage, protection, tokens_known=True),
+        lost=prune_plan.lost(storage, offline=True, rows=True, named_servers=named_servers),
+        rows_known=True,
+        offline=True,
+        database=database.place,
+        revision=revision,
+        housekeeping=counts,
+    )
+
+
+async def _read(url: str, folder: Path, *, counted: bool) -> tuple[Accounts, ORMCounts | None]:
+    db = SQLHubDB(url, folder)
+    try:
+        return await db.accounts(None), await db.orm_counts() if counted else None
+    finally:
+        db.close()
