@@ -39,6 +39,7 @@ from hubguard.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.loop import Guard
 from hubguard.observe.world import WorldObserver
+from hubguard.prune_cycle import Told
 from hubguard.web.auth import HubLogin
 from hubguard.web.routes import make_application
 
@@ -223,6 +224,7 @@ def make_guard(
         world=world,
         backends=backends,
         canary=canary,
+        told=Told.from_dict(place.registration.get("prune")),
     )
 
 

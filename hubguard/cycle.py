@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
@@ -88,6 +88,8 @@ class Cycles:
     ``recent`` how actions ended, ``saw_all`` whether the hub answered in full, and ``last_good_at`` when a cycle last saw all
     and nothing but people kept it from doing what was due.
 
+    ``looking``: users are being counted, and HubGuard's own deletions with them.
+
     ``under_way`` may be set to what gives the ids of intents that others of this guard are working on, and ``restores`` to
     what gives the times (from, to) in which a table that the proxy had lost was filled again.
     """
@@ -105,6 +107,7 @@ class Cycles:
     ) -> None:
         self.policy = policy_of(settings)
         self.begun = False
+        self.looking = False
         self.saw_all = True
         self.last: CycleReport | None = None
         self.last_good_at: datetime | None = None
@@ -147,6 +150,10 @@ class Cycles:
     def came_back(self) -> frozenset[Run]:
         """The runs (user, name, started) that a stop, taken by the hub, didn't end, and that are there still."""
         return frozenset(self._came_back)
+
+    def count_deleted(self, users: int = 1) -> None:
+        """HubGuard has deleted so many besides what its cycles do: that they are gone is nothing to hold back for."""
+        self._deleted_users += users
 
     def begin_anew(self) -> None:
         """Before the next cycle, what the journal remembers is read: another guard may have acted since."""
@@ -192,7 +199,7 @@ class Cycles:
         async with self._one_at_a_time:
             if not self.begun:
                 await self._begin(books)
-            with self._budget.lowered(rate=rate, concurrency=concurrency):
+            with self._budget.lowered(rate=rate, concurrency=concurrency), self._while_looking():
                 report = await self._run(
                     books,
                     keeper,
@@ -207,6 +214,14 @@ class Cycles:
             if not dry_run and policy in {None, self.policy}:
                 self.last = report
             return report
+
+    @contextlib.contextmanager
+    def _while_looking(self) -> Iterator[None]:
+        self.looking = True
+        try:
+            yield
+        finally:
+            self.looking = False
 
     async def _run(
         self,
@@ -262,7 +277,8 @@ class Cycles:
         plan = plan_cull(verdicts, policy, now, user_verdicts)
         judgement = judge_the_world(self._watch, replace(look, due=len(plan.actions) + plan.left_out), self._caution)
         if not dry_run:
-            await self._take_over(books, judgement)
+            await self._take_over(books, judgement, look.deleted_users)
+        self.looking = False
         skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=asked, dry_run=dry_run)
         outcomes: tuple[tuple[Action, Outcome], ...] = ()
         if skipped_why:
@@ -321,8 +337,8 @@ class Cycles:
                     continue
                 else:
                     outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
-            await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
-            if intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
+            settled = await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
+            if settled and intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
                 self._deleted_users += 1
 
     async def _what_became_of_user(self, intent: Entry) -> Outcome | None:
@@ -390,11 +406,11 @@ class Cycles:
             with contextlib.suppress(JournalError):
                 await books.call(books.journal.remember, PACE, asdict(paced), now)
 
-    async def _take_over(self, books: Books, judgement: Judgement) -> None:
+    async def _take_over(self, books: Books, judgement: Judgement, deleted_users: int) -> None:
         if judgement.watch != self._watch:
             await books.call(books.journal.remember, WATCH, judgement.watch.to_dict(), self._clock.now())
         # Only now: the watch without the deletions, or they without it, would look like a loss.
-        self._deleted_users = 0
+        self._deleted_users -= deleted_users
         before, self.brake = self.brake, judgement.brake
         self._watch, self.clock_from = judgement.watch, judgement.clock_from
         reason = judgement.brake.reason if judgement.brake else None

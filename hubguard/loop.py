@@ -40,6 +40,9 @@ REOPEN_S = 5.0
 BEFORE_FIRST_S = 1.0
 """Before the first cycle has seen the hub, nothing can drift from it: looked after so often."""
 
+PRUNING_S = 5.0
+"""So often it is seen to that a plan to remove users goes on that was left, and whether one is due."""
+
 LEARN_S = 600.0
 """How long what the hub said of its version and of our scopes counts: an upgraded hub or a mended role shows by then."""
 
@@ -99,7 +102,6 @@ class Guard:
             self._drifts = DriftCycles(
                 settings, hub, world, backends, self._cycles, clock, chance, watch=self._watch_status
             )
-            self._cycles.under_way = self._drifts.under_way
             if canary is not None and proxy is not None and not settings.errors:
                 self._watch = ProxyWatch(
                     canary,
@@ -125,6 +127,7 @@ class Guard:
             acting=self._armed,
             told=told,
         )
+        self._cycles.under_way = self._under_way
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()
         self._hub = hub
@@ -156,7 +159,9 @@ class Guard:
         With wrong settings it opens the journal, so that pages can show it, and does nothing else.
         """
         try:
-            await asyncio.gather(self._keep_lease(), self._run_cycles(), self._run_drift(), self._run_watch())
+            await asyncio.gather(
+                self._keep_lease(), self._run_cycles(), self._run_drift(), self._run_watch(), self._run_pruning()
+            )
         finally:
             await self._end()
 
@@ -188,6 +193,7 @@ class Guard:
             await self._end()
 
     async def _end(self) -> None:
+        await self._pruning.close()
         if self._drifts is not None:
             await self._drifts.close()
         if self._keeper is not None:
@@ -245,6 +251,7 @@ class Guard:
             log.info("This guard holds the lease (fence %d).", self._keeper.seen.fence if self._keeper.seen else 0)
             # Whoever held it before may have left something to remember.
             self._cycles.begin_anew()
+            self._pruning.begin_anew()
             if self._drifts is not None:
                 self._drifts.begin_anew()
             self._soon.set()
@@ -299,6 +306,18 @@ class Guard:
                 self._drifts.looks_next(self._clock.now() + timedelta(seconds=wait_s))
             await self._clock.sleep(wait_s)
 
+    async def _run_pruning(self) -> None:
+        while True:
+            # Only a cycle tells whether to hold back.
+            if self._cycles.last is not None and self._holds_lease() and not self.settings.errors:
+                try:
+                    await self._pruning.tick()
+                except HubGuardError as error:
+                    log.warning("No pruning: %s", error)
+                except Exception:
+                    log.exception("Pruning came upon a defect of HubGuard; it goes on in a while")
+            await self._clock.sleep(PRUNING_S)
+
     async def _run_watch(self) -> None:
         """One guard of a hub watches its proxy, the one that holds the lease: they have one canary between them."""
         while self._watch is not None:
@@ -316,6 +335,11 @@ class Guard:
             (ended,) = await asyncio.gather(watching, return_exceptions=True)
         if isinstance(ended, Exception):
             log.error("The proxy watch ended in a defect of HubGuard; it begins anew", exc_info=ended)
+
+    def _under_way(self) -> frozenset[int]:
+        """The ids of the intents that are being worked on by others than cycles."""
+        of_drift = self._drifts.under_way() if self._drifts is not None else frozenset()
+        return of_drift | self._pruning.under_way()
 
     def _holds_lease(self) -> bool:
         return self._keeper is not None and self._keeper.lease is not None
@@ -503,7 +527,9 @@ class Guard:
             tally=self._cycles.tally,
             recent=self._cycles.recent,
             oldest_overdue=self._cycles.oldest_overdue,
-            findings=self._cycles.findings,
+            findings=self._cycles.findings + self._pruning.findings,
+            pruned=self._pruning.tally,
+            prune_waiting=self._pruning.waiting,
         )
 
     def drift(self) -> DriftReport | None:

@@ -62,6 +62,9 @@ class GuardCollector(Collector):
         )
         yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", status.next_cycle_at)
         yield _outcomes(status)
+        yield _pruned(status)
+        text = "Users of the plan that is being carried out, or is paused, who wait for their turn"
+        yield _gauge("hubguard_prune_waiting_users", text, status.prune_waiting)
         if status.recent.error_ratio is not None:
             text = "Share of what was sent in the last hour that failed or couldn't be verified"
             yield _gauge("hubguard_error_ratio", text, status.recent.error_ratio)
@@ -90,6 +93,15 @@ def _outcomes(status: Status) -> Metric:
     )
     for kind in OutcomeKind:
         family.add_metric([kind.value], getattr(status.tally, kind.value))
+    return family
+
+
+def _pruned(status: Status) -> Metric:
+    family = CounterMetricFamily(
+        "hubguard_pruned_users", "Users of plans since this guard started, by what became of them", labels=["outcome"]
+    )
+    for kind in OutcomeKind:
+        family.add_metric([kind.value], getattr(status.pruned, kind.value))
     return family
 
 

@@ -98,6 +98,12 @@ class Prunes:
         with self._database.reading() as connection:
             return _runs(connection, _prune.c.state.in_(states))
 
+    def prune_state(self, digest: str) -> PruneState | None:
+        """How that plan stands, and nothing else; None where there is none (any more)."""
+        with self._database.reading() as connection:
+            state = connection.execute(sa.select(_prune.c.state).where(_prune.c.digest == digest)).scalar_one_or_none()
+        return None if state is None else PruneState(state)
+
     def prune_turned_at(self, digest: str) -> datetime | None:
         """When somebody, or HubGuard, last changed how that plan stands, or settled a user of it; None: no such plan."""
         with self._database.reading() as connection:
