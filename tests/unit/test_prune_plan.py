@@ -217,6 +217,14 @@ def test_a_plan_that_asks_for_no_limit_is_no_plan() -> None:
         from_dict(to_dict(replace(everybody, criteria=StaleCriteria())))
 
 
+def test_a_plan_with_somebody_twice_or_out_of_order_is_no_plan() -> None:
+    """Whatever its digest: a count that is typed wouldn't be the number of users."""
+    plan = planned(user("ann"), user("bob"))
+    for deletions in (plan.deletions[::-1], (plan.deletions[0], *plan.deletions)):
+        with pytest.raises(ValueError, match="aren't in order, or one is in it twice"):
+            from_dict(to_dict(replace(plan, deletions=deletions)))
+
+
 # -- storage --------------------------------------------------------------------------------------------------------------
 
 
