@@ -150,8 +150,8 @@ class HubAPI(Protocol):
     async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
         """Have the hub make that user, no admin, in no group. True: made; False: there was one by that name already.
 
-        ``confirm`` is as for stop_server. The hub's authenticator may refuse (HubFailed, 400). Raises HubError; after
-        HubUnreachable the user may be there all the same.
+        ``confirm`` is as for stop_server. The hub's authenticator may refuse (HubFailed, 400), as it does a name with a
+        slash. Raises HubError; after HubUnreachable the user may be there all the same.
         """
         ...
 
@@ -161,7 +161,8 @@ class HubAPI(Protocol):
         """Have the hub put these users into that group; who is in it already stays.
 
         ``confirm`` is as for stop_server. A group that isn't there is HubFailed, 404, a user who isn't HubFailed, 400, and
-        then nobody was put into it. Raises HubError; after HubUnreachable they may be in it all the same.
+        then nobody was put into it. The hub makes small letters of the names here, whatever they are.
+        Raises HubError; after HubUnreachable they may be in it all the same.
         """
         ...
 
@@ -176,7 +177,9 @@ class HubAPI(Protocol):
         """Have the hub make a named server that doesn't run, with these options. One by that name stays as it is.
 
         ``confirm`` is as for stop_server. Hubs before 6.0 can't (HubFailed, 405), nor where named servers are off or as many
-        as may be (HubFailed, 400). Raises HubError; after HubUnreachable it may be there all the same.
+        as may be (HubFailed, 400). A name must be a letter, then up to 29 letters, digits and single hyphens, all of them
+        small and of ASCII, and no hyphen last: another that a server had before 6.0 is refused (HubFailed, 400). Raises HubError; after HubUnreachable it may be there
+        all the same.
         """
         ...
 
@@ -367,7 +370,9 @@ class HTTPHubAPI:
         """See HubAPI."""
         what = f"put {printable(', '.join(users))} into the group {printable(group)}"
         path = f"/groups/{_quoted(group)}/users"
-        await self._once(_Call("POST", path, what, "groups", known=(200,), body={"users": list(users)}), confirm)
+        call = _Call("POST", path, what, "groups", known=(200,), body={"users": list(users)})
+        answer = await self._once(call, confirm)
+        _understood(lambda: read_text(answer.json, "name"))
 
     async def create_server(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from types import TracebackType
+from urllib.parse import unquote
 
 from hubguard.clients.budget import Budget, Lane
 from hubguard.clients.clock import Clock, SystemClock
@@ -22,6 +24,9 @@ HUB_AT, SERVED_AT = "http://127.0.0.1:8081", "http://127.0.0.1:1"
 
 COMES_BACK_S = 30.0
 """How long a hub whose proxy is down tries before the server is ready again."""
+
+SERVER_NAME = re.compile(r"(?=.{1,30}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
+"""What a hub from 6.0 on takes for the name of a new server."""
 
 ACTS = frozenset({"stop", "start", "delete", "create", "group", "create-server", "check-routes"})
 """The calls that change something."""
@@ -268,6 +273,8 @@ class MemoryHub:
         async with self._asked("create", name, confirm=confirm):
             if name in self._users:
                 return False
+            if "/" in name or name != name.strip() or not unquote(name).strip("."):
+                raise HubFailed(f"The hub failed to make the user {name} (400).", status=400)
             self._users[name] = User(name, False, (), ("user",), self._clock.now(), None)
             return True
 
@@ -278,9 +285,10 @@ class MemoryHub:
         async with self._asked("group", "\n".join(users), group, confirm=confirm):
             if group not in self.groups.union(*(user.groups or () for user in self._users.values())):
                 raise HubFailed(f"The hub failed to put users into {group} (404): no such group.", status=404)
-            if missing := [name for name in users if name not in self._users]:
+            names = [name.lower() for name in users]
+            if missing := [name for name in names if name not in self._users]:
                 raise HubFailed(f"The hub failed to put users into {group} (400): no user {missing[0]}.", status=400)
-            for name in users:
+            for name in names:
                 user = self._users[name]
                 self._users[name] = replace(user, groups=tuple(sorted({*(user.groups or ()), group})))
 
@@ -299,6 +307,8 @@ class MemoryHub:
             if user not in self._users:
                 raise HubFailed(f"The hub failed to make the server {user}/{name} (404).", status=404)
             if name and (user, name) not in self._settled():
+                if not SERVER_NAME.fullmatch(name):
+                    raise HubFailed(f"The hub failed to make the server {user}/{name} (400): its name.", status=400)
                 server = Server(user, name, False, None, None, None, options=dict(options or {}))
                 self._records[server.key] = _Record(server, Stops.WORKS, 0.0, active=False)
 

@@ -44,10 +44,22 @@ CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {
     "prefixes": lambda hub: hub.service_prefixes(),
     "routes": lambda hub: hub.list_routes(),
     "delete": lambda hub: hub.delete_user("ada"),
+    "tokens": lambda hub: hub.tokens_of("ada"),
+    "create": lambda hub: hub.create_user("ada"),
+    "group": lambda hub: hub.add_to_group("staff", ["ada"]),
+    "make": lambda hub: hub.create_server("ada", "gpu", {}),
     "version": lambda hub: hub.version(),
     "whoami": lambda hub: hub.whoami(),
 }
-ACTING = ("stop", "start", "delete")  # what changes something is sent once, whatever comes of it
+ACTING = (
+    "stop",
+    "start",
+    "delete",
+    "create",
+    "group",
+    "make",
+)  # what changes something is sent once, whatever comes of it
+CONFLICTS = (("create", 409), ("make", 409))
 every_call = pytest.mark.parametrize("call", list(CALLS))
 
 
@@ -267,8 +279,11 @@ async def test_a_read_that_works_at_the_third_try_works(fake):
         assert await hub.version() == "6.1.1"
 
 
-@every_call
-@pytest.mark.parametrize("status", [400, 409, 500, 502, 504])
+@pytest.mark.parametrize(
+    ("call", "status"),
+    # To these, a 409 says that it is there already.
+    [(call, status) for status in (400, 409, 500, 502, 504) for call in CALLS if (call, status) not in CONFLICTS],
+)
 async def test_any_other_failure_has_its_status_and_the_hubs_own_words(fake, call, status):
     fake.says(status, json={"status": status, "message": "Named servers are <b>not</b>\nenabled."})
     async with client(fake.url) as hub:
@@ -327,7 +342,8 @@ async def test_what_acts_on_a_kept_connection_that_breaks_is_not_sent_twice(fake
     async with client(fake.url) as hub:
         await hub.version()
         await fails(hub, call, HubUnreachable, "no answer")
-    assert [request.method for request in fake.asked] == ["GET", "POST" if call == "start" else "DELETE"]
+    method = {"start": "POST", "create": "POST", "group": "POST", "make": "PUT"}.get(call, "DELETE")
+    assert [request.method for request in fake.asked] == ["GET", method]
 
 
 @every_call
@@ -439,6 +455,21 @@ async def test_a_404_that_is_not_the_hubs_makes_nobody_look_gone(fake, call, bod
     fake.says(404, text=body)
     async with client(fake.url) as hub:
         await fails(hub, call, HubGarbled, "isn't a hub")
+
+
+@pytest.mark.parametrize("call", ["create", "make"])
+@pytest.mark.parametrize("body", ["<html>409 Conflict</html>", "{}", '{"detail": "Conflict"}', ""])
+async def test_a_409_that_is_not_the_hubs_makes_nothing_look_there_already(fake, call, body):
+    fake.says(409, text=body)
+    async with client(fake.url) as hub:
+        await fails(hub, call, HubGarbled, "isn't a hub")
+
+
+async def test_the_hubs_own_409_means_there_already(fake):
+    fake.says(409, json={"status": 409, "message": "User ada already exists"})
+    async with client(fake.url) as hub:
+        assert await hub.create_user("ada") is False
+        await hub.create_server("ada", "gpu", None)
 
 
 async def test_the_hubs_own_404_means_gone(fake):
