@@ -178,8 +178,8 @@ class HubAPI(Protocol):
 
         ``confirm`` is as for stop_server. Hubs before 6.0 can't (HubFailed, 405), nor where named servers are off or as many
         as may be (HubFailed, 400). A name must be a letter, then up to 29 letters, digits and single hyphens, all of them
-        small and of ASCII, and no hyphen last: another that a server had before 6.0 is refused (HubFailed, 400). Raises HubError; after HubUnreachable it may be there
-        all the same.
+        small and of ASCII, and no hyphen last: another that a server had before 6.0 is refused (HubFailed, 400).
+        Raises HubError; after HubUnreachable it may be there all the same.
         """
         ...
 
