@@ -443,7 +443,7 @@ async def test_the_plan_says_all_that_is_to_know_before_anything_goes(site: Site
         "12.5 s",
         "type how many users that is: 20",
         "stale beyond the cap 7",
-        "inactive for 180 d or never active, and made 180 d ago.",
+        "Criteria: inactive for 180 d or never active, and made 180 d ago.",
         plan.digest,
         "1 server, 2 tokens, 1 group",
     ):

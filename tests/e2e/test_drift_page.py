@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
-from asked_site import PREFIX
+from browsing import CHROMIUM, NAMELESS, UNREADABLE, launched, refreshed, visiting
 from fake_drift import NOW, PROVED, drift_of, one_of_each, report_with, settled
-from fake_guard import POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
+from fake_guard import FakeGuard, guard_with, made_up, minutes
+from playwright.async_api import Browser, expect
 
 from hubguard.drift import ProxyWatchStatus, Repaired, WatchState
 from hubguard.model import DriftKind, OutcomeKind
-from hubguard.web.routes import make_application
 
-CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 SERVERS = made_up(12)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -30,81 +22,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield launched
-        await launched.close()
-
-
-@dataclass
-class Visit:
-    """The pages over a fake guard, as someone with a browser sees them; what the browser complains of is collected."""
-
-    guard: FakeGuard
-    url: str
-    context: BrowserContext
-    complaints: list[str] = field(default_factory=list)
-
-    async def open(self, path: str) -> Page:
-        page = await self.context.new_page()
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        await page.goto(self.url + path)
-        return page
-
-
-@asynccontextmanager
-async def visiting(browser: Browser, guard: FakeGuard, **settings: object) -> AsyncIterator[Visit]:
-    sockets = bind_sockets(0, "127.0.0.1")
-    server = HTTPServer(make_application(guard, FakeAuth(), prefix=PREFIX, hub_prefix="/hub/", policy=POLICY))
-    server.add_sockets(sockets)
-    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
-    context = await browser.new_context(**settings)  # type: ignore[arg-type]
-    await context.add_cookies([{"name": "login", "value": "actor", "url": url}])
-    try:
-        yield Visit(guard, url, context)
-    finally:
-        await context.close()
-        server.stop()
-        await server.close_all_connections()
-
-
-async def refreshed(page: Page) -> None:
-    """Have the live part asked for now, and wait for the answer to be shown."""
-    async with page.expect_response(lambda answer: "/fragments/" in answer.url):
-        await page.evaluate("document.getElementById('live').dispatchEvent(new CustomEvent('hg:now'))")
-    await page.wait_for_timeout(50)
+    async with launched() as one:
+        yield one
 
 
 def drifting() -> FakeGuard:
     guard = guard_with(SERVERS)
     guard.found = report_with(one_of_each(), SERVERS, narrowed=("Nothing tells where routes should lead.",))
     return guard
-
-
-UNREADABLE = """() => {
-    const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-    const rgba = (colour) => {
-        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-        return [...canvas.getImageData(0, 0, 1, 1).data];
-    };
-    const light = (colour) => {
-        const [r, g, b] = rgba(colour).map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
-        return .2126 * r + .7152 * g + .0722 * b;
-    };
-    const behind = (element) => {
-        for (; element; element = element.parentElement) {
-            const colour = getComputedStyle(element).backgroundColor;
-            if (rgba(colour)[3] === 255) return colour;
-        }
-    };
-    return [...document.querySelectorAll("body *")].filter(element => {
-        const own = [...element.childNodes].some(n => n.nodeType === 3 && n.nodeValue.trim());
-        if (!own || !element.offsetParent) return false;
-        const a = light(getComputedStyle(element).color), b = light(behind(element));
-        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5;
-    }).map(element => element.textContent.trim().slice(0, 40));
-}"""
 
 
 @pytest.mark.parametrize(("theme", "width"), list(itertools.product(("light", "dark"), (1280, 390))))
@@ -127,11 +52,7 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
             await page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
             assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert await page.evaluate(UNREADABLE) == [], path
-            nameless = await page.evaluate(
-                """() => [...document.querySelectorAll("a, button, input:not([type=hidden]), select, summary")]
-                .filter(e => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map(e => e.outerHTML)"""
-            )
-            assert nameless == [], path
+            assert await page.evaluate(NAMELESS) == [], path
             assert await page.locator("h1").count() == 1
             ids = await page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
             assert len(ids) == len(set(ids)), path
