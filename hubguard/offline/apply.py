@@ -87,46 +87,54 @@ def apply_offline(
     with database.connection() as connection:
         with connection.begin():
             refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
-        before_s = database.written_at_s()
-        with database.changing(connection, commit=not dry_run) as tables:
-            seen = refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
-            if database.written_at_s() != before_s:
-                raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
-            if tables.revision != plan.revision:
-                raise database.refused(
-                    f"has the revision {tables.revision}, and the plan is for {plan.revision}", "Make the plan again."
+            version = database.version(connection)
+        backup = None
+        if database.file is not None and not dry_run:
+            tell("Copying the database")
+            backup = back_up(database, connection, now())
+        written = None
+        try:
+            with database.changing(connection, commit=not dry_run) as tables:
+                seen = refuse_in_use(
+                    database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s
                 )
-            tell("Reading the users again")
-            going, skipped = _look_again(database, connection, tables, plan, protection, exemptions, uses or {}, at)
-            gone = rows.rows_of(connection, tables, going)
-            useless: Rows = {}
-            if plan.housekeeping is not None:
-                useless = rows.useless(connection, tables, at, gone, rows.ids_of(gone))
-            notes = _notes(database, tables, plan, going, seen)
-            applied = Applied(tuple(going.values()), skipped, {}, notes=notes, dry_run=dry_run)
-            if not going and not useless:
-                return applied
-            backup, written = None, None
-            if not dry_run:
-                if database.file is not None:
-                    tell("Copying the database")
-                    backup = back_up(database, connection, now())
-                tell("Writing the undo file")
-                head = UndoHead(plan.digest, at, actor, database.place, tables.revision)
-                written = undo_file.write(undo_folder, head, _undo_users(connection, tables, gone, useless))
-            tell("Deleting")
-            counts = rows.delete_useless(database, connection, tables, useless)
-            for name, went in rows.delete_users(database, connection, tables, gone).items():
-                counts[name] = counts.get(name, 0) + went
-            _verify(database, connection, tables, going)
-    tell("Nothing was changed" if dry_run else "Done")
+                if database.version(connection) != version:
+                    raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
+                if tables.revision != plan.revision:
+                    raise database.refused(
+                        f"has the revision {tables.revision}, and the plan is for {plan.revision}",
+                        "Make the plan again.",
+                    )
+                tell("Reading the users again")
+                going, skipped = _look_again(database, connection, tables, plan, protection, exemptions, uses or {}, at)
+                gone = rows.rows_of(connection, tables, going)
+                useless: Rows = {}
+                if plan.housekeeping is not None:
+                    useless = rows.useless(connection, tables, at, gone, rows.ids_of(gone))
+                notes = _notes(database, tables, plan, going, seen)
+                counts: dict[str, int] = {}
+                if going or useless:
+                    if not dry_run:
+                        tell("Writing the undo file")
+                        head = UndoHead(plan.digest, at, actor, database.place, tables.revision)
+                        written = undo_file.write(undo_folder, head, _undo_users(connection, tables, gone, useless))
+                    tell("Deleting")
+                    counts = rows.delete_useless(database, connection, tables, useless)
+                    for name, went in rows.delete_users(database, connection, tables, gone).items():
+                        counts[name] = counts.get(name, 0) + went
+                    _verify(database, connection, tables, going)
+        finally:
+            # Before the undo file was there, nothing was deleted.
+            if backup is not None and written is None:
+                backup.unlink()
+    tell("Nothing was changed" if written is None else "Done")
     return Applied(
-        applied.deleted,
+        tuple(going.values()),
         skipped,
         counts,
         undo_file=written.path if written else None,
         undo_sha256=written.sha256 if written else None,
-        backup=backup,
+        backup=backup if written else None,
         notes=notes,
         dry_run=dry_run,
     )

@@ -12,12 +12,15 @@ from sqlalchemy.engine import Connection
 
 from hubguard.offline.database import Database
 
+_BUSY, _LOCKED = 5, 6
+
 
 def back_up(database: Database, connection: Connection, now: datetime) -> Path:
     """The copy's path; it is checked and safely on disk, and only its owner may read it.
 
-    ``connection`` is within the transaction that keeps everybody else out, and has changed nothing yet. No file is ever
-    overwritten. Raises OfflineRefused; then there is no copy.
+    ``connection`` is in no transaction, since SQLite copies from none that may write: whether somebody else wrote since has
+    to be asked afterwards, under lock (see Database.version). No file is ever overwritten. Raises OfflineRefused; then there
+    is no copy.
     """
     assert database.file is not None
     source = connection.connection.driver_connection
@@ -32,7 +35,7 @@ def back_up(database: Database, connection: Connection, now: datetime) -> Path:
             with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
                 # It isn't whole until it has its name: what a power cut leaves is thrown away.
                 copy.execute("PRAGMA synchronous = OFF")
-                source.backup(copy)
+                source.backup(copy, progress=_give_up)
                 (said,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
             if said != "ok":
                 raise database.refused(
@@ -50,6 +53,12 @@ def back_up(database: Database, connection: Connection, now: datetime) -> Path:
             "Make room there, let this account write to that folder, and try again.",
         ) from None
     return path
+
+
+def _give_up(status: int, remaining: int, total: int) -> None:
+    """SQLite's copying would wait for a lock for ever."""
+    if status in (_BUSY, _LOCKED):
+        raise sqlite3.OperationalError("database is locked")
 
 
 def _sync(path: Path) -> None:

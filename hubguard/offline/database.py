@@ -174,6 +174,12 @@ class Database:
             newest = at_s if newest is None else max(newest, at_s)
         return newest
 
+    def version(self, connection: Connection) -> int | None:
+        """A number that is another one when somebody else has written to the SQLite file since it was last asked for."""
+        if self.file is None:
+            return None
+        return int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+
     def _open(self) -> sqlite3.Connection:
         """Opens the file, and never creates it."""
         connection = sqlite3.connect(

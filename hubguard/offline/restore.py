@@ -80,10 +80,10 @@ def restore_offline(
     with database.connection() as connection:
         with connection.begin():
             refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
-        before_s = database.written_at_s()
+            version = database.version(connection)
         with database.changing(connection, commit=not dry_run) as tables:
             seen = refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
-            if database.written_at_s() != before_s:
+            if database.version(connection) != version:
                 raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
             if tables.revision != head.revision:
                 raise database.refused(
