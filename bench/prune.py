@@ -284,16 +284,7 @@ def _asked(hub: TestbedHub, service: str) -> list[tuple[datetime, str, str]]:
 
 async def _all_gone(who: str, hub: TestbedHub, users: int, contender: Contender) -> None:
     """Raises BenchError where not exactly the stale are gone."""
-    left, following = set(), {"offset": 0, "limit": 200}
-    while following is not None:
-        page = await hub.api(
-            "GET",
-            "users",
-            params={"offset": following["offset"], "limit": following["limit"]},
-            headers={"Accept": "application/jupyterhub-pagination+json"},
-        )
-        left |= {user["name"] for user in page.data["items"]}
-        following = page.data["_pagination"]["next"]
+    left = await _everybody(hub)
     expected = {hub.admin, *_names(users)[_stale(users) :]}
     if left != expected:
         raise BenchError(
@@ -302,12 +293,28 @@ async def _all_gone(who: str, hub: TestbedHub, users: int, contender: Contender)
         )
 
 
+async def _everybody(hub: TestbedHub) -> set[str]:
+    found, following = set(), {"offset": 0, "limit": 200}
+    while following is not None:
+        page = await hub.api(
+            "GET",
+            "users",
+            params={"offset": following["offset"], "limit": following["limit"]},
+            headers={"Accept": "application/jupyterhub-pagination+json"},
+        )
+        found |= {user["name"] for user in page.data["items"]}
+        following = page.data["_pagination"]["next"]
+    return found
+
+
 # -- find -------------------------------------------------------------------------------------------------------------------
 
 
 async def find(users: int, say: Callable[[str], None]) -> tuple[list[Found], list[Goal]]:
     """Both on one hub, one after the other. Raises BenchError and HubGuardError."""
     async with _hub(users) as (hub, tokens):
+        # Whoever comes first would pay for what the hub then keeps in memory.
+        await _everybody(hub)
         await asyncio.sleep(5.0)
         began = _Mark.now(hub)
         await asyncio.sleep(QUIET_S)
@@ -319,13 +326,11 @@ async def find(users: int, say: Callable[[str], None]) -> tuple[list[Found], lis
         say(f"{users} users, {peer}, which finds nobody old enough")
         # Nobody is old enough, so that it only looks; it looks at everybody all the same.
         command, environ = contenders.peer_once(PEER, (f"--timeout={int(3660 * DAY_S)}", *PEER_OPTIONS))
-        for _ in range(2):
-            # The first one pays for what the hub then keeps in memory, and doesn't count.
-            asked_before, began = len(_asked(hub, "culler")), _Mark.now(hub)
-            async with contenders.running(command, hub, hub, tokens["culler"], **environ) as contender:
-                await contenders.over(contender, ends_by_itself=True, timeout_s=120 + users / 20)
-            ended = _Mark.now(hub)
-        asked = _asked(hub, "culler")[asked_before:]
+        began = _Mark.now(hub)
+        async with contenders.running(command, hub, hub, tokens["culler"], **environ) as contender:
+            await contenders.over(contender, ends_by_itself=True, timeout_s=120 + users / 20)
+        ended = _Mark.now(hub)
+        asked = _asked(hub, "culler")
     theirs = Found(
         peer,
         users,
