@@ -192,6 +192,7 @@ def _outcome(case: _Case, seen: User) -> Outcome:
     ]
     lost += case.lost
     lost += [f"the role {role}" for role in case.user.roles if role not in (seen.roles or ())]
+    lost += _of_rows(case.user)
     not_back = f"not back: {', '.join(lost)}" if lost else ""
     if case.there is None:
         return Outcome(OutcomeKind.DONE, not_back or "is back")
@@ -200,6 +201,15 @@ def _outcome(case: _Case, seen: User) -> Outcome:
         return Outcome(OutcomeKind.SKIPPED, "was there" + (f"; {not_back}" if lost else ""))
     groups = f"was there, and is in the group{'s' * (len(came) > 1)} {', '.join(came)} again"
     return Outcome(OutcomeKind.DONE, groups + (f"; {not_back}" if lost else ""))
+
+
+def _of_rows(user: UndoUser) -> list[str]:
+    """What of their rows the API brings nobody back. The hub writes nothing, null or {} for a spawner without state."""
+    rows = user.rows or {}
+    state = any(row.get("state") not in (None, "", "null", "{}") for row in rows.get("spawners", ()))
+    of_tables = (("api_tokens", "tokens"), ("shares", "shares"), ("share_codes", "share codes"))
+    counts = [f"{len(rows[table])} of {words}" for table, words in of_tables if rows.get(table)]
+    return ["the spawner's state"] * state + counts
 
 
 async def _all(cases: Iterable[_Case], do: Callable[[_Case], Awaitable[None]]) -> None:

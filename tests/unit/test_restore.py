@@ -27,7 +27,7 @@ from hubguard.errors import (
 from hubguard.model import NOT_TRIED, Outcome, OutcomeKind, User
 from hubguard.prune import UndoServer, UndoUser
 
-ODD = "sl/ash ? # % käthe"
+ODD = "que?stion # % käthe"
 PLAIN = UndoUser("plain", roles=("user",))
 STAFF = UndoUser("staff", groups=("gpu users", "staff"), roles=("user",))
 NAMER = UndoUser(
@@ -227,6 +227,20 @@ async def test_options_of_the_default_server_are_told(hub: Hub) -> None:
 
     assert outcomes["plain"] == Outcome(OutcomeKind.DONE, "not back: the options of the default server")
     assert not hub.asked("create-server")
+
+
+async def test_what_of_the_rows_does_not_come_back_is_told(hub: Hub) -> None:
+    rows: dict[str, tuple[dict[str, object], ...]] = {
+        "users": ({"name": "plain"},),
+        "spawners": ({"state": "{}"}, {"state": None}, {"state": '{"pvc_name": "claim-x"}'}),
+        "api_tokens": ({}, {}),
+        "shares": ({},),
+    }
+
+    outcomes = await restored(hub, replace(PLAIN, rows=rows), replace(STAFF, rows={"spawners": ({"state": "{}"},)}))
+
+    assert outcomes["plain"] == Outcome(OutcomeKind.DONE, "not back: the spawner's state, 2 of tokens, 1 of shares")
+    assert outcomes["staff"] == Outcome(OutcomeKind.DONE, "is back")
 
 
 async def test_before_hub_6_named_servers_are_told_and_asked_for_once(hub: Hub) -> None:
