@@ -1,6 +1,7 @@
 """Runs HubGuard beside this hub: include it from jupyterhub_config.py, or put it where your distribution looks for config.
 
-Settings may stand before it or after it (c.HubGuard, c.HubGuardCull, c.HubGuardBudget); only c.HubGuard.url goes before.
+Settings may stand before it or after it (c.HubGuard, c.HubGuardCull, c.HubGuardDrift, c.HubGuardPrune, c.HubGuardBudget). Only
+c.HubGuard.url goes before, and what asks for the right to delete users: c.HubGuardPrune.delete_users, c.HubGuardCull.users.
 """
 
 import logging

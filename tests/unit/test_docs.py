@@ -67,9 +67,17 @@ def commands() -> list[tuple[str, str]]:
 
 def test_the_docs_hold_examples_of_both_kinds():
     """Else the tests below would try nothing."""
-    assert {"README.md", "culling.md", "drift.md", "install.md"} <= {page for page, _ in configs()}
+    assert {"README.md", "culling.md", "drift.md", "install.md", "pruning.md"} <= {page for page, _ in configs()}
     pages = {page for page, _ in commands()}
-    assert {"README.md", "culling.md", "drift.md", "install.md", "proxy-outage.md", "reference.md"} <= pages
+    assert {
+        "README.md",
+        "culling.md",
+        "drift.md",
+        "install.md",
+        "proxy-outage.md",
+        "pruning.md",
+        "reference.md",
+    } <= pages
     assert any("register(c)" in code for _, code in configs())
 
 
