@@ -26,7 +26,7 @@ _BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}
 BY_THE_HUB = "the token of HubGuard's own service"
 """What an operation needs that only the hub itself calls."""
 
-MANY = 10_000
+MANY = 100_000
 """The longest list of values that a request may bring."""
 
 _KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", datetime: "string"}

@@ -54,6 +54,7 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.CANT_TELL: "Can't tell",
     FindingKind.NOT_CULLING: "Not culling",
     FindingKind.RULE: "Rule",
+    FindingKind.PRUNE_HELD: "Pruning waits",
 }
 
 SOURCE_WORDS: dict[Source, str] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 
 from hubguard.errors import HubError, HubGuardError, JournalError
@@ -118,6 +119,7 @@ class PlanPage(PrunePage):
             "begin": begin,
             "found": found,
             "by_state": by_state,
+            "restore": f"hubguard prune restore {shlex.quote(run.undo_file or '')} --count {run.done}",
             "wanted": wanted,
             "above": above,
             "reasons": Counter(one.reason for one in plan.deletions) if plan else Counter(),

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import shlex
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,8 +30,8 @@ from fake_prune import (
 )
 
 from hubguard.errors import HubDBError, HubGuardError, HubUnreachable, JournalError
-from hubguard.model import Entry, Mode, OutcomeKind
-from hubguard.prune import PrunePlan, PruneReason, PruneState, PruneVerdict, StorageFate
+from hubguard.model import Finding, FindingKind, Mode, OutcomeKind
+from hubguard.prune import PrunePlan, PruneReason, PruneState, PruneVerdict
 from hubguard.web.routes import API
 
 AWKWARD = ("a/b", "what?", "no#1", "100%", "ümlaut ß", "<script>alert(1)</script>", "=cmd|'/c calc'!A0", "a b&c=d")
@@ -547,8 +548,24 @@ async def test_progress_is_told_with_rate_time_left_and_what_went_wrong_first(si
     assert heads == ["failed", "unverified", "skipped", "list"]
     assert "undo-20261121T120000Z" in text
     assert "ab" * 32 in text
-    assert "hubguard prune restore '/srv/hubguard-undo/undo-20261121T120000Z-0123456789ab.jsonl'" in text
+    assert "hubguard prune restore /srv/hubguard-undo/undo-20261121T120000Z-0123456789ab.jsonl --count 5" in text
     assert 'name="count"' not in page.text
+
+
+async def test_the_command_to_restore_is_safe_to_paste_whatever_the_folder_is_called(site: Site) -> None:
+    plan = await begun(site)
+    site.guard.pruning.settle(plan.digest, OutcomeKind.DONE, undo_file="/srv/it's $(mine)/undo.jsonl")
+    page = await site.ask(f"plans/{plan.digest}", "reader")
+    command = re.search(r"<code>(hubguard prune restore [^<]*)</code>", page.text)
+    assert command
+    words = shlex.split(html.unescape(command[1]))
+    assert words[3:] == ["/srv/it's $(mine)/undo.jsonl", "--count", "1"]
+
+
+async def test_every_finding_has_a_word_on_the_overview(site: Site) -> None:
+    site.guard.change(findings=tuple(Finding(kind, NOW, f"about {kind.value}") for kind in FindingKind))
+    text = text_of(await site.ask("", "reader"))
+    assert all(f"about {kind.value}" in text for kind in FindingKind)
 
 
 @pytest.mark.parametrize(
@@ -799,10 +816,3 @@ async def test_no_page_has_inline_script_or_style_and_no_address_leaves_the_pref
         assert not re.search(r"<script(?![^>]* src=)|<style|\bstyle=|\bon\w+=", page)
         for address in re.findall(r'(?:href|src|action|hx-get)="([^"]*)"', page):
             assert address.startswith((PREFIX, "#", "/hub/")), address
-
-
-async def test_a_journal_entry_of_a_user_alone_leads_to_what_is_known_of_them(site: Site) -> None:
-    entry: Entry = site.guard.write("outcome", user="u-admin", action="delete-user", outcome=OutcomeKind.SKIPPED)
-    page = await site.ask("users/u-admin", "reader")
-    assert f'id="e{entry.id}"' in page.text
-    assert StorageFate.DELETED is site.guard.pruning.storage.fate
