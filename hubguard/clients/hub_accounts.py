@@ -224,9 +224,9 @@ def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
 
 def _undo_users(
     db: ReadOnly,
-    user_rows: Sequence[Mapping[str, Any]],
-    spawner_rows: Sequence[Mapping[str, Any]],
-    rest: Mapping[str, Sequence[Mapping[str, Any]]],
+    user_rows: Sequence[Mapping[Any, Any]],
+    spawner_rows: Sequence[Mapping[Any, Any]],
+    rest: Mapping[str, Sequence[Mapping[Any, Any]]],
     names_of: tuple[Names, Names],
 ) -> Iterator[UndoUser]:
     groups, roles = names_of
@@ -238,14 +238,14 @@ def _undo_users(
     }
     rows: dict[int, dict[str, list[Mapping[str, object]]]] = defaultdict(lambda: defaultdict(list))
     for row in user_rows:
-        rows[row["id"]]["users"].append(row)
+        rows[row["id"]]["users"].append(_kept(row))
     for row in spawner_rows:
-        rows[row["user_id"]]["spawners"].append(row)
+        rows[row["user_id"]]["spawners"].append(_kept(row))
     for table, of_table in rest.items():
         for row in of_table:
             named = ((what, row[column]) for column, what in _OWNED_BY[table])
             for id_ in {owners[what][value] for what, value in named if value is not None and value in owners[what]}:
-                rows[id_][table].append(row)
+                rows[id_][table].append(_kept(row))
     kept: dict[int, list[UndoServer]] = defaultdict(list)
     for row in spawner_rows:
         kept[row["user_id"]].append(UndoServer(row["name"] or "", as_object(row["user_options"]) or None))
@@ -309,9 +309,12 @@ def _batches(names: Sequence[str]) -> Iterator[list[str]]:
         yield ordered[first : first + USERS_AT_ONCE]
 
 
-def _rows(connection: Connection, statement: sa.Select[Any], asked: Mapping[str, object]) -> list[Mapping[str, Any]]:
-    """The rows by column; some drivers give bytes as a view of them."""
-    return [
-        {column: bytes(value) if isinstance(value, memoryview) else value for column, value in row.items()}
-        for row in connection.execute(statement, asked).mappings()
-    ]
+def _rows(
+    connection: Connection, statement: sa.Select[Any], asked: Mapping[str, object]
+) -> Sequence[Mapping[Any, Any]]:
+    return connection.execute(statement, asked).mappings().all()
+
+
+def _kept(row: Mapping[Any, Any]) -> Mapping[str, object]:
+    """The row by column; some drivers give bytes as a view of them."""
+    return {column: bytes(value) if isinstance(value, memoryview) else value for column, value in row.items()}
