@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
@@ -11,9 +12,10 @@ from urllib.parse import quote, urlencode
 from jinja2_fragments import render_block
 from markupsafe import Markup
 
-from hubguard.errors import JournalError
+from hubguard.errors import HubGuardError, JournalError
 from hubguard.model import Entry, Exemption, Mode, Standing, Status
-from hubguard.web import drift, htmx, present, shapes
+from hubguard.prune import PruneRun, PruneState
+from hubguard.web import drift, htmx, present, prune, shapes
 from hubguard.web.api import EVENTS, WHY, exemption_id, not_running
 from hubguard.web.base import Base
 from hubguard.web.openapi import Param, Refused
@@ -115,6 +117,9 @@ class Overview(Page):
             entries = last_actions(await self.site.guard.entries(limit=50))
         except JournalError as error:
             trouble = str(error)
+        runs = tuple[PruneRun, ...]()
+        with suppress(HubGuardError):  # what is wrong is said above, or on their own page
+            runs = await self.site.guard.pruning.runs(limit=20)
         await self.show(
             "overview",
             {
@@ -125,6 +130,8 @@ class Overview(Page):
                 "late": shapes.is_late(status),
                 "entries": entries,
                 "journal_trouble": trouble,
+                "runs": [one for one in runs if one.state in {PruneState.RUNNING, PruneState.PAUSED}],
+                "pr": prune,
                 "drift": self.site.guard.drift(),
                 "d": drift,
             },

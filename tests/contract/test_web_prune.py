@@ -562,6 +562,19 @@ async def test_the_command_to_restore_is_safe_to_paste_whatever_the_folder_is_ca
     assert words[3:] == ["/srv/it's $(mine)/undo.jsonl", "--count", "1"]
 
 
+async def test_the_overview_tells_of_a_plan_under_way_and_stands_without_the_journal(site: Site) -> None:
+    planned(site)
+    assert "Deleting users" not in (await site.ask("", "reader")).text
+    plan = await begun(site, digest="b" * 64)
+    page = await site.ask("", "reader")
+    assert "Deleting users: Running; 0 of 20 users deleted." in text_of(page)
+    assert f'href="{PREFIX}plans/{plan.digest}"' in page.text
+    site.guard.pruning.settle(plan.digest, state=PruneState.DONE)
+    assert "Deleting users" not in (await site.ask("", "reader")).text
+    site.guard.pruning.fails = JournalError("The journal's database is full.")
+    assert (await site.ask("", "reader")).status == 200
+
+
 async def test_every_finding_has_a_word_on_the_overview(site: Site) -> None:
     site.guard.change(findings=tuple(Finding(kind, NOW, f"about {kind.value}") for kind in FindingKind))
     text = text_of(await site.ask("", "reader"))
