@@ -161,7 +161,7 @@ def _apply(
         raise
     finally:
         progress.end()
-    say(json.dumps(present.as_json(applied), indent=2) if arguments.json else _applied_text(applied))
+    say(json.dumps(present.as_json(applied), indent=2, default=str) if arguments.json else _applied_text(applied))
     note(
         f"The offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
         f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
@@ -201,7 +201,7 @@ def _restore(
         raise
     finally:
         progress.end()
-    say(json.dumps(present.as_json(restored), indent=2) if arguments.json else _restored_text(restored))
+    say(json.dumps(present.as_json(restored), indent=2, default=str) if arguments.json else _restored_text(restored))
     note(f"From the undo file {path}: {len(restored.restored):,} brought back, {len(restored.skipped):,} not")
     return FINE if not restored.skipped else FAILED
 

@@ -14,7 +14,7 @@ from traitlets.config.loader import LazyConfigValue
 
 from hubguard.app import make_budget, place_from
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
-from hubguard.config import HubGuardCull, Settings, load, read_file, sections_of
+from hubguard.config import HubGuardCull, HubGuardPrune, Settings, load, read_file, sections_of
 from hubguard.decide import rules
 from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
 from hubguard.inhub import SCOPES, runs_a_culler
@@ -119,7 +119,7 @@ def _settings(settings: Settings) -> list[Check]:
         Check("rules", Finding.WARNING, sentence, "Change it or its place in HubGuardCull.rules, or leave it out.")
         for sentence in rules.analyse(rules.parse(settings.cull.rules)[0])
     ]
-    return checks + _deleting_users(settings.cull)
+    return checks + _deleting_users(settings.cull) + _pruning(settings.prune)
 
 
 def _deleting_users(cull: HubGuardCull) -> list[Check]:
@@ -138,6 +138,34 @@ def _deleting_users(cull: HubGuardCull) -> list[Check]:
     do = (
         "Set HubGuardCull.users to False unless this hub's users are temporary. Where the spawner deletes storage with the"
         " user, that is gone, too (KubeSpawner: by default)."
+    )
+    return [Check("users", Finding.WARNING, what, do)]
+
+
+def _pruning(prune: HubGuardPrune) -> list[Check]:
+    """What the settings say of pruning, where it may delete users: by schedule, or when a person applies a plan."""
+    if not prune.delete_users:
+        return []
+    if not prune.every_s:
+        what = (
+            "users may be deleted from the hub (HubGuardPrune.delete_users), each time by a plan that a person applies"
+        )
+        return [Check("users", Finding.FINE, what)]
+    when = [f"inactive for {present.limit(prune.inactive_for_s)}"] if prune.inactive_for_s > 0 else []
+    if prune.never_active_for_s > 0:
+        when.append(f"never active and made {present.limit(prune.never_active_for_s)} ago")
+    every = present.limit(prune.every_s)
+    if not when:
+        what = f"users would be deleted every {every} (HubGuardPrune.every_s), but with both limits at 0 nobody ever is"
+        do = "Set HubGuardPrune.inactive_for_s or never_active_for_s, or every_s to 0."
+        return [Check("users", Finding.WARNING, what, do)]
+    what = (
+        f"this deletes users by itself, every {every} up to {prune.run_cap:,} (HubGuardPrune.every_s): whoever is"
+        f" {' or '.join(when)}, but for who is protected"
+    )
+    do = (
+        "Set HubGuardPrune.every_s to 0 unless that is wanted; plans can be made and applied by hand. Where the spawner"
+        " deletes storage with the user, that is gone, too, once HubGuardPrune.acknowledged names it."
     )
     return [Check("users", Finding.WARNING, what, do)]
 
@@ -171,7 +199,7 @@ async def _version(hub: HubAPI) -> list[Check]:
 async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
     name, held = await hub.whoami()
     checks = []
-    needs = SCOPES | ({DELETE_USERS: Need("deleting users (HubGuardCull.users)", True)} if settings.cull.users else {})
+    needs = SCOPES | _deleting(settings)
     for scope, need in needs.items():
         if scope in held:
             continue
@@ -185,6 +213,15 @@ async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
             )
         )
     return checks or [Check("scopes", Finding.FINE, f"the service {name!r} has every scope it can use")]
+
+
+def _deleting(settings: Settings) -> dict[str, Need]:
+    """The scope to delete users, where they are to be deleted, by what names the settings that want it."""
+    wanted = ["HubGuardCull.users"] if settings.cull.users else []
+    wanted += ["HubGuardPrune.delete_users"] if settings.prune.delete_users else []
+    return (
+        {DELETE_USERS: Need(f"deleting users ({' and '.join(wanted)}, set before the include)", True)} if wanted else {}
+    )
 
 
 async def _servers(hub: HubAPI) -> list[Check]:

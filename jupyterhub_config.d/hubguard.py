@@ -1,7 +1,8 @@
 """Runs HubGuard beside this hub: include it from jupyterhub_config.py, or put it where your distribution looks for config.
 
-Settings may stand before it or after it (c.HubGuard, c.HubGuardCull, c.HubGuardDrift, c.HubGuardPrune, c.HubGuardBudget). Only
-c.HubGuard.url goes before, and what asks for the right to delete users: c.HubGuardPrune.delete_users, c.HubGuardCull.users.
+Settings (c.HubGuard, c.HubGuardCull, c.HubGuardDrift, c.HubGuardPrune, c.HubGuardBudget) may stand before it or after it.
+Only c.HubGuard.url goes before, and what asks for the right to delete users:
+c.HubGuardPrune.delete_users, c.HubGuardCull.users.
 """
 
 import logging

@@ -12,10 +12,7 @@ from traitlets.config import Config
 
 from hubguard.inhub.spawner_settings import setting
 
-PLAIN_LONGEST = 10_000
-"""Names that take no more characters as JSON are passed on as they are."""
-
-PACKED_LONGEST = 50_000
+LONGEST = 50_000
 """Half of what one environment variable holds (``late.LONGEST``): the settings need room beside the names."""
 
 
@@ -59,11 +56,11 @@ def packed(names: list[str] | None) -> dict[str, Any]:
 
     Where even that is too long for an environment variable, both are None: then it isn't known whom the config names.
     """
-    if names is None or len(text := json.dumps(names)) <= PLAIN_LONGEST:
+    if names is None or len(text := json.dumps(names)) <= LONGEST:
         return {"named": names}
     # An ASCII text, since JSON would write each other character as six.
     short = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-    return {"named": None, "named_packed": short if len(short) <= PACKED_LONGEST else None}
+    return {"named": None, "named_packed": short if len(short) <= LONGEST else None}
 
 
 def unpacked(told: Mapping[str, Any]) -> frozenset[str] | None:

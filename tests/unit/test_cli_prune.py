@@ -6,8 +6,12 @@ import asyncio
 import csv
 import io
 import json
+import os
 import shlex
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -26,6 +30,7 @@ from hubguard.errors import HubGuardError
 from hubguard.journal.store import open_journal
 from hubguard.model import Mode, OutcomeKind, Stance
 from hubguard.prune import PrunePlan, PruneReason, PruneState, StaleCriteria, UndoHead, UndoUser
+from hubguard.testbed.seed import seed
 
 TOKEN = "sikrit-token"
 DAY_S = 86400.0
@@ -520,3 +525,243 @@ async def test_restoring_wants_the_count_and_takes_a_digest(
 async def test_storage_that_stays_is_said_without_alarm(site: Site, run: Callable[..., Any]):
     site.guard.pruning = Pruning(made_up_users(20), storage=KEEPS)
     assert "Storage: SystemdSpawner leaves the home folders where they are." in (await run("plan")).out
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("c.HubGuardPrune.delete_users = True\n", "each time by a plan that a person applies"),
+        ("c.HubGuardPrune.every_s = 86400.0\n", "HubGuardPrune.every_s: nothing can be pruned by schedule"),
+        (
+            "c.HubGuardPrune.delete_users = True\nc.HubGuardPrune.every_s = 86400.0\n",
+            "this deletes users by itself, every 1 d up to 100 (HubGuardPrune.every_s): whoever is inactive for 180 d or"
+            " never active and made 180 d ago",
+        ),
+        (
+            "c.HubGuardPrune.delete_users = True\nc.HubGuardPrune.every_s = 86400.0\n"
+            "c.HubGuardPrune.inactive_for_s = 0.0\nc.HubGuardPrune.never_active_for_s = 0.0\n",
+            "with both limits at 0 nobody ever is",
+        ),
+    ],
+)
+def test_config_check_says_plainly_where_users_may_be_deleted_and_how(
+    journal: None, capsys: pytest.CaptureFixture[str], lines: str, says: str
+):
+    Path("mine.py").write_text(lines)
+    cli.main(["config", "check", "mine.py"])
+    assert says in capsys.readouterr().out
+    Path("mine.py").write_text("c.HubGuardPrune.inactive_for_s = 86400.0\n")
+    cli.main(["config", "check", "mine.py"])
+    assert "delete" not in capsys.readouterr().out
+
+
+def test_config_show_has_the_settings_of_pruning(journal: None, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["config", "show"]) == 0
+    assert "HubGuardPrune.delete_users = False\n" in capsys.readouterr().out
+
+
+# -- offline --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_db(journal: None, tmp_path: Path) -> Path:
+    """The database of a hub that last wrote to it long ago: 30 users, of whom many are stale; nobody uses it."""
+    file = tmp_path / "hub.sqlite"
+    seed(f"sqlite:///{file}", users=30, running=0, groups=2, named=0)
+    an_hour_ago = time.time() - 3600
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(
+            "UPDATE users SET created = '2024-01-01 00:00:00', last_activity = '2025-01-01 00:00:00' WHERE id <= 20"
+        )
+        database.execute("UPDATE users SET last_activity = datetime('now', '-1 hour') WHERE id > 20")
+        database.execute("UPDATE spawners SET last_activity = NULL")
+        database.execute("UPDATE api_tokens SET last_activity = NULL")
+    os.utime(file, (an_hour_ago, an_hour_ago))
+    return file
+
+
+def users_in(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file)) as database:
+        return [name for (name,) in database.execute("SELECT name FROM users ORDER BY name")]
+
+
+def offline(hub_db: Path) -> tuple[str, str, str]:
+    return ("--offline", "--hub-db", f"sqlite:///{hub_db}")
+
+
+def quiet(hub_db: Path) -> None:
+    """Nobody has written for a while: what we did ourselves counts as a hub's writing else."""
+    an_hour_ago = time.time() - 3600
+    os.utime(hub_db, (an_hour_ago, an_hour_ago))
+
+
+def hub_config(folder: Path, text: str = "") -> str:
+    (folder / "jupyterhub_config.py").write_text(f"c.JupyterHub.port = 8000\n{text}")
+    return "--config=jupyterhub_config.py"
+
+
+@pytest.fixture(autouse=True)
+def no_hub_answers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "hub_db" in request.fixturenames:
+        monkeypatch.delenv("JUPYTERHUB_API_URL", raising=False)
+
+
+async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    config, before = hub_config(tmp_path), users_in(hub_db)
+    said = await run("plan", *offline(hub_db), config, "--inactive-for", "180d", "-o", "plan.json")
+    assert said.code == 0, said.err
+    assert said.out.startswith("Deletes 20 of 30 users: 20 inactive.")
+    assert "hubguard prune apply --offline --config=jupyterhub_config.py plan.json --count 20\n" in said.out
+    assert users_in(hub_db) == before, "planning changes nothing"
+    quiet(hub_db)
+    assert (await run("apply", *offline(hub_db), config, "plan.json", "--dry-run")).out.startswith(
+        "20 users would be deleted, 0 kept."
+    )
+    assert users_in(hub_db) == before, "nor does a dry run"
+    quiet(hub_db)
+    said = await run(
+        "apply", *offline(hub_db), config, "plan.json", "--count", "20", "--json", "--why", "it won't start"
+    )
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert len(users_in(hub_db)) == 10
+    assert Path(told["backup"]).is_file()
+    quiet(hub_db)
+    said = await run("restore", *offline(hub_db), told["undo_file"], "--count", "20")
+    assert said.code == 0, said.err
+    assert "20 users brought back, 0 not." in said.out
+    assert users_in(hub_db) == before
+    with closing(open_journal("sqlite:///hubguard.sqlite")) as books:
+        notes = [entry.detail for entry in reversed(books.entries()) if entry.event == "note"]
+    assert "to delete 20 users" in notes[0]
+    assert notes[0].endswith(": it won't start")
+    assert told["undo_sha256"] in notes[1]
+    assert "20 brought back" in notes[3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "c.Authenticator.admin_users = {'NAME'}\n",
+        "c.Authenticator.allowed_users.add('NAME'.upper())\n",
+        "c.JupyterHub.load_groups = {'staff': ['NAME']}\n",
+        "c.JupyterHub.load_groups = {'staff': {'users': ['NAME']}}\n",
+        "c.JupyterHub.load_roles = [{'name': 'r', 'users': ['NAME']}]\n",
+        "c.JupyterHub.authenticator_class = 'dummy'\nc.DummyAuthenticator.allowed_users = {'NAME'}\n",
+        "c.HubGuardPrune.protected_names = ['NAME']\n",
+    ],
+)
+async def test_offline_whom_the_config_names_is_kept(hub_db: Path, run: Callable[..., Any], tmp_path: Path, text: str):
+    name = users_in(hub_db)[3]
+    config = hub_config(tmp_path, text.replace("NAME", name))
+    said = await run("plan", *offline(hub_db), config, "--json")
+    assert said.code == 0, said.err
+    plan = prune_plan.from_dict(json.loads(said.out))
+    assert len(plan.deletions) == 19
+    assert name not in {deletion.user for deletion in plan.deletions}
+    assert plan.cautions == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "c.HubGuardPrune.inactive_for_s = 86400.0\n",
+        "c.JupyterHub.port = 8000\nc.JupyterHub.authenticator_class = 'there.is.None'\n",
+        "c.JupyterHub.port = 8000\nc.JupyterHub.load_groups = {'a': [7]}\n",
+    ],
+)
+async def test_offline_a_config_that_does_not_tell_whom_it_names_is_a_caution(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path, text: str | None
+):
+    (tmp_path / "some_config.py").write_text(text or "")
+    words = () if text is None else ("--config", "some_config.py")
+    said = await run("plan", *offline(hub_db), *words, "--json")
+    assert said.code == 0, said.err
+    assert [one["name"] for one in json.loads(said.out)["cautions"]] == ["users-in-config-unknown"]
+
+
+async def test_offline_a_config_that_cannot_be_read_is_an_error(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
+    config = hub_config(tmp_path, "raise RuntimeError('no such secret')\n")
+    said = await run("plan", *offline(hub_db), config)
+    assert (said.code, "no such secret" in said.err) == (2, True)
+
+
+async def test_offline_what_a_plan_was_made_with_is_wanted_again(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
+    """Else somebody whom the config names by now would be deleted, since the second look knew less than the first."""
+    config = hub_config(tmp_path)
+    assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    said = await run("apply", *offline(hub_db), "plan.json", "--count", "20")
+    assert (said.code, "--config: is needed" in said.err) == (2, True)
+    name = users_in(hub_db)[3]
+    hub_config(tmp_path, f"c.Authenticator.admin_users = {{'{name}'}}\n")
+    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    assert said.code == 0, said.err
+    assert f"{name}: the hub's config names the user" in said.out
+    assert name in users_in(hub_db)
+
+
+async def test_offline_without_count_or_acknowledgement_nothing_is_done(hub_db: Path, run: Callable[..., Any]):
+    assert (await run("plan", *offline(hub_db), "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    for words in (
+        [],
+        ["--count", "20"],
+        ["--count", "19", "--acknowledge", "users-in-config-unknown"],
+        ["--acknowledge", "users-in-config-unknown"],
+    ):
+        said = await run("apply", *offline(hub_db), "plan.json", *words)
+        assert (said.code, "Nothing was done" in said.err) == (2, True), said.err
+    assert len(users_in(hub_db)) == 30
+
+
+async def test_offline_nothing_is_done_while_acting_is_on_hold(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
+    config = hub_config(tmp_path)
+    assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+    with closing(open_journal("sqlite:///hubguard.sqlite")) as books:
+        books.hold("ann", "an exam", NOW)
+    quiet(hub_db)
+    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    assert (said.code, "ann has put acting on hold" in said.err) == (3, True)
+    assert len(users_in(hub_db)) == 30
+
+
+async def test_offline_somebody_who_is_kept_by_an_exemption_stays(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    name = users_in(hub_db)[2]
+    with closing(open_journal("sqlite:///hubguard.sqlite")) as books:
+        books.exempt(name, None, NOW + timedelta(days=2), "ann", "a thesis", NOW)
+    said = await run("plan", *offline(hub_db), hub_config(tmp_path), "--json")
+    assert name not in {one["user"] for one in json.loads(said.out)["deletions"]}
+    assert json.loads(said.out)["kept"]["exemption"] == 1
+
+
+async def test_offline_a_journal_that_is_not_there_is_told_and_no_error(
+    hub_db: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HUBGUARD_DB_URL", "sqlite:////nowhere/at/all.sqlite")
+    said = await run("plan", *offline(hub_db))
+    assert (said.code, "own journal can't be opened" in said.err) == (0, True)
+
+
+async def test_offline_a_database_that_was_written_to_just_now_is_refused(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    config = hub_config(tmp_path)
+    assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+    os.utime(hub_db)
+    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    assert (said.code, "in use" in said.err) == (1, True), said.err
+    assert len(users_in(hub_db)) == 30
+
+
+async def test_offline_a_wrong_setting_is_named_and_nothing_is_planned(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    """A misspelt protection would protect nobody."""
+    said = await run("plan", *offline(hub_db), hub_config(tmp_path, "c.HubGuardPrune.protected_group = ['staff']\n"))
+    assert (said.code, "HubGuardPrune.protected_group: no such setting" in said.err) == (2, True)

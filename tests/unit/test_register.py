@@ -17,9 +17,9 @@ from traitlets import Bool, Dict, Unicode, default
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.inhub import CUSTOM_SCOPES, SCOPES, register, runs_a_culler
+from hubguard.inhub import CUSTOM_SCOPES, SCOPES, named_users, register, runs_a_culler
 from hubguard.inhub.late import LONGEST, LateRegistration, Members
-from hubguard.inhub.named_users import PACKED_LONGEST, packed, unpacked
+from hubguard.inhub.named_users import packed, unpacked
 
 SNIPPET = Path(__file__).parents[2] / "jupyterhub_config.d" / "hubguard.py"
 
@@ -649,7 +649,7 @@ def test_many_names_are_passed_on_in_short(count: int):
     names = [f"student-{i:05}@ünïversity" for i in range(count)]
     told = packed(names)
     assert unpacked(json.loads(json.dumps(told))) == set(names)
-    assert len(json.dumps(told)) < PACKED_LONGEST + 100
+    assert len(json.dumps(told)) < named_users.LONGEST + 100
     assert (told["named"] is None) == (count > 200)
 
 
