@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -30,7 +29,15 @@ def pruning(verdicts: object = None) -> FakeGuard:
     return guard
 
 
-@pytest.mark.parametrize(("theme", "width"), list(itertools.product(("light", "dark"), (1280, 390))))
+@pytest.mark.parametrize(
+    ("theme", "width"),
+    [
+        ("light", 1280),
+        ("dark", 390),
+        pytest.param("light", 390, marks=pytest.mark.long),
+        pytest.param("dark", 1280, marks=pytest.mark.long),
+    ],
+)
 async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
     long = "x" * 200
     guard = pruning([*one_of_each(), verdict_of(long, groups=(long, "b"), roles=(long,)), *made_up_users(120)])
