@@ -1,0 +1,160 @@
+"""Users are brought back to a real hub whatever happens on the way, and by nobody who couldn't make them by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from hubguard.act.restore import Restorer
+from hubguard.clients import undo_file
+from hubguard.clients.budget import Budget
+from hubguard.clients.hub_api import HTTPHubAPI
+from hubguard.model import OutcomeKind
+from hubguard.prune import UndoHead, UndoServer, UndoUser
+from hubguard.testbed.hub import TestbedHub
+from hubguard.testbed.population import DAY_S, Population, SeededUser
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+CROWD = tuple(
+    UndoUser(f"user-{number:02}", groups=("staff",), roles=("user",), servers=(UndoServer("gpu", {"cpu": number}),))
+    for number in range(24)
+)
+# The group's only member stays, so that it's there to be joined; "kept" was never deleted, and left the group since.
+POPULATION = Population(
+    (
+        SeededUser("member", groups=("staff",), created_s=900 * DAY_S),
+        SeededUser("kept", created_s=900 * DAY_S),
+        *(SeededUser(user.name, created_s=900 * DAY_S) for user in CROWD),
+    )
+)
+KEPT = UndoUser("kept", groups=("staff",), roles=("user",))
+
+# Slow enough that it is in the middle of it when it's killed.
+RESTORE = """
+import asyncio, os, sys
+from pathlib import Path
+from hubguard.act.restore import Restorer
+from hubguard.clients import undo_file
+from hubguard.clients.budget import Budget
+from hubguard.clients.hub_api import HTTPHubAPI
+
+async def main():
+    head, users = undo_file.read(Path(sys.argv[1]))
+    async with HTTPHubAPI(sys.argv[2], os.environ["TOKEN"], Budget(rate=15.0, burst=1, concurrency=4)) as hub:
+        await Restorer(hub).restore(users, since=head.made_at)
+
+asyncio.run(main())
+"""
+
+
+async def deleted(hub: TestbedHub, folder: Path) -> undo_file.Written:
+    """The undo file of those who were deleted after it was written, and of one who wasn't."""
+    head = UndoHead("d" * 64, datetime.now(timezone.utc), "boss")
+    written = undo_file.write(folder, head, (KEPT, *CROWD))
+    for user in CROWD:
+        assert (await hub.api("DELETE", f"users/{user.name}")).status == 204
+    assert await there(hub) == set()
+    return written
+
+
+async def there(hub: TestbedHub) -> set[str]:
+    """Who of the crowd the hub has."""
+    answer = await hub.api("GET", "users")
+    return {user["name"] for user in answer.data} & {user.name for user in CROWD}
+
+
+async def staff(hub: TestbedHub) -> set[str]:
+    members: Iterable[str] = (await hub.api("GET", "groups/staff")).data["users"]
+    return {*members}
+
+
+async def finished(hub: TestbedHub, file: Path) -> None:
+    """It is asked for again, to its end; then all is there, and nothing else has changed."""
+    head, users = undo_file.read(file)
+    async with HTTPHubAPI(hub.api_url, hub.token, Budget(rate=1000.0, burst=100, concurrency=10)) as api:
+        outcomes = dict(await Restorer(api).restore(users, since=head.made_at))
+        six = int((await api.version()).partition(".")[0]) >= 6
+    assert {outcome.kind for outcome in outcomes.values()} <= {OutcomeKind.DONE, OutcomeKind.SKIPPED}
+    assert outcomes["kept"].detail == "was there: they weren't deleted"
+    assert await there(hub) == {user.name for user in CROWD}
+    assert await staff(hub) == {"member", *(user.name for user in CROWD)}
+    answer = await hub.api("GET", "users?include_stopped_servers=1")
+    shown = {user["name"]: user for user in answer.data}
+    assert not any(shown[user.name]["admin"] for user in CROWD)
+    if six:
+        assert {user.name: shown[user.name]["servers"]["gpu"]["user_options"] for user in CROWD} == {
+            user.name: user.servers[0].options for user in CROWD
+        }
+
+
+@pytest.mark.long
+async def test_killed_again_and_again_it_is_finished_by_asking_again(testbed_hub: MakeHub, tmp_path: Path) -> None:
+    hub = await testbed_hub(population=POPULATION)
+    file = (await deleted(hub, tmp_path)).path
+
+    for at_least in (1, 9, 18):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", RESTORE, str(file), hub.api_url, env={**os.environ, "TOKEN": hub.token}
+        )
+        try:
+
+            async def far_enough(wanted: int = at_least) -> bool:
+                return len(await there(hub)) >= wanted
+
+            await hub.wait_for(far_enough, "users to be back")
+            assert process.returncode is None, "it ended before it was killed, so this proves nothing"
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        assert await there(hub) != {user.name for user in CROWD}
+
+    await finished(hub, file)
+
+
+@pytest.mark.long
+async def test_a_hub_that_goes_away_in_the_middle_gets_the_rest_when_it_is_back(
+    testbed_hub: MakeHub, tmp_path: Path
+) -> None:
+    hub = await testbed_hub(population=POPULATION)
+    file = (await deleted(hub, tmp_path)).path
+    head, users = undo_file.read(file)
+    budget = Budget(rate=15.0, burst=1, concurrency=4, breaker_failures=3)
+
+    async with HTTPHubAPI(hub.api_url, hub.token, budget) as api:
+        restoring = asyncio.create_task(Restorer(api).restore(users, since=head.made_at))
+
+        async def begun() -> bool:
+            return len(await there(hub)) >= 3
+
+        await hub.wait_for(begun, "users to be back")
+        await hub.kill()
+        outcomes = dict(await restoring)
+    kinds = {outcome.kind for outcome in outcomes.values()}
+    assert OutcomeKind.DONE not in kinds, "nobody was read again, so nobody may be called back"
+    assert {OutcomeKind.UNVERIFIED, OutcomeKind.SKIPPED} <= kinds
+
+    await hub.start()
+    await finished(hub, file)
+
+
+async def test_nobody_gains_rights_by_it(testbed_hub: MakeHub, tmp_path: Path) -> None:
+    hub = await testbed_hub(population=POPULATION)
+    file = (await deleted(hub, tmp_path)).path
+    _, users = undo_file.read(file)
+    token = (await hub.api("POST", "users/member/tokens", json={})).data["token"]
+
+    async with HTTPHubAPI(hub.api_url, token, Budget(rate=100.0, burst=10, concurrency=4)) as api:
+        outcomes = dict(await Restorer(api).restore(users))
+
+    assert {outcome.kind for outcome in outcomes.values()} == {OutcomeKind.SKIPPED}
+    assert all("the right admin:users" in outcome.detail for outcome in outcomes.values())
+    assert not any(token in outcome.detail for outcome in outcomes.values())
+    assert await there(hub) == set()
