@@ -394,6 +394,7 @@ async def test_a_plan_goes_on_where_it_stopped_after_a_kill_and_nobody_is_delete
 
 
 OBSTINATE = """
+from pathlib import Path
 from jupyterhub.auth import DummyAuthenticator
 from hubguard.testbed.spawner import LittleSpawner
 
@@ -408,7 +409,7 @@ class Forgetful(DummyAuthenticator):
 
 class VolumeSpawner(LittleSpawner):
     async def delete_forever(self):
-        (self.folder / f"deleted-{self.user.name}").touch()
+        Path(self.folder, f"deleted-{self.user.name}").touch()
         if self.user.name == "volume-stays":
             raise RuntimeError("the volume can't be deleted")
 
