@@ -16,11 +16,12 @@ from virtual_time import VirtualClock
 from hubguard import config
 from hubguard.clients import undo_file
 from hubguard.clients.budget import Budget
-from hubguard.clients.memory_hub import MemoryHub
+from hubguard.clients.memory_hub import MemoryHub, Request
 from hubguard.clients.memory_hub_db import MemoryHubDB
+from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.loop import Guard
-from hubguard.model import OutcomeKind, User
-from hubguard.prune import PruneState, StaleCriteria
+from hubguard.model import FindingKind, OutcomeKind, Server, User
+from hubguard.prune import PruneReason, PruneState, StaleCriteria
 from hubguard.prune_cycle import Told
 
 DAY_S = 86400.0
@@ -92,6 +93,9 @@ class FollowingDB(MemoryHubDB):
     def __init__(self, hub: MemoryHub) -> None:
         super().__init__()
         self._hub = hub
+
+    def _id(self, name: str) -> int:
+        return int.from_bytes(name.encode(), "big")
 
     def _asked(self) -> None:
         super()._asked()
@@ -169,3 +173,549 @@ async def test_a_plan_that_is_applied_deletes_its_users_and_nobody_else(world: M
     assert [entry.outcome for entry in outcomes] == [OutcomeKind.DONE] * 3
     assert {entry.refers_to for entry in outcomes} == {entry.id for entry in intents}
     assert {entry.reason for entry in intents} == {"inactive"}
+
+
+async def run_in(w: World, steps: Callable[[], Awaitable[None]]) -> None:
+    async def life() -> None:
+        async with w.living():
+            await steps()
+
+    await w.clock.run(life())
+
+
+async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_journal_says_why(world: MakeWorld):
+    w = await world()
+    for name in ("active", "anew", "boss", "gone", "kept", "runs", "stale"):
+        w.user(name)
+    found = {}
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        now = w.clock.now()
+        w.user("active", 0)
+        w.user("boss", admin=True)
+        w.user("anew", created=now - timedelta(days=1))
+        del w.hub._users["gone"]
+        await w.guard.exempt("bob", "a thesis", user="kept", server=None, until=now + timedelta(days=5))
+        # Started and as idle as before, as far as the hub tells.
+        long_ago = now - timedelta(days=400)
+        w.hub.add(Server("runs", "lab", True, None, long_ago, long_ago))
+        await w.pruning.apply(plan.digest, 7, "ada", "")
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.skipped) == (1, 6)
+        found.update({item.deletion.user: item.outcome.detail for item in await w.pruning.items(plan.digest)})
+
+    await run_in(w, steps)
+    assert w.asked_to_delete() == ["stale"]
+    assert w.there() == {"active", "anew", "boss", "kept", "runs"}
+    assert "active in the meantime" in found["active"]
+    assert "made anew" in found["anew"]
+    assert "admin" in found["boss"]
+    assert "keep" in found["kept"]
+    assert "server" in found["runs"]
+    notes = [entry for entry in w.entries("note") if "left alone" in entry.detail]
+    assert {entry.user for entry in notes} == {"active", "anew", "boss", "gone", "kept", "runs"}
+
+
+async def test_who_logs_in_while_others_are_being_deleted_is_kept(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(20):
+        w.user(f"u{number:02}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(8)
+        assert 1 <= len(w.asked_to_delete()) <= 12
+        w.user("u19", 0)
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.skipped) == (19, 1)
+
+    await run_in(w, steps)
+    assert w.there() == {"u19"}
+
+
+async def test_never_more_users_a_second_than_the_setting_says(world: MakeWorld):
+    w = await world(prune={"rate": 2.0})
+    for number in range(30):
+        w.user(f"u{number:02}")
+    seen = []
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(6)
+        seen.append(await w.pruning.run(plan.digest))
+        await w.until(plan.digest, PruneState.DONE)
+
+    await run_in(w, steps)
+    times = [request.at_s for request in w.hub.requests if request.call == "delete"]
+    assert len(times) == 30
+    # In steps of what a second look takes, of which none goes out before its turn.
+    assert all(later - earlier >= 0.5 * 10 - 0.1 for earlier, later in zip(times, times[10:], strict=False))
+    assert seen[0].per_s == pytest.approx(2.0, rel=0.3)
+    assert seen[0].left_s == pytest.approx((30 - seen[0].settled) / seen[0].per_s)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"count": 2}, "deletes 1 users, not 2"),
+        ({"digest": "0" * 64}, "no such plan"),
+        ({"later_s": 90.0}, "expired"),
+    ],
+)
+async def test_a_plan_is_not_begun_without_its_digest_and_count_or_when_it_is_old(
+    world: MakeWorld, change: dict, said: str
+):
+    w = await world(prune={"plan_life_s": 60.0})
+    w.user("ann")
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        await w.clock.sleep(change.get("later_s", 0.0))
+        with pytest.raises(HubGuardError, match=said):
+            await w.pruning.apply(change.get("digest", plan.digest), change.get("count", 1), "ada", "")
+
+    await run_in(w, steps)
+    assert w.asked_to_delete() == []
+
+
+async def test_nothing_is_begun_while_deleting_is_off_or_on_hold_or_what_it_risks_isnt_acknowledged(world: MakeWorld):
+    off = await world(prune={"delete_users": False})
+    off.user("ann")
+
+    async def refused() -> None:
+        plan = await off.pruning.plan(STALE, "ada")
+        with pytest.raises(HubGuardError, match=r"HubGuardPrune\.delete_users is False"):
+            await off.pruning.apply(plan.digest, 1, "ada", "")
+
+    await run_in(off, refused)
+    w = await world(told=Told(frozenset(), ("kubespawner.spawner.KubeSpawner",), {"delete_pvc": True}, None))
+    w.user("ann")
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        with pytest.raises(HubGuardError, match="KubeSpawner"):
+            await w.pruning.apply(plan.digest, 1, "ada", "")
+        await w.guard.hold("bob", "an exam")
+        with pytest.raises(HubGuardError, match="bob has put acting on hold"):
+            await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
+        await w.guard.resume("bob", "")
+        assert (await w.pruning.run(plan.digest)).state is PruneState.PLANNED
+        await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
+        with pytest.raises(HubGuardError, match="begun before"):
+            await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
+        await w.until(plan.digest, PruneState.DONE)
+
+    await run_in(w, steps)
+    assert off.asked_to_delete() == []
+    assert w.asked_to_delete() == ["ann"]
+
+
+async def test_without_an_undo_file_nothing_begins(world: MakeWorld, tmp_path: Path):
+    w = await world()
+    (tmp_path / "undo").write_text("a file in place of the folder")
+    w.user("ann")
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        with pytest.raises(HubGuardError):
+            await w.pruning.apply(plan.digest, 1, "ada", "")
+        assert (await w.pruning.run(plan.digest)).state is PruneState.PLANNED
+        await w.clock.sleep(60)
+
+    await run_in(w, steps)
+    assert w.asked_to_delete() == []
+
+
+async def test_a_plan_is_paused_resumed_and_cancelled_and_stays_so(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(30):
+        w.user(f"u{number:02}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(5)
+        assert (await w.pruning.pause(plan.digest, "bob", "lunch")).why == "paused by bob: lunch"
+        await w.clock.sleep(5)
+        paused_at = len(w.asked_to_delete())
+        await w.clock.sleep(60)
+        assert len(w.asked_to_delete()) == paused_at
+        await w.pruning.resume(plan.digest, "bob", "")
+        await w.clock.sleep(5)
+        assert len(w.asked_to_delete()) > paused_at
+        await w.pruning.cancel(plan.digest, "bob", "enough")
+        await w.clock.sleep(5)
+        cancelled_at = len(w.asked_to_delete())
+        await w.clock.sleep(60)
+        assert len(w.asked_to_delete()) == cancelled_at < 30
+        with pytest.raises(HubGuardError, match="is cancelled"):
+            await w.pruning.resume(plan.digest, "bob", "")
+        assert len(await w.pruning.items(plan.digest, state="waiting")) == 30 - cancelled_at
+
+    await run_in(w, steps)
+
+
+async def test_a_hold_pauses_a_plan_until_somebody_resumes_both(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(20):
+        w.user(f"u{number:02}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(5)
+        w.books.journal.hold("bob", "from a terminal", w.clock.now())
+        run = await w.until(plan.digest, PruneState.PAUSED)
+        assert "bob has put acting on hold: from a terminal" in run.why
+        held_at = len(w.asked_to_delete())
+        with pytest.raises(HubGuardError, match="on hold"):
+            await w.pruning.resume(plan.digest, "ada", "")
+        await w.guard.resume("bob", "")
+        await w.clock.sleep(60)
+        assert len(w.asked_to_delete()) == held_at
+        await w.pruning.resume(plan.digest, "ada", "")
+        await w.until(plan.digest, PruneState.DONE)
+
+    await run_in(w, steps)
+    assert w.there() == set()
+    assert len(w.asked_to_delete()) == 20
+
+
+async def test_a_hub_that_is_down_for_a_while_ends_nothing_and_deletes_nobody_twice(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(20):
+        w.user(f"u{number:02}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(5)
+        w.hub.fault = lambda _: HubUnreachable("The hub didn't answer: it is down.")
+        await w.clock.sleep(300)
+        run = await w.pruning.run(plan.digest)
+        assert run.state is PruneState.RUNNING
+        assert run.why
+        w.hub.fault = None
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.unverified, run.failed) == (20, 0, 0)
+
+    await run_in(w, steps)
+    assert w.there() == set()
+
+
+async def test_a_deletion_whose_answer_is_lost_is_settled_by_a_re_read_and_never_repeated(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob", "carl"):
+        w.user(name)
+    delete = w.hub.delete_user
+
+    async def answer_lost(name: str, *, confirm=None) -> None:
+        await delete(name, confirm=confirm)
+        if name == "bob":
+            raise HubUnreachable("The connection broke before an answer came.")
+
+    w.hub.delete_user = answer_lost
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert run.done == 3
+
+    await run_in(w, steps)
+    assert sorted(w.asked_to_delete()) == ["ann", "bob", "carl"]
+
+
+async def test_a_deletion_that_fails_half_way_is_finished_or_reported(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob", "carl"):
+        w.user(name)
+    failures = {"ann": 1, "bob": 99}
+
+    def fails(request: Request) -> HubError | None:
+        if request.call == "delete" and failures.get(request.user, 0) > 0:
+            failures[request.user] -= 1
+            return HubFailed(f"The hub failed to delete the user {request.user} (500).", status=500)
+        return None
+
+    w.hub.fault = fails
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.failed) == (2, 1)
+        (failed,) = await w.pruning.items(plan.digest, state="failed")
+        assert failed.deletion.user == "bob"
+        assert "still there" in failed.outcome.detail
+        assert "authenticator may have forgotten" in failed.outcome.detail
+
+    await run_in(w, steps)
+    assert w.asked_to_delete().count("ann") == 2
+    assert w.asked_to_delete().count("bob") == 3
+    looks = [(request.call, request.user) for request in w.hub.requests if request.user == "bob"]
+    # Each try has a second look of its own.
+    assert all(looks[at - 1] == ("get-user", "bob") for at, one in enumerate(looks) if one == ("delete", "bob"))
+
+
+async def test_a_refused_token_pauses_the_plan_with_the_reason(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob"):
+        w.user(name)
+    w.hub.fault = lambda request: HubRefused("no scope delete:users") if request.call == "delete" else None
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.PAUSED)
+        assert "delete:users" in run.why
+        assert run.settled == 0
+        w.hub.fault = None
+        await w.pruning.resume(plan.digest, "ada", "the role is mended")
+        assert (await w.until(plan.digest, PruneState.DONE)).done == 2
+
+    await run_in(w, steps)
+
+
+async def test_deleting_most_users_is_no_fall_of_the_population_but_a_lost_database_is(world: MakeWorld):
+    w = await world(prune={"rate": 10.0}, layers={"HubGuardCull": {"every_s": 10.0}})
+    w.hub.takes_s = 0.05
+    for number in range(200):
+        w.user(f"u{number:03}", 400 if number < 180 else 3)
+    brakes = []
+
+    async def steps() -> None:
+        plan = await w.apply()
+        while (await w.pruning.run(plan.digest)).state is PruneState.RUNNING:
+            brakes.append(w.guard.status().brake)
+            await w.clock.sleep(1)
+        run = await w.pruning.run(plan.digest)
+        assert (run.state, run.done) == (PruneState.DONE, 180)
+        await w.clock.sleep(60)
+        brakes.append(w.guard.status().brake)
+        w.hub._users = dict(list(w.hub._users.items())[:5])
+        await w.clock.sleep(60)
+        assert w.guard.status().brake is not None
+
+    await run_in(w, steps)
+    assert set(brakes) == {None}
+
+
+async def test_incident_a_database_that_was_overwritten_pauses_a_plan_under_way(world: MakeWorld):
+    """2017-02-09: a hub's database was overwritten, and 50 of 1,000 users were left. Nothing more may go on that reading."""
+    w = await world(prune={"rate": 1.0}, layers={"HubGuardCull": {"every_s": 10.0}})
+    for number in range(300):
+        w.user(f"u{number:04}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(30)
+        w.hub._users = dict(list(w.hub._users.items())[-50:])
+        run = await w.until(plan.digest, PruneState.PAUSED)
+        assert "holds back" in run.why
+
+    await run_in(w, steps)
+    assert len(w.there()) >= 20
+
+
+@pytest.mark.parametrize(("away_s", "state"), [(600.0, PruneState.DONE), (2 * 3600.0, PruneState.PAUSED)])
+async def test_a_restarted_guard_goes_on_but_after_a_long_absence_waits_for_a_person(
+    world: MakeWorld, away_s: float, state: PruneState
+):
+    w = await world(prune={"rate": 1.0})
+    for number in range(20):
+        w.user(f"u{number:02}")
+    digests = []
+
+    async def begins() -> None:
+        digests.append((await w.apply()).digest)
+        await w.clock.sleep(5)
+
+    await run_in(w, begins)
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, prune={"rate": 1.0}, holder="next")
+
+    async def goes_on() -> None:
+        run = await again.until(digests[0], state)
+        if state is PruneState.PAUSED:
+            assert "away since" in run.why
+            assert run.settled < 20
+
+    await w.clock.run(w.clock.sleep(away_s))
+    await run_in(again, goes_on)
+    assert len(w.asked_to_delete()) == len(set(w.asked_to_delete()))
+    assert (w.there() == set()) is (state is PruneState.DONE)
+
+
+class DyingBooks(InlineBooks):
+    """Once ``armed``, whoever makes its call of that number, or any later one, comes no further; until it is ``over``."""
+
+    def __init__(self, books: InlineBooks, dies_at: int) -> None:
+        super().__init__(books.journal)
+        self.dies_at, self.calls, self.armed, self.over = dies_at, 0, False, False
+
+    async def call(self, function, *args, **kwargs):
+        if self.over:
+            raise JournalError("dead")
+        self.calls += self.armed
+        if self.calls >= self.dies_at:
+            await asyncio.Event().wait()
+        return await super().call(function, *args, **kwargs)
+
+
+async def test_a_kill_at_any_step_deletes_everybody_once_and_asks_for_nobody_twice(world: MakeWorld):
+    states = set()
+    for dies_at in range(1, 60, 2):
+        alive = await InlineBooks.open()
+        dying = DyingBooks(alive, dies_at)
+        w = await world(books=dying)
+        for name in ("ann", "bob", "carl"):
+            w.user(f"{name}{dies_at}")
+
+        async def begins(w: World = w, dying: DyingBooks = dying) -> None:
+            guard = asyncio.ensure_future(w.guard.run())
+            while w.guard.status().last_cycle is None:
+                await w.clock.sleep(1)
+            plan = await w.pruning.plan(STALE, "ada")
+            dying.armed = True
+            applying = asyncio.ensure_future(w.pruning.apply(plan.digest, 3, "ada", ""))
+            await w.clock.sleep(4)
+            dying.over = True
+            applying.cancel()
+            guard.cancel()
+            await asyncio.gather(guard, applying, return_exceptions=True)
+
+        await w.clock.run(begins())
+        asked = w.asked_to_delete()
+        (run,) = alive.journal.prune_runs()
+        states.add((run.state, len(asked)))
+        if run.state is PruneState.PLANNED:
+            assert asked == []
+            continue
+        assert {user.name for user in undo_file.read(Path(run.undo_file), sha256=run.undo_sha256)[1]} >= set(asked)
+        again = await world(books=alive, clock=w.clock, hub=w.hub, holder="next")
+
+        async def goes_on(again: World = again, digest: str = run.digest) -> None:
+            done = await again.until(digest, PruneState.DONE)
+            assert (done.done, done.skipped, done.failed, done.unverified) == (3, 0, 0, 0)
+
+        await w.clock.run(w.clock.sleep(60))
+        await run_in(again, goes_on)
+        assert w.there() == set()
+        assert len(w.asked_to_delete()) == len(set(w.asked_to_delete())) == 3
+        assert alive.journal.open_intents() == ()
+    assert {state for state, _ in states} == {PruneState.PLANNED, PruneState.RUNNING, PruneState.DONE}
+    assert {count for state, count in states if state is PruneState.RUNNING} >= {0, 3}
+
+
+async def test_who_was_deleted_is_brought_back_with_the_rights_of_who_asks(world: MakeWorld):
+    w = await world()
+    w.hub.groups = {"bio"}
+    w.user("ann", groups=("bio",))
+    w.user("bob")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.DONE)
+        with pytest.raises(HubGuardError, match="deleted 2 users, not 3"):
+            await w.pruning.restore(plan.digest, 3, "ada", "", token="hers")
+        with pytest.raises(HubGuardError, match="isn't the one"):
+            await w.pruning.restore(plan.digest, 2, "ada", "", token="hers", sha256="0" * 64)
+        assert w.there() == set()
+        run = await w.pruning.restore(plan.digest, 2, "ada", "they asked", token="hers", sha256=run.undo_sha256)
+        assert (run.restored, run.restored_at is not None) == (2, True)
+        assert (await w.pruning.restore(plan.digest, 2, "ada", "again", token="hers")).state is PruneState.DONE
+
+    await run_in(w, steps)
+    assert w.there() == {"ann", "bob"}
+    assert {request.token for request in w.hub.requests if request.call in ("create", "group")} == {"hers"}
+    assert w.hub._users["ann"].groups == ("bio",)
+
+
+SCHEDULED = {"every_s": DAY_S, "run_cap": 2}
+
+
+async def test_scheduled_pruning_removes_no_more_than_its_cap_and_remembers_its_time_over_a_restart(world: MakeWorld):
+    w = await world(prune=SCHEDULED)
+    for number in range(50):
+        w.user(f"busy{number}", 3)
+    for name in ("ann", "bob", "carl"):
+        w.user(name)
+
+    async def a_while() -> None:
+        await w.clock.sleep(200)
+
+    await run_in(w, a_while)
+    assert len(w.asked_to_delete()) == 2
+    (run,) = await w.pruning.runs()
+    assert (run.scheduled, run.actor, run.state) == (True, "hubguard", PruneState.DONE)
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, prune=SCHEDULED, holder="next")
+    await run_in(again, a_while)
+    assert len(w.asked_to_delete()) == 2
+
+
+@pytest.mark.parametrize("why", ["share", "caution", "observing"])
+async def test_a_scheduled_plan_that_a_person_should_see_is_held_and_found(world: MakeWorld, why: str):
+    told = Told(frozenset(), ("kubespawner.spawner.KubeSpawner",), {"delete_pvc": True}, None)
+    layers = {"HubGuard": {"armed": False}} if why == "observing" else None
+    w = await world(prune=SCHEDULED, told=told if why == "caution" else TOLD, layers=layers)
+    for number in range(5 if why == "share" else 50):
+        w.user(f"busy{number}", 3)
+    for name in ("ann", "bob", "carl"):
+        w.user(name)
+
+    async def a_while() -> None:
+        await w.clock.sleep(200)
+        kinds = [finding.kind for finding in w.guard.status().findings]
+        assert kinds.count(FindingKind.PRUNE_HELD) == (why != "observing")
+
+    await run_in(w, a_while)
+    assert w.asked_to_delete() == []
+
+
+async def test_everybody_is_judged_with_the_reason_and_what_the_journal_knows_of_their_use(world: MakeWorld):
+    w = await world()
+    w.user("ann")
+    w.user("busy", 3)
+    w.user("boss", admin=True)
+    w.user("asks")
+
+    async def steps() -> None:
+        report = await w.pruning.users(STALE, caller="asks")
+        assert (report.whole, report.source, report.users_total) == (True, "hub_db", 4)
+        reasons = {verdict.account.name: verdict.reason for verdict in report.verdicts}
+        assert reasons == {
+            "ann": PruneReason.INACTIVE,
+            "asks": PruneReason.CALLER,
+            "boss": PruneReason.ADMIN,
+            "busy": PruneReason.ACTIVE,
+        }
+        one = await w.pruning.user("ann", STALE)
+        assert one is not None
+        assert one.stale
+        assert await w.pruning.user("nobody", STALE) is None
+
+    await run_in(w, steps)
+
+
+async def test_by_the_api_alone_only_the_inactive_are_read_and_the_report_says_so(world: MakeWorld):
+    w = await world(with_database=False)
+    w.user("ann")
+    w.user("busy", 3)
+
+    async def steps() -> None:
+        report = await w.pruning.users(STALE)
+        assert (report.whole, report.source, report.users_total) == (False, "hub_api", 2)
+        assert [verdict.account.name for verdict in report.verdicts] == ["ann"]
+        assert report.notes
+
+    await run_in(w, steps)
+
+
+async def test_a_token_used_since_the_plan_keeps_its_user_even_without_the_database(world: MakeWorld):
+    w = await world(with_database=False)
+    w.user("ann")
+    w.user("script")
+    w.hub.tokens["script"] = (1, w.clock.now() - timedelta(days=2))
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.skipped) == (1, 1)
+
+    await run_in(w, steps)
+    assert w.there() == {"script"}
