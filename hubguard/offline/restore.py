@@ -150,6 +150,8 @@ class _Restoring:
         self._called: dict[str, dict[int, Any]] = {name: {} for name in HUB_TABLES}
         for row in nobodys.pop(rows.NAMED, ()):
             self._called[row["table"]][row["id"]] = _called(row["table"], row)
+        for row in nobodys.get("spawners", ()):
+            self._called["spawners"][row["id"]] = _called("spawners", row)
         self._nobodys = nobodys
         self._refuse_columns(users)
         # By table, what there is now: the id of each name.

@@ -186,7 +186,10 @@ def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: M
 def delete_users(
     database: Database, connection: Connection, tables: Tables, gone: Mapping[int, Rows]
 ) -> dict[str, int]:
-    """Delete exactly these rows; how many went, by table (of spawners, also those that lost a client). Raises OfflineRefused where there were others than these."""
+    """Delete exactly these rows; how many went, by table: of spawners, also those that lost a client.
+
+    Raises OfflineRefused where there were others than these.
+    """
     ids: dict[str, set[int]] = {}
     pointers: set[int] = set()
     memberships: dict[str, int] = dict.fromkeys(MAPS, 0)
