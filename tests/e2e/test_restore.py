@@ -24,7 +24,7 @@ MakeHub = Callable[..., Awaitable[TestbedHub]]
 
 CROWD = tuple(
     UndoUser(f"user-{number:02}", groups=("staff",), roles=("user",), servers=(UndoServer("gpu", {"cpu": number}),))
-    for number in range(24)
+    for number in range(40)
 )
 # The group's only member stays, so that it's there to be joined; "kept" was never deleted, and left the group since.
 POPULATION = Population(
@@ -114,7 +114,6 @@ async def test_killed_again_and_again_it_is_finished_by_asking_again(testbed_hub
             if process.returncode is None:
                 process.kill()
             await process.wait()
-        assert await there(hub) != {user.name for user in CROWD}
 
     await finished(hub, file)
 
