@@ -318,6 +318,8 @@ def _now() -> datetime:
 def _applied_text(applied: Applied) -> str:
     would = "would be " if applied.dry_run else ""
     lines = [f"{present.count(len(applied.deleted), 'user')} {would}deleted, {len(applied.skipped):,} kept."]
+    if applied.dry_run and applied.deleted:
+        lines.append(f"These: {', '.join(applied.deleted)}")
     lines += [f"  {name}: {why}" for name, why in applied.skipped]
     lines += rows_text(applied.rows)
     lines += [f"Copy of the database: {applied.backup}"] if applied.backup else []
