@@ -38,7 +38,11 @@ NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)
 STALE = StaleCriteria(inactive_for_s=100 * DAY_S, never_active_for_s=100 * DAY_S)
 CREDENTIALS = {"api_tokens", "oauth_codes", "share_codes"}
 NUMBERS = range(6)
-HUBS = [*(("sqlite", number) for number in NUMBERS), ("postgresql", 0)]
+HUBS = [
+    ("sqlite", 0),
+    *(pytest.param("sqlite", number, marks=pytest.mark.long) for number in NUMBERS[1:]),
+    pytest.param("postgresql", 0, marks=pytest.mark.long),
+]
 
 
 @pytest.fixture(scope="session")
@@ -484,6 +488,7 @@ while True:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["apply", "restore"])
 def test_killed_at_any_step_the_database_is_as_before_or_as_after(
     new_hub: Callable[[], str], tmp_path: Path, what: str
