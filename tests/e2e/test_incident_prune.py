@@ -174,6 +174,7 @@ async def test_incident_the_hubs_database_was_overwritten_and_scheduled_pruning_
     await hub.start()
     before = await names(hub)
     assert len(before) == 51
+    await status(hub)
     code, answer = await ask(hub, "api/v1/arm", method="POST", json={"why": "the day after the deploy"})
     assert code == 200, answer
     told = await mode(hub, "braked")

@@ -488,6 +488,9 @@ async def test_whoever_asks_is_kept_and_nobody_without_the_right_may_ask(testbed
     assert "other" not in await users(hub)
     body = {"count": len(named(plan)), "why": "a test wants it"}
     path = f"api/v1/plans/{plan['digest']}/restore"
-    code, refused = await ask(hub, path, method="POST", json=body, token=pru)
-    assert code in {403, 409}, "who may remove users may not make any: nobody gains rights through HubGuard"
+    _, run = await ask(hub, path, method="POST", json=body, token=pru)
+    assert not run.get("restored"), "who may remove users may not make any: nobody gains rights through HubGuard"
     assert "other" not in await users(hub)
+    code, entries = await ask(hub, "api/v1/journal", params={"user": "other"})
+    assert code == 200
+    assert "admin:users" in entries[0]["detail"], "what it takes"
