@@ -148,6 +148,7 @@ def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) ->
         "The times of creation and last activity: who is brought back is new to the hub.",
         "The hub's number (id) of a user: they get another, which matters where names of volumes are made of it.",
         "The options that the default server was last started with.",
+        "Users whose name holds a slash, or that the authenticator doesn't take now: the hub's API doesn't make them.",
     ]
     if not named_servers:
         found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
