@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -31,6 +31,9 @@ VERSION = 1
 
 LONGEST_LINE = 64 * 1024 * 1024
 """Bytes of one line, and so all there is of one user: tens of thousands of tokens. Longer ones aren't written either."""
+
+SAME_NAME = 100
+"""So many files of one plan and one second there may be."""
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _AS_JSON = frozenset({str, int, float, bool, type(None)})
@@ -50,13 +53,15 @@ class Written:
 def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
     """A new undo file in ``folder``, named after when it was made and the plan; it is on disk when this returns.
 
-    Only its owner may read it, whatever the umask; so for the folder where it has to be made. No file is ever overwritten.
+    Only its owner may read it, whatever the umask; so for the folder where it has to be made. No file is ever overwritten:
+    where the name is taken, as by one that was written for the same plan in the same second, a number is put behind it.
     ``users`` is gone through once, and one of them is in memory at a time. Raises UndoError, and what ``users`` raises; then
     there is no file. A process that is killed on the way leaves one behind whose name begins with a dot, and which nothing
     takes for an undo file.
     """
     made_at = head.made_at.astimezone(timezone.utc)
-    path = folder / f"undo-{made_at:%Y%m%dT%H%M%SZ}-{head.digest[:12]}.jsonl"
+    name = f"undo-{made_at:%Y%m%dT%H%M%SZ}-{head.digest[:12]}"
+    path = folder / f"{name}.jsonl"
     part = folder / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         _make(folder)
@@ -71,7 +76,12 @@ def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
             # After a failure, closing tries to write the rest and fails again; after none, there is no rest.
             with contextlib.suppress(OSError):
                 out.close()
-        _give_name(part, path)
+        for number in range(1, SAME_NAME + 1):
+            path = folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
+            if _give_name(part, path):
+                break
+        else:
+            raise _unwritable(path, FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))
     finally:
         part.unlink(missing_ok=True)
     try:
@@ -79,7 +89,7 @@ def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise _unwritable(path, error) from None
-    return written
+    return replace(written, path=path)
 
 
 def read(path: Path, *, sha256: str | None = None) -> tuple[UndoHead, tuple[UndoUser, ...]]:
@@ -156,8 +166,8 @@ def _write_all(out: BinaryIO, path: Path, head: UndoHead, users: Iterable[UndoUs
     return Written(path, checksum.hexdigest(), count)
 
 
-def _give_name(part: Path, path: Path) -> None:
-    """``path`` is the whole file from one moment to the next, or still whatever was there before."""
+def _give_name(part: Path, path: Path) -> bool:
+    """``path`` is the whole file from one moment to the next; False: the name is taken, and is what it was before."""
     try:
         try:
             os.link(part, path)
@@ -171,8 +181,11 @@ def _give_name(part: Path, path: Path) -> None:
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
+    except FileExistsError:
+        return False
     except OSError as error:
         raise _unwritable(path, error) from None
+    return True
 
 
 def _sync(folder: Path) -> None:

@@ -193,26 +193,42 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_no_file_is_ever_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+def test_no_file_is_ever_overwritten_and_a_second_one_of_the_same_second_stands_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
     if not links:
         monkeypatch.setattr(os, "link", _fails(errno.EPERM))
     first = written(tmp_path)
     before = first.path.read_bytes()
 
-    with pytest.raises(UndoError, match="isn't overwritten"):
-        written(tmp_path, PLAIN)
+    others = [written(tmp_path, PLAIN), written(tmp_path)]
 
     assert first.path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [first.path]
+    assert [other.path.name for other in others] == [
+        "undo-20180126T123045Z-0123456789ab-2.jsonl",
+        "undo-20180126T123045Z-0123456789ab-3.jsonl",
+    ]
+    assert undo_file.read(others[0].path, sha256=others[0].sha256) == (HEAD, (PLAIN,))
+    assert sorted(tmp_path.iterdir()) == sorted([first.path, *(other.path for other in others)])
 
 
-def test_nor_what_a_link_by_its_name_leads_to(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    (tmp_path / "undo-20180126T123045Z-0123456789ab.jsonl").symlink_to(target)
+def test_where_no_name_is_free_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(undo_file, "SAME_NAME", 2)
+    there = [written(tmp_path).path, written(tmp_path).path]
 
     with pytest.raises(UndoError, match="isn't overwritten"):
         written(tmp_path)
 
+    assert sorted(tmp_path.iterdir()) == sorted(there)
+
+
+def test_what_a_link_by_its_name_leads_to_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    link = tmp_path / "undo-20180126T123045Z-0123456789ab.jsonl"
+    link.symlink_to(target)
+
+    assert written(tmp_path).path.name == "undo-20180126T123045Z-0123456789ab-2.jsonl"
+    assert link.is_symlink()
     assert not target.exists()
 
 
