@@ -39,7 +39,7 @@ from hubguard.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.loop import Guard
 from hubguard.observe.world import WorldObserver
-from hubguard.prune_cycle import Told
+from hubguard.prune_review import Told
 from hubguard.web.auth import HubLogin
 from hubguard.web.routes import make_application
 
@@ -231,8 +231,12 @@ def make_guard(
 def _features(settings: Settings) -> dict[str, str]:
     """By hub scope, what needs it."""
     features = {scope: need.feature for scope, need in SCOPES.items()}
-    if settings.cull.users:
-        features[DELETE_USERS] = "deleting users (set HubGuardCull.users before the include)"
+    wanted_by = {
+        "HubGuardPrune.delete_users": settings.prune.delete_users,
+        "HubGuardCull.users": settings.cull.users,
+    }
+    if setting := " or ".join(name for name, wanted in wanted_by.items() if wanted):
+        features[DELETE_USERS] = f"deleting users (set {setting} before the include)"
     return features
 
 

@@ -155,7 +155,9 @@ class HubState:
 
 
 class HubDB(Protocol):
-    """The hub's database, for reading only."""
+    """The hub's database, for reading only. ``place`` names it for people and holds no account, password or option."""
+
+    place: str
 
     async def read(self) -> HubState:
         """All servers and the number of users, as of one moment. Raises HubDBError."""
@@ -199,9 +201,8 @@ class SQLHubDB:
     """Implements HubDB for a hub on SQLite, PostgreSQL, MySQL or MariaDB, in a thread of its own, one call at a time.
 
     ``url`` is the hub's ``db_url``. A relative SQLite file is one below ``folder``: give the folder that the hub runs in
-    (default: the current one). ``place`` names the database for people and holds no account, password or option. Nothing
-    is connected to yet, and nothing stays connected between calls. Raises HubDBError for a URL that can't be used and for
-    a missing driver.
+    (default: the current one). Nothing is connected to yet, and nothing stays connected between calls. Raises HubDBError for
+    a URL that can't be used and for a missing driver.
     """
 
     def __init__(self, url: str, folder: Path = Path()) -> None:

@@ -26,6 +26,7 @@ class MemoryHubDB:
 
     def __init__(self, *users: User) -> None:
         self.users = {user.name: user for user in users}
+        self.place = "memory"
         self.revision = "f460b0348206"
         self.fault: HubDBError | None = None
         self.calls = 0

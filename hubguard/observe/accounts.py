@@ -39,6 +39,8 @@ class AccountReader:
     def __init__(self, hub: HubAPI, database: HubDB | None, clock: Clock) -> None:
         self._hub = hub
         self._clock = clock
+        self._tokens_known = False
+        self._asked_at_s = float("-inf")
         self.database = database
 
     async def read(self, since: datetime) -> AccountsRead:
@@ -83,12 +85,16 @@ class AccountReader:
             account = replace(account, tokens=count, token_used_at=used_at)
         return account
 
-    async def tokens_known(self) -> bool:
-        """Whether it can be told when users' tokens were last used. Raises HubGuardError."""
+    async def tokens_known(self, *, within_s: float = 0.0) -> bool:
+        """Whether it can be told when users' tokens were last used, as of so long ago at most. Raises HubGuardError."""
         if self.database is not None:
             return True
-        _, scopes = await self._hub.whoami()
-        return "read:tokens" in scopes or "tokens" in scopes or "admin:users" in scopes
+        now_s = self._clock.monotonic_s()
+        if now_s - self._asked_at_s >= within_s:
+            _, scopes = await self._hub.whoami()
+            self._tokens_known = not scopes.isdisjoint({"read:tokens", "tokens", "admin:users"})
+            self._asked_at_s = now_s
+        return self._tokens_known
 
     async def undo_users(self, names: list[str], since: datetime) -> list[UndoUser]:
         """What brings these users back, in name order; who isn't there any more is left out. Raises HubGuardError.

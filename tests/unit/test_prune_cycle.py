@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused, HubU
 from hubguard.loop import Guard
 from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.prune import PruneReason, PruneState, StaleCriteria
-from hubguard.prune_cycle import Told
+from hubguard.prune_review import Told
 
 DAY_S = 86400.0
 STALE = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
@@ -102,8 +103,22 @@ class FollowingDB(MemoryHubDB):
         self.users = dict(self._hub._shown_users())
 
 
+class InlineThreads(ThreadPoolExecutor):
+    """In place of threads, in virtual time: what is given to one is over before anything else happens."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        done: Future = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
 @pytest.fixture
 async def world(tmp_path: Path) -> MakeWorld:
+    asyncio.get_running_loop().set_default_executor(InlineThreads())
+
     async def make(
         *,
         books: InlineBooks | None = None,
