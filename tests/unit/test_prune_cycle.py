@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,11 +16,15 @@ from inline_books import InlineBooks
 from virtual_time import VirtualClock
 
 from hubguard import config
+from hubguard.app import Place, make_budget, make_guard
 from hubguard.clients import undo_file
 from hubguard.clients.budget import Budget
 from hubguard.clients.memory_hub import MemoryHub, Request
 from hubguard.clients.memory_hub_db import MemoryHubDB
+from hubguard.decide import prune as decide
+from hubguard.decide import prune_plan
 from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
+from hubguard.inhub.named_users import packed
 from hubguard.loop import Guard
 from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.prune import PruneReason, PruneState, StaleCriteria
@@ -734,3 +739,219 @@ async def test_a_token_used_since_the_plan_keeps_its_user_even_without_the_datab
 
     await run_in(w, steps)
     assert w.there() == {"script"}
+
+
+def test_names_that_the_include_has_packed_are_read():
+    names = [f"student-{number:05}@example.org" for number in range(5000)]
+    told = packed(names)
+    assert told["named"] is None
+    assert Told.from_dict(json.loads(json.dumps(told))).named == frozenset(names)
+    assert Told.from_dict(packed(["ann"])).named == {"ann"}
+    assert Told.from_dict(packed([])).named == frozenset()
+    assert Told.from_dict({"named": None, "named_packed": None}).named is None
+    assert Told.from_dict(None).named is None
+
+
+async def test_leafing_through_a_list_judges_everybody_once_and_shows_an_exemption_at_once(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    w = await world()
+    w.user("ann")
+    w.user("bob")
+    judged, judge = [], decide.judge
+
+    def counted(*args):
+        judged.append(args)
+        return judge(*args)
+
+    monkeypatch.setattr(decide, "judge", counted)
+
+    async def stale(**options: str) -> list[str]:
+        report = await w.pruning.users(STALE, **options)
+        return [verdict.account.name for verdict in report.verdicts if verdict.stale]
+
+    async def steps() -> None:
+        assert [await stale() for _ in range(3)] == [["ann", "bob"]] * 3
+        assert len(judged) == 1
+        assert await stale(caller="bob") == ["ann"]
+        assert await stale() == ["ann", "bob"]
+        now = w.clock.now()
+        kept = await w.guard.exempt("ada", "a thesis", user="ann", server=None, until=now + timedelta(days=5))
+        assert await stale() == ["bob"]
+        await w.guard.end_exemption(kept.id, "ada", "")
+        assert await stale() == ["ann", "bob"]
+        before = len(judged)
+        await w.clock.sleep(11)
+        await stale()
+        assert len(judged) == before + 1
+        w.user("carl")
+        assert await stale() == ["ann", "bob"]
+        await w.pruning.plan(STALE, "ada")
+        assert await stale() == ["ann", "bob", "carl"]
+
+    await run_in(w, steps)
+
+
+async def test_pages_go_by_what_the_hub_told_of_itself_lately_and_plans_ask_anew(world: MakeWorld):
+    w = await world(with_database=False, told=None)
+    w.user("ann")
+    asked: list[str] = []
+    whoami = w.hub.whoami
+
+    async def scopes() -> tuple[str, frozenset[str]]:
+        asked.append("whoami")
+        return await whoami()
+
+    async def spawner() -> str:
+        asked.append("info")
+        return "jupyterhub.spawner.LocalProcessSpawner" if len(asked) < 5 else "kubespawner.spawner.KubeSpawner"
+
+    async def steps() -> None:
+        await w.clock.sleep(5)
+        w.hub.whoami, w.hub.spawner_class = scopes, spawner
+        for _ in range(3):
+            assert (await w.pruning.users(STALE)).storage.spawner == "LocalProcessSpawner"
+        assert asked == ["info", "whoami"]
+        w.hub.scopes -= {"read:tokens"}
+        asked.extend(["", ""])
+        assert (await w.pruning.users(STALE)).storage.spawner == "LocalProcessSpawner"
+        plan = await w.pruning.plan(STALE, "ada")
+        assert asked[4:] == ["info", "whoami"]
+        assert {caution.name for caution in plan.cautions} >= {"KubeSpawner", "tokens-unknown"}
+        assert (await w.pruning.users(STALE)).storage.spawner == "KubeSpawner"
+        assert len(asked) == 6
+        await w.clock.sleep(601)
+        await w.pruning.users(STALE)
+        assert asked.count("info") == 3
+
+    await run_in(w, steps)
+
+
+async def test_a_plan_that_couldnt_be_begun_is_asked_for_again_in_the_same_second(world: MakeWorld, tmp_path: Path):
+    w = await world()
+    w.user("ann")
+    begin = w.books.journal.begin_prune
+
+    def dies(*_args: object) -> None:
+        w.books.journal.begin_prune = begin
+        raise JournalError("The journal can't be written.")
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        w.books.journal.begin_prune = dies
+        with pytest.raises(JournalError):
+            await w.pruning.apply(plan.digest, 1, "ada", "")
+        assert w.asked_to_delete() == []
+        run = await w.pruning.apply(plan.digest, 1, "ada", "")
+        assert run.undo_file.endswith("-2.jsonl")
+        assert (await w.until(plan.digest, PruneState.DONE)).done == 1
+        undo_file.read(Path(run.undo_file), sha256=run.undo_sha256)
+
+    await run_in(w, steps)
+    assert len(list((tmp_path / "undo").iterdir())) == 2
+
+
+class BusyBooks(InlineBooks):
+    """``busy`` while it does what the journal's thread would do, which nobody else gets then."""
+
+    busy = False
+
+    async def call(self, function, *args, **kwargs):
+        self.busy = True
+        try:
+            return await super().call(function, *args, **kwargs)
+        finally:
+            self.busy = False
+
+
+async def test_nothing_that_takes_long_with_many_users_keeps_the_lease_from_being_renewed(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+):
+    books = BusyBooks((await InlineBooks.open()).journal)
+    w = await world(books=books)
+    w.user("ann")
+    done: list[tuple[str, bool]] = []
+
+    def noted(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def called(*args: object, **kwargs: object) -> object:
+            done.append((name, books.busy))
+            return function(*args, **kwargs)
+
+        return called
+
+    longest = [
+        (undo_file, "write"),
+        (undo_file, "read"),
+        (decide, "judge"),
+        (prune_plan, "freeze"),
+        (prune_plan, "to_dict"),
+        (prune_plan, "from_dict"),
+    ]
+    for module, name in longest:
+        monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
+    digests = []
+
+    async def begins() -> None:
+        digests.append((await w.apply()).digest)
+        await w.until(digests[0], PruneState.DONE)
+
+    await run_in(w, begins)
+    again = await world(books=books, clock=w.clock, hub=w.hub, holder="next")
+
+    async def brings_back() -> None:
+        await again.pruning.restore(digests[0], 1, "ada", "", token="hers")
+
+    await run_in(again, brings_back)
+    assert w.there() == {"ann"}
+    assert {name for name, _ in done} == {name for _, name in longest}
+    assert not any(busy for _, busy in done)
+
+
+async def test_a_plan_that_is_begun_while_the_one_before_still_ends_waits_for_that(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob"):
+        w.user(name)
+    delete, at_once, most = w.hub.delete_user, 0, 0
+
+    async def slowly(name: str, *, confirm=None) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await delete(name, confirm=confirm)
+        await w.clock.sleep(20)
+        at_once -= 1
+
+    w.hub.delete_user = slowly
+
+    async def steps() -> None:
+        first, second = [await w.pruning.plan(replace(STALE, names=(name,)), "ada") for name in ("ann", "bob")]
+        await w.pruning.apply(first.digest, 1, "ada", "")
+        await w.clock.sleep(5)
+        assert at_once == 1
+        await w.pruning.pause(first.digest, "ada", "")
+        await w.pruning.apply(second.digest, 1, "ada", "")
+        assert (await w.until(second.digest, PruneState.DONE)).done == 1
+
+    await run_in(w, steps)
+    assert most == 1
+    assert w.there() == set()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({}, None),
+        ({"HubGuardPrune": {"delete_users": True}}, "set HubGuardPrune.delete_users before"),
+        ({"HubGuardCull": {"users": True}}, "set HubGuardCull.users before"),
+    ],
+)
+async def test_without_the_scope_to_delete_users_the_setting_that_wants_it_is_named(
+    tmp_path: Path, sections: dict, said: str | None
+):
+    settings = config.load({"HubGuard": {"db_url": f"sqlite:///{tmp_path}/journal.sqlite"}}, sections, environ={})
+    assert not settings.errors
+    budget = make_budget(settings)
+    guard = make_guard(settings, Place("http://127.0.0.1:1/hub/api", "x"), MemoryHub(budget=budget), budget)
+    await guard.once("ada")
+    notes = [note for note in guard.status().notes if "delete:users" in note]
+    assert [said in note for note in notes] == ([True] if said else [])
