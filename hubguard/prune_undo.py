@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hubguard.act.lease import Books, LeaseKeeper
@@ -46,25 +46,26 @@ class Undo:
         self._names: tuple[str | None, frozenset[str]] = (None, frozenset())
 
     async def write(self, plan: PrunePlan) -> undo_file.Written:
-        """The undo file of all users of ``plan`` who are still there is on disk. Else raises HubGuardError."""
+        """The undo file of all users of ``plan`` who are still there is on disk. Raises HubGuardError where it isn't."""
         names = [deletion.user for deletion in plan.deletions]
         now = self._clock.now()
         users = await self._reader.undo_users(names, decide.since(plan.criteria, now))
-        if not users:
+        there = _names(users)
+        if not there:
             raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")
         place = revision = ""
         if (database := self._reader.database) is not None:
             place, revision = database.place, (await database.accounts(None, names[:1])).revision
         head = UndoHead(plan.digest, now, plan.made_by, database=place, revision=revision)
         written = await asyncio.to_thread(undo_file.write, self._folder, head, users)
-        self._names = (written.sha256, frozenset(user.name for user in users))
+        self._names = (written.sha256, there)
         return written
 
     async def names(self, run: PruneRun) -> frozenset[str]:
         """The users that are in the undo file of ``run``. Raises UndoError."""
         if self._names[0] is None or self._names[0] != run.undo_sha256:
             _, users = await _read(run)
-            self._names = (run.undo_sha256, frozenset(user.name for user in users))
+            self._names = (run.undo_sha256, _names(users))
         return self._names[1]
 
     async def restore(
@@ -107,6 +108,11 @@ class Undo:
         self._keeper()
         if (held := await why_held(self._books())) is not None:
             raise HubGuardError(held)
+
+
+def _names(users: Iterable[UndoUser]) -> frozenset[str]:
+    """Without what is nobody's, which has no name."""
+    return frozenset(user.name for user in users if user.name)
 
 
 async def _read(run: PruneRun) -> tuple[UndoHead, tuple[UndoUser, ...]]:
