@@ -45,6 +45,8 @@ class Restorer:
     ) -> tuple[tuple[str, Outcome], ...]:
         """Each user's name and what came of them, in that order. ``progress`` is called with each when it is known.
 
+        What is nobody's, and has no name, is left out: it comes back offline only.
+
         DONE: a re-read shows them; what didn't come back is in the detail. SKIPPED: they were there, or it wasn't tried.
         FAILED: a re-read shows that they aren't there. UNVERIFIED: what came of it isn't known.
         Nobody is made an admin, and admins who are there are left as they are; so is whoever the hub says was made before
@@ -54,7 +56,7 @@ class Restorer:
         open, ``confirm``.
         """
         work = _Work(progress)
-        cases = [_Case(user) for user in users]
+        cases = [_Case(user) for user in users if user.name]
         for first in range(0, len(cases), AT_ONCE):
             batch = cases[first : first + AT_ONCE]
             await _all(batch, lambda case: self._make(case, since, work))

@@ -41,6 +41,12 @@ from hubguard.prune import Account, Accounts, AccountServer, UndoServer, UndoUse
 ROWS_AT_ONCE = 5000
 """So many rows of what hangs on users are read by one statement, where everybody's are."""
 
+NAMED = "named"
+"""What an undo file has as this table isn't one: it says which name had each id that its rows point to."""
+
+# Spawners first: whose they are has to be named as well.
+_NAMEABLE = ("spawners", "users", "groups", "roles", "services")
+
 _AFTER = sa.bindparam("after", type_=sa.Integer())
 _SINCE = sa.bindparam("since", type_=sa.DateTime())
 _NAMES: sa.BindParameter[Any] = sa.bindparam("names", expanding=True)
@@ -119,6 +125,16 @@ _OWNED_BY: Mapping[str, tuple[tuple[str, str], ...]] = {
     "share_codes": (("owner_id", "user"), ("spawner_id", "spawner")),
 }
 """By table, the columns that say whose a row is, each with what of theirs it names."""
+
+_POINTS_TO: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "api_tokens": (("user_id", "users"), ("service_id", "services")),
+    "oauth_codes": (("user_id", "users"),),
+    "user_group_map": (("group_id", "groups"),),
+    "user_role_map": (("role_id", "roles"),),
+    "shares": (("owner_id", "users"), ("user_id", "users"), ("group_id", "groups"), ("spawner_id", "spawners")),
+    "share_codes": (("owner_id", "users"), ("spawner_id", "spawners")),
+}
+"""By table, the columns by which a row names others, each with the table that it points to."""
 
 
 class _Hanging:
@@ -217,9 +233,44 @@ def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
             statements = {**_UNDO_REST, **(_UNDO_SHARES if has_shares(connection) else {})}
             rest = {table: _rows(connection, statement, asked) for table, statement in statements.items()}
             names_of = groups_and_roles(connection, ids)
+            named = named_rows(connection, _pointed_to(rest, set(ids), set(asked["spawner_ids"])))
         found.extend(_undo_users(db, user_rows, spawner_rows, rest, names_of))
-    wanted = set(names)  # MySQL takes letters of either case for the same
+        if named:
+            found.append(UndoUser(name="", rows={NAMED: tuple(map(_kept, named))}))
+    wanted = {*names, ""}  # MySQL takes letters of either case for the same
     return tuple(sorted((user for user in found if user.name in wanted), key=lambda user: user.name))
+
+
+def named_rows(connection: Connection, wanted: Mapping[str, Collection[int]]) -> list[Mapping[Any, Any]]:
+    """What an undo file has as the table NAMED: of these ids, by table, each with its ``table``, ``id`` and ``name``.
+
+    A spawner has its ``user_id``, too, and that user is among them. Whatever isn't there is left out.
+    """
+    found: list[Mapping[Any, Any]] = []
+    users_too: set[int] = set()
+    for name in _NAMEABLE:
+        ids = sorted({*wanted.get(name, ()), *(users_too if name == "users" else ())})
+        table = sa.table(name, *map(sa.column, ("id", "name", "user_id")[: 3 if name == "spawners" else 2]))
+        statement = sa.select(table).where(table.c.id.in_(_IDS)).order_by(table.c.id)
+        for first in range(0, len(ids), USERS_AT_ONCE):
+            for row in connection.execute(statement, {"ids": ids[first : first + USERS_AT_ONCE]}).mappings():
+                found.append({"table": name, **row})
+                if name == "spawners":
+                    users_too.add(row["user_id"])
+    return found
+
+
+def _pointed_to(
+    rest: Mapping[str, Sequence[Mapping[Any, Any]]], user_ids: Collection[int], spawner_ids: Collection[int]
+) -> dict[str, set[int]]:
+    """What these rows point to, by table, besides those whose own rows are read with them."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for table, rows in rest.items():
+        for column, target in _POINTS_TO.get(table, ()):
+            found[target].update(row[column] for row in rows if row[column] is not None)
+    found["users"] -= set(user_ids)
+    found["spawners"] -= set(spawner_ids)
+    return found
 
 
 def _undo_users(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hubguard.clients import undo_file
+from hubguard.clients.hub_accounts import NAMED
 from hubguard.clients.hub_tables import as_name, as_time
 from hubguard.decide import prune, prune_plan
 from hubguard.journal.tables import metadata as journal_tables
@@ -187,9 +188,8 @@ def _accounts(
     found = {}
     for batch in rows.batches(wanted):
         columns = (spawners.c.user_id, spawners.c.name, spawners.c.server_id)
-        for user_id, name, server_id in connection.execute(
-            sa.select(*columns).where(rows.these(spawners.c.user_id, batch))
-        ):
+        of_users = connection.execute(sa.select(*columns).where(rows.these(spawners.c.user_id, batch)))
+        for user_id, name, server_id in of_users.all():
             servers.setdefault(user_id, []).append(AccountServer(name or "", active=server_id is not None))
         last = sa.func.max(tokens.c.last_activity)
         last_used = (
@@ -199,7 +199,7 @@ def _accounts(
         columns_of_user = (users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity)
         for id_, name, admin, created, last_activity in connection.execute(
             sa.select(*columns_of_user).where(rows.these(users.c.id, batch))
-        ):
+        ).all():
             found[name] = Account(
                 name=as_name(database.reader, name),
                 admin=bool(admin),
@@ -231,7 +231,7 @@ def _memberships(
 
 def _undo_users(connection: Connection, tables: Tables, gone: Mapping[int, Rows], useless: Rows) -> Iterator[UndoUser]:
     """All that goes: first, without a name, what is nobody's and what others are called, then one a user, by name."""
-    nobodys = {**useless, rows.NAMED: rows.named(connection, tables, (useless, *gone.values()), gone)}
+    nobodys = {**useless, NAMED: rows.named(connection, tables, (useless, *gone.values()), gone)}
     for name, of_table in nobodys.items():
         for first in range(0, len(of_table), ROWS_AT_ONCE):
             yield UndoUser(name="", rows={name: tuple(of_table[first : first + ROWS_AT_ONCE])})

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hubguard.clients import undo_file
+from hubguard.clients.hub_accounts import NAMED
 from hubguard.errors import OfflineRefused
 from hubguard.offline import rows
 from hubguard.offline.database import HUB_TABLES, Database, Tables
@@ -148,7 +149,7 @@ class _Restoring:
                     nobodys.setdefault(name, []).extend(map(dict, of_table))
         # By table, what each id was called when the file was written: of spawners, (the user's id, name).
         self._called: dict[str, dict[int, Any]] = {name: {} for name in HUB_TABLES}
-        for row in nobodys.pop(rows.NAMED, ()):
+        for row in nobodys.pop(NAMED, ()):
             self._called[row["table"]][row["id"]] = _called(row["table"], row)
         for row in nobodys.get("spawners", ()):
             self._called["spawners"][row["id"]] = _called("spawners", row)
@@ -354,7 +355,7 @@ class _Restoring:
         seen: dict[str, set[str]] = {}
         for user in users:
             for name, of_table in (user.rows or {}).items():
-                if name != rows.NAMED and of_table:
+                if name != NAMED and of_table:
                     seen.setdefault(name, set()).update(*of_table)
         for name, columns in seen.items():
             if name not in known or columns - known[name]:

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from hubguard.clients import hub_accounts
 from hubguard.clients.hub_tables import as_object
 from hubguard.offline.database import Database, Tables
 from hubguard.prune import UndoServer, UndoUser
@@ -23,9 +24,6 @@ Rows = dict[str, list[Row]]
 
 IDS_AT_ONCE = 10_000
 """So many ids are named in one statement."""
-
-NAMED = "named"
-"""What an undo file has as this table isn't one: it says which name had each id that its rows point to."""
 
 MAPS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "user_group_map": (("user_id", "users"), ("group_id", "groups")),
@@ -51,7 +49,10 @@ _DELETED_LAST = ("servers", "oauth_clients", "users")
 
 def these(column: sa.ColumnElement[Any], ids: Collection[int]) -> sa.ColumnElement[bool]:
     """Whether ``column`` is one of ``ids``, written into the statement: databases limit how many parameters it may have."""
-    return column.in_(sa.bindparam(None, list(ids), type_=sa.Integer(), expanding=True, literal_execute=True))
+    # As one text: SQLAlchemy takes a third of all the time to write them one by one.
+    return column.op("IN", is_comparison=True)(
+        sa.literal_column(f"({', '.join(str(int(id_)) for id_ in ids) or 'NULL'})")
+    )
 
 
 def batches(ids: Iterable[int]) -> Iterator[list[int]]:
@@ -79,7 +80,7 @@ def rows_of(connection: Connection, tables: Tables, ids: Collection[int]) -> dic
                 result = connection.execute(statement)
                 columns = list(result.keys())[:-1]
                 place = columns.index(key) if key is not None else None
-                for values in result:
+                for values in result.all():
                     if place is not None:
                         if values[place] in seen:
                             continue
@@ -156,31 +157,20 @@ def useless(
 
 
 def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: Mapping[int, Rows]) -> list[Row]:
-    """What the rows of ``every`` point to, besides ``gone`` and what goes with them: its table, id and name.
-
-    A spawner has its ``user_id``, too. Whatever isn't there is left out.
-    """
+    """What the rows of ``every`` point to, besides ``gone`` and what goes with them (see hub_accounts.named_rows)."""
     wanted: dict[str, set[int]] = {}
     for rows in every:
         for name, of_table in rows.items():
             for column, target in _POINTERS.get(name, ()):
                 ids = wanted.setdefault(target, set())
                 ids.update(row[column] for row in of_table if row[column] is not None)
-    wanted.setdefault("users", set())
-    spawner_ids = {row["id"] for id_, rows in gone.items() for row in rows.get("spawners", ()) if row["user_id"] == id_}
-    wanted["spawners"] = wanted.get("spawners", set()) - spawner_ids
-    found: list[Row] = []
-    # Spawners first: whose they are has to be named as well.
-    for target in ("spawners", "users", "groups", "roles", "services"):
-        ids = wanted.get(target, set()) - (gone.keys() if target == "users" else set())
-        table = tables[target]
-        for batch in batches(ids):
-            columns = [table.c.id, table.c.name, *((table.c.user_id,) if target == "spawners" else ())]
-            for row in connection.execute(sa.select(*columns).where(these(table.c.id, batch)).order_by(table.c.id)):
-                found.append({"table": target, **row._mapping})
-                if target == "spawners":
-                    wanted["users"].add(row.user_id)
-    return found
+    if "users" in wanted:
+        wanted["users"] -= gone.keys()
+    if "spawners" in wanted:
+        wanted["spawners"] -= {
+            row["id"] for id_, rows in gone.items() for row in rows.get("spawners", ()) if row["user_id"] == id_
+        }
+    return [dict(row) for row in hub_accounts.named_rows(connection, wanted)]
 
 
 def delete_users(

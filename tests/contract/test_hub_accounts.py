@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ import pytest
 import sqlalchemy as sa
 from conftest import HUB_PYTHON
 
-from hubguard.clients import hub_accounts, hub_tables
+from hubguard.act.restore import Restorer
+from hubguard.clients import hub_accounts, hub_tables, undo_file
+from hubguard.clients.budget import Budget
+from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.clients.hub_db import HubDB, SQLHubDB
 from hubguard.clients.memory_hub_db import MemoryHubDB
 from hubguard.errors import HubDBError
-from hubguard.prune import Account, AccountServer, UndoServer
+from hubguard.offline import restore_offline
+from hubguard.prune import Account, AccountServer, UndoHead, UndoServer, UndoUser
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, made_up, with_owners
 from hubguard.testbed.seed import write
@@ -68,6 +73,11 @@ HANGING = (
     " (9001, '2025-01-01 00:00:00', 'a', 'a', {gone}, {named}, '[]'),"
     " (9002, '2025-01-01 00:00:00', 'b', 'b', {boss}, {gpu}, '[]')",
 )
+
+
+async def people(db: HubDB, names: list[str]) -> tuple[UndoUser, ...]:
+    """What brings these users back, without what others are called."""
+    return tuple(user for user in await db.undo_users(names) if user.name)
 
 
 def hang(url: str) -> None:
@@ -215,7 +225,7 @@ async def test_a_user_asked_for_by_name_reads_as_among_all(db: HubDB):
 async def test_a_name_that_nobody_has_is_left_out(db: HubDB, name: str):
     found = await db.accounts(None, [name, "boss"])
     assert [account.name for account in found.accounts] == ["boss"]
-    assert [user.name for user in await db.undo_users([name, "boss"])] == ["boss"]
+    assert [user.name for user in await people(db, [name, "boss"])] == ["boss"]
 
 
 async def test_asking_for_nobody_tells_nobody_and_how_many_there_are(db: HubDB):
@@ -230,7 +240,7 @@ async def test_both_a_time_and_names_must_fit(db: HubDB):
 
 
 async def test_what_brings_a_user_back_is_told_by_name_with_groups_roles_and_every_server(db: HubDB):
-    gone, never = await db.undo_users(["never", "gone"])
+    gone, never = await people(db, ["never", "gone"])
     assert (gone.name, gone.groups, gone.roles) == ("gone", ("zoo",), ("user",))
     options = POPULATION.servers[-1].options
     assert gone.servers == (UndoServer("", options), UndoServer("käthe/2", options))
@@ -241,7 +251,7 @@ async def test_what_brings_a_user_back_is_told_by_name_with_groups_roles_and_eve
 
 
 async def test_rows_are_in_no_repr(db: HubDB):
-    (gone,) = await db.undo_users(["gone"])
+    (gone,) = await people(db, ["gone"])
     assert "rows" not in repr(gone)
     assert "claim-gone" not in repr(gone)
 
@@ -330,10 +340,43 @@ async def test_a_hub_that_knows_no_shares_yet_has_none(url: str, names: list[str
         found = {account.name: account for account in (await db.accounts(None, names)).accounts}
         assert found["gone"].shares == 0
         assert found["gone"].tokens == 3
-        (gone,) = await db.undo_users(["gone"])
+        (gone,) = await people(db, ["gone"])
         assert gone.rows is not None
         assert not {"shares", "share_codes"} & gone.rows.keys()
         assert (await db.orm_counts()).expired_share_codes == 0
+
+
+async def test_what_rows_of_theirs_point_to_is_named_and_users_whose_own_rows_are_there_arent(url: str):
+    with opened(url) as db:
+        ids = {account.name: account.id for account in (await db.accounts(None)).accounts}
+        nobody, *some = await db.undo_users(["gone"])
+        assert [user.name for user in some] == ["gone"]
+        assert (nobody.name, nobody.groups, nobody.roles, nobody.servers) == ("", (), (), ())
+        assert nobody.rows is not None
+        named = {(str(row["table"]), row["id"]): row for row in nobody.rows[hub_accounts.NAMED]}
+        assert len(named) == len(nobody.rows[hub_accounts.NAMED])
+        told = {(table, row["name"]) for (table, _), row in named.items()}
+        assert told == {
+            ("spawners", "gpu"),
+            ("users", "boss"),
+            ("users", "never"),
+            ("groups", "zoo"),
+            ("groups", "admins"),
+            ("roles", "user"),
+        }
+        (gpu,) = (row for (table, _), row in named.items() if table == "spawners")
+        assert gpu["user_id"] == ids["boss"]
+        both = await db.undo_users(["gone", "never"])
+        named_with_both = {row["name"] for user in both if not user.name for row in (user.rows or {})["named"]}
+        assert named_with_both == {"gpu", "boss", "zoo", "admins", "user"}
+
+
+async def test_users_whose_rows_point_to_nothing_are_told_alone(url: str):
+    with changing(url) as connection:
+        for table in ("user_role_map", "user_group_map", "api_tokens", "shares", "share_codes", "oauth_codes"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+    with opened(url) as db:
+        assert [user.name for user in await db.undo_users(["gone", "never"])] == ["gone", "never"]
 
 
 async def test_tables_of_a_revision_that_nobody_has_looked_at_are_not_read(url: str):
@@ -405,7 +448,7 @@ async def test_a_hub_writes_while_everybody_is_read_without_a_pause(tmp_path: Pa
         writer.start()
         try:
             for _ in range(1000):
-                assert len((await db.accounts(None)).accounts) == len(await db.undo_users(names)) == 5000
+                assert len((await db.accounts(None)).accounts) == len(await people(db, names)) == 5000
                 if len(commits) >= 20 or errors:
                     break
         finally:
@@ -445,7 +488,7 @@ async def test_the_undo_rows_are_exactly_what_a_hub_deletes_with_the_user(
     with opened(hub.db_url) as db:
         for name in ("gone", "never", "käthe"):
             before = everything(hub.db_url)
-            (undo,) = await db.undo_users([name])
+            (undo,) = await people(db, [name])
             assert (await hub.api("DELETE", f"users/{quote(name, safe='')}")).status == 204
             after = everything(hub.db_url)
             assert undo.rows is not None
@@ -467,3 +510,58 @@ async def test_the_undo_rows_are_exactly_what_a_hub_deletes_with_the_user(
                     "user_group_map",
                     "user_role_map",
                 }
+
+
+FOR_A_SERVICE = (
+    "INSERT INTO api_tokens (id, service_id, hashed, prefix, client_id) VALUES"
+    " (9006, (SELECT id FROM services WHERE name = 'tester'), 'f', 'f', 'server-of-gone')",
+)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_what_a_hub_deletes_comes_back_offline_row_by_row_from_a_file_of_these(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, testbed_hub
+):
+    """With shares with others, and tokens of others and of services for the server that went."""
+    url = f"sqlite:///{tmp_path / 'x.sqlite'}" if kind == "sqlite" else request.getfixturevalue("postgresql_url")
+    hub: TestbedHub = await testbed_hub(python=HUB_PYTHON, population=POPULATION, db_url=url)
+    hang(url)
+    with changing(url) as connection:
+        for statement in FOR_A_SERVICE:
+            connection.exec_driver_sql(statement)
+    before, names = everything(url), ["gone", "never", "käthe"]
+    head = UndoHead("d" * 64, NOW, "boss", url.partition(":")[0].partition("+")[0], "")
+    with opened(url) as db:
+        head = replace(head, revision=(await db.accounts(None, ["gone"])).revision)
+        written = undo_file.write(tmp_path / "undo", head, await db.undo_users(names))
+    for name in names:
+        assert (await hub.api("DELETE", f"users/{quote(name, safe='')}")).status == 204
+    # Stopped, it would end the servers of others, too.
+    await hub.kill()
+    assert everything(url) != before
+
+    def later() -> datetime:
+        return datetime.now(timezone.utc) + timedelta(hours=1)
+
+    restored = restore_offline(url, tmp_path, written.path, with_tokens=True, now=later, hub_api_url=hub.api_url)
+    assert sorted(restored.restored) == sorted(names)
+    assert not [note for note in restored.notes if "come back" in note]
+    after = everything(url)
+    # The hub writes down when its service's own token was used.
+    for table in before.keys() - {"api_tokens", "services"}:
+        assert after[table] == before[table], table
+    tokens = [{row for row in found["api_tokens"] if '"id": 90' in row} for found in (before, after)]
+    assert len(tokens[0]) == 6
+    assert tokens[1] == tokens[0]
+
+
+async def test_online_nobody_is_made_of_the_names_of_others(testbed_hub):
+    hub: TestbedHub = await testbed_hub(python=HUB_PYTHON, population=POPULATION)
+    hang(hub.db_url)
+    with opened(hub.db_url) as db:
+        users = await db.undo_users(["gone", "never"])
+    assert "" in [user.name for user in users]
+    asked: list[str] = []
+    async with HTTPHubAPI(hub.api_url, hub.token, Budget(rate=100.0, burst=10, concurrency=10)) as api:
+        outcomes = await Restorer(api).restore(users, progress=lambda name, _: asked.append(name))
+    assert sorted(name for name, _ in outcomes) == sorted(asked) == ["gone", "never"]
