@@ -179,6 +179,7 @@ async def test_a_plan_that_is_applied_deletes_its_users_and_nobody_else(world: M
             assert run.actor == "ada"
             head, users = undo_file.read(Path(run.undo_file), sha256=run.undo_sha256)
             assert head.digest == plan.digest
+            assert (head.database, bool(head.revision)) == (("memory", True) if with_database else ("", False))
             assert [user.name for user in users] == ["ann", "bob/é#?%", "carl"]
             assert all((user.rows is not None) is with_database for user in users)
             items = await w.pruning.items(plan.digest)
