@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import itertools
 import json
 import os
 import shutil
@@ -12,11 +14,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +42,13 @@ NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)
 
 STALE = StaleCriteria(inactive_for_s=100 * DAY_S, never_active_for_s=100 * DAY_S)
 CREDENTIALS = {"api_tokens", "oauth_codes", "share_codes"}
+MARIADB = ("mariadbd", "mariadb-install-db")
 NUMBERS = range(6)
 HUBS = [
     ("sqlite", 0),
     *(pytest.param("sqlite", number, marks=pytest.mark.long) for number in NUMBERS[1:]),
     pytest.param("postgresql", 0, marks=pytest.mark.long),
+    pytest.param("mariadb", 0, marks=pytest.mark.long),
 ]
 
 
@@ -51,6 +58,53 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offline")
     fill(HUB_PYTHON, [(f"sqlite:///{folder / f'{number}.sqlite'}", number) for number in NUMBERS], LAST_USED)
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_mariadb_database() -> Iterator[Callable[[], str]]:
+    """Makes an empty database and gives its URL, on a MariaDB server of our own that listens on a socket file only."""
+    server, install = (shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in MARIADB)
+    if server is None or install is None:
+        pytest.skip("MariaDB's server isn't installed: nothing is tried on it")
+    asked = subprocess.run([HUB_PYTHON, "-c", "import pymysql"], capture_output=True, check=False)
+    if asked.returncode or not find_spec("pymysql"):
+        pytest.skip("pymysql isn't installed: nothing is tried on MariaDB")
+    # A socket's path may have about a hundred characters, and pytest's own folders are long.
+    folder = Path(tempfile.mkdtemp(prefix="hubguard-my-"))
+    data, socket_file, account = f"--datadir={folder / 'data'}", folder / "socket", f"--user={getpass.getuser()}"
+    try:
+        made = subprocess.run(
+            [install, "--no-defaults", data, account, "--auth-root-authentication-method=normal"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert made.returncode == 0, made.stderr
+        with subprocess.Popen(
+            [server, "--no-defaults", data, account, "--skip-networking", f"--socket={socket_file}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                address = sa.make_url("mysql+pymysql://root@localhost").set(query={"unix_socket": str(socket_file)})
+                numbers = itertools.count(1)
+                engine = sa.create_engine(address, poolclass=sa.NullPool)
+                until_s = time.monotonic() + 60
+                while not socket_file.exists() and process.poll() is None and time.monotonic() < until_s:
+                    time.sleep(0.1)
+
+                def make() -> str:
+                    name = f"test_{next(numbers)}"
+                    with engine.connect() as connection:
+                        connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+                    return address.set(database=name).render_as_string(hide_password=False)
+
+                yield make
+            finally:
+                process.terminate()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -65,7 +119,7 @@ def new_hub(filled: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
             folder = tmp_path / f"hub{made}"
             folder.mkdir()
             return f"sqlite:///{shutil.copy(filled / f'{number}.sqlite', folder / 'jupyterhub.sqlite')}"
-        url = str(request.getfixturevalue("new_postgresql_database")())
+        url = str(request.getfixturevalue(f"new_{kind}_database")())
         fill(HUB_PYTHON, [(url, number)], LAST_USED)
         return url
 
