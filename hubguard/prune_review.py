@@ -275,6 +275,10 @@ class Review:
         )
         return Looked(account, why_not)
 
+    async def is_gone(self, deletion: Deletion) -> bool:
+        """Whether the hub's database proves that this very user is there no more."""
+        return await self._reader.is_gone(deletion.user, deletion.created)
+
     async def _account(self, plan: PrunePlan, deletion: Deletion) -> Account | None:
         try:
             return await self._reader.one(deletion.user)

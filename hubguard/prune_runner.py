@@ -186,6 +186,7 @@ class PruneRunner:
             self._clock,
             self._chance,
             lambda deletion: self._review.second_look(plan, deletion),
+            self._review.is_gone,
             lambda: self._may_go(books, keeper, plan.digest),
             plan=plan,
             run=run,

@@ -76,14 +76,16 @@ class Looked:
 
 
 SecondLook = Callable[[Deletion], Awaitable[Looked]]
+IsGone = Callable[[Deletion], Awaitable[bool]]
 
 
 class Pruner:
     """Carries out one plan that is under way. Make a new one each time it goes on.
 
-    ``second_look`` looks at one user anew. ``may_go`` is asked before each, and says how it ends, where it does.
-    ``in_undo`` are those of whom the undo file holds all there is: nobody else is deleted. ``told`` is given each outcome
-    that settles a user, when it is on disk. At most ``rate`` users a second are begun, ``concurrency`` of them at once.
+    ``second_look`` looks at one user anew. ``is_gone`` is a proof that costs the hub nothing; where it says no, the hub is
+    asked. ``may_go`` is asked before each, and says how it ends, where it does. ``in_undo`` are those of whom the undo file
+    holds all there is: nobody else is deleted. ``told`` is given each outcome that settles a user, when it is on disk. At
+    most ``rate`` users a second are begun, ``concurrency`` of them at once.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Pruner:
         clock: Clock,
         chance: Callable[[], float],
         second_look: SecondLook,
+        is_gone: IsGone,
         may_go: Callable[[], Awaitable[End | None]],
         *,
         plan: PrunePlan,
@@ -111,6 +114,7 @@ class Pruner:
         self._clock = clock
         self._chance = chance
         self._second_look = second_look
+        self._proved_gone = is_gone
         self._may_go = may_go
         self._plan = plan
         self._run = run
@@ -295,6 +299,8 @@ class Pruner:
     async def verify(self, deletion: Deletion, sent: Sent) -> Outcome:
         """What came of a request that went out: a re-read tells, again and again where the hub doesn't answer."""
         until_s, wait_s = self._clock.monotonic_s() + self._verify_s, REREAD_S
+        if not sent.remark and await self._proved_gone(deletion):
+            return Outcome(OutcomeKind.DONE, "gone at a re-read")
         while True:
             silent: HubGuardError | None = None
             try:

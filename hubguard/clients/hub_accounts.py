@@ -215,6 +215,16 @@ def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | N
     return Accounts(by_name, users_total, revision, time.monotonic() - began_s)
 
 
+def read_users_made(db: ReadOnly, names: Sequence[str]) -> dict[str, datetime | None]:
+    """See HubDB.users_made. ``names`` are few."""
+    with db.transaction() as connection:
+        known_revision(db, connection)
+        rows = connection.execute(_THESE_USERS, {"names": list(names)}).all()
+    made = {as_name(db, name): as_time(db, created) for _, name, _, created, _ in rows}
+    # MySQL takes letters of either case for the same.
+    return {name: made[name] for name in names if name in made}
+
+
 def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
     """See HubDB.undo_users."""
     found: list[UndoUser] = []

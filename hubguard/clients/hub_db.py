@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from hubguard.clients.hub_accounts import read_accounts, read_undo_users
+from hubguard.clients.hub_accounts import read_accounts, read_undo_users, read_users_made
 from hubguard.clients.hub_tables import (
     REVISIONS,
     USERS_AT_ONCE,
@@ -178,6 +178,9 @@ class HubDB(Protocol):
         Raises HubDBError.
         """
 
+    async def users_made(self, names: Sequence[str]) -> dict[str, datetime | None]:
+        """When each of these users was made, by name, as of one moment; who isn't there is left out. Raises HubDBError."""
+
     async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
         """All there is to bring these users back, by name; who isn't there is left out. Raises HubDBError.
 
@@ -222,6 +225,10 @@ class SQLHubDB:
         """See HubDB."""
         until = None if since is None else since.astimezone(timezone.utc)
         return await self._call(lambda: read_accounts(self._db, until, names))
+
+    async def users_made(self, names: Sequence[str]) -> dict[str, datetime | None]:
+        """See HubDB."""
+        return await self._call(lambda: read_users_made(self._db, names))
 
     async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
         """See HubDB."""

@@ -86,6 +86,11 @@ class MemoryHubDB:
         )
         return Accounts(tuple(found), len(self.users), self.revision, time.monotonic() - began_s)
 
+    async def users_made(self, names: Sequence[str]) -> dict[str, datetime | None]:
+        """See HubDB."""
+        self._asked()
+        return {name: self.users[name].created for name in names if name in self.users}
+
     async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
         """See HubDB."""
         self._asked()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -9,11 +12,17 @@ from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB
 from hubguard.errors import HubDBError
-from hubguard.model import Source, User
+from hubguard.model import Source, User, same_run
+from hubguard.observe.together import Together
 from hubguard.prune import Account, AccountServer, UndoServer, UndoUser
+
+log = logging.getLogger(__name__)
 
 UNDO_AT_ONCE = 500
 """So many users' rows are read before others get their turn."""
+
+IN_FLIGHT = 10
+"""So many users are being read by the API, or wait for the budget, which is what paces that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,13 @@ class AccountsRead:
     took_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Somebody is there, and when they were made."""
+
+    created: datetime | None
+
+
 class AccountReader:
     """Reads the users of one hub. ``database`` is None where it can't be read, for want of a setting."""
 
@@ -42,6 +58,8 @@ class AccountReader:
         self._tokens_known = False
         self._asked_at_s = float("-inf")
         self.database = database
+        self._rows = Together(self._read_rows)
+        self._made = Together(self._read_made)
 
     async def read(self, since: datetime) -> AccountsRead:
         """Everybody, or by the API alone, those who weren't active after ``since``. Raises HubGuardError."""
@@ -72,8 +90,7 @@ class AccountReader:
             return None
         account = account_of(user)
         if self.database is not None:
-            rows = (await self.database.accounts(None, [name])).accounts
-            of_database = next((row for row in rows if row.name == name), None)
+            of_database = await self._rows.ask(name)
             if of_database is None:
                 raise HubDBError(
                     f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags"
@@ -84,6 +101,28 @@ class AccountReader:
             count, used_at = await self._hub.tokens_of(name)
             account = replace(account, tokens=count, token_used_at=used_at)
         return account
+
+    async def is_gone(self, name: str, created: datetime | None) -> bool:
+        """Whether the hub's database says that this very user is there no more: a proof that costs the hub nothing.
+
+        False says nothing: it may not be read, or lag behind. Never raises HubGuardErrors.
+        """
+        if self.database is None:
+            return False
+        try:
+            made = await self._made.ask(name)
+        except HubDBError as error:
+            log.info("The hub's database doesn't tell what became of %s: %s", name, error)
+            return False
+        return made is None or not same_run(made.created, created)
+
+    async def _read_rows(self, names: Sequence[str]) -> dict[str, Account]:
+        assert self.database is not None
+        return {row.name: row for row in (await self.database.accounts(None, names)).accounts}
+
+    async def _read_made(self, names: Sequence[str]) -> dict[str, _Made]:
+        assert self.database is not None
+        return {name: _Made(created) for name, created in (await self.database.users_made(names)).items()}
 
     async def tokens_known(self, *, within_s: float = 0.0) -> bool:
         """Whether it can be told when users' tokens were last used, as of so long ago at most. Raises HubGuardError."""
@@ -96,19 +135,32 @@ class AccountReader:
             self._asked_at_s = now_s
         return self._tokens_known
 
-    async def undo_users(self, names: list[str], since: datetime) -> list[UndoUser]:
+    async def undo_users(self, names: list[str]) -> list[UndoUser]:
         """What brings these users back, in name order; who isn't there any more is left out. Raises HubGuardError.
 
-        By the API alone it has no rows, and of their servers those that the hub tells of.
+        By the API alone it has no rows, and takes a request for each of them.
         """
         if self.database is not None:
             found: list[UndoUser] = []
             for first in range(0, len(names), UNDO_AT_ONCE):
                 found += await self.database.undo_users(names[first : first + UNDO_AT_ONCE])
             return found
-        wanted = set(names)
-        users = await self._hub.list_users(inactive_since=since)
-        return [_undo_of(user) for user in users if user.name in wanted]
+        # The list tells of servers that don't run, too, but leaves a wrapper in the hub's memory for everybody on its pages,
+        # for good (6.1). So does this, of users who are about to be deleted, and their wrappers with them.
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(name: str) -> User | None:
+            async with room:
+                return await self._hub.get_user(name, stopped=True)
+
+        tasks = [asyncio.ensure_future(one(name)) for name in sorted(names)]
+        try:
+            users = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [_undo_of(user) for user in users if user is not None]
 
 
 def account_of(user: User) -> Account:

@@ -228,6 +228,13 @@ async def test_a_name_that_nobody_has_is_left_out(db: HubDB, name: str):
     assert [user.name for user in await people(db, [name, "boss"])] == ["boss"]
 
 
+async def test_when_users_were_made_is_told_as_with_all_else_and_not_of_who_isnt_there(db: HubDB):
+    accounts = (await db.accounts(None)).accounts
+    names = [account.name for account in accounts]
+    assert await db.users_made([*names, "nobody at all"]) == {account.name: account.created for account in accounts}
+    assert await db.users_made([]) == {}
+
+
 async def test_asking_for_nobody_tells_nobody_and_how_many_there_are(db: HubDB):
     found = await db.accounts(None, [])
     assert (found.accounts, found.users_total) == ((), len(POPULATION.users))
