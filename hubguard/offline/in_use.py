@@ -124,7 +124,7 @@ def _wrote_lately(times: Iterable[tuple[str, datetime | None]], now: datetime, n
         return None
     return (
         f"It was written lately ({what}, {LATELY_S - left_s:.0f} s ago), and a running hub writes every 300 s: where none "
-        f"runs, wait {left_s:.0f} s and try again."
+        f"runs, wait {left_s:.0f} s and try again. So it is after HubGuard's own writing, too."
     )
 
 

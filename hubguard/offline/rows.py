@@ -42,6 +42,11 @@ _POINTERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "share_codes": (("owner_id", "users"), ("spawner_id", "spawners")),
 }
 
+_OWNER: Mapping[str, str] = {
+    **dict.fromkeys(("spawners", "api_tokens", "oauth_codes"), "user_id"),
+    **dict.fromkeys(("shares", "share_codes"), "owner_id"),
+}
+
 _DELETED = ("share_codes", "shares", "api_tokens", "oauth_codes", "user_role_map", "user_group_map", "spawners")
 # Last, since others point to them.
 _DELETED_LAST = ("servers", "oauth_clients", "users")
@@ -266,7 +271,11 @@ def _sources(tables: Tables) -> dict[str, list[tuple[sa.Select[Any], sa.ColumnEl
     def by_spawner(name: str, column: str, spawner_column: str) -> tuple[sa.Select[Any], sa.ColumnElement[Any]]:
         table = tables[name]
         joined = table.join(mine, table.c[column] == mine.c[spawner_column])
-        return sa.select(table).select_from(joined), mine.c.user_id.label("hubguard_owner")
+        statement = sa.select(table).select_from(joined)
+        if (owner := _OWNER.get(name)) is not None:
+            # Nearly all are their owner's, and found as theirs.
+            statement = statement.where(table.c[owner].is_distinct_from(mine.c.user_id))
+        return statement, mine.c.user_id.label("hubguard_owner")
 
     sources = {
         "users": own("users", "id"),
