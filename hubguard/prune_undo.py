@@ -12,7 +12,6 @@ from hubguard.clients import undo_file
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.config import Settings
-from hubguard.decide import prune as decide
 from hubguard.errors import HubGuardError, UndoError
 from hubguard.model import OutcomeKind
 from hubguard.observe.accounts import AccountReader
@@ -49,7 +48,7 @@ class Undo:
         """The undo file of all users of ``plan`` who are still there is on disk. Raises HubGuardError where it isn't."""
         names = [deletion.user for deletion in plan.deletions]
         now = self._clock.now()
-        users = await self._reader.undo_users(names, decide.since(plan.criteria, now))
+        users = await self._reader.undo_users(names)
         there = _names(users)
         if not there:
             raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")

@@ -123,9 +123,11 @@ class HubAPI(Protocol):
         """
         ...
 
-    async def get_user(self, name: str) -> User | None:
+    async def get_user(self, name: str, *, stopped: bool = False) -> User | None:
         """That user as the hub sees them now; None when it knows nobody by that name.
 
+        With ``stopped``, those of their servers that don't run are there, too: neither ready nor pending. The default one
+        may be among them though it was never started.
         Raises HubError when the hub didn't say, HubRefused also where it doesn't tell when users were active.
         """
         ...
@@ -338,13 +340,14 @@ class HTTPHubAPI:
         servers = _understood(lambda: read_user(answer.json, of=user)).servers
         return next((server for server in servers if server.name == name), None)
 
-    async def get_user(self, name: str) -> User | None:
+    async def get_user(self, name: str, *, stopped: bool = False) -> User | None:
         """See HubAPI."""
         what, scope = f"read the user {printable(name)}", "read:servers and read:users"
-        answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404)))
+        query = {"include_stopped_servers": "1"} if stopped else None
+        answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404), query=query))
         if answer.status == 404:
             return None
-        return _understood(lambda: read_user(answer.json, of=name, need_activity=True))
+        return _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
 
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         """See HubAPI."""

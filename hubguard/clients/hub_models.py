@@ -70,8 +70,8 @@ def read_users(items: Any, *, need_activity: bool = False) -> dict[str, User]:
     return {name: read_user(item, of=name, need_activity=need_activity) for name, item in named}
 
 
-def read_user(user: Any, *, of: str, need_activity: bool = False) -> User:
-    """The model of the user ``of``, with the active servers.
+def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool = False) -> User:
+    """The model of the user ``of``, with the active servers, and with ``stopped`` with all others in it.
 
     Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers, and with
     ``need_activity`` also where it leaves out the last activity, which would make everybody look as if never active.
@@ -103,7 +103,7 @@ def read_user(user: Any, *, of: str, need_activity: bool = False) -> User:
         roles=roles,
         created=read_time(user.get("created"), f"the creation of {of!r}"),
         last_activity=read_time(user.get("last_activity"), f"the last activity of {of!r}"),
-        servers=tuple(server for server in read if server.ready or server.pending is not None),
+        servers=tuple(server for server in read if stopped or server.ready or server.pending is not None),
     )
 
 

@@ -233,10 +233,14 @@ class MemoryHub:
                 if inactive_since is None or user.last_activity is None or user.last_activity <= inactive_since
             )
 
-    async def get_user(self, name: str) -> User | None:
+    async def get_user(self, name: str, *, stopped: bool = False) -> User | None:
         """See HubAPI."""
         async with self._asked("get-user", name):
-            return self._shown_users().get(name)
+            user = self._shown_users().get(name)
+            if user is None or not stopped:
+                return user
+            records = sorted(self._settled().items())
+            return replace(user, servers=tuple(self._shown_server(record) for key, record in records if key[0] == name))
 
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         """See HubAPI."""

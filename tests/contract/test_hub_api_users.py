@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote
@@ -15,12 +16,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
 
+from hubguard.act.restore import Restorer
 from hubguard.clients.budget import Budget
+from hubguard.clients.clock import SystemClock
 from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
 from hubguard.clients.hub_models import read_startup, read_tokens
 from hubguard.clients.memory_hub import MemoryHub, Request
 from hubguard.errors import ConfigError, HubFailed, HubGarbled, HubRefused
-from hubguard.model import Server, User
+from hubguard.model import OutcomeKind, Server, User
+from hubguard.observe.accounts import AccountReader
+from hubguard.prune import UndoServer
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser
 
@@ -35,11 +40,28 @@ POPULATION = Population(
         SeededUser("had", tokens=3, token_used_s=USED_S),
         SeededUser("unused", tokens=2),
         SeededUser("expired", tokens=2),
+        SeededUser("served", groups=("staff",)),
         *(SeededUser(name) for name in AWKWARD_NAMES),
     ),
-    (SeededServer("ann", "there", running=False), SeededServer("boss")),
+    (
+        SeededServer("ann", "there", running=False),
+        SeededServer("boss"),
+        SeededServer("served", "gpu", running=False, start_s=2.0),
+        SeededServer("served", "work", running=False),
+    ),
 )
-ALL = ("admin:users", "groups", "servers", "read:tokens", "read:metrics", "list:users", "read:users", "read:servers")
+SERVED = POPULATION.servers[2:]
+ALL = (
+    "admin:users",
+    "groups",
+    "servers",
+    "read:tokens",
+    "read:metrics",
+    "list:users",
+    "read:users",
+    "read:servers",
+    "delete:users",
+)
 CONFIG = f"""
 def add(name, scopes):
     c.JupyterHub.services.append({{"name": name, "api_token": "token-of-the-" + name}})
@@ -92,7 +114,9 @@ async def _a_hub(kind: str) -> AsyncIterator[World]:
             used = None if person.token_used_s is None else now - timedelta(seconds=person.token_used_s)
             hub.tokens[person.name] = (person.tokens, used)
     hub.add(Server("boss", "", True, None, now, now))
-    await hub.create_server("ann", "there", POPULATION.servers[0].options)
+    for server in POPULATION.servers:
+        if not server.running:
+            await hub.create_server(server.user, server.name, server.options)
     hub.started_in_s = 1.5
 
     def forbid(request: Request) -> HubRefused | None:
@@ -195,6 +219,46 @@ async def test_a_name_keeps_its_capitals(world: World):
     """POST /users would have made small letters of them."""
     assert await world.hub.create_user("Ann")
     assert {user.name for user in await world.hub.list_users(inactive_since=None)} >= {"Ann", "ann"}
+
+
+async def test_a_users_servers_that_dont_run_are_told_where_they_are_asked_for(world: World):
+    shown, whole = await world.hub.get_user("ann"), await world.hub.get_user("ann", stopped=True)
+    assert shown is not None
+    assert whole is not None
+    assert [server for server in shown.servers if server.name] == []
+    (there,) = (server for server in whole.servers if server.name)
+    assert (there.name, there.ready, there.pending, there.options) == (
+        "there",
+        False,
+        None,
+        POPULATION.servers[0].options,
+    )
+    assert replace(whole, servers=()) == replace(shown, servers=())
+    boss = await world.hub.get_user("boss", stopped=True)
+    assert boss is not None
+    assert [(server.name, server.ready) for server in boss.servers] == [("", True)]
+    assert await world.hub.get_user("nobody at all", stopped=True) is None
+
+
+async def test_without_the_database_an_undo_file_has_the_servers_that_dont_run_and_they_come_back(world: World):
+    """The list of users doesn't tell of them, and a deletion takes them with it."""
+    reader = AccountReader(world.hub, None, SystemClock())
+    names = ["served", "sl/ash", "nobody at all"]
+    users = await reader.undo_users(names)
+    assert [user.name for user in users] == ["served", "sl/ash"]
+    assert users[0].groups == ("staff",)
+    served = [server for server in users[0].servers if server.name]
+    assert served == [UndoServer(server.name, server.options) for server in SERVED]
+    await world.hub.delete_user("served")
+    ((_, outcome),) = await Restorer(world.hub).restore(users[:1])
+    assert outcome.kind is OutcomeKind.DONE
+    if await can_make_servers(world):
+        assert outcome.detail == "is back"
+        assert {name: options for name, options in (await world.stopped("served")).items() if name} == {
+            server.name: server.options for server in SERVED
+        }
+    else:
+        assert "not back: the server gpu" in outcome.detail
 
 
 # groups
