@@ -12,6 +12,7 @@ import asyncio
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -433,6 +434,8 @@ def main() -> int:
     parser.add_argument("--database", choices=[*KINDS, "both"], default="both")
     parser.add_argument("--json", action="store_true", help="print all that was measured as JSON")
     asked = parser.parse_args()
+    # Told to end, it ends all that it has started, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         found = [measure(kind, asked.users) for kind in (KINDS if asked.database == "both" else (asked.database,))]
     except (BenchError, HubGuardError) as error:
