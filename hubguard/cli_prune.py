@@ -130,7 +130,10 @@ async def _turn(arguments: argparse.Namespace, asked: Asked, guard: RunningGuard
     if arguments.dry_run:
         standing = await _standing(guard, digest)
     else:
-        standing = await guard.ask("POST", f"api/v1/plans/{digest}/{arguments.action}", {"why": arguments.why})
+        body: dict[str, Any] = {"why": arguments.why}
+        if arguments.action == "resume":
+            body["acknowledged"] = arguments.acknowledge
+        standing = await guard.ask("POST", f"api/v1/plans/{digest}/{arguments.action}", body)
     asked.say(json.dumps(standing, indent=2) if arguments.json else run_text(standing))
     return FINE
 

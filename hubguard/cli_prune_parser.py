@@ -54,6 +54,14 @@ def add_command(commands: Any, run: Callable[[argparse.Namespace], int]) -> None
     ):
         turn = action(name, text)
         turn.add_argument("plan", metavar="PLAN", help="its digest, or the beginning of that, or its file")
+        if name == "resume":
+            turn.add_argument(
+                "--acknowledge",
+                action="append",
+                default=[],
+                metavar="NAME",
+                help="what must be acknowledged since the hub has changed, by its name; may be given more than once",
+            )
         _why(turn)
         _dry_run(turn)
         _json(turn)

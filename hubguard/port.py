@@ -59,7 +59,8 @@ class PrunePort(Protocol):
 
         The undo file is written and synced when this returns, and it is under way. Raises HubGuardError where there is no
         such plan, it has expired or was begun already, the count is wrong, a caution isn't acknowledged, acting is on hold,
-        HubGuard holds back, or the undo file can't be written; nothing is done then.
+        HubGuard holds back, or the undo file can't be written; nothing is done then. So where the hub has changed since, and
+        something is to be acknowledged by now that the plan doesn't tell of.
         """
         ...
 
@@ -67,8 +68,12 @@ class PrunePort(Protocol):
         """Nobody more is deleted by that plan until it is resumed; the one under way is finished."""
         ...
 
-    async def resume(self, digest: str, actor: str, why: str) -> PruneRun:
-        """A paused plan goes on where it stopped."""
+    async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
+        """A paused plan goes on where it stopped.
+
+        ``acknowledged`` names the cautions that have arisen since it was begun, as by another spawner. Raises HubGuardError,
+        and it stays paused, where one isn't acknowledged.
+        """
         ...
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:

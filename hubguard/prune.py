@@ -251,6 +251,7 @@ class PruneRun:
     settled per second of late, ``left_s`` how long the rest takes at that; None where that can't be told.
     ``undo_file`` is where it is on the guard's machine, ``undo_sha256`` its checksum (hex); None before it is written.
     ``restored`` counts those that were brought back by it, and ``restored_at`` is when that was last done.
+    ``acknowledged`` names the cautions that people have acknowledged for it, in order.
     """
 
     digest: str
@@ -274,6 +275,7 @@ class PruneRun:
     undo_sha256: str | None = None
     restored: int = 0
     restored_at: datetime | None = None
+    acknowledged: tuple[str, ...] = ()
 
     @property
     def settled(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
@@ -19,6 +19,7 @@ from hubguard.errors import HubGuardError
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.observe.accounts import AccountReader
 from hubguard.prune import (
+    Caution,
     PruneItem,
     PrunePlan,
     PruneRun,
@@ -170,9 +171,24 @@ class PruneCycles:
                 raise HubGuardError(
                     f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was deleted."
                 )
-            return await self._begin(books, keeper, plan, actor, why)
+            cautions = await self._review.cautions()
+            if (missing := prune_plan.unacknowledged(cautions, acknowledged)) is not None:
+                raise HubGuardError(
+                    "Nothing was done: since this plan was made, the hub has changed, and this must be acknowledged by name."
+                    f" Make a new plan, which shows it. {missing}"
+                )
+            acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
+            return await self._begin(books, keeper, plan, actor, why, acknowledged)
 
-    async def _begin(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, actor: str, why: str) -> PruneRun:
+    async def _begin(
+        self,
+        books: Books,
+        keeper: LeaseKeeper,
+        plan: PrunePlan,
+        actor: str,
+        why: str,
+        acknowledged: tuple[str, ...] = (),
+    ) -> PruneRun:
         """The undo file is on disk, and the plan under way. Raises HubGuardError, and then nothing is done."""
         for other in await books.call(books.journal.prunes_under_way):
             if other.state is PruneState.RUNNING:
@@ -183,7 +199,14 @@ class PruneCycles:
         written = await self._undo.write(plan)
         now = self._clock.now()
         run = await books.call(
-            books.journal.begin_prune, plan.digest, actor, why, str(written.path), written.sha256, now
+            books.journal.begin_prune,
+            plan.digest,
+            actor,
+            why,
+            str(written.path),
+            written.sha256,
+            now,
+            acknowledged=acknowledged,
         )
         if run is None:
             # Nothing rests on it, and it holds what nobody should keep without need.
@@ -198,12 +221,21 @@ class PruneCycles:
         run = await self._turn(digest, (PruneState.RUNNING,), PruneState.PAUSED, actor, _by("paused", actor, why))
         return self._runner.with_pace(run)
 
-    async def resume(self, digest: str, actor: str, why: str) -> PruneRun:
+    async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """See PrunePort."""
         keeper, books = self._keeper(), self._books()
-        plan = await self._plans.plan(digest)
+        run, plan = await self._plans.run(digest), await self._plans.plan(digest)
         await self._refuse_while_held(books)
-        run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "")
+        if run.state is PruneState.PAUSED:
+            cautions = await self._review.cautions()
+            known = self._runner.acknowledged(run).union(acknowledged)
+            if (missing := prune_plan.unacknowledged(cautions, known)) is not None:
+                raise HubGuardError(
+                    "Nothing was changed: since this plan was begun, the hub has changed, and this must be acknowledged by"
+                    f" name before it goes on. {missing}"
+                )
+            acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
+        run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
         self._runner.start(books, keeper, plan, run)
         return run
 
@@ -213,10 +245,18 @@ class PruneCycles:
         return await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
 
     async def _turn(
-        self, digest: str, from_states: tuple[PruneState, ...], to: PruneState, actor: str, why: str
+        self,
+        digest: str,
+        from_states: tuple[PruneState, ...],
+        to: PruneState,
+        actor: str,
+        why: str,
+        acknowledged: tuple[str, ...] = (),
     ) -> PruneRun:
-        books = self._books()
-        run = await books.call(books.journal.turn_prune, digest, from_states, to, actor, why, self._clock.now())
+        books, now = self._books(), self._clock.now()
+        run = await books.call(
+            books.journal.turn_prune, digest, from_states, to, actor, why, now, acknowledged=acknowledged
+        )
         if run is None:
             stands = await self._plans.run(digest)
             if to is PruneState.RUNNING and stands.state in from_states:
@@ -308,6 +348,11 @@ class PruneCycles:
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)
         await books.call(books.journal.note, "finding", "hubguard", 0, now, detail)
+
+
+def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:
+    """Those of the names that one of ``cautions`` has: nobody acknowledges beforehand what they haven't been told."""
+    return tuple(sorted({*acknowledged} & {caution.name for caution in cautions}))
 
 
 def _by(what: str, actor: str, why: str) -> str:

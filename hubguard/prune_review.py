@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -205,14 +205,16 @@ class Review:
 
     async def _storage(self, within_s: float) -> Storage:
         """By the include's word, else by what the hub told of its spawner at most so long ago."""
-        classes: Sequence[str] = self._told.classes
-        if not classes:
+        spawner = None
+        if not self._told.classes:
             try:
                 spawner = await self._spawner_class(within_s)
             except HubError as error:
                 log.info("Which spawner the hub has isn't known: %s", error)
-                spawner = None
-            classes = [spawner] if spawner else []
+        return self._storage_by(spawner)
+
+    def _storage_by(self, spawner: str | None) -> Storage:
+        classes = self._told.classes or ((spawner,) if spawner else ())
         return prune_plan.storage(classes, self._told.settings, self._told.overrides)
 
     async def _spawner_class(self, within_s: float) -> str | None:
@@ -224,6 +226,14 @@ class Review:
     async def _cautions(self, storage: Storage, within_s: float) -> tuple[Caution, ...]:
         tokens_known = await self._reader.tokens_known(within_s=within_s)
         return prune_plan.cautions(storage, self._protection(), tokens_known=tokens_known)
+
+    async def cautions(self) -> tuple[Caution, ...]:
+        """What it takes an acknowledgement for at this moment, whatever it did when a plan was made.
+
+        Raises HubError where the hub doesn't answer: what it would tell may be another thing than nothing.
+        """
+        spawner = None if self._told.classes else await self._spawner_class(0.0)
+        return await self._cautions(self._storage_by(spawner), 0.0)
 
     # -- planning -------------------------------------------------------------------------------------------------
 
@@ -265,9 +275,12 @@ class Review:
 
     # -- the second look ------------------------------------------------------------------------------------------
 
-    async def second_look(self, plan: PrunePlan, deletion: Deletion) -> Looked:
-        """What that very user is now, by every source there is, and by what people have asked for meanwhile."""
-        account, books = await self._account(plan, deletion), self._books()
+    async def second_look(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Looked:
+        """What that very user is now, by every source there is, and by what people have asked for meanwhile.
+
+        ``acknowledged`` names the cautions that are, for that plan.
+        """
+        account, books = await self._account(deletion, acknowledged), self._books()
         exemptions = await books.call(books.journal.exemptions, self._clock.now(), user=deletion.user)
         use = (await books.call(books.journal.uses, deletion.user)).get(deletion.user)
         why_not = decide.second_look(
@@ -279,14 +292,11 @@ class Review:
         """Whether the hub's database proves that this very user is there no more."""
         return await self._reader.is_gone(deletion.user, deletion.created)
 
-    async def _account(self, plan: PrunePlan, deletion: Deletion) -> Account | None:
+    async def _account(self, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
         try:
             return await self._reader.one(deletion.user)
         except HubRefused:
             # Only where somebody has acknowledged that tokens can't be seen may it go on without.
-            if (
-                not any(caution.name == TOKENS for caution in plan.cautions)
-                and self._settings.prune.token_used_within_s
-            ):
+            if TOKENS not in acknowledged and self._settings.prune.token_used_within_s:
                 raise
             return await self._reader.one(deletion.user, tokens=False)

@@ -15,6 +15,7 @@ from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.config import Settings
 from hubguard.cycle import Cycles
+from hubguard.decide import prune_plan
 from hubguard.errors import HubGuardError, JournalError, UndoError
 from hubguard.limits import backoff_s
 from hubguard.model import BrakeReason, Outcome, OutcomeKind, Tally
@@ -173,8 +174,19 @@ class PruneRunner:
         except JournalError as error:
             log.warning("The journal doesn't tell yet how plan %s stands: %s", plan.digest[:12], error)
 
+    def acknowledged(self, run: PruneRun) -> frozenset[str]:
+        """The names of the cautions that are acknowledged for that plan: by people, or the settings of now if scheduled."""
+        return frozenset((*run.acknowledged, *(self._settings.prune.acknowledged if run.scheduled else ())))
+
     async def _work(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> End:
-        settings = self._settings
+        settings, acknowledged = self._settings, self.acknowledged(run)
+        # The hub may have another spawner since the plan was made, or since we were here last.
+        missing = prune_plan.unacknowledged(await self._review.cautions(), acknowledged)
+        if missing is not None:
+            return End(
+                Ends.PAUSES,
+                f"since it was begun, the hub has changed. To go on, acknowledge this by name when you resume it. {missing}",
+            )
         in_undo = await self._undo.names(run)
         open_intents = await books.call(books.journal.open_intents)
         if run.why:
@@ -185,7 +197,7 @@ class PruneRunner:
             keeper,
             self._clock,
             self._chance,
-            lambda deletion: self._review.second_look(plan, deletion),
+            lambda deletion: self._review.second_look(plan, deletion, acknowledged),
             self._review.is_gone,
             lambda: self._may_go(books, keeper, plan.digest),
             plan=plan,

@@ -138,6 +138,7 @@ class FakePruning:
     notes: tuple[str, ...] = ()
     fails: Exception | None = None
     held: str = ""
+    cautions_of_now: str = ""
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     plans: dict[str, PrunePlan] = field(default_factory=dict)
@@ -252,7 +253,9 @@ class FakePruning:
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
         return await self._turn("pause", digest, actor, why, PruneState.PAUSED, PruneState.RUNNING)
 
-    async def resume(self, digest: str, actor: str, why: str) -> PruneRun:
+    async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
+        if self.cautions_of_now and self.cautions_of_now not in acknowledged:
+            raise HubGuardError(f"{self.cautions_of_now} must be acknowledged by name. Nothing was changed.")
         return await self._turn("resume", digest, actor, why, PruneState.RUNNING, PruneState.PAUSED)
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:

@@ -38,6 +38,7 @@ __all__ = [
     "refusal",
     "storage",
     "to_dict",
+    "unacknowledged",
 ]
 
 T = TypeVar("T")
@@ -382,11 +383,16 @@ def refusal(plan: PrunePlan | None, *, count: int, now: datetime, acknowledged: 
         return "The plan deletes nobody. Nothing was done."
     if count != len(plan.deletions):
         return f"The plan deletes {len(plan.deletions):,} users, not {count:,}. Nothing was done."
-    missing = [caution for caution in plan.cautions if caution.name not in acknowledged]
-    if missing:
-        told = " ".join(f"{caution.name}: {caution.why}" for caution in missing)
-        return f"Nothing was done: this must be acknowledged by name first. {told}"
+    missing = unacknowledged(plan.cautions, acknowledged)
+    if missing is not None:
+        return f"Nothing was done: this must be acknowledged by name first. {missing}"
     return None
+
+
+def unacknowledged(cautions: Iterable[Caution], acknowledged: Collection[str]) -> str | None:
+    """Name and sentence of each of ``cautions`` that isn't among the names ``acknowledged``; None: all are."""
+    missing = [f"{caution.name}: {caution.why}" for caution in cautions if caution.name not in acknowledged]
+    return " ".join(missing) or None
 
 
 def held(deletions: int, users_total: int, share_cap: float) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,6 +70,7 @@ class Prunes:
                         expires_at=plan.expires_at,
                         turned_at=plan.made_at,
                         restored=0,
+                        acknowledged="[]",
                     )
                 )
                 what = f"{_named(plan.digest)}, to remove {len(plan.deletions):,} users, was made"
@@ -114,12 +116,21 @@ class Prunes:
         return max((at for at in (turned_at, settled_at) if at is not None), default=None)
 
     def begin_prune(
-        self, digest: str, actor: str, why: str, undo_file: str, undo_sha256: str, now: datetime
+        self,
+        digest: str,
+        actor: str,
+        why: str,
+        undo_file: str,
+        undo_sha256: str,
+        now: datetime,
+        *,
+        acknowledged: Iterable[str] = (),
     ) -> PruneRun | None:
         """That plan is running from now on. None, and nothing changed: it isn't just planned, or another one is running.
 
-        Of several that begin at once one does.
+        Of several that begin at once one does. ``acknowledged`` names the cautions that were, for as long as it lasts.
         """
+        names = sorted(set(acknowledged))
         with self._database.writing() as connection:
             _one_at_a_time(connection)
             if _another_runs(connection, digest):
@@ -136,6 +147,7 @@ class Prunes:
                     turned_at=now,
                     undo_file=undo_file,
                     undo_sha256=undo_sha256,
+                    acknowledged=json.dumps(names),
                 )
             )
             if connection.execute(beginning).rowcount != 1:
@@ -144,15 +156,24 @@ class Prunes:
             what = (
                 f"{_named(digest)} is carried out, {run.count:,} users; undo file {undo_file} (SHA-256 {undo_sha256})"
             )
+            what += f"; acknowledged: {', '.join(names)}" if names else ""
             _note(connection, now, actor, f"{what}: {one_text(why)}" if why else what)
             return run
 
     def turn_prune(
-        self, digest: str, from_states: Iterable[PruneState], to: PruneState, actor: str, why: str, now: datetime
+        self,
+        digest: str,
+        from_states: Iterable[PruneState],
+        to: PruneState,
+        actor: str,
+        why: str,
+        now: datetime,
+        *,
+        acknowledged: Iterable[str] = (),
     ) -> PruneRun | None:
         """That plan stands as ``to`` from now on, for the reason ``why``. None, and nothing changed: it stood otherwise.
 
-        Nor does one run while another does.
+        Nor does one run while another does. The cautions that ``acknowledged`` names are, besides those that were before.
         """
         why = one_text(why)
         states = [state.value for state in from_states]
@@ -167,10 +188,16 @@ class Prunes:
             if connection.execute(turning.values(**values)).rowcount != 1:
                 return None
             run = _run(connection, digest)
+            if new := sorted({*acknowledged} - {*run.acknowledged}):
+                names = sorted({*new, *run.acknowledged})
+                change = sa.update(_prune).where(_prune.c.digest == digest)
+                connection.execute(change.values(acknowledged=json.dumps(names)))
+                run = _run(connection, digest)
             told = (
                 f"{_named(digest)} is {to.value}: {run.done:,} removed, {run.skipped:,} skipped, {run.failed:,} failed"
             )
             told += f", {run.unverified:,} unverified, {run.count - run.settled:,} waiting"
+            told += f"; acknowledged: {', '.join(new)}" if new else ""
             _note(connection, now, actor, f"{told}; {why}" if why else told)
             return run
 
@@ -180,7 +207,10 @@ class Prunes:
             connection.execute(sa.update(_prune).where(_prune.c.digest == digest).values(why=one_text(why)))
 
     def settle_pruned(self, digest: str, position: int, outcome: Outcome, now: datetime) -> bool:
-        """What came of that user of the plan is on disk. False, and nothing changed: that is known, and not unverified."""
+        """What came of that user of the plan is on disk. False, and nothing changed: that was known before.
+
+        Who was unverified is settled anew, and who was failed may be done after all.
+        """
         values = {"outcome": outcome.kind.value, "detail": one_text(outcome.detail), "at": now}
         this = (_item.c.digest == digest, _item.c.position == position)
         with self._database.writing() as connection:
@@ -189,7 +219,8 @@ class Prunes:
             if was is None:
                 connection.execute(sa.insert(_item).values(digest=digest, position=position, **values))
                 return True
-            if was != OutcomeKind.UNVERIFIED.value:
+            late = was == OutcomeKind.FAILED.value and outcome.kind is OutcomeKind.DONE
+            if was != OutcomeKind.UNVERIFIED.value and not late:
                 return False
             return connection.execute(sa.update(_item).where(*this).values(**values)).rowcount == 1
 
@@ -214,7 +245,7 @@ class Prunes:
     def note_restored(
         self, digest: str, outcomes: Iterable[tuple[str, Outcome]], restored: int, actor: str, now: datetime
     ) -> PruneRun:
-        """An entry tells for each user what came of bringing them back; ``restored`` more were. How the plan stands."""
+        """An entry tells for each user what came of bringing them back; ``restored`` are back by now. How the plan stands."""
         with self._database.writing() as connection:
             for user, outcome in outcomes:
                 _note(
@@ -225,7 +256,7 @@ class Prunes:
                     user_name=user if tables.holds(user) else None,
                 )
             change = sa.update(_prune).where(_prune.c.digest == digest)
-            connection.execute(change.values(restored=_prune.c.restored + restored, restored_at=now))
+            connection.execute(change.values(restored=restored, restored_at=now))
             return _run(connection, digest)
 
     def deletion_intended(self, user: str, created: datetime | None, since: datetime) -> bool:
@@ -241,6 +272,14 @@ class Prunes:
         )
         with self._database.reading() as connection:
             return connection.execute(query.limit(1)).one_or_none() is not None
+
+    def deletions_intended(self, since: datetime) -> tuple[tuple[str, datetime | None], ...]:
+        """Whom HubGuard has been about to delete since then, whatever came of it: name and creation, first to last."""
+        query = sa.select(_entry.c.user_name, _entry.c.started).where(
+            _entry.c.event == "intent", _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
+        )
+        with self._database.reading() as connection:
+            return tuple((row.user_name, row.started) for row in connection.execute(query.order_by(_entry.c.id)))
 
     def uses(self, user: str | None = None) -> dict[str, Use]:
         """By name, what the journal tells of the users' activity; of that ``user`` alone where given.
@@ -337,6 +376,7 @@ def _to_run(row: Any, counts: Mapping[str, int]) -> PruneRun:
         undo_sha256=row.undo_sha256,
         restored=row.restored,
         restored_at=row.restored_at,
+        acknowledged=tuple(json.loads(row.acknowledged)),
         **{kind.value: counts.get(kind.value, 0) for kind in OutcomeKind},
     )
 

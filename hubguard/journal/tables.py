@@ -213,6 +213,8 @@ prune = sa.Table(
     sa.Column("undo_sha256", sa.String(64)),
     sa.Column("restored", sa.Integer, nullable=False),
     sa.Column("restored_at", UTCDateTime),
+    # A JSON array of names, in order.
+    sa.Column("acknowledged", sa.Text, nullable=False),
     # Those under way.
     sa.Index("hubguard_prune_state", "state"),
     # The newest.

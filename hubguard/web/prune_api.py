@@ -276,6 +276,11 @@ class CsvApi(PlanApi):
         self.finish(text)
 
 
+_ACKNOWLEDGED = Param(
+    "acknowledged", str, "The cautions that there are, each by its name.", default=(), low=1, high=255, many=True
+)
+
+
 class ApplyApi(PlanApi):
     """Have a plan carried out."""
 
@@ -284,19 +289,7 @@ class ApplyApi(PlanApi):
             "Carry out a plan: its undo file is written, and it is under way, when this answers.",
             prune_shapes.PruneRunShape,
             "prune and read",
-            body=(
-                _COUNT,
-                WHY,
-                Param(
-                    "acknowledged",
-                    str,
-                    "The plan's cautions, each by its name.",
-                    default=(),
-                    low=1,
-                    high=255,
-                    many=True,
-                ),
-            ),
+            body=(_COUNT, WHY, _ACKNOWLEDGED),
             fails=(404, 409),
             status=202,
         )
@@ -316,7 +309,7 @@ class ApplyApi(PlanApi):
 
 _SAYS = {
     "pause": "Remove nobody more until resumed; whoever is being removed is finished.",
-    "resume": "Go on where it stopped.",
+    "resume": "Go on where it stopped. 409 names what must be acknowledged by now, as where the hub has another spawner.",
     "cancel": "Remove nobody more, for good.",
 }
 
@@ -328,15 +321,18 @@ class TurnApi(PlanApi):
 
     async def post(self, digest: str) -> None:
         """The journal has it. 409 where the plan doesn't stand so that it could be."""
-        why = self.body()["why"]
+        asked = self.body()
+        why = asked.pop("why")
         assert self.who is not None
         await self.known(digest)
-        self.write_json(prune.run_shape(await getattr(self.site.guard.pruning, self.word)(digest, self.who.actor, why)))
+        turn = getattr(self.site.guard.pruning, self.word)
+        self.write_json(prune.run_shape(await turn(digest, self.who.actor, why, **asked)))
 
 
 def turn_api(word: str) -> type[TurnApi]:
     """The endpoint for one of pause, resume, cancel."""
-    operation = Operation(_SAYS[word], prune_shapes.PruneRunShape, "prune and read", body=(WHY,), fails=(404, 409))
+    body = (WHY, _ACKNOWLEDGED) if word == "resume" else (WHY,)
+    operation = Operation(_SAYS[word], prune_shapes.PruneRunShape, "prune and read", body=body, fails=(404, 409))
     return type(f"{word.title()}Api", (TurnApi,), {"word": word, "operations": {"post": operation}})
 
 

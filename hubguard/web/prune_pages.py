@@ -185,13 +185,31 @@ class TurnPlan(PrunePage):
 
     async def get(self, digest: str, word: str) -> None:
         """The question, with what is left to do."""
+        await self.ask(digest, word)
+
+    async def ask(self, digest: str, word: str, *, trouble: str = "", why: str = "", typed: str = "") -> None:
+        """Answer with the question; ``trouble`` says why nothing was done, ``why`` and ``typed`` are what was typed."""
         run = await known_run(self.site.guard.pruning, digest)
         values = {**self.common(self.site.guard.status()), "word": word, "run": run, "left": run.count - run.settled}
+        values |= {"trouble": trouble, "why": why, "typed": typed}
         self.finish(self.site.env.get_template(self.template).render(**values))
 
     async def post(self, digest: str, word: str) -> None:
-        """It is done, and the plan's page shows it."""
+        """It is done, and the plan's page shows it; or the question to resume once more, with what is in the way."""
         assert self.who is not None
-        await known_run(self.site.guard.pruning, digest)
-        await getattr(self.site.guard.pruning, word)(digest, self.who.actor, self.why())
+        pruning, why = self.site.guard.pruning, self.why()
+        await known_run(pruning, digest)
+        if word != "resume":
+            await getattr(pruning, word)(digest, self.who.actor, why)
+        else:
+            typed = str(Param("acknowledged", str, "", high=1000).checked(self.get_body_argument("acknowledged", "")))
+            names = tuple(name for one in typed.split(",") if (name := one.strip()))
+            try:
+                await pruning.resume(digest, self.who.actor, why, acknowledged=names)
+            except (HubError, JournalError):
+                raise
+            except HubGuardError as error:
+                self.set_status(409)
+                await self.ask(digest, word, trouble=str(error), why=why, typed=typed)
+                return
         self.redirect(self.here(f"plans/{digest}"), status=303)

@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("undo_sha256", sa.String(64)),
         sa.Column("restored", sa.Integer, nullable=False),
         sa.Column("restored_at", moment),
+        sa.Column("acknowledged", sa.Text, nullable=False),
         **ON_MYSQL,
     )
     op.create_index("hubguard_prune_state", "hubguard_prune", ["state"])

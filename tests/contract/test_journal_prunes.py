@@ -78,6 +78,41 @@ def test_a_plan_turns_only_from_where_it_stands(journal: Journal) -> None:
     assert "enough" in journal.entries(event="note")[0].detail
 
 
+def test_what_was_acknowledged_stands_for_as_long_as_the_plan_does(journal: Journal) -> None:
+    plan = plan_of("ann")
+    assert journal.keep_plan(plan, "{}").acknowledged == ()
+    run = journal.begin_prune(plan.digest, "ada", "", "/undo", "b" * 64, after(5), acknowledged=["é", "Kube", "é"])
+    assert run is not None
+    assert run.acknowledged == ("Kube", "é")
+    journal.turn_prune(plan.digest, [PruneState.RUNNING], PruneState.PAUSED, "bob", "", after(6))
+    turned = journal.turn_prune(
+        plan.digest, [PruneState.PAUSED], PruneState.RUNNING, "bob", "", after(7), acknowledged=["tokens", "Kube"]
+    )
+    assert turned is not None
+    assert turned.acknowledged == ("Kube", "tokens", "é")
+    assert journal.prune_run(plan.digest) == turned
+    told = [entry.detail.rpartition("; ")[2] for entry in journal.entries(event="note", limit=3)]
+    assert (told[0], "acknowledged" in told[1], told[2]) == ("acknowledged: tokens", False, "acknowledged: Kube, é")
+    # Nobody acknowledges for a plan that doesn't stand so that it could turn.
+    assert (
+        journal.turn_prune(plan.digest, [PruneState.PAUSED], PruneState.RUNNING, "b", "", NOW, acknowledged=["x"])
+        is None
+    )
+    assert journal.prune_run(plan.digest) == turned
+
+
+def test_who_is_found_gone_after_all_is_done_and_nothing_else_unsettles_a_failure(journal: Journal) -> None:
+    plan = plan_of("ann", "bob")
+    begun(journal, plan)
+    failed = Outcome(OutcomeKind.FAILED, "still there")
+    assert journal.settle_pruned(plan.digest, 0, failed, after(10))
+    for outcome in (UNSURE, failed, Outcome(OutcomeKind.SKIPPED, "is back")):
+        assert not journal.settle_pruned(plan.digest, 0, outcome, after(11))
+    assert journal.settle_pruned(plan.digest, 0, DONE, after(12))
+    assert not journal.settle_pruned(plan.digest, 0, failed, after(13))
+    assert [(one.position, one.outcome, one.at) for one in journal.pruned(plan.digest)] == [(0, DONE, after(12))]
+
+
 def test_what_came_of_a_user_stands_unless_it_was_unverified(journal: Journal) -> None:
     plan = plan_of("ann", "bob", "carl")
     begun(journal, plan)
@@ -139,6 +174,11 @@ def test_an_intent_to_delete_is_known_by_user_creation_and_time(journal: Journal
     assert not journal.deletion_intended("ann", NOW, after(11))
     assert not journal.deletion_intended("ann", after(1), after(0))
     assert not journal.deletion_intended("bob", NOW, after(0))
+    other = Action("bob", "", None, None, PruneReason.INACTIVE, kind=ActionKind.DELETE_USER)
+    journal.intend(HUB, lease, other, "ada", after(20), asked=True, armed=False)
+    journal.intend(HUB, lease, Action("ann", "", NOW, NOW, Reason.IDLE), "ada", after(21), asked=True, armed=False)
+    assert journal.deletions_intended(after(10)) == (("ann", NOW), ("bob", None))
+    assert journal.deletions_intended(after(11)) == (("bob", None),)
 
 
 def test_who_was_brought_back_is_counted_and_told(journal: Journal) -> None:

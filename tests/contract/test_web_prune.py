@@ -658,6 +658,31 @@ async def test_a_plan_is_paused_resumed_and_cancelled_by_page_and_api(site: Site
     assert again.status == 409
 
 
+async def test_what_has_arisen_since_is_acknowledged_by_name_before_a_plan_is_resumed(site: Site) -> None:
+    plan = await begun(site)
+    await post(site, f"api/v1/plans/{plan.digest}/pause", {})
+    site.guard.pruning.cautions_of_now = "KubeSpawner"
+    refused = await post(site, f"api/v1/plans/{plan.digest}/resume", {"acknowledged": ["Other"]})
+    assert (refused.status, "KubeSpawner must be acknowledged" in refused.json["message"]) == (409, True)
+    assert (await post(site, f"api/v1/plans/{plan.digest}/pause", {"acknowledged": ["KubeSpawner"]})).status == 400
+    path, xsrf = f"plans/{plan.digest}/resume", await token_of(site, "users")
+    assert 'name="acknowledged"' in (await site.ask(path, login="pruner")).text
+    assert 'name="acknowledged"' not in (await site.ask(f"plans/{plan.digest}/cancel", login="pruner")).text
+    body = {"_xsrf": xsrf, "why": "go <on>", "acknowledged": 'Oth"er'}
+    again = await site.ask(path, login="pruner", method="POST", body=body)
+    assert again.status == 409
+    assert "KubeSpawner must be acknowledged" in text_of(again)
+    assert 'value="Oth&#34;er"' in again.text
+    assert 'value="go &lt;on&gt;"' in again.text
+    assert changes(site)[-1][0] == "pause"
+    body["acknowledged"] = "Other, KubeSpawner"
+    assert (await site.ask(path, login="pruner", method="POST", body=body)).status == 303
+    assert changes(site)[-1] == ("resume", plan.digest, "pat", "go <on>")
+    await post(site, f"api/v1/plans/{plan.digest}/pause", {})
+    told = await post(site, f"api/v1/plans/{plan.digest}/resume", {"acknowledged": ["KubeSpawner"]})
+    assert (told.status, told.json["state"]) == (200, "running")
+
+
 async def test_the_api_applies_with_202_and_refuses_what_isnt_acknowledged(site: Site) -> None:
     plan = planned(site)
     path = f"api/v1/plans/{plan.digest}/apply"

@@ -437,7 +437,9 @@ async def test_a_plan_is_turned_and_a_dry_run_turns_nothing(site: Site, run: Cal
     if word == "pause":
         assert f"To go on: hubguard prune resume {digest[:12]}" in said.out
         assert (await run("status")).code == 3
-        assert (await run("resume", digest)).code == 0
+        site.guard.pruning.cautions_of_now = "KubeSpawner"
+        assert (await run("resume", digest)).code == 1
+        assert (await run("resume", digest, "--acknowledge", "KubeSpawner")).code == 0
 
 
 async def test_a_turn_that_makes_no_sense_is_refused_in_the_guards_words(site: Site, run: Callable[..., Any]):

@@ -833,7 +833,7 @@ async def test_a_plan_that_couldnt_be_begun_is_asked_for_again_in_the_same_secon
     w.user("ann")
     begin = w.books.journal.begin_prune
 
-    def dies(*_args: object) -> None:
+    def dies(*_args: object, **_options: object) -> None:
         w.books.journal.begin_prune = begin
         raise JournalError("The journal can't be written.")
 
@@ -956,3 +956,122 @@ async def test_without_the_scope_to_delete_users_the_setting_that_wants_it_is_na
     await guard.once("ada")
     notes = [note for note in guard.status().notes if "delete:users" in note]
     assert [said in note for note in notes] == ([True] if said else [])
+
+
+KUBE = Told(frozenset(), ("kubespawner.spawner.KubeSpawner",), {"delete_pvc": True}, None)
+
+
+async def test_a_plan_made_before_the_hub_got_a_spawner_that_deletes_storage_isnt_begun_without_acknowledging_that(
+    world: MakeWorld,
+):
+    w = await world()
+    w.user("ann")
+    digests = []
+
+    async def plans() -> None:
+        digests.append((await w.pruning.plan(STALE, "ada")).digest)
+
+    await run_in(w, plans)
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, holder="next", told=KUBE)
+
+    async def applies() -> None:
+        for names in ((), ("LocalProcessSpawner",)):
+            with pytest.raises(HubGuardError, match="KubeSpawner"):
+                await again.pruning.apply(digests[0], 1, "ada", "", acknowledged=names)
+        run = await again.pruning.run(digests[0])
+        assert (run.state, run.undo_file) == (PruneState.PLANNED, None)
+        assert w.asked_to_delete() == []
+        run = await again.pruning.apply(digests[0], 1, "ada", "", acknowledged=("KubeSpawner", "tokens-unknown"))
+        # Nobody acknowledges beforehand what they haven't been told.
+        assert run.acknowledged == ("KubeSpawner",)
+        assert (await again.until(digests[0], PruneState.DONE)).done == 1
+
+    await run_in(again, applies)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_plan_that_was_begun_before_deletes_no_storage_until_that_is_acknowledged(
+    world: MakeWorld, paused: bool
+):
+    w = await world(prune={"rate": 1.0})
+    for number in range(20):
+        w.user(f"u{number:02}")
+    digests = []
+
+    async def begins() -> None:
+        digests.append((await w.apply()).digest)
+        await w.clock.sleep(5)
+        if paused:
+            await w.pruning.pause(digests[0], "ada", "")
+            await w.clock.sleep(5)
+
+    await run_in(w, begins)
+    asked = w.asked_to_delete()
+    assert 0 < len(asked) < 20
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, prune={"rate": 1.0}, holder="next", told=KUBE)
+
+    async def goes_on() -> None:
+        run = await again.until(digests[0], PruneState.PAUSED)
+        assert paused or "KubeSpawner" in run.why
+        for names in ((), ("LocalProcessSpawner",)):
+            with pytest.raises(HubGuardError, match="KubeSpawner"):
+                await again.pruning.resume(digests[0], "bob", "", acknowledged=names)
+        await again.clock.sleep(120)
+        assert (await again.pruning.run(digests[0])).state is PruneState.PAUSED
+        assert w.asked_to_delete() == asked
+        assert (
+            await again.pruning.resume(digests[0], "bob", "", acknowledged=("KubeSpawner",))
+        ).state is PruneState.RUNNING
+        assert (await again.until(digests[0], PruneState.DONE)).done == 20
+        assert (await again.pruning.run(digests[0])).acknowledged == ("KubeSpawner",)
+
+    await run_in(again, goes_on)
+
+
+async def test_whether_storage_goes_is_asked_of_the_hub_before_a_plan_goes_on_and_a_hub_that_is_silent_is_waited_for(
+    world: MakeWorld,
+):
+    w = await world(told=Told(frozenset()), prune={"rate": 1.0})
+    w.hub.spawner = "jupyterhub.spawner.LocalProcessSpawner"
+    for number in range(20):
+        w.user(f"u{number:02}")
+
+    async def steps() -> None:
+        digest = (await w.apply()).digest
+        await w.clock.sleep(4)
+        w.hub.fault = lambda request: HubUnreachable("The hub doesn't answer.")
+        await w.clock.sleep(30)
+        assert (await w.pruning.run(digest)).state is PruneState.RUNNING
+        asked = len(w.asked_to_delete())
+        w.hub.spawner = "somewhere.OtherSpawner"
+        w.hub.fault = None
+        run = await w.until(digest, PruneState.PAUSED)
+        assert "OtherSpawner" in run.why
+        assert len(w.asked_to_delete()) == asked
+
+    await run_in(w, steps)
+
+
+async def test_a_scheduled_plan_goes_by_what_the_settings_acknowledge_now(world: MakeWorld):
+    prune = {"every_s": DAY_S, "inactive_for_s": 180 * DAY_S, "share_cap": 1.0, "rate": 1.0}
+    w = await world(told=KUBE, prune={**prune, "acknowledged": ["KubeSpawner"]})
+    for number in range(20):
+        w.user(f"u{number:02}")
+
+    async def begins() -> None:
+        await w.clock.sleep(10)
+
+    await run_in(w, begins)
+    asked = w.asked_to_delete()
+    assert 0 < len(asked) < 20
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, holder="next", told=KUBE, prune=prune)
+
+    async def goes_on() -> None:
+        (run,) = await again.pruning.runs()
+        run = await again.until(run.digest, PruneState.PAUSED)
+        assert "KubeSpawner" in run.why
+        assert w.asked_to_delete() == asked
+        await again.pruning.resume(run.digest, "ada", "", acknowledged=("KubeSpawner",))
+        assert (await again.until(run.digest, PruneState.DONE)).done == 20
+
+    await run_in(again, goes_on)
