@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hubguard.act.lease import Books, LeaseKeeper
@@ -12,10 +12,11 @@ from hubguard.clients import undo_file
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.config import Settings
+from hubguard.decide import prune as decide
 from hubguard.errors import HubGuardError, UndoError
-from hubguard.model import OutcomeKind
+from hubguard.model import NOT_TRIED, Outcome, OutcomeKind
 from hubguard.observe.accounts import AccountReader
-from hubguard.prune import PrunePlan, PruneRun, PruneState, UndoHead, UndoUser
+from hubguard.prune import PrunePlan, PruneRun, PruneState, Saved, UndoHead, UndoUser
 from hubguard.prune_plans import why_held
 
 UNDO_FOLDER = "hubguard-undo"
@@ -42,14 +43,14 @@ class Undo:
         self._clock = clock
         self._books = books
         self._keeper = keeper
-        self._names: tuple[str | None, frozenset[str]] = (None, frozenset())
+        self._saved: tuple[str | None, Mapping[str, Saved]] = (None, {})
 
     async def write(self, plan: PrunePlan) -> undo_file.Written:
         """The undo file of all users of ``plan`` who are still there is on disk. Raises HubGuardError where it isn't."""
         names = [deletion.user for deletion in plan.deletions]
         now = self._clock.now()
         users = await self._reader.undo_users(names)
-        there = _names(users)
+        there = await asyncio.to_thread(_saved, users)
         if not there:
             raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")
         place = revision = ""
@@ -57,20 +58,24 @@ class Undo:
             place, revision = database.place, (await database.accounts(None, names[:1])).revision
         head = UndoHead(plan.digest, now, plan.made_by, database=place, revision=revision)
         written = await asyncio.to_thread(undo_file.write, self._folder, head, users)
-        self._names = (written.sha256, there)
+        self._saved = (written.sha256, there)
         return written
 
-    async def names(self, run: PruneRun) -> frozenset[str]:
-        """The users that are in the undo file of ``run``. Raises UndoError."""
-        if self._names[0] is None or self._names[0] != run.undo_sha256:
+    async def saved(self, run: PruneRun) -> Mapping[str, Saved]:
+        """What is in the undo file of ``run``, by the names of its users. Raises UndoError."""
+        if self._saved[0] is None or self._saved[0] != run.undo_sha256:
             _, users = await _read(run)
-            self._names = (run.undo_sha256, _names(users))
-        return self._names[1]
+            self._saved = (run.undo_sha256, await asyncio.to_thread(_saved, users))
+        return self._saved[1]
 
     async def restore(
         self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
     ) -> PruneRun:
-        """Those whom ``plan`` deleted are there again, as PrunePort has it; how it stands now."""
+        """Those whom ``plan`` deleted are there again, as PrunePort has it; how it stands now.
+
+        Who came back when it was asked for before counts as back. The journal has each user as soon as it is known what came
+        of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
+        """
         books = self._books()
         if run.state is PruneState.RUNNING:
             raise HubGuardError("This plan is being carried out. Nobody was brought back; pause or cancel it first.")
@@ -87,11 +92,15 @@ class Undo:
         chosen = [user for user in users if user.name in deleted]
         what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
         await books.call(books.journal.note, "note", actor, 0, self._clock.now(), what)
+        record = _Record(books, self._clock, plan.digest, actor, len(chosen), run.restored)
         async with self._hub.with_token(token) as hub:
-            outcomes = await Restorer(hub, confirm=self._may_restore).restore(chosen, since=head.made_at)
-        restored = sum(outcome.kind is OutcomeKind.DONE for _, outcome in outcomes)
-        now = self._clock.now()
-        return await books.call(books.journal.note_restored, plan.digest, outcomes, restored, actor, now)
+            outcomes = await Restorer(hub, confirm=self._may_restore).restore(
+                chosen, since=head.made_at, begin=record.begin, progress=record.settle
+            )
+        untried = [outcome.detail for _, outcome in outcomes if outcome.detail.startswith(NOT_TRIED)]
+        if untried and len(untried) == len(outcomes):
+            raise HubGuardError(f"Nobody was brought back: {untried[0]}")
+        return await record.end()
 
     async def _deleted_by(self, books: Books, plan: PrunePlan) -> frozenset[str]:
         """The users whom that plan deleted, those among them of whom it wasn't sure then and who are gone."""
@@ -109,9 +118,55 @@ class Undo:
             raise HubGuardError(held)
 
 
-def _names(users: Iterable[UndoUser]) -> frozenset[str]:
+class _Record:
+    """Writes down a restoring while it goes on: a kill of the guard leaves in the journal what was begun, and who is back.
+
+    ``before`` is how many were brought back when it was asked for earlier.
+    """
+
+    def __init__(self, books: Books, clock: Clock, digest: str, actor: str, count: int, before: int) -> None:
+        self._books = books
+        self._clock = clock
+        self._digest = digest
+        self._actor = actor
+        self._count = count
+        self._before = before
+        self._begun = self._done = 0
+        self._sure = True
+        self._known: list[tuple[str, Outcome]] = []
+        self._writing = asyncio.Lock()
+
+    async def begin(self, names: Sequence[str]) -> None:
+        """The journal says that these are next."""
+        first, self._begun = self._begun + 1, self._begun + len(names)
+        what = f"about to bring back users {first:,} to {self._begun:,} of {self._count:,} of plan {self._digest[:12]}"
+        detail = f"{what}, from {names[0]} to {names[-1]}"
+        await self._books.call(self._books.journal.note, "note", self._actor, 0, self._clock.now(), detail)
+
+    async def settle(self, name: str, outcome: Outcome) -> None:
+        """The journal has what came of that user; of those that are known at the same time it is told together."""
+        self._known.append((name, outcome))
+        self._done += outcome.kind is OutcomeKind.DONE
+        self._sure = (
+            self._sure and outcome.kind is not OutcomeKind.UNVERIFIED and not outcome.detail.startswith(NOT_TRIED)
+        )
+        async with self._writing:
+            known, self._known = self._known, []
+            if known:
+                await self._write(known, max(self._before, self._done))
+
+    async def end(self) -> PruneRun:
+        """How the plan stands. Where each was looked at and read, those that were found back are all that are."""
+        return await self._write([], self._done if self._sure else max(self._before, self._done))
+
+    async def _write(self, known: Sequence[tuple[str, Outcome]], restored: int) -> PruneRun:
+        note, now = self._books.journal.note_restored, self._clock.now()
+        return await self._books.call(note, self._digest, known, restored, self._actor, now)
+
+
+def _saved(users: Iterable[UndoUser]) -> dict[str, Saved]:
     """Without what is nobody's, which has no name."""
-    return frozenset(user.name for user in users if user.name)
+    return {user.name: decide.saved(user) for user in users if user.name}
 
 
 async def _read(run: PruneRun) -> tuple[UndoHead, tuple[UndoUser, ...]]:

@@ -26,7 +26,8 @@ SKEW_S = 5.0
 _RIGHTS = "admin:users and read:servers"
 
 Confirm = Callable[[], Awaitable[None]]
-Progress = Callable[[str, Outcome], None]
+Begin = Callable[[Sequence[str]], Awaitable[None]]
+Progress = Callable[[str, Outcome], Awaitable[None]]
 
 
 class Restorer:
@@ -41,14 +42,22 @@ class Restorer:
         self._confirm = confirm
 
     async def restore(
-        self, users: Sequence[UndoUser], *, since: datetime | None = None, progress: Progress | None = None
+        self,
+        users: Sequence[UndoUser],
+        *,
+        since: datetime | None = None,
+        begin: Begin | None = None,
+        progress: Progress | None = None,
     ) -> tuple[tuple[str, Outcome], ...]:
-        """Each user's name and what came of them, in that order. ``progress`` is called with each when it is known.
+        """Each user's name and what came of them, in that order.
 
+        ``begin`` is awaited with the names of some users before anything is sent for them, ``progress`` with each user when
+        what came of them is known; what these raise ends it all and is raised here.
         What is nobody's, and has no name, is left out: it comes back offline only.
 
-        DONE: a re-read shows them; what didn't come back is in the detail. SKIPPED: they were there, or it wasn't tried.
-        FAILED: a re-read shows that they aren't there. UNVERIFIED: what came of it isn't known.
+        DONE: a re-read shows them, whether they came back now or earlier; what didn't come back is in the detail.
+        SKIPPED: they were never deleted, or it wasn't tried. FAILED: a re-read shows that they aren't there. UNVERIFIED: what
+        came of it isn't known.
         Nobody is made an admin, and admins who are there are left as they are; so is whoever the hub says was made before
         ``since`` (when the undo file was written), since they were never deleted. Others who are there get the groups and
         named servers that they lack: asking again finishes what was broken off. None: everybody is taken for one of these.
@@ -59,6 +68,8 @@ class Restorer:
         cases = [_Case(user) for user in users if user.name]
         for first in range(0, len(cases), AT_ONCE):
             batch = cases[first : first + AT_ONCE]
+            if begin is not None and not work.ended:
+                await begin([case.user.name for case in batch])
             await _all(batch, lambda case: self._make(case, since, work))
             under_way = [case for case in batch if case.outcome is None]
             await self._into_groups(under_way, work)
@@ -82,9 +93,9 @@ class Restorer:
             else:
                 case.was_there = True
         if case.failed is None and not case.was_there:
-            work.settle(case, Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}"))
+            await work.settle(case, Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}"))
         elif (outcome := await self._not_made(case, since, work)) is not None:
-            work.settle(case, outcome)
+            await work.settle(case, outcome)
 
     async def _not_made(self, case: _Case, since: datetime | None, work: _Work) -> Outcome | None:
         """None: they are there all the same, and may lack the rest."""
@@ -93,18 +104,18 @@ class Restorer:
         except (HubError, BudgetExhausted) as error:
             work.unread(error)
             if case.was_there:
-                return Outcome(OutcomeKind.SKIPPED, f"was there, and couldn't be read: {error}")
+                return Outcome(OutcomeKind.UNVERIFIED, f"was there, and couldn't be read: {error}")
             return Outcome(OutcomeKind.UNVERIFIED, f"{case.failed} Nor could they be read again: {error}")
         if there is None:
             if isinstance(case.failed, HubUnreachable):
                 return Outcome(OutcomeKind.UNVERIFIED, f"{case.failed} They aren't there by now.")
             return Outcome(OutcomeKind.FAILED, str(case.failed or "was there, and is gone again"))
-        if there.admin:
-            return Outcome(OutcomeKind.SKIPPED, "was there, as an admin, and is left as they are")
         if since is not None and there.created is None:
             return Outcome(OutcomeKind.SKIPPED, "was there, maybe never deleted: the hub doesn't tell since when")
         if since is not None and there.created is not None and there.created < self._by_hub(since):
             return Outcome(OutcomeKind.SKIPPED, "was there: they weren't deleted")
+        if there.admin:
+            return Outcome(OutcomeKind.DONE, "is back already, as an admin, and is left as they are")
         if case.was_there:
             case.there = there
         return None
@@ -178,12 +189,12 @@ class Restorer:
             seen = await self._hub.get_user(case.user.name)
         except (HubError, BudgetExhausted) as error:
             work.unread(error)
-            work.settle(case, Outcome(OutcomeKind.UNVERIFIED, f"couldn't be read again: {error}"))
+            await work.settle(case, Outcome(OutcomeKind.UNVERIFIED, f"couldn't be read again: {error}"))
             return
         if seen is None:
-            work.settle(case, Outcome(OutcomeKind.FAILED, "the hub made them, and doesn't have them"))
+            await work.settle(case, Outcome(OutcomeKind.FAILED, "the hub made them, and doesn't have them"))
         else:
-            work.settle(case, _outcome(case, seen))
+            await work.settle(case, _outcome(case, seen))
 
 
 def _outcome(case: _Case, seen: User) -> Outcome:
@@ -199,10 +210,10 @@ def _outcome(case: _Case, seen: User) -> Outcome:
     if case.there is None:
         return Outcome(OutcomeKind.DONE, not_back or "is back")
     came = sorted({*case.user.groups} & {*(seen.groups or ())} - {*(case.there.groups or ())})
-    if not came:
-        return Outcome(OutcomeKind.SKIPPED, "was there" + (f"; {not_back}" if lost else ""))
-    groups = f"was there, and is in the group{'s' * (len(came) > 1)} {', '.join(came)} again"
-    return Outcome(OutcomeKind.DONE, groups + (f"; {not_back}" if lost else ""))
+    again = (
+        f"was there, and is in the group{'s' * (len(came) > 1)} {', '.join(came)} again" if came else "is back already"
+    )
+    return Outcome(OutcomeKind.DONE, again + (f"; {not_back}" if lost else ""))
 
 
 def _of_rows(user: UndoUser) -> list[str]:
@@ -255,10 +266,10 @@ class _Work:
     no_groups: dict[str, str] = field(default_factory=dict)
     no_servers: str = ""
 
-    def settle(self, case: _Case, outcome: Outcome) -> None:
+    async def settle(self, case: _Case, outcome: Outcome) -> None:
         case.outcome = outcome
         if self.progress is not None:
-            self.progress(case.user.name, outcome)
+            await self.progress(case.user.name, outcome)
 
     def end(self, why: str) -> str:
         self.ended = self.ended or why

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -569,6 +569,10 @@ async def test_online_nobody_is_made_of_the_names_of_others(testbed_hub):
         users = await db.undo_users(["gone", "never"])
     assert "" in [user.name for user in users]
     asked: list[str] = []
+
+    async def begin(names: Sequence[str]) -> None:
+        asked.extend(names)
+
     async with HTTPHubAPI(hub.api_url, hub.token, Budget(rate=100.0, burst=10, concurrency=10)) as api:
-        outcomes = await Restorer(api).restore(users, progress=lambda name, _: asked.append(name))
+        outcomes = await Restorer(api).restore(users, begin=begin)
     assert sorted(name for name, _ in outcomes) == sorted(asked) == ["gone", "never"]

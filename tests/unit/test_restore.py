@@ -22,6 +22,7 @@ from hubguard.errors import (
     HubGarbled,
     HubRefused,
     HubUnreachable,
+    JournalError,
     LeaseLost,
 )
 from hubguard.model import NOT_TRIED, Outcome, OutcomeKind, User
@@ -144,7 +145,7 @@ async def test_asking_twice_is_as_good_as_once(hub: Hub) -> None:
 
     again = await restored(hub)
 
-    assert again == dict.fromkeys(("plain", "staff", ODD), Outcome(OutcomeKind.SKIPPED, "was there"))
+    assert again == dict.fromkeys(("plain", "staff", ODD), Outcome(OutcomeKind.DONE, "is back already"))
     assert (hub._users, set(hub._records)) == (before, servers)
 
 
@@ -190,8 +191,7 @@ async def test_an_admin_who_is_there_is_left_as_they_are(hub: Hub) -> None:
 
     outcomes = await restored(hub, STAFF)
 
-    assert outcomes["staff"].kind is OutcomeKind.SKIPPED
-    assert "admin" in outcomes["staff"].detail
+    assert outcomes["staff"] == Outcome(OutcomeKind.DONE, "is back already, as an admin, and is left as they are")
     assert hub.made["staff"] == ()
     assert hub._users["staff"].admin
 
@@ -426,10 +426,50 @@ async def test_each_request_that_changes_something_is_confirmed_and_a_no_ends_it
 async def test_progress_tells_each_once_as_it_is_known(hub: Hub) -> None:
     told: list[tuple[str, Outcome]] = []
 
-    outcomes = await restored(hub, progress=lambda name, outcome: told.append((name, outcome)))
+    async def tell(name: str, outcome: Outcome) -> None:
+        told.append((name, outcome))
+
+    outcomes = await restored(hub, progress=tell)
 
     assert len(told) == 3
     assert dict(told) == outcomes
+
+
+async def test_who_is_next_is_told_before_anything_is_sent_for_them(hub: Hub) -> None:
+    crowd = [UndoUser(f"user-{number:03}", groups=("staff",)) for number in range(AT_ONCE + 20)]
+    told: list[str] = []
+
+    async def begin(names: Sequence[str]) -> None:
+        assert {request.user for request in hub.requests if request.call == "create"} == {*told}
+        told.extend(names)
+
+    await restored(hub, *crowd, begin=begin)
+
+    assert told == [user.name for user in crowd]
+
+
+@pytest.mark.parametrize("at", ["begin", "progress"])
+async def test_what_cannot_be_written_down_ends_it(hub: Hub, at: str) -> None:
+    crowd = [UndoUser(f"user-{number:03}") for number in range(AT_ONCE + 20)]
+
+    async def fails(*_: object) -> None:
+        raise JournalError("The disk is full.")
+
+    with pytest.raises(JournalError, match="disk is full"):
+        await hub.clock.run(Restorer(hub).restore(crowd, **{at: fails}))
+
+    assert len(hub.made) == (0 if at == "begin" else AT_ONCE)
+
+
+async def test_who_is_back_counts_as_back_even_where_a_role_is_lost(hub: Hub) -> None:
+    """Or asking again would never find everybody back."""
+    since = hub.clock.now()
+    user = replace(PLAIN, roles=("instructor", "user"))
+    await restored(hub, user, since=since)
+
+    again = await restored(hub, user, since=since)
+
+    assert again["plain"] == Outcome(OutcomeKind.DONE, "is back already; not back: the role instructor")
 
 
 async def test_it_keeps_to_the_budget(clock: VirtualClock) -> None:
