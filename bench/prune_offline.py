@@ -33,6 +33,7 @@ from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.decide.prune_risks import OFFLINE_STORAGE
 from hubguard.errors import HubGuardError
 from hubguard.offline import apply_offline, plan_offline, restore_offline
+from hubguard.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN
 from hubguard.prune import Protection, StaleCriteria
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
@@ -275,7 +276,7 @@ def prune(url: str, undo_folder: Path, now: datetime) -> dict[str, Any]:
         Path(),
         plan,
         count=len(plan.deletions),
-        acknowledged=[caution.name for caution in plan.cautions],
+        acknowledged=[*(caution.name for caution in plan.cautions), PROCESSES_NOT_SEEN, HUB_NOT_ASKED.name],
         protection=Protection(),
         undo_folder=undo_folder,
         now=lambda: now,
@@ -297,7 +298,14 @@ def bring_back(url: str, undo: Path, now: datetime) -> dict[str, Any]:
     """Restore offline. Raises HubGuardError."""
     began_s = time.perf_counter()
     restored = restore_offline(
-        url, Path(), undo, with_tokens=True, now=lambda: now, hub_api_url=None, progress=_steps("restore")
+        url,
+        Path(),
+        undo,
+        with_tokens=True,
+        now=lambda: now,
+        hub_api_url=None,
+        acknowledged=[PROCESSES_NOT_SEEN, HUB_NOT_ASKED.name],
+        progress=_steps("restore"),
     )
     return {"restore_s": time.perf_counter() - began_s, "restored": len(restored.restored)}
 

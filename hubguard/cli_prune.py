@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,7 +22,7 @@ from hubguard.clients import undo_file
 from hubguard.decide import prune_plan
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.model import Mode
-from hubguard.prune import PrunePlan, PruneState
+from hubguard.prune import Caution, PrunePlan, PruneState
 from hubguard.running import Refused, RunningGuard
 from hubguard.web import present, prune
 
@@ -39,7 +39,7 @@ AWAY_S = 300.0
 """A guard that doesn't answer for so long, while it is being followed, isn't followed any longer."""
 
 LONG_S = 4 * 3600.0
-"""The longest that planning and restoring may take, by the budget, on a hub with very many users."""
+"""The longest that planning, beginning and restoring may take, by the budget, on a hub with very many users."""
 
 Say = Callable[[str], None]
 """Where what a person or a script is to read goes."""
@@ -95,13 +95,9 @@ async def _apply(arguments: argparse.Namespace, asked: Asked, guard: RunningGuar
         asked.say(plan_text(plan))
     count, acknowledged = await asyncio.to_thread(confirmed, plan, arguments, asks=asked.asks)
     body = {"count": count, "why": arguments.why, "acknowledged": acknowledged}
-    try:
-        standing = await guard.ask("POST", f"api/v1/plans/{digest}/apply", body)
-    except Refused as refused:
-        if refused.status == 409 and await _held(guard):
-            to_people(str(refused))
-            return HELD
-        raise
+    standing = await _unless_held(guard, digest, "apply", body)
+    if standing is None:
+        return HELD
     if arguments.wait:
         to_people(f"It is under way. Leaving this command ends nothing; hubguard prune pause {digest[:12]} does.")
         standing = await _followed(asked, guard, digest)
@@ -167,8 +163,11 @@ async def _restore(arguments: argparse.Namespace, asked: Asked, guard: RunningGu
     word, sha256 = await asyncio.to_thread(_undone, arguments.undo)
     digest = await _digest(guard, word)
     standing = await _standing(guard, digest)
+    if standing["undo_file"] is None:
+        raise HubGuardError(f"The plan {digest[:12]} was never begun, so it has deleted nobody. Nothing was done")
     if not arguments.json:
-        asked.say(f"{present.count(standing['done'], 'user')} were deleted by the plan {digest[:12]}.")
+        were = "was" if standing["done"] == 1 else "were"
+        asked.say(f"{present.count(standing['done'], 'user')} {were} deleted by the plan {digest[:12]}.")
     if arguments.dry_run:
         if arguments.json:
             asked.say(json.dumps(standing, indent=2))
@@ -179,13 +178,9 @@ async def _restore(arguments: argparse.Namespace, asked: Asked, guard: RunningGu
         typed_count, standing["done"], arguments.count, asks=asked.asks, what="users to bring back"
     )
     body = {"count": count, "why": arguments.why, **({"sha256": sha256} if sha256 else {})}
-    try:
-        standing = await guard.ask("POST", f"api/v1/plans/{digest}/restore", body, within_s=LONG_S)
-    except Refused as refused:
-        if refused.status == 409 and await _held(guard):
-            to_people(str(refused))
-            return HELD
-        raise
+    standing = await _unless_held(guard, digest, "restore", body)
+    if standing is None:
+        return HELD
     if arguments.json:
         asked.say(json.dumps(standing, indent=2))
     else:
@@ -231,13 +226,22 @@ def confirmed(plan: PrunePlan, arguments: argparse.Namespace, *, asks: bool) -> 
 
     Raises ConfigError, HubGuardError where one of them is missing or wrong.
     """
-    acknowledged = list(arguments.acknowledge)
-    known = [one.name for one in plan.cautions]
+    acknowledged = acknowledge(plan.cautions, arguments.acknowledge, asks=asks)
+    return typed_count(len(plan.deletions), arguments.count, asks=asks, what="users to delete"), acknowledged
+
+
+def acknowledge(cautions: Sequence[Caution], given: Sequence[str], *, asks: bool) -> list[str]:
+    """The names of ``cautions``, once all were given, or typed where somebody can be asked.
+
+    Raises ConfigError, HubGuardError where one is missing or wrong.
+    """
+    acknowledged = list(given)
+    known = [one.name for one in cautions]
     for name in acknowledged:
         if name not in known:
             there = f"its cautions are {', '.join(known)}" if known else "it has none"
             raise ConfigError("--acknowledge", f"the plan has no caution {name!r}; {there}. Nothing was done")
-    for one in plan.cautions:
+    for one in cautions:
         if one.name in acknowledged:
             continue
         if not asks:
@@ -245,7 +249,7 @@ def confirmed(plan: PrunePlan, arguments: argparse.Namespace, *, asks: bool) -> 
         if input(f"{one.why}\nTo acknowledge that, type {one.name}: ").strip() != one.name:
             raise HubGuardError("That isn't its name. Nothing was done")
         acknowledged.append(one.name)
-    return typed_count(len(plan.deletions), arguments.count, asks=asks, what="users to delete"), acknowledged
+    return acknowledged
 
 
 def typed_count(right: int, given: int | None, *, asks: bool, what: str) -> int:
@@ -345,8 +349,18 @@ async def _pages(guard: RunningGuard, path: str) -> list[dict[str, Any]]:
             return rows
 
 
-async def _held(guard: RunningGuard) -> bool:
-    return (await guard.ask("GET", "api/v1/status"))["mode"] in {Mode.HELD.value, Mode.BRAKED.value}
+async def _unless_held(
+    guard: RunningGuard, digest: str, action: str, body: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """How the plan stands after ``action``. None, and people are told why: acting is on hold, or HubGuard holds back."""
+    try:
+        return dict(await guard.ask("POST", f"api/v1/plans/{digest}/{action}", body, within_s=LONG_S))
+    except Refused as refused:
+        held = {Mode.HELD.value, Mode.BRAKED.value}
+        if refused.status != 409 or (await guard.ask("GET", "api/v1/status"))["mode"] not in held:
+            raise
+        to_people(str(refused))
+        return None
 
 
 async def _followed(asked: Asked, guard: RunningGuard, digest: str) -> dict[str, Any]:

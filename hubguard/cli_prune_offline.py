@@ -7,11 +7,12 @@ import getpass
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from traitlets.config import Config
 
@@ -21,6 +22,7 @@ from hubguard.cli_prune import (
     HELD,
     Progress,
     Say,
+    acknowledge,
     confirmed,
     criteria_of,
     plan_in,
@@ -39,9 +41,10 @@ from hubguard.journal.database import Database
 from hubguard.journal.store import open_journal
 from hubguard.model import Exemption
 from hubguard.offline.apply import Applied, apply_offline
+from hubguard.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.offline.plan import plan_offline
 from hubguard.offline.restore import Restored, restore_offline
-from hubguard.prune import Protection, StaleCriteria, Use
+from hubguard.prune import Caution, Protection, StaleCriteria, Use
 from hubguard.web import present
 
 
@@ -80,10 +83,10 @@ def run(
     if told.held_by is not None and not arguments.dry_run:
         to_people(f"{told.held_by} has put acting on hold. `hubguard resume` ends that. Nothing was done.")
         return HELD
-    hub_api_url = environ.get("JUPYTERHUB_API_URL")
+    hub_at = {"hub_api_url": environ.get("JUPYTERHUB_API_URL") or None, "also_at": _answers_at(configs)}
     if arguments.action == "apply":
-        return _apply(arguments, settings, configs, told, actor, say, asks, hub_api_url)
-    return _restore(arguments, told, actor, say, asks, hub_api_url)
+        return _apply(arguments, settings, configs, told, actor, say, asks, hub_at)
+    return _restore(arguments, told, actor, say, asks, hub_at)
 
 
 def _plan(
@@ -120,7 +123,7 @@ def _apply(
     actor: str,
     say: Say,
     asks: bool,
-    hub_api_url: str | None,
+    hub_at: Mapping[str, Any],
 ) -> int:
     plan = plan_in(Path(arguments.plan))
     protection = _protection(settings, configs)
@@ -130,11 +133,13 @@ def _apply(
         raise ConfigError(
             "--config", "is needed: the plan was made with the hub's config, and goes by it. Nothing was done"
         )
+    unseen = _unseen(arguments, hub_at)
+    every = replace(plan, cautions=(*plan.cautions, *unseen))
     if arguments.dry_run:
         count = len(plan.deletions) if arguments.count is None else arguments.count
-        acknowledged = [caution.name for caution in plan.cautions]
+        acknowledged = [caution.name for caution in every.cautions]
     else:
-        count, acknowledged = confirmed(plan, arguments, asks=asks)
+        count, acknowledged = confirmed(every, arguments, asks=asks)
     digest, many = plan.digest[:12], present.count(len(plan.deletions), "user")
     note = _noting(told, actor, arguments)
     note(f"An offline plan ({digest}) to delete {many} from {plan.database} is carried out")
@@ -150,7 +155,7 @@ def _apply(
             undo_folder=arguments.undo_folder or Path(settings.prune.undo_folder or "hubguard-undo"),
             now=_now,
             actor=actor,
-            hub_api_url=hub_api_url,
+            **hub_at,
             exemptions=told.exemptions,
             uses=told.uses,
             dry_run=arguments.dry_run,
@@ -170,7 +175,7 @@ def _apply(
 
 
 def _restore(
-    arguments: argparse.Namespace, told: Told, actor: str, say: Say, asks: bool, hub_api_url: str | None
+    arguments: argparse.Namespace, told: Told, actor: str, say: Say, asks: bool, hub_at: Mapping[str, Any]
 ) -> int:
     path = Path(arguments.undo)
     if not path.exists():
@@ -180,7 +185,10 @@ def _restore(
     if not arguments.json:
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
         say(f"{path} has {present.count(there, 'user')} of {whose}, from {when}.")
+    unseen = _unseen(arguments, hub_at)
+    acknowledged = [caution.name for caution in unseen]
     if not arguments.dry_run:
+        acknowledged = acknowledge(unseen, arguments.acknowledge, asks=asks)
         typed_count(there, arguments.count, asks=asks, what="users to bring back")
     note = _noting(told, actor, arguments)
     note(f"The users of the undo file {path} are brought back offline")
@@ -192,7 +200,8 @@ def _restore(
             path,
             with_tokens=arguments.with_tokens,
             now=_now,
-            hub_api_url=hub_api_url,
+            **hub_at,
+            acknowledged=acknowledged,
             dry_run=arguments.dry_run,
             progress=progress.show,
         )
@@ -243,24 +252,18 @@ def _caller() -> tuple[str, ...]:
 
 def _named(configs: Sequence[Config]) -> frozenset[str] | None:
     """The users that the hub's config names; None where none of ``configs`` is the hub's, or it can't be told."""
-    merged = Config()
-    for one in configs:
-        merged.merge(one)
-    if "JupyterHub" not in merged:
+    hub = _hub_of(configs)
+    if hub is None:
         return None
-    # Only where it is needed: it takes a second.
-    from jupyterhub.app import JupyterHub
-
     try:
-        hub = JupyterHub(config=merged)
         # Not made by calling it: some authenticators open databases of their own then.
         authenticator = hub.authenticator_class.__new__(hub.authenticator_class)
         for name in ("username_map", "manage_roles"):
-            if (value := setting(merged, hub.authenticator_class, name)) is not None:
+            if (value := setting(hub.config, hub.authenticator_class, name)) is not None:
                 setattr(authenticator, name, value)
         names = named_users(
             SimpleNamespace(
-                config=merged,
+                config=hub.config,
                 authenticator=authenticator,
                 admin_users=hub.admin_users,
                 api_tokens=hub.api_tokens,
@@ -271,6 +274,55 @@ def _named(configs: Sequence[Config]) -> frozenset[str] | None:
     except Exception:  # whatever a site's own classes raise: then it can't be told
         return None
     return None if names is None else frozenset(names)
+
+
+def _unseen(arguments: argparse.Namespace, hub_at: Mapping[str, Any]) -> tuple[Caution, ...]:
+    """What can't be seen of who uses the database. Of what can, nothing is left in ``arguments.acknowledge``.
+
+    So a script may name these whether or not it runs as root today.
+    """
+    unseen = cautions(arguments.hub_db, Path.cwd(), **hub_at)
+    needless = {HUB_NOT_ASKED.name, PROCESSES_NOT_SEEN} - {caution.name for caution in unseen}
+    arguments.acknowledge = [name for name in arguments.acknowledge if name not in needless]
+    return unseen
+
+
+def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
+    """Where the hub's own API answers, as its config says; empty: none of ``configs`` is the hub's, or it can't be told."""
+    hub = _hub_of(configs)
+    if hub is None:
+        return ()
+    addresses = [hub.hub_bind_url or f"http://{hub.hub_ip}:{hub.hub_port}"]
+    if hub.hub_connect_url:
+        addresses.append(hub.hub_connect_url)
+    elif hub.hub_connect_ip:
+        addresses.append(f"http://{hub.hub_connect_ip}:{hub.hub_port}")
+    found = []
+    for address in addresses:
+        parts = urlsplit(address)
+        # All addresses of this machine are meant where it listens on all.
+        host = parts.hostname if parts.hostname not in (None, "", "*", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+        if parts.scheme in ("http", "https"):
+            host = f"[{host}]" if ":" in str(host) else host
+            port = "" if parts.port is None else f":{parts.port}"
+            found.append(f"{parts.scheme}://{host}{port}{hub.hub_prefix}api")
+    return tuple(found)
+
+
+def _hub_of(configs: Sequence[Config]) -> Any:
+    """A hub (JupyterHub's own application) with that config, which isn't started; None where none is the hub's."""
+    merged = Config()
+    for one in configs:
+        merged.merge(one)
+    if "JupyterHub" not in merged:
+        return None
+    # Only where it is needed: it takes a second.
+    from jupyterhub.app import JupyterHub
+
+    try:
+        return JupyterHub(config=merged)
+    except Exception:  # whatever a site's own classes raise: then it can't be told
+        return None
 
 
 def _of_the_journal(settings: Settings) -> Told:

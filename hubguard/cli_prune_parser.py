@@ -97,9 +97,7 @@ def _plan(plan: argparse.ArgumentParser) -> None:
 def _apply(apply: argparse.ArgumentParser) -> None:
     apply.add_argument("plan", metavar="PLAN", help="the file of the plan, or its digest (or the beginning of that)")
     _count(apply, "how many users the plan has")
-    apply.add_argument(
-        "--acknowledge", action="append", default=[], metavar="NAME", help="a caution of the plan, by its name"
-    )
+    _acknowledge(apply, "a caution, by its name; may be given more than once")
     _why(apply)
     apply.add_argument(
         "--wait",
@@ -127,6 +125,7 @@ def _restore(restore: argparse.ArgumentParser) -> None:
     _dry_run(restore)
     _json(restore)
     _offline(restore)
+    _acknowledge(restore, "offline: a caution, by its name; may be given more than once")
     restore.add_argument("--with-tokens", action="store_true", help="offline: their API tokens work again, too")
 
 
@@ -167,6 +166,10 @@ def _offline(parser: argparse.ArgumentParser) -> None:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _acknowledge(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--acknowledge", action="append", default=[], metavar="NAME", help=text)
 
 
 def _why(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -64,6 +65,7 @@ def apply_offline(
     now: Callable[[], datetime],
     actor: str,
     hub_api_url: str | None,
+    also_at: Sequence[str] = (),
     exemptions: Sequence[Exemption] = (),
     uses: Mapping[str, Use] | None = None,
     dry_run: bool = False,
@@ -73,8 +75,9 @@ def apply_offline(
 
     Each is read and judged again under lock, and left alone where anything has changed. Before the first row goes, all that
     go are in an undo file in ``undo_folder``, and a SQLite database has a copy beside it. ``count`` and ``acknowledged`` are
-    as for a plan online. ``hub_api_url`` is where the hub would answer; None: it isn't asked. A dry run does the same, takes
-    it all back at the end, and writes no file. ``progress`` is told each step in words.
+    as for a plan online; what of the hub can't be seen has to be acknowledged, too (see in_use.cautions). ``hub_api_url`` is
+    where the hub would answer, None: not known; ``also_at`` are further such addresses. A dry run does the same, takes it all
+    back at the end, and writes no file. ``progress`` is told each step in words.
 
     Raises OfflineRefused, HubDBError or UndoError, with nothing changed: a hub uses the database, the plan is for another
     one or may not be begun, the tables are of an unknown revision, or copy or undo file can't be written.
@@ -86,8 +89,18 @@ def apply_offline(
     written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
     with database.connection() as connection:
+        refuse = partial(
+            refuse_in_use,
+            database,
+            connection,
+            now=at,
+            hub_api_url=hub_api_url,
+            also_at=also_at,
+            written_at_s=written_at_s,
+            acknowledged=acknowledged,
+        )
         with connection.begin():
-            refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
+            refuse()
             version = database.version(connection)
         backup = None
         if database.file is not None and not dry_run:
@@ -96,9 +109,7 @@ def apply_offline(
         written = None
         try:
             with database.changing(connection, commit=not dry_run) as tables:
-                seen = refuse_in_use(
-                    database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s
-                )
+                seen = refuse()
                 if database.version(connection) != version:
                     raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
                 if tables.revision != plan.revision:

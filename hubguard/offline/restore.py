@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def restore_offline(
     with_tokens: bool,
     now: Callable[[], datetime],
     hub_api_url: str | None,
+    also_at: Sequence[str] = (),
+    acknowledged: Sequence[str] = (),
     sha256: str | None = None,
     dry_run: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -66,7 +69,9 @@ def restore_offline(
     Users who are there are left as they are, so it may be done twice; who has somebody else's number now gets a new one.
     Groups and roles are found by name, and none is made. ``with_tokens`` brings back tokens and codes, too; without, their
     users log in anew, and what is left out then isn't brought back by a second time. Servers come back as stopped: what they
-    ran as is gone. ``sha256`` is the file's checksum where it was noted. A dry run takes it all back at the end.
+    ran as is gone. ``hub_api_url`` is where the hub would answer, None: not known; ``also_at`` are further such addresses.
+    ``acknowledged`` names what of the hub can't be seen (see in_use.cautions). ``sha256`` is the file's checksum where it was
+    noted. A dry run takes it all back at the end.
 
     Raises UndoError for a file that isn't as it was written, and OfflineRefused, with nothing changed, where the hub uses
     the database, the file has no rows, or they are of another kind of database or another revision of the hub's tables.
@@ -79,11 +84,21 @@ def restore_offline(
     written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
     with database.connection() as connection:
+        refuse = partial(
+            refuse_in_use,
+            database,
+            connection,
+            now=now(),
+            hub_api_url=hub_api_url,
+            also_at=also_at,
+            written_at_s=written_at_s,
+            acknowledged=acknowledged,
+        )
         with connection.begin():
-            refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
+            refuse()
             version = database.version(connection)
         with database.changing(connection, commit=not dry_run) as tables:
-            seen = refuse_in_use(database, connection, now=now(), hub_api_url=hub_api_url, written_at_s=written_at_s)
+            seen = refuse()
             if database.version(connection) != version:
                 raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
             if tables.revision != head.revision:

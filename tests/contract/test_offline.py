@@ -33,6 +33,7 @@ from offline_hubs import delete, dump, fill
 from hubguard.decide.prune_plan import OFFLINE_STORAGE, from_dict, to_dict
 from hubguard.errors import HubGuardError, OfflineRefused, UndoError
 from hubguard.offline import Applied, Restored, apply_offline, plan_offline, restore_offline
+from hubguard.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.prune import Protection, PrunePlan, StaleCriteria
 
 DAY_S = 86400.0
@@ -41,6 +42,7 @@ NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)
 """Nothing was written for two hours."""
 
 STALE = StaleCriteria(inactive_for_s=100 * DAY_S, never_active_for_s=100 * DAY_S)
+UNSEEN = [HUB_NOT_ASKED.name, PROCESSES_NOT_SEEN]
 CREDENTIALS = {"api_tokens", "oauth_codes", "share_codes"}
 MARIADB = ("mariadbd", "mariadb-install-db")
 NUMBERS = range(6)
@@ -145,7 +147,7 @@ def plan_for(url: str, *, housekeeping: bool = False, criteria: StaleCriteria = 
 def apply(url: str, plan: PrunePlan, undo_folder: Path, **options: Any) -> Applied:
     settings: dict[str, Any] = {
         "count": len(plan.deletions),
-        "acknowledged": [caution.name for caution in plan.cautions],
+        "acknowledged": [*(caution.name for caution in plan.cautions), *UNSEEN],
         "protection": Protection(),
         "now": lambda: NOW,
         "actor": "tester",
@@ -157,7 +159,13 @@ def apply(url: str, plan: PrunePlan, undo_folder: Path, **options: Any) -> Appli
 
 def restore(url: str, applied: Applied, **options: Any) -> Restored:
     assert applied.undo_file is not None
-    settings: dict[str, Any] = {"with_tokens": True, "now": lambda: NOW, "hub_api_url": None, **options}
+    settings: dict[str, Any] = {
+        "with_tokens": True,
+        "now": lambda: NOW,
+        "hub_api_url": None,
+        "acknowledged": UNSEEN,
+        **options,
+    }
     return restore_offline(url, Path(), applied.undo_file, **settings)
 
 
@@ -405,6 +413,70 @@ def test_a_database_that_somebody_has_open_or_locked_is_refused(new_hub: Callabl
     assert apply(url, plan, undo).deleted
 
 
+def test_whoever_has_the_very_file_open_is_seen_by_whatever_path(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    """A hub in a container has another path for the file that it serves from; so has one by another link."""
+    url, undo = new_hub(), tmp_path / "undo"
+    plan, other = plan_for(url), tmp_path / "of-the-hub.sqlite"
+    os.link(sa.make_url(url).database or "", other)
+    code = "import sys; held = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        other.unlink()
+        refused(url, undo, f"open in process {holder.pid} ", plan)
+        holder.stdin.close()
+    assert apply(url, plan, undo).deleted
+
+
+def test_without_an_address_of_the_hub_that_has_to_be_acknowledged(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan = plan_for(url)
+    of_plan = [caution.name for caution in plan.cautions]
+    refused(url, undo, "hub-not-asked: .*8081", plan, acknowledged=[*of_plan, PROCESSES_NOT_SEEN])
+    assert cautions(url, Path(), hub_api_url=None)[0] == HUB_NOT_ASKED
+    applied = apply(url, plan, undo)
+    assert HUB_NOT_ASKED.why in applied.notes
+    left = dump(url)
+    with pytest.raises(OfflineRefused, match="hub-not-asked"):
+        restore(url, applied, acknowledged=[PROCESSES_NOT_SEEN])
+    assert dump(url) == left
+    nowhere = "http://127.0.0.1:9/hub/api"
+    assert restore(url, applied, also_at=[nowhere], acknowledged=[PROCESSES_NOT_SEEN]).restored
+
+
+def test_processes_that_cant_be_looked_into_have_to_be_acknowledged(
+    new_hub: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan = plan_for(url)
+    known = [*(caution.name for caution in plan.cautions), HUB_NOT_ASKED.name]
+    monkeypatch.setattr("hubguard.offline.in_use._FIRST_NAMESPACE", "pid:[1]")
+    refused(url, undo, "processes-not-seen: .*outside this container", plan, acknowledged=known)
+
+    def closed(process: Any) -> list[str]:
+        raise PermissionError
+
+    monkeypatch.setattr("hubguard.offline.in_use._open_in", closed)
+    refused(url, undo, r"processes-not-seen: .*\d processes of other accounts", plan, acknowledged=known)
+    assert apply(url, plan, undo).deleted
+
+
+def test_a_time_far_ahead_doesnt_hide_what_was_written_now(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    file, plan = Path(sa.make_url(url).database or ""), plan_for(url)
+    lately, ahead = (str((NOW + timedelta(seconds=by_s)).replace(tzinfo=None)) for by_s in (-10, 10**8))
+    execute(
+        url,
+        f"UPDATE users SET last_activity = '{lately}' WHERE id = (SELECT min(id) FROM users)",
+        f"UPDATE users SET last_activity = '{ahead}' WHERE id = (SELECT max(id) FROM users)",
+    )
+    os.utime(file, (LAST_USED.timestamp(), LAST_USED.timestamp()))
+    refused(url, undo, "users.last_activity, 10 s ago", plan)
+
+
 @pytest.mark.parametrize(
     ("answer", "in_use"),
     [
@@ -451,7 +523,7 @@ def test_another_connection_to_postgresql_is_named_and_refused(new_hub: Callable
     engine = sa.create_engine(url, connect_args={"application_name": "my-hub"}, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
-        refused(url, tmp_path / "undo", "my-hub of the account", plan)
+        refused(url, tmp_path / "undo", r"process \d+, my-hub of the account.*or disconnect", plan)
 
 
 def test_an_undo_file_that_was_changed_brings_nobody_back(new_hub: Callable[[], str], tmp_path: Path) -> None:
@@ -520,12 +592,13 @@ while True:
         left = [at]
         events(left)
         if order["undo"]:
-            restore_offline(order["url"], Path(), Path(order["undo"]), with_tokens=True, now=lambda: now, hub_api_url=None)
+            restore_offline(order["url"], Path(), Path(order["undo"]), with_tokens=True, now=lambda: now, hub_api_url=None,
+                acknowledged=order["unseen"])
         else:
             plan = from_dict(order["plan"])
             apply_offline(order["url"], Path(), plan, count=len(plan.deletions), protection=Protection(),
-                acknowledged=[c.name for c in plan.cautions], undo_folder=Path(order["folder"]) / str(at),
-                now=lambda: now, actor="x", hub_api_url=None)
+                acknowledged=[*(c.name for c in plan.cautions), *order["unseen"]],
+                undo_folder=Path(order["folder"]) / str(at), now=lambda: now, actor="x", hub_api_url=None)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print(status, flush=True)
@@ -562,6 +635,7 @@ def test_killed_at_any_step_the_database_is_as_before_or_as_after(
         "now": NOW.isoformat(),
         "plan": to_dict(plan),
         "undo": undo,
+        "unseen": UNSEEN,
     }
     ran = subprocess.run(
         [sys.executable, "-c", KILLED],

@@ -18,6 +18,7 @@ from hubguard.clients import undo_file
 from hubguard.decide.prune_plan import OFFLINE_STORAGE
 from hubguard.errors import OfflineRefused
 from hubguard.offline import apply_offline, plan_offline, restore_offline
+from hubguard.offline.in_use import PROCESSES_NOT_SEEN
 from hubguard.prune import Protection, StaleCriteria
 from hubguard.testbed.hub import TestbedHub
 from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
@@ -94,7 +95,7 @@ async def test_incident_the_hub_took_so_long_to_start_that_users_were_deleted_by
             tmp_path,
             plan,
             count=stale,
-            acknowledged=[caution.name for caution in plan.cautions],
+            acknowledged=[*(caution.name for caution in plan.cautions), PROCESSES_NOT_SEEN],
             protection=protection,
             undo_folder=tmp_path / "undo",
             now=in_an_hour,
@@ -121,7 +122,13 @@ async def test_incident_the_hub_took_so_long_to_start_that_users_were_deleted_by
         await hub.login(session, min(kept))
     await hub.stop()
     restored = restore_offline(
-        hub.db_url, tmp_path, applied.undo_file, with_tokens=True, now=in_an_hour, hub_api_url=hub.api_url
+        hub.db_url,
+        tmp_path,
+        applied.undo_file,
+        with_tokens=True,
+        now=in_an_hour,
+        hub_api_url=hub.api_url,
+        acknowledged=[PROCESSES_NOT_SEEN],
     )
     assert set(restored.restored) == gone
     await hub.start()

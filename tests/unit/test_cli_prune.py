@@ -566,8 +566,9 @@ def test_config_show_has_the_settings_of_pruning(journal: None, capsys: pytest.C
 
 
 @pytest.fixture
-def hub_db(journal: None, tmp_path: Path) -> Path:
+def hub_db(journal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The database of a hub that last wrote to it long ago: 30 users, of whom many are stale; nobody uses it."""
+    monkeypatch.delenv("JUPYTERHUB_API_URL")
     file = tmp_path / "hub.sqlite"
     seed(f"sqlite:///{file}", users=30, running=0, groups=2, named=0)
     an_hour_ago = time.time() - 3600
@@ -591,6 +592,10 @@ def offline(hub_db: Path) -> tuple[str, str, str]:
     return ("--offline", "--hub-db", f"sqlite:///{hub_db}")
 
 
+UNSEEN = ("--acknowledge", "hub-not-asked", "--acknowledge", "processes-not-seen")
+"""For who isn't root, or has no hub's config: what can't be seen of the hub."""
+
+
 def quiet(hub_db: Path) -> None:
     """Nobody has written for a while: what we did ourselves counts as a hub's writing else."""
     an_hour_ago = time.time() - 3600
@@ -600,12 +605,6 @@ def quiet(hub_db: Path) -> None:
 def hub_config(folder: Path, text: str = "") -> str:
     (folder / "jupyterhub_config.py").write_text(f"c.JupyterHub.port = 8000\n{text}")
     return "--config=jupyterhub_config.py"
-
-
-@pytest.fixture(autouse=True)
-def no_hub_answers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "hub_db" in request.fixturenames:
-        monkeypatch.delenv("JUPYTERHUB_API_URL", raising=False)
 
 
 async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
@@ -618,20 +617,20 @@ async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
     assert "hubguard prune apply --offline --config=jupyterhub_config.py plan.json --count 20\n" in said.out
     assert users_in(hub_db) == before, "planning changes nothing"
     quiet(hub_db)
-    assert (await run("apply", *offline(hub_db), config, "plan.json", "--dry-run")).out.startswith(
+    assert (await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--dry-run")).out.startswith(
         "20 users would be deleted, 0 kept."
     )
     assert users_in(hub_db) == before, "nor does a dry run"
     quiet(hub_db)
     said = await run(
-        "apply", *offline(hub_db), config, "plan.json", "--count", "20", "--json", "--why", "it won't start"
+        "apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20", "--json", "--why", "it won't start"
     )
     assert said.code == 0, said.err
     told = json.loads(said.out)
     assert len(users_in(hub_db)) == 10
     assert Path(told["backup"]).is_file()
     quiet(hub_db)
-    said = await run("restore", *offline(hub_db), told["undo_file"], "--count", "20")
+    said = await run("restore", *offline(hub_db), *UNSEEN, told["undo_file"], "--count", "20")
     assert said.code == 0, said.err
     assert "20 users brought back, 0 not." in said.out
     assert users_in(hub_db) == before
@@ -700,7 +699,7 @@ async def test_offline_what_a_plan_was_made_with_is_wanted_again(hub_db: Path, r
     assert (said.code, "--config: is needed" in said.err) == (2, True)
     name = users_in(hub_db)[3]
     hub_config(tmp_path, f"c.Authenticator.admin_users = {{'{name}'}}\n")
-    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    said = await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
     assert said.code == 0, said.err
     assert f"{name}: the hub's config names the user" in said.out
     assert name in users_in(hub_db)
@@ -715,7 +714,7 @@ async def test_offline_without_count_or_acknowledgement_nothing_is_done(hub_db: 
         ["--count", "19", "--acknowledge", "users-in-config-unknown"],
         ["--acknowledge", "users-in-config-unknown"],
     ):
-        said = await run("apply", *offline(hub_db), "plan.json", *words)
+        said = await run("apply", *offline(hub_db), *UNSEEN, "plan.json", *words)
         assert (said.code, "Nothing was done" in said.err) == (2, True), said.err
     assert len(users_in(hub_db)) == 30
 
@@ -726,7 +725,7 @@ async def test_offline_nothing_is_done_while_acting_is_on_hold(hub_db: Path, run
     with closing(open_journal("sqlite:///hubguard.sqlite")) as books:
         books.hold("ann", "an exam", NOW)
     quiet(hub_db)
-    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    said = await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
     assert (said.code, "ann has put acting on hold" in said.err) == (3, True)
     assert len(users_in(hub_db)) == 30
 
@@ -756,7 +755,7 @@ async def test_offline_a_database_that_was_written_to_just_now_is_refused(
     config = hub_config(tmp_path)
     assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
     os.utime(hub_db)
-    said = await run("apply", *offline(hub_db), config, "plan.json", "--count", "20")
+    said = await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
     assert (said.code, "in use" in said.err) == (1, True), said.err
     assert len(users_in(hub_db)) == 30
 
@@ -767,3 +766,46 @@ async def test_offline_a_wrong_setting_is_named_and_nothing_is_planned(
     """A misspelt protection would protect nobody."""
     said = await run("plan", *offline(hub_db), hub_config(tmp_path, "c.HubGuardPrune.protected_group = ['staff']\n"))
     assert (said.code, "HubGuardPrune.protected_group: no such setting" in said.err) == (2, True)
+
+
+async def test_offline_the_hub_is_asked_where_its_config_says(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as hub:
+        port = hub.sockets[0].getsockname()[1]
+        for text in (
+            f"c.JupyterHub.hub_ip = ''\nc.JupyterHub.hub_port = {port}\nc.JupyterHub.base_url = '/jhub'\n",
+            f"c.JupyterHub.hub_bind_url = 'http://127.0.0.1:{port}'\n",
+            f"c.JupyterHub.hub_connect_url = 'http://127.0.0.1:{port}'\nc.JupyterHub.hub_port = 9\n",
+        ):
+            config = hub_config(tmp_path, text)
+            assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+            quiet(hub_db)
+            words = ("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
+            said = await run(*words)
+            assert (said.code, f"The hub answers (with status 403) at http://127.0.0.1:{port}/" in said.err) == (
+                1,
+                True,
+            )
+    assert len(users_in(hub_db)) == 30
+
+
+async def test_offline_without_the_hubs_config_that_it_was_not_asked_is_acknowledged(
+    hub_db: Path, run: Callable[..., Any]
+):
+    assert (await run("plan", *offline(hub_db), "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    known = ("--count", "20", "--acknowledge", "users-in-config-unknown", *UNSEEN[2:])
+    said = await run("apply", *offline(hub_db), "plan.json", *known)
+    assert (said.code, "hub-not-asked has to be acknowledged" in said.err) == (2, True)
+    assert len(users_in(hub_db)) == 30
+    said = await run("apply", *offline(hub_db), "plan.json", *known, *UNSEEN)
+    assert said.code == 0, said.err
+    quiet(hub_db)
+    undo = next(Path("hubguard-undo").glob("*.jsonl"))
+    said = await run("restore", *offline(hub_db), str(undo), "--count", "20", *UNSEEN[2:])
+    assert (said.code, "hub-not-asked has to be acknowledged" in said.err) == (2, True)
+    assert len(users_in(hub_db)) == 10
