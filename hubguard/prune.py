@@ -341,6 +341,20 @@ class UndoUser:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What of one user is in an undo file, as far as an Account tells it, too: what comes on top of it would be lost.
+
+    ``tokens`` and ``shares`` are numbers of rows; None: it has no rows.
+    """
+
+    groups: frozenset[str]
+    roles: frozenset[str]
+    servers: frozenset[str]
+    tokens: int | None = None
+    shares: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UndoHead:
     """What an undo file is about. ``made_at`` is when it was written; ``database`` and ``revision`` are of the rows in it.
 

@@ -28,6 +28,7 @@ from hubguard.prune import (
     Protection,
     PrunePlan,
     PruneVerdict,
+    Saved,
     StaleCriteria,
     Storage,
     UsersReport,
@@ -275,10 +276,12 @@ class Review:
 
     # -- the second look ------------------------------------------------------------------------------------------
 
-    async def second_look(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Looked:
+    async def second_look(
+        self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: Saved | None
+    ) -> Looked:
         """What that very user is now, by every source there is, and by what people have asked for meanwhile.
 
-        ``acknowledged`` names the cautions that are, for that plan.
+        ``acknowledged`` names the cautions that are, for that plan. ``undo`` is what its undo file has of the user.
         """
         account, books = await self._account(deletion, acknowledged), self._books()
         exemptions = await books.call(books.journal.exemptions, self._clock.now(), user=deletion.user)
@@ -286,6 +289,8 @@ class Review:
         why_not = decide.second_look(
             deletion, account, plan.criteria, self._protection(), exemptions, use, self._clock.now()
         )
+        if why_not is None and account is not None and undo is not None:
+            why_not = decide.unsaved(account, undo)
         return Looked(account, why_not)
 
     async def is_gone(self, deletion: Deletion) -> bool:

@@ -187,7 +187,7 @@ class PruneRunner:
                 Ends.PAUSES,
                 f"since it was begun, the hub has changed. To go on, acknowledge this by name when you resume it. {missing}",
             )
-        in_undo = await self._undo.names(run)
+        in_undo = await self._undo.saved(run)
         open_intents = await books.call(books.journal.open_intents)
         if run.why:
             await books.call(books.journal.say_of_prune, plan.digest, "")
@@ -197,7 +197,7 @@ class PruneRunner:
             keeper,
             self._clock,
             self._chance,
-            lambda deletion: self._review.second_look(plan, deletion, acknowledged),
+            lambda deletion: self._review.second_look(plan, deletion, acknowledged, in_undo.get(deletion.user)),
             self._review.is_gone,
             lambda: self._may_go(books, keeper, plan.digest),
             plan=plan,

@@ -10,7 +10,17 @@ from fnmatch import translate
 
 from hubguard.errors import ConfigError
 from hubguard.model import Exemption
-from hubguard.prune import Account, Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, Use
+from hubguard.prune import (
+    Account,
+    Deletion,
+    Protection,
+    PruneReason,
+    PruneVerdict,
+    Saved,
+    StaleCriteria,
+    UndoUser,
+    Use,
+)
 
 LONGEST_S = 3660 * 86400.0
 """No limit is longer than ten years, as in the settings: nothing is known of anybody from before that."""
@@ -128,6 +138,40 @@ def second_look(
         return "the hub's record of the user's activity isn't what it was"
     verdict = _Judging(criteria, protection, exemptions, now).verdict(account, use or _NO_USE)
     return None if verdict.stale else _SPARED[verdict.reason]
+
+
+def saved(user: UndoUser) -> Saved:
+    """What of that user the undo file has that it is of."""
+    groups, roles = frozenset(user.groups), frozenset(user.roles)
+    servers = frozenset(server.name for server in user.servers)
+    rows = user.rows
+    if rows is None or not rows.get("users"):
+        return Saved(groups, roles, servers)
+    # It has rows of others, too, such as the tokens that their servers have given out.
+    own = rows["users"][0].get("id")
+    tokens = sum(row.get("user_id") == own for row in rows.get("api_tokens", ()))
+    shares = sum(own in (row.get("owner_id"), row.get("user_id")) for row in rows.get("shares", ()))
+    return Saved(groups, roles, servers, tokens, shares)
+
+
+def unsaved(account: Account, undo: Saved) -> str | None:
+    """Why that user isn't to be deleted: what they have by now and ``undo`` hasn't, as one clause; None: nothing.
+
+    What neither tells isn't missed, nor what they no longer have: the hub purges expired tokens by itself.
+    """
+    found = [
+        f"the {what} {name or '(default)'}"
+        for what, has, had in (
+            ("group", account.groups, undo.groups),
+            ("role", account.roles, undo.roles),
+            ("server", [server.name for server in account.servers], undo.servers),
+        )
+        for name in sorted({*(has or ())} - had)
+    ]
+    for what, count, was in (("token", account.tokens, undo.tokens), ("share", account.shares, undo.shares)):
+        if count is not None and was is not None and count > was:
+            found.append(f"{count - was} more {what}{'s' * (count - was > 1)}")
+    return f"changed since the undo file was written: {', '.join(found)}" if found else None
 
 
 _MADE_ANEW = "the user was deleted and made anew in the meantime"

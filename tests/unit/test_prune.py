@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hubguard.decide.prune import EPOCH, checked, judge, second_look, since
+from hubguard.decide.prune import EPOCH, checked, judge, saved, second_look, since, unsaved
 from hubguard.decide.prune_plan import freeze, storage
 from hubguard.errors import ConfigError
 from hubguard.model import Exemption
@@ -18,6 +18,8 @@ from hubguard.prune import (
     PruneReason,
     PruneVerdict,
     StaleCriteria,
+    UndoServer,
+    UndoUser,
     Use,
 )
 
@@ -365,6 +367,48 @@ def look(account: Account | None, use: Use | None = None, now: datetime = NOW, *
 def test_who_is_as_planned_is_still_to_be_deleted() -> None:
     assert look(ANN) is None
     assert look(ANN, now=ago(-1)) is None
+
+
+def undone(**more: Any) -> UndoUser:
+    rows = {
+        "users": ({"id": 7, "name": "ann"},),
+        # The second one is somebody else's, given out by a server of hers.
+        "api_tokens": ({"id": 1, "user_id": 7}, {"id": 2, "user_id": 8}),
+        "shares": ({"owner_id": 7, "user_id": 8}, {"owner_id": 8, "user_id": 7}, {"owner_id": 8, "user_id": 9}),
+    }
+    return replace(UndoUser("ann", ("g",), ("user",), (UndoServer(""), UndoServer("lab")), rows), **more)
+
+
+def test_what_the_undo_file_has_is_no_reason_to_keep_a_user_nor_is_what_is_gone_since() -> None:
+    undo = saved(undone())
+    assert (undo.tokens, undo.shares) == (1, 2)
+    servers = (AccountServer("", False), AccountServer("lab", False))
+    has = replace(ANN, groups=("g",), roles=("user",), servers=servers, tokens=1, shares=2)
+    assert unsaved(has, undo) is None
+    assert unsaved(replace(has, groups=(), roles=(), servers=(), tokens=0, shares=0), undo) is None
+    assert unsaved(replace(has, groups=None, roles=None, tokens=None, shares=None), undo) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"groups": ("a", "g", "z")}, "the group a, the group z"),
+        ({"roles": ("user", "grader")}, "the role grader"),
+        ({"servers": (AccountServer("gpu", False),)}, "the server gpu"),
+        ({"tokens": 2}, "1 more token"),
+        ({"shares": 5, "groups": ("h",)}, "the group h, 3 more shares"),
+    ],
+)
+def test_what_has_come_since_the_undo_file_was_written_keeps_a_user(change: dict[str, Any], told: str) -> None:
+    has = replace(ANN, groups=("g",), servers=(), tokens=1, shares=2)
+    assert unsaved(replace(has, **change), saved(undone())) == f"changed since the undo file was written: {told}"
+
+
+def test_without_rows_in_the_undo_file_numbers_of_tokens_and_shares_say_nothing() -> None:
+    for rows in (None, {}):
+        undo = saved(undone(rows=rows))
+        assert unsaved(replace(ANN, groups=("g",), servers=(), tokens=9, shares=9), undo) is None
+        assert unsaved(replace(ANN, groups=("g",)), undo) == "changed since the undo file was written: the server gpu"
 
 
 def test_times_that_another_source_rounds_are_the_same() -> None:

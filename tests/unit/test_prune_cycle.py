@@ -27,7 +27,7 @@ from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused, HubU
 from hubguard.inhub.named_users import packed
 from hubguard.loop import Guard
 from hubguard.model import FindingKind, OutcomeKind, Server, User
-from hubguard.prune import PruneReason, PruneState, StaleCriteria
+from hubguard.prune import Account, AccountServer, PruneReason, PruneState, StaleCriteria
 from hubguard.prune_review import Told
 
 DAY_S = 86400.0
@@ -1075,3 +1075,53 @@ async def test_a_scheduled_plan_goes_by_what_the_settings_acknowledge_now(world:
         assert (await again.until(run.digest, PruneState.DONE)).done == 20
 
     await run_in(again, goes_on)
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_what_has_come_since_the_undo_file_was_written_is_never_lost(
+    world: MakeWorld, with_database: bool, restarted: bool
+):
+    w = await world(prune={"rate": 0.5}, with_database=with_database)
+    names = ("a-first", "in-group", "stale", "with-server", "with-token")
+    for name in names:
+        w.user(name)
+    digests = []
+
+    async def begins() -> None:
+        digests.append((await w.apply()).digest)
+        await w.clock.sleep(2)
+        await w.pruning.pause(digests[0], "ada", "")
+        await w.clock.sleep(5)
+
+    async def goes_on(w: World) -> None:
+        assert "a-first" not in w.there()
+        w.hub.add_user(replace(w.hub._users["in-group"], groups=("lab",)))
+        if w.database is not None:
+            for name, more in (
+                ("with-token", {"tokens": 1}),
+                ("with-server", {"servers": (AccountServer("gpu", False),)}),
+            ):
+                w.database.belongings[name] = Account(name, False, None, None, **more)
+        await w.pruning.resume(digests[0], "ada", "")
+        await w.until(digests[0], PruneState.DONE)
+        told = {item.deletion.user: item.outcome.detail for item in await w.pruning.items(digests[0], state="skipped")}
+        since = "changed since the undo file was written: "
+        assert told["in-group"] == since + "the group lab"
+        if w.database is not None:
+            assert told["with-token"] == since + "1 more token"
+            assert told["with-server"] == since + "the server gpu"
+        assert w.there() == told.keys()
+
+    async def steps() -> None:
+        await begins()
+        await goes_on(w)
+
+    if not restarted:
+        await run_in(w, steps)
+        return
+    await run_in(w, begins)
+    again = await world(
+        books=w.books, clock=w.clock, hub=w.hub, prune={"rate": 0.5}, with_database=with_database, holder="next"
+    )
+    await run_in(again, lambda: goes_on(again))
