@@ -20,6 +20,7 @@ from typing import Any
 from hubguard import __version__, config
 from hubguard.cli_prune_parser import add_command as add_prune_command
 from hubguard.errors import ConfigError, HubGuardError
+from hubguard.model import Stance
 from hubguard.web.times import moment, span_s
 
 FINE, FAILED, USAGE, HELD, FINDINGS = 0, 1, 2, 3, 4
@@ -192,17 +193,23 @@ def _stance(arguments: argparse.Namespace) -> int:
     from hubguard.journal.store import Journal, open_journal
 
     change = {"arm": Journal.arm, "observe": Journal.observe, "hold": Journal.hold, "resume": Journal.resume}
-    journal = open_journal(_the_guards_journal(_settings(arguments)))
+    settings = _settings(arguments)
+    journal = open_journal(_the_guards_journal(settings))
     try:
         stance = change[arguments.command](journal, _actor(), arguments.why, datetime.now(timezone.utc))
     finally:
         journal.close()
-    print(
-        ("acting is on hold" if stance.held else "not on hold") + ", " + ("armed" if stance.armed else "observing only")
-    )
+    print(f"{'acting is on hold' if stance.held else 'not on hold'}, {_armed_words(stance, settings.guard.armed)}")
     if arguments.command == "resume":
         print("What HubGuard itself held back for so far is accepted, where a person may accept it (see the Overview).")
     return FINE
+
+
+def _armed_words(stance: Stance, by_config: bool | None) -> str:
+    """Whether HubGuard acts by itself, as far as it can be told here: the guard's config may be another than ours."""
+    if by_config is not None:
+        return f"{'armed' if by_config else 'observing only'} (HubGuard.armed is {by_config} in the config)"
+    return f"{'armed' if stance.armed else 'observing only'}, unless HubGuard.armed is set in the guard's config"
 
 
 def _keep(arguments: argparse.Namespace) -> int:

@@ -125,11 +125,14 @@ async def _turn(arguments: argparse.Namespace, asked: Asked, guard: RunningGuard
     digest = await _digest(guard, arguments.plan)
     if arguments.dry_run:
         standing = await _standing(guard, digest)
+    elif arguments.action == "resume":
+        body = {"why": arguments.why, "acknowledged": arguments.acknowledge}
+        resumed = await _unless_held(guard, digest, "resume", body)
+        if resumed is None:
+            return HELD
+        standing = resumed
     else:
-        body: dict[str, Any] = {"why": arguments.why}
-        if arguments.action == "resume":
-            body["acknowledged"] = arguments.acknowledge
-        standing = await guard.ask("POST", f"api/v1/plans/{digest}/{arguments.action}", body)
+        standing = await guard.ask("POST", f"api/v1/plans/{digest}/{arguments.action}", {"why": arguments.why})
     asked.say(json.dumps(standing, indent=2) if arguments.json else run_text(standing))
     return FINE
 
@@ -349,9 +352,7 @@ async def _pages(guard: RunningGuard, path: str) -> list[dict[str, Any]]:
             return rows
 
 
-async def _unless_held(
-    guard: RunningGuard, digest: str, action: str, body: Mapping[str, Any]
-) -> dict[str, Any] | None:
+async def _unless_held(guard: RunningGuard, digest: str, action: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
     """How the plan stands after ``action``. None, and people are told why: acting is on hold, or HubGuard holds back."""
     try:
         return dict(await guard.ask("POST", f"api/v1/plans/{digest}/{action}", body, within_s=LONG_S))

@@ -124,19 +124,28 @@ def test_a_wrong_setting_is_named_before_anything_is_done(run, hubless, tmp_path
 
 
 def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path: Path):
-    assert run("hold", "an exam").out == "acting is on hold, observing only\n"
+    unless = ", unless HubGuard.armed is set in the guard's config\n"
+    assert run("hold", "an exam").out == f"acting is on hold, observing only{unless}"
     journal = open_journal("sqlite:///hubguard.sqlite")
     assert journal.stance().held
     assert journal.stance().held_why == "an exam"
     journal.close()
     resumed = run("resume").out
-    assert resumed.startswith("not on hold, observing only\n")
+    assert resumed.startswith(f"not on hold, observing only{unless}")
     assert "held back for so far is accepted" in resumed
-    assert run("arm", "we are ready").out == "not on hold, armed\n"
-    assert run("observe").out == "not on hold, observing only\n"
+    assert run("arm", "we are ready").out == f"not on hold, armed{unless}"
+    assert run("observe").out == f"not on hold, observing only{unless}"
     lines = run("journal", "--json").out.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["observing", "armed", "resumed", "held"]
     assert "an exam" in run("journal").out
+
+
+@pytest.mark.parametrize(("armed", "words"), [(True, "armed"), (False, "observing only")])
+def test_what_the_config_says_of_acting_overrules_what_people_set(run, begun, tmp_path: Path, armed: bool, words: str):
+    (tmp_path / "mine.py").write_text(f"c.HubGuard.armed = {armed}\n")
+    for command in ("hold", "resume", "arm", "observe"):
+        said = run(command, "--config", "mine.py")
+        assert f", {words} (HubGuard.armed is {armed} in the config)\n" in said.out, said.err
 
 
 @pytest.mark.parametrize(

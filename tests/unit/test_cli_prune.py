@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from asked_site import Site, sites
@@ -345,6 +346,24 @@ async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[...
     assert begun(site) == []
 
 
+async def test_a_plan_that_is_resumed_on_hold_exits_3_and_stays_as_it_is(
+    site: Site, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    site.guard.pruning.asked_how = -1000
+    digest = await planned(run)
+    await run("apply", digest, *ALL, "--no-wait")
+    await run("pause", digest)
+    refuse = HubGuardError("ann has put acting on hold. Nothing was done.")
+    monkeypatch.setattr(site.guard.pruning, "resume", AsyncMock(side_effect=refuse))
+    site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
+    said = await run("resume", digest)
+    assert (said.code, "put acting on hold" in said.err) == (3, True)
+    site.guard.change(mode=Mode.ACTING, stance=Stance())
+    assert (await run("resume", digest)).code == 1
+    said = await run("cancel", digest)
+    assert (said.code, said.err) == (0, "")
+
+
 async def test_a_refusal_for_another_reason_exits_1_and_is_told(site: Site, run: Callable[..., Any]):
     digest = await planned(run)
     site.guard.pruning.held = "HubGuardPrune.delete_users is False."
@@ -522,6 +541,20 @@ async def test_restoring_wants_the_count_and_takes_a_digest(
     await run("apply", digest, *ALL)
     assert (await run("restore", digest[:12], *words)).code == code
     assert ("restore" in [one[0] for one in begun(site)]) == (code == 0)
+
+
+async def test_a_plan_that_was_never_begun_has_nobody_to_bring_back(site: Site, run: Callable[..., Any]):
+    said = await run("restore", await planned(run), "--count", "0")
+    assert (said.code, said.out, "was never begun" in said.err) == (1, "", True)
+    assert begun(site) == []
+
+
+async def test_one_user_was_deleted_and_several_were(site: Site, run: Callable[..., Any]):
+    digest = await planned(run)
+    await run("apply", digest, *ALL)
+    assert "18 users were deleted" in (await run("restore", digest, "--dry-run")).out
+    site.guard.pruning.states[digest] = replace(site.guard.pruning.states[digest], done=1)
+    assert "1 user was deleted" in (await run("restore", digest, "--dry-run")).out
 
 
 async def test_storage_that_stays_is_said_without_alarm(site: Site, run: Callable[..., Any]):
