@@ -210,6 +210,7 @@ class PrunePlan:
 
     ``digest`` is a SHA-256 (hex) over all the rest of it. It isn't begun after ``expires_at``. ``left_out`` counts the stale
     beyond its cap. ``cautions`` must be acknowledged; ``lost`` says what can't be brought back, one sentence each.
+    ``protection`` has the groups, roles, names and the token limit that kept users when it was made, and no names of users.
     ``offline``: it is for a hub that doesn't run, and for the ``database`` named (without account or password), of that
     ``revision``; both "" online. ``housekeeping`` is what of rows of no use is removed along with it, None: nothing.
     """
@@ -226,6 +227,7 @@ class PrunePlan:
     cautions: tuple[Caution, ...] = ()
     lost: tuple[str, ...] = ()
     left_out: int = 0
+    protection: Protection = Protection()
     offline: bool = False
     database: str = ""
     revision: str = ""

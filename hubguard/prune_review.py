@@ -270,6 +270,7 @@ class Review:
             storage=storage,
             cautions=cautions,
             lost=prune_plan.lost(storage, offline=False, rows=of_database, named_servers=named_servers),
+            protection=self._protection(),
             startup_s=startup_s,
             rows_known=of_database,
         )
@@ -286,9 +287,8 @@ class Review:
         account, books = await self._account(deletion, acknowledged), self._books()
         exemptions = await books.call(books.journal.exemptions, self._clock.now(), user=deletion.user)
         use = (await books.call(books.journal.uses, deletion.user)).get(deletion.user)
-        why_not = decide.second_look(
-            deletion, account, plan.criteria, self._protection(), exemptions, use, self._clock.now()
-        )
+        kept = prune_plan.protected(plan, self._protection())
+        why_not = decide.second_look(deletion, account, plan.criteria, kept, exemptions, use, self._clock.now())
         if why_not is None and account is not None and undo is not None:
             why_not = decide.unsaved(account, undo)
         return Looked(account, why_not)

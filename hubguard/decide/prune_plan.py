@@ -20,6 +20,7 @@ from hubguard.prune import (
     Caution,
     Deletion,
     Gain,
+    Protection,
     PrunePlan,
     PruneReason,
     PruneVerdict,
@@ -35,6 +36,7 @@ __all__ = [
     "from_dict",
     "held",
     "lost",
+    "protected",
     "refusal",
     "storage",
     "to_dict",
@@ -42,6 +44,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+NOBODY = Protection()
+"""Nobody is kept."""
 
 FORMAT = "hubguard-prune-plan"
 VERSION = 1
@@ -75,6 +80,7 @@ def freeze(
     storage: Storage,
     cautions: Sequence[Caution],
     lost: Sequence[str],
+    protection: Protection = NOBODY,
     startup_s: float | None = None,
     rows_known: bool = False,
     offline: bool = False,
@@ -84,7 +90,8 @@ def freeze(
 ) -> PrunePlan:
     """The plan to delete those of ``verdicts`` that are stale, which can be begun for ``life_s`` seconds from ``now`` on.
 
-    With more of them than ``cap`` (None: no cap) it has those idle for longest. ``criteria`` are those that were judged by.
+    With more of them than ``cap`` (None: no cap) it has those idle for longest. ``criteria`` are those that were judged by,
+    and so is ``protection``.
     ``rows_known``: the accounts are from the hub's database, so that the rows that go can be counted; a table for which one
     of them doesn't tell is left out. The order of ``verdicts`` makes no difference. ``OFFLINE_STORAGE`` is the storage of
     an offline plan.
@@ -118,6 +125,7 @@ def freeze(
         cautions=tuple(cautions),
         lost=tuple(lost),
         left_out=len(stale) - len(chosen),
+        protection=replace(protection, in_config=None, callers=()),
         offline=offline,
         database=database,
         revision=revision,
@@ -179,6 +187,12 @@ def to_dict(plan: PrunePlan) -> dict[str, Any]:
         "reasons": _by_reason(reasons),
         "kept": _by_reason(plan.kept),
         "left_out": plan.left_out,
+        "protection": {
+            "groups": list(plan.protection.groups),
+            "roles": list(plan.protection.roles),
+            "names": list(plan.protection.names),
+            "token_used_within_s": float(plan.protection.token_used_within_s),
+        },
         "gain": {
             "users_before": gain.users_before,
             "users_after": gain.users_after,
@@ -270,6 +284,7 @@ def from_dict(data: object) -> PrunePlan:
 
 def _plan(data: Mapping[str, Any]) -> PrunePlan:
     gain, storage, housekeeping = data["gain"], data["storage"], data["housekeeping"]
+    protection = data["protection"]
     criteria = StaleCriteria(
         inactive_for_s=_number(data["criteria"]["inactive_for_s"]),
         never_active_for_s=_number(data["criteria"]["never_active_for_s"]),
@@ -303,6 +318,12 @@ def _plan(data: Mapping[str, Any]) -> PrunePlan:
         cautions=tuple(Caution(_text(one["name"]), _text(one["why"])) for one in data["cautions"]),
         lost=_texts(data["lost"]),
         left_out=_whole(data["left_out"]),
+        protection=Protection(
+            groups=_texts(protection["groups"]),
+            roles=_texts(protection["roles"]),
+            names=_texts(protection["names"]),
+            token_used_within_s=_number(protection["token_used_within_s"]),
+        ),
         offline=data["offline"] is True,
         database=_text(data["database"]),
         revision=_text(data["revision"]),
@@ -365,6 +386,21 @@ def _time(value: object) -> datetime:
 
 def _counts(value: Mapping[str, object], key: Callable[[str], T]) -> dict[T, int]:
     return {key(name): _whole(count) for name, count in value.items()}
+
+
+# -- who is kept now --------------------------------------------------------------------------------------------------------
+
+
+def protected(plan: PrunePlan, now: Protection) -> Protection:
+    """Who is kept when the plan is carried out: by the protection of then or by that of ``now``."""
+    was = plan.protection
+    return replace(
+        now,
+        groups=tuple(sorted({*was.groups, *now.groups})),
+        roles=tuple(sorted({*was.roles, *now.roles})),
+        names=tuple(sorted({*was.names, *now.names})),
+        token_used_within_s=max(was.token_used_within_s, now.token_used_within_s),
+    )
 
 
 # -- whether it may be begun -----------------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ def _look_again(
     ids = {name: id_ for id_, name in rows.names_by_id(connection, tables["users"]).items()}
     wanted = {ids[deletion.user]: deletion for deletion in plan.deletions if deletion.user in ids}
     accounts = _accounts(database, connection, tables, wanted)
+    protection = prune_plan.protected(plan, protection)
     going, skipped = {}, []
     for deletion in plan.deletions:
         account = accounts.get(deletion.user)

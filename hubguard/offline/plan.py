@@ -55,6 +55,7 @@ def plan_offline(
         storage=storage,
         cautions=prune_plan.cautions(storage, protection, tokens_known=True),
         lost=prune_plan.lost(storage, offline=True, rows=True, named_servers=named_servers),
+        protection=protection,
         rows_known=True,
         offline=True,
         database=database.place,

@@ -94,11 +94,25 @@ class StorageShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ProtectionShape:
+    """Who is kept by the settings: members of the groups, holders of the roles, names that a glob in ``names`` matches.
+
+    ``token_used_within_s``: who has a token that was used within so many seconds; 0: tokens keep nobody.
+    """
+
+    groups: tuple[str, ...]
+    roles: tuple[str, ...]
+    names: tuple[str, ...]
+    token_used_within_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PrunePlanShape:
     """A frozen plan. ``reasons`` counts the users to delete, ``kept`` those who are kept, by reason.
 
     ``cautions`` have to be acknowledged by name, ``lost`` says what can't be brought back. ``left_out`` counts the stale
-    beyond the cap. ``offline``, ``database``, ``revision`` and ``housekeeping`` are for plans made for a hub that is down.
+    beyond the cap. ``protection`` is what of the settings kept users. ``offline``, ``database``, ``revision`` and
+    ``housekeeping`` are for plans made for a hub that is down.
     """
 
     format: str
@@ -115,6 +129,7 @@ class PrunePlanShape:
     reasons: Mapping[str, int]
     kept: Mapping[str, int]
     left_out: int
+    protection: ProtectionShape
     gain: Gain
     storage: StorageShape
     cautions: tuple[Caution, ...]

@@ -261,6 +261,21 @@ def test_who_came_back_or_became_an_admin_or_runs_something_is_left_alone(
     assert dump(url) == before
 
 
+def test_whoever_joined_a_group_that_the_plan_protected_is_kept_whatever_is_set_now(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url, protection=Protection(groups=("tutors",)))
+    joined = plan.deletions[0]
+    execute(
+        url,
+        "INSERT INTO groups (id, name) VALUES (77, 'tutors')",
+        f"INSERT INTO user_group_map (user_id, group_id) VALUES ({joined.id}, 77)",
+    )
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.skipped == ((joined.user, "the user is in a protected group"),)
+
+
 def test_a_second_time_the_same_plan_deletes_nobody(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     plan = plan_for(url)

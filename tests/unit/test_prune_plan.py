@@ -19,6 +19,7 @@ from hubguard.decide.prune_plan import (
     from_dict,
     held,
     lost,
+    protected,
     refusal,
     storage,
     to_dict,
@@ -138,12 +139,26 @@ def test_rows_of_a_table_of_which_one_user_doesnt_tell_arent_made_up() -> None:
         {"housekeeping": ORMCounts()},
         {"startup_s": 1.0},
         {"storage": OFFLINE_STORAGE},
+        {"protection": Protection(groups=("staff",))},
+        {"protection": Protection(token_used_within_s=1.0)},
     ],
 )
 def test_the_digest_is_of_all_that_a_plan_says(more: dict[str, Any]) -> None:
     people = (user("ann"), user("bob"))
     assert planned(*people).digest == planned(*people).digest
     assert planned(*people, **more).digest != planned(*people).digest
+
+
+def test_a_plan_keeps_what_kept_users_when_it_was_made_beside_what_does_now() -> None:
+    then = Protection(("staff", "z"), ("r",), ("a*",), frozenset({"ann"}), 60.0, ("bob",))
+    plan = planned(user("ann"), protection=then)
+    assert plan.protection == Protection(("staff", "z"), ("r",), ("a*",), None, 60.0)
+    assert from_dict(as_file(plan)) == plan
+    now = Protection(("b",), (), ("x",), frozenset({"cleo"}), 5.0, ("dan",))
+    assert protected(plan, now) == Protection(
+        ("b", "staff", "z"), ("r",), ("a*", "x"), frozenset({"cleo"}), 60.0, ("dan",)
+    )
+    assert protected(planned(user("ann")), now) == now
 
 
 # -- as a file ------------------------------------------------------------------------------------------------------------
