@@ -109,6 +109,7 @@ def _plan(
         storage=prune_risks.OFFLINE_STORAGE,
         exemptions=told.exemptions,
         uses=told.uses,
+        journal_known=told.url is not None,
         housekeeping=arguments.housekeeping,
     )
     show_plan(arguments, plan, say)
@@ -127,9 +128,15 @@ def _apply(
 ) -> int:
     plan = plan_in(Path(arguments.plan))
     protection = _protection(settings, configs)
-    was_known = prune_risks.USERS_IN_CONFIG not in {caution.name for caution in plan.cautions}
-    if was_known and protection.in_config is None:
-        # Else the second look would look at less than the first.
+    unknown = {caution.name for caution in plan.cautions}
+    # Else the second look would look at less than the first.
+    if prune_risks.JOURNAL not in unknown and told.url is None:
+        raise ConfigError(
+            "HUBGUARD_DB_URL",
+            "HubGuard's own journal is needed: the plan was made with it, and keeps whom somebody asked to keep. Run this"
+            " where it was planned, or name the journal. Nothing was done",
+        )
+    if prune_risks.USERS_IN_CONFIG not in unknown and protection.in_config is None:
         raise ConfigError(
             "--config", "is needed: the plan was made with the hub's config, and goes by it. Nothing was done"
         )
@@ -185,7 +192,7 @@ def _restore(
     if not arguments.json:
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
         say(f"{path} has {present.count(there, 'user')} of {whose}, from {when}.")
-    unseen = _unseen(arguments, hub_at)
+    unseen = (*_unseen(arguments, hub_at), *([prune_risks.JOURNAL_UNKNOWN] if told.url is None else []))
     acknowledged = [caution.name for caution in unseen]
     if not arguments.dry_run:
         acknowledged = acknowledge(unseen, arguments.acknowledge, asks=asks)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import unquote
 
 from hubguard.prune import Caution, Protection, Storage, StorageFate
 
 UNKNOWN_SPAWNER = "unknown-spawner"
 USERS_IN_CONFIG = "users-in-config-unknown"
 TOKENS = "tokens-unknown"
+JOURNAL = "journal-unknown"
 """The names of the cautions that aren't a spawner's."""
 
 OFFLINE_STORAGE = Storage(
@@ -102,10 +104,19 @@ def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) 
     return Storage(StorageFate.DELETED, spawner, why)
 
 
-def cautions(storage: Storage, protection: Protection, *, tokens_known: bool) -> tuple[Caution, ...]:
+JOURNAL_UNKNOWN = Caution(
+    JOURNAL,
+    "HubGuard's own journal can't be opened: whom somebody asked to keep isn't known, nor whether acting is on hold, nor what"
+    " use HubGuard saw. Run this in the folder that HubGuard runs in, or set HUBGUARD_DB_URL.",
+)
+
+
+def cautions(
+    storage: Storage, protection: Protection, *, tokens_known: bool, journal_known: bool = True
+) -> tuple[Caution, ...]:
     """What somebody has to acknowledge by name before users are deleted; empty: nothing.
 
-    ``tokens_known``: when tokens were last used can be read.
+    ``tokens_known``: when tokens were last used can be read. ``journal_known``: HubGuard's own journal can.
     """
     found = []
     if storage.at_risk:
@@ -124,14 +135,18 @@ def cautions(storage: Storage, protection: Protection, *, tokens_known: bool) ->
                 TOKENS, "When a user's tokens were last used can't be read: who only works by token may be deleted."
             )
         )
+    if not journal_known:
+        found.append(JOURNAL_UNKNOWN)
     return tuple(found)
 
 
-def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) -> tuple[str, ...]:
+def lost(
+    storage: Storage, *, offline: bool, rows: bool, named_servers: bool, names: Iterable[str] = ()
+) -> tuple[str, ...]:
     """What can't be brought back, one sentence each.
 
     ``rows``: the undo file will hold the rows of the hub's database. ``named_servers``: the hub's API can make a named
-    server that doesn't run (6.0 and later).
+    server that doesn't run (6.0 and later). ``names`` are those of the users of the plan.
     """
     if offline:
         return ("Tokens come back only where restoring is asked for them; what uses them fails until then.",)
@@ -139,6 +154,11 @@ def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) ->
     if storage.at_risk:
         sure = "is" if storage.fate is StorageFate.DELETED else "may be"
         found.append(f"Storage that {sure} deleted with a user is gone for good: no undo file holds it.")
+    if unmakeable := sum(map(_not_made_by_api, names)):
+        found.append(
+            f"{unmakeable:,} of these users can't come back online at all: the hub's API makes nobody whose name holds a"
+            " slash, begins or ends with a blank, or is made of dots alone."
+        )
     found += [
         "Role assignments: the hub's API can't give roles, so they must be given anew in the hub's config.",
         "What the spawner keeps to find a user's volume or backend again: it goes by its settings, as for a new user.",
@@ -148,7 +168,7 @@ def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) ->
         "The times of creation and last activity: who is brought back is new to the hub.",
         "The hub's number (id) of a user: they get another, which matters where names of volumes are made of it.",
         "The options that the default server was last started with.",
-        "Users whose name holds a slash, or that the authenticator doesn't take now: the hub's API doesn't make them.",
+        "Users whose name the authenticator doesn't take now: the hub's API doesn't make them.",
     ]
     if not named_servers:
         found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
@@ -160,3 +180,8 @@ def lost(storage: Storage, *, offline: bool, rows: bool, named_servers: bool) ->
     else:
         found.append("Nor offline, any of these: the hub's database isn't read, so the undo file has no rows of it.")
     return tuple(found)
+
+
+def _not_made_by_api(name: str) -> bool:
+    """Whether the hub refuses to make a user of that name, whatever its authenticator says (5.5, 6.1)."""
+    return "/" in name or name != name.strip() or not unquote(name).strip(".")

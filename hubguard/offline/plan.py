@@ -28,14 +28,16 @@ def plan_offline(
     storage: Storage,
     exemptions: Sequence[Exemption] = (),
     uses: Mapping[str, Use] | None = None,
+    journal_known: bool = True,
     housekeeping: bool,
 ) -> PrunePlan:
     """The plan to delete whom ``criteria`` ask for straight from the database at ``url``; it changes nothing.
 
     A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
-    the most users it may have, None: all. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan
-    without anybody in it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't
-    be read, and OfflineRefused where it isn't one of JupyterHub 5 or 6.
+    the most users it may have, None: all. ``journal_known``: ``exemptions`` and ``uses`` are what HubGuard's own journal has;
+    else that is a caution. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan without anybody in
+    it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't be read, and
+    OfflineRefused where it isn't one of JupyterHub 5 or 6.
     """
     criteria = prune.checked(criteria)
     database = Database(url, folder)
@@ -53,7 +55,7 @@ def plan_offline(
         cap=cap,
         users_total=found.users_total,
         storage=storage,
-        cautions=prune_plan.cautions(storage, protection, tokens_known=True),
+        cautions=prune_plan.cautions(storage, protection, tokens_known=True, journal_known=journal_known),
         lost=prune_plan.lost(storage, offline=True, rows=True, named_servers=named_servers),
         protection=protection,
         rows_known=True,

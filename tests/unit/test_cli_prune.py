@@ -778,8 +778,35 @@ async def test_offline_a_journal_that_is_not_there_is_told_and_no_error(
     hub_db: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HUBGUARD_DB_URL", "sqlite:////nowhere/at/all.sqlite")
-    said = await run("plan", *offline(hub_db))
+    said = await run("plan", *offline(hub_db), "--json")
     assert (said.code, "own journal can't be opened" in said.err) == (0, True)
+    assert "journal-unknown" in [one["name"] for one in json.loads(said.out)["cautions"]]
+
+
+async def test_offline_a_plan_made_with_the_journal_is_not_applied_without(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Planned in the hub's folder and applied in another: somebody exempted since, or a hold, wouldn't be known."""
+    config = hub_config(tmp_path)
+    assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    with closing(open_journal("sqlite:///hubguard.sqlite")) as books:
+        books.exempt(users_in(hub_db)[2], None, NOW + timedelta(days=2), "ann", "a thesis", NOW)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    words = (f"--config={tmp_path / 'jupyterhub_config.py'}", *UNSEEN, str(tmp_path / "plan.json"), "--count", "20")
+    said = await run("apply", *offline(hub_db), *words)
+    assert (said.code, "HubGuard's own journal is needed" in said.err) == (2, True), said.err
+    assert len(users_in(hub_db)) == 30
+    monkeypatch.chdir(tmp_path)
+    assert (await run("apply", *offline(hub_db), *words)).code == 0
+    assert len(users_in(hub_db)) == 11
+    quiet(hub_db)
+    undo = next(Path("hubguard-undo").absolute().glob("*.jsonl"))
+    monkeypatch.chdir(elsewhere)
+    said = await run("restore", *offline(hub_db), *UNSEEN, str(undo), "--count", "19")
+    assert (said.code, "journal-unknown has to be acknowledged" in said.err) == (2, True), said.err
 
 
 async def test_offline_a_database_that_was_written_to_just_now_is_refused(
