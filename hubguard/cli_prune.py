@@ -181,14 +181,14 @@ async def _restore(arguments: argparse.Namespace, asked: Asked, guard: RunningGu
         typed_count, standing["done"], arguments.count, asks=asked.asks, what="users to bring back"
     )
     body = {"count": count, "why": arguments.why, **({"sha256": sha256} if sha256 else {})}
-    standing = await _unless_held(guard, digest, "restore", body)
-    if standing is None:
+    restored = await _unless_held(guard, digest, "restore", body)
+    if restored is None:
         return HELD
     if arguments.json:
-        asked.say(json.dumps(standing, indent=2))
+        asked.say(json.dumps(restored, indent=2))
     else:
-        asked.say(f"{standing['restored']:,} of {standing['done']:,} are back. What came of each is in the journal.")
-    return FINE if standing["restored"] >= standing["done"] else FAILED
+        asked.say(f"{restored['restored']:,} of {restored['done']:,} are back. What came of each is in the journal.")
+    return FINE if restored["restored"] >= restored["done"] else FAILED
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------------------
