@@ -258,6 +258,8 @@ class Review:
         books = self._books()
         exemptions = await books.call(books.journal.exemptions, self._clock.now())
         verdicts = await self._judge(read, criteria, caller, exemptions)
+        names = [verdict.account.name for verdict in await asyncio.to_thread(prune_plan.chosen, verdicts, cap)]
+        lost = prune_plan.lost(storage, offline=False, rows=of_database, named_servers=named_servers, names=names)
         return await asyncio.to_thread(
             prune_plan.freeze,
             verdicts,
@@ -269,7 +271,7 @@ class Review:
             users_total=read.users_total,
             storage=storage,
             cautions=cautions,
-            lost=prune_plan.lost(storage, offline=False, rows=of_database, named_servers=named_servers),
+            lost=lost,
             protection=self._protection(),
             startup_s=startup_s,
             rows_known=of_database,

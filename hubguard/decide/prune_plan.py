@@ -32,6 +32,7 @@ from hubguard.prune import (
 __all__ = [
     "OFFLINE_STORAGE",
     "cautions",
+    "chosen",
     "freeze",
     "from_dict",
     "held",
@@ -68,6 +69,12 @@ _COUNTED: Mapping[str, Callable[[Account], int | None]] = {
 # -- freezing -------------------------------------------------------------------------------------------------------------
 
 
+def chosen(verdicts: Iterable[PruneVerdict], cap: int | None) -> list[PruneVerdict]:
+    """Whom a plan has, in name order: the stale, or with more of them than ``cap`` (None: no cap) those idle for longest."""
+    stale = sorted((verdict for verdict in verdicts if verdict.stale), key=_longest_idle_first)
+    return sorted(stale if cap is None else stale[:cap], key=lambda verdict: verdict.account.name)
+
+
 def freeze(
     verdicts: Iterable[PruneVerdict],
     criteria: StaleCriteria,
@@ -90,41 +97,36 @@ def freeze(
 ) -> PrunePlan:
     """The plan to delete those of ``verdicts`` that are stale, which can be begun for ``life_s`` seconds from ``now`` on.
 
-    With more of them than ``cap`` (None: no cap) it has those idle for longest. ``criteria`` are those that were judged by,
+    It has those that :func:`chosen` gives, for that ``cap``. ``criteria`` are those that were judged by,
     and so is ``protection``.
     ``rows_known``: the accounts are from the hub's database, so that the rows that go can be counted; a table for which one
     of them doesn't tell is left out. The order of ``verdicts`` makes no difference. ``OFFLINE_STORAGE`` is the storage of
     an offline plan.
     """
-    stale, kept = [], Counter[PruneReason]()
-    for verdict in verdicts:
-        if verdict.stale:
-            stale.append(verdict)
-        else:
-            kept[verdict.reason] += 1
-    stale.sort(key=_longest_idle_first)
-    chosen = sorted(stale if cap is None else stale[:cap], key=lambda verdict: verdict.account.name)
-    after = max(0, users_total - len(chosen))
+    verdicts = list(verdicts)
+    deleted = chosen(verdicts, cap)
+    kept = Counter(verdict.reason for verdict in verdicts if not verdict.stale)
+    after = max(0, users_total - len(deleted))
     plan = PrunePlan(
         digest="",
         made_at=now,
         expires_at=now + timedelta(seconds=life_s),
         made_by=made_by,
         criteria=criteria,
-        deletions=tuple(map(_deletion, chosen)),
+        deletions=tuple(map(_deletion, deleted)),
         kept=dict(kept),
         gain=Gain(
             users_before=users_total,
             users_after=after,
             pages_before=math.ceil(users_total / PAGE),
             pages_after=math.ceil(after / PAGE),
-            rows=_rows([verdict.account for verdict in chosen]) if rows_known else None,
+            rows=_rows([verdict.account for verdict in deleted]) if rows_known else None,
             startup_s=startup_s,
         ),
         storage=storage,
         cautions=tuple(cautions),
         lost=tuple(lost),
-        left_out=len(stale) - len(chosen),
+        left_out=sum(verdict.stale for verdict in verdicts) - len(deleted),
         protection=replace(protection, in_config=None, callers=()),
         offline=offline,
         database=database,

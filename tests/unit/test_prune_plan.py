@@ -15,6 +15,7 @@ from hubguard.decide.prune import judge
 from hubguard.decide.prune_plan import (
     OFFLINE_STORAGE,
     cautions,
+    chosen,
     freeze,
     from_dict,
     held,
@@ -365,6 +366,26 @@ def test_what_cant_come_back_is_said() -> None:
     assert "has no rows of it" in lost(KEEPING, offline=False, rows=False, named_servers=True)[-1]
     (offline,) = lost(OFFLINE_STORAGE, offline=True, rows=True, named_servers=False)
     assert offline.startswith("Tokens")
+
+
+def test_users_whom_the_hub_would_not_make_are_counted_in_their_plan() -> None:
+    names = ("ann", "sl/ash", ".", "..", "%2e", " bob", "a.b", "que?stion", "李雷")
+    (told,) = (
+        one
+        for one in lost(KEEPING, offline=False, rows=True, named_servers=True, names=names)
+        if "can't come back online at all" in one
+    )
+    assert told.startswith("5 of these users")
+    for nobody in (("ann", "a.b"), ()):
+        sentences = lost(KEEPING, offline=False, rows=True, named_servers=True, names=nobody)
+        assert not any("online at all" in one for one in sentences)
+
+
+def test_whom_a_capped_plan_has_are_those_idle_for_longest() -> None:
+    accounts = [user("cy", idle_days=80), user("ann"), user("bob", idle_days=90)]
+    verdicts = judge(accounts, ASKED, Protection(), (), {}, NOW)
+    assert [verdict.account.name for verdict in chosen(verdicts, 2)] == ["bob", "cy"]
+    assert [verdict.account.name for verdict in chosen(verdicts, None)] == ["ann", "bob", "cy"]
 
 
 # -- whether it may be begun ----------------------------------------------------------------------------------------------
