@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from guarded import ARMED, ask, guards, mode
 
 from hubguard.act.restore import Restorer
 from hubguard.clients import undo_file
@@ -18,7 +23,7 @@ from hubguard.clients.hub_api import HTTPHubAPI
 from hubguard.model import OutcomeKind
 from hubguard.prune import UndoHead, UndoServer, UndoUser
 from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import DAY_S, Population, SeededUser
+from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
@@ -157,3 +162,105 @@ async def test_nobody_gains_rights_by_it(testbed_hub: MakeHub, tmp_path: Path) -
     assert all("the right admin:users" in outcome.detail for outcome in outcomes.values())
     assert not any(token in outcome.detail for outcome in outcomes.values())
     assert await there(hub) == set()
+
+
+PRUNING = (
+    "c.HubGuardPrune.delete_users = True\n"
+    + ARMED
+    + """
+c.HubGuardCull.idle_timeout_s = 0.0
+c.HubGuardPrune.rate = 50.0
+"""
+)
+
+
+def stale(name: str, **more: Any) -> SeededUser:
+    return SeededUser(name, idle_for_s=200 * DAY_S, created_s=201 * DAY_S, **more)
+
+
+async def pruned(hub: TestbedHub) -> dict[str, Any]:
+    """How the plan to delete all that are stale stands when it is done."""
+    await mode(hub, "acting")
+    code, plan = await ask(hub, "api/v1/plans", method="POST", json={"inactive_for_s": 180 * DAY_S})
+    assert code == 201, plan
+    path = f"api/v1/plans/{plan['digest']}"
+    body = {"count": len(plan["deletions"]), "acknowledged": [caution["name"] for caution in plan["cautions"]]}
+    code, run = await ask(hub, f"{path}/apply", method="POST", json=body)
+    assert code == 202, run
+    found: dict[str, Any] = {}
+
+    async def done() -> bool:
+        found.update((await ask(hub, path))[1]["run"])
+        return found["state"] == "done"
+
+    await hub.wait_for(done, "the plan to be done", 60)
+    return found
+
+
+async def brought_back(hub: TestbedHub, run: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """(status, answer) of asking for that, with a token of the hub's admin."""
+    token = (await hub.api("POST", f"users/{hub.admin}/tokens", json={})).data["token"]
+    body = {"count": run["done"], "why": "they asked"}
+    return await ask(hub, f"api/v1/plans/{run['digest']}/restore", method="POST", json=body, token=token)
+
+
+async def users(hub: TestbedHub) -> set[str]:
+    return {user["name"] for user in (await hub.api("GET", "users")).data}
+
+
+async def test_without_the_hubs_database_named_servers_that_stood_still_come_back(testbed_hub: MakeHub) -> None:
+    """The list of the hub's users doesn't tell of them, and they are deleted with their user."""
+    members = (SeededUser("member", groups=("lab",), idle_for_s=DAY_S), stale("ann", groups=("lab",)))
+    servers = (SeededServer("ann", idle_for_s=200 * DAY_S, running=False),)
+    servers += (SeededServer("ann", "gpu", idle_for_s=200 * DAY_S, running=False, start_s=2.0),)
+    hub = await testbed_hub(config=PRUNING, population=Population(members, servers))
+    run = await pruned(hub)
+    assert "ann" not in await users(hub)
+    _, (user,) = undo_file.read(Path(run["undo_file"]))
+    assert user.groups == ("lab",)
+    assert UndoServer("gpu", servers[1].options) in user.servers
+
+    code, run = await brought_back(hub, run)
+    assert (code, run["restored"]) == (200, 1), run
+    back = (await hub.api("GET", "users/ann", params={"include_stopped_servers": "1"})).data
+    assert back["groups"] == ["lab"]
+    async with HTTPHubAPI(hub.api_url, hub.token, Budget(rate=100.0, burst=10, concurrency=4)) as api:
+        six = int((await api.version()).partition(".")[0]) >= 6
+    if six:
+        assert back["servers"]["gpu"]["user_options"] == servers[1].options
+
+
+@pytest.mark.long
+async def test_a_guard_killed_while_it_restores_has_written_down_what_it_began_and_ends_with_all_back(
+    testbed_hub: MakeHub,
+) -> None:
+    crowd = tuple(stale(f"stale-{number:02}") for number in range(30))
+    config = PRUNING + "c.HubGuardBudget.rate = 40.0\n"
+    hub = await testbed_hub(config=config, population=Population(crowd))
+    run = await pruned(hub)
+    before = await users(hub)
+
+    asked = asyncio.create_task(brought_back(hub, run))
+
+    async def begun_to() -> bool:
+        return len(await users(hub)) >= len(before) + 5
+
+    await hub.wait_for(begun_to, "some users to be back")
+    (pid,) = guards(hub)
+    os.kill(pid, signal.SIGKILL)
+    with suppress(aiohttp.ClientError):
+        assert (await asked)[0] != 200
+    some = await users(hub)
+    assert len(some) < len(before) + 30, "it ended before it was killed, so this proves nothing"
+
+    async def another() -> bool:
+        return bool(guards(hub)) and pid not in guards(hub)
+
+    await hub.wait_for(another, "the hub to start HubGuard again", 60)
+    await mode(hub, "acting", "braked")
+    _, entries = await ask(hub, "api/v1/journal", params={"limit": "100"})
+    assert [entry for entry in entries if "about to bring back users 1 to 30 of 30" in entry["detail"]]
+    for _ in range(2):
+        code, run = await brought_back(hub, run)
+        assert (code, run["restored"]) == (200, 30), run
+    assert await users(hub) == before | {user.name for user in crowd}
