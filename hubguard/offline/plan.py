@@ -35,8 +35,8 @@ def plan_offline(
 
     A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
     the most users it may have, None: all. ``journal_known``: ``exemptions`` and ``uses`` are what HubGuard's own journal has;
-    else that is a caution. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan without anybody in
-    it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't be read, and
+    else that is a caution. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan without anybody
+    in it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't be read, and
     OfflineRefused where it isn't one of JupyterHub 5 or 6.
     """
     criteria = prune.checked(criteria)

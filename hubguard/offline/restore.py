@@ -183,6 +183,7 @@ class _Restoring:
         self._memberships: dict[str, list[Row]] = {}
         self._clients: set[str] | None = None
         self._taken: dict[str, set[int]] = {}
+        self._pointed_to: dict[str, set[int]] = {}
         self._next: dict[str, int] = {}
 
     def restore(self) -> None:
@@ -394,12 +395,17 @@ class _Restoring:
         return id_ not in self._ids_taken(name)
 
     def _id_for(self, name: str, was: int) -> int:
-        """``was`` where it is free, else an id that neither the database nor the file has."""
+        """``was`` where it is free, else an id that neither the database nor the file has.
+
+        One that rows without an owner point to isn't free: its new owner would gain what they lead to.
+        """
         taken = self._ids_taken(name)
-        if was in taken:
+        if name not in self._pointed_to:
+            self._pointed_to[name] = rows.pointed_to(self._connection, self._tables, name)
+        if was in taken or was in self._pointed_to[name]:
             if name not in self._next:
-                of_file = (row["id"] for user in self._users for row in _of(user, name))
-                self._next[name] = 1 + max(max(taken, default=0), max(of_file, default=0))
+                of_file = {row["id"] for user in self._users for row in _of(user, name)}
+                self._next[name] = 1 + max(taken | self._pointed_to[name] | of_file, default=0)
             was, self._next[name] = self._next[name], self._next[name] + 1
         taken.add(was)
         return was
@@ -430,6 +436,22 @@ class _Restoring:
             raise self._database.refused(
                 f"doesn't have {len(missing)} of the users that were put in", "A trigger may remove them."
             )
+        for name in ("user_group_map", "user_role_map"):
+            _, (column, target) = rows.MAPS[name]
+            map_, ids = self._tables[name], {self._ids["users"][user.name]: user for user in coming}
+            found: dict[int, set[int]] = {}
+            for batch in rows.batches(ids):
+                statement = sa.select(map_.c.user_id, map_.c[column]).where(rows.these(map_.c.user_id, batch))
+                for user_id, id_ in self._connection.execute(statement):
+                    found.setdefault(user_id, set()).add(id_)
+            for user_id, user in ids.items():
+                names = user.groups if target == "groups" else user.roles
+                expected = {self._ids[target][one] for one in names if one in self._ids[target]}
+                if found.get(user_id, set()) != expected:
+                    raise self._database.refused(
+                        f"gives {user.name} other {target} than the undo file has",
+                        "A trigger may do so, or rows that were there before: find out where they come from.",
+                    )
 
 
 _POINTERS: Mapping[str, Mapping[str, str]] = {

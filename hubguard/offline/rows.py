@@ -194,6 +194,17 @@ def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: M
     return [dict(row) for row in hub_accounts.named_rows(connection, wanted)]
 
 
+def pointed_to(connection: Connection, tables: Tables, target: str) -> set[int]:
+    """The ids in the table ``target`` that rows of others point to, whether or not there are such rows in it."""
+    found: set[int] = set()
+    for name, pointers in _POINTERS.items():
+        for column, to in pointers:
+            if to == target and name in tables.hub:
+                ids = sa.select(tables[name].c[column]).distinct()
+                found.update(id_ for id_ in connection.execute(ids).scalars() if id_ is not None)
+    return found
+
+
 def delete_users(
     database: Database, connection: Connection, tables: Tables, gone: Mapping[int, Rows]
 ) -> dict[str, int]:

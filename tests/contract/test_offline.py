@@ -320,6 +320,50 @@ def test_reused_numbers_give_nothing_of_one_user_to_another(new_hub: Callable[[]
     assert dump(url) == again
 
 
+@pytest.mark.parametrize("theirs", [True, False])
+def test_nobody_comes_back_to_what_a_stranger_of_their_number_has_left(
+    new_hub: Callable[[], str], tmp_path: Path, theirs: bool
+) -> None:
+    """Who deletes users by bare SQL leaves rows that whoever gets their number next inherits: an admin's role, say."""
+    url = new_hub()
+    roles = "SELECT u.name, r.name FROM user_role_map m JOIN users u ON u.id = user_id JOIN roles r ON r.id = role_id"
+    groups = (
+        "SELECT u.name, g.name FROM user_group_map m JOIN users u ON u.id = user_id JOIN groups g ON g.id = group_id"
+    )
+    before = [sorted(ask(url, question)) for question in (roles, groups)]
+    ids = {name: id_ for id_, name in ask(url, "SELECT id, name FROM users")}
+    of_group = dict(ask(url, "SELECT user_id, group_id FROM user_group_map"))
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    member = next(ids[name] for name in applied.deleted if ids[name] in of_group)
+    left = (
+        f"INSERT INTO user_group_map (user_id, group_id) VALUES ({member}, {of_group[member]})"
+        if theirs
+        else f"INSERT INTO user_role_map (user_id, role_id, managed_by_auth)"
+        f" SELECT {member}, id, 0 FROM roles WHERE name = 'admin'"
+    )
+    execute(url, left, f"INSERT INTO shares (owner_id, created_at) VALUES ({max(ids.values()) + 1}, '2025-01-01')")
+    restored = restore(url, applied)
+    assert set(restored.restored) == set(applied.deleted)
+    assert [sorted(ask(url, question)) for question in (roles, groups)] == before
+    now = {name: id_ for id_, name in ask(url, "SELECT id, name FROM users")}
+    assert member not in now.values()
+    assert max(ids.values()) + 1 not in now.values()
+
+
+def test_memberships_that_the_undo_file_hasnt_keep_everybody_away(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    execute(
+        url,
+        "CREATE TRIGGER generous AFTER INSERT ON users BEGIN INSERT INTO user_role_map (user_id, role_id, managed_by_auth)"
+        " SELECT new.id, id, 0 FROM roles WHERE name = 'admin'; END",
+    )
+    left = dump(url)
+    with pytest.raises(OfflineRefused, match="other roles than the undo file"):
+        restore(url, applied)
+    assert dump(url) == left
+
+
 def test_a_group_or_role_that_is_gone_is_told_and_not_made(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     applied = apply(url, plan_for(url), tmp_path / "undo")
