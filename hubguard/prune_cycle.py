@@ -323,6 +323,14 @@ class PruneCycles:
         if (brake := self._cycles.brake) is not None:
             await self._hold_back(books, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
             return
+        if paused := await books.call(books.journal.prunes_under_way):
+            first = paused[0]
+            await self._hold_back(
+                books,
+                f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and what it has to do would be done"
+                " all the same. Resume or cancel it; the schedule goes on after that.",
+            )
+            return
         criteria = decide.checked(self.default_criteria())
         plan = await self._review.plan(criteria, "hubguard", None, cap=self._settings.prune.run_cap)
         if not plan.deletions:

@@ -1125,3 +1125,32 @@ async def test_what_has_come_since_the_undo_file_was_written_is_never_lost(
         books=w.books, clock=w.clock, hub=w.hub, prune={"rate": 0.5}, with_database=with_database, holder="next"
     )
     await run_in(again, lambda: goes_on(again))
+
+
+async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(world: MakeWorld):
+    prune = {"every_s": 3600.0, "inactive_for_s": 180 * DAY_S, "share_cap": 1.0}
+    w = await world(prune={**prune, "rate": 1.0})
+    for number in range(10):
+        w.user(f"u{number}")
+
+    async def steps() -> None:
+        await w.clock.sleep(5)
+        (run,) = await w.pruning.runs()
+        await w.pruning.pause(run.digest, "ada", "an exam begins")
+        await w.clock.sleep(30)
+        left = w.there()
+        assert left
+        await w.clock.sleep(3700)
+        assert len(await w.pruning.runs()) == 1
+        assert w.there() == left
+        (finding,) = [one for one in w.guard.status().findings if one.kind is FindingKind.PRUNE_HELD]
+        assert run.digest[:12] in finding.detail
+        assert "an exam begins" in finding.detail
+        assert [entry.detail for entry in w.entries("finding") if "an exam begins" in entry.detail] == [finding.detail]
+        await w.pruning.cancel(run.digest, "ada", "")
+        await w.clock.sleep(3700)
+        assert len(await w.pruning.runs()) == 2
+        assert not [one for one in w.guard.status().findings if one.kind is FindingKind.PRUNE_HELD]
+
+    await run_in(w, steps)
+    assert w.there() == set()
