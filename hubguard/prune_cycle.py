@@ -15,7 +15,7 @@ from hubguard.config import Settings
 from hubguard.cycle import Cycles
 from hubguard.decide import prune as decide
 from hubguard.decide import prune_plan
-from hubguard.errors import HubGuardError
+from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.observe.accounts import AccountReader
 from hubguard.prune import (
@@ -235,6 +235,7 @@ class PruneCycles:
                     f" name before it goes on. {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
+            await self._find_out(books, run)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
         self._runner.start(books, keeper, plan, run)
         return run
@@ -242,7 +243,16 @@ class PruneCycles:
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
         """See PrunePort."""
         states = (PruneState.PLANNED, *UNDER_WAY)
-        return await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
+        run = await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
+        await self._find_out(self._books(), run)
+        return await self._plans.run(digest)
+
+    async def _find_out(self, books: Books, run: PruneRun) -> None:
+        """Who is gone by that plan is settled so; a hub that doesn't tell is asked again later."""
+        try:
+            await self._runner.find_out(books, run)
+        except (HubError, BudgetExhausted) as error:
+            log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
 
     async def _turn(
         self,
@@ -280,8 +290,16 @@ class PruneCycles:
     ) -> PruneRun:
         """See PrunePort."""
         self._keeper()
+        books = self._books()
         async with self._beginning:
             run, plan = await self._plans.run(digest), await self._plans.plan(digest)
+            if run.state in (PruneState.PAUSED, PruneState.CANCELLED) and self._runner.works_on(digest):
+                raise HubGuardError(
+                    "Whoever was being deleted when this plan was stopped isn't finished yet. Nobody was brought back; try"
+                    " again in a minute."
+                )
+            await self._runner.find_out(books, run)
+            run = await self._plans.run(digest)
             try:
                 return await self._undo.restore(plan, run, count, actor, why, token=token, sha256=sha256)
             finally:
@@ -307,6 +325,7 @@ class PruneCycles:
             return
         keeper, books = self._keeper(), self._books()
         if not await self._runner.go_on(books, keeper):
+            await self._runner.find_out_lately(books)
             await self._prune_by_schedule(books, keeper)
 
     async def _prune_by_schedule(self, books: Books, keeper: LeaseKeeper) -> None:

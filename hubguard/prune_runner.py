@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.act.prune import End, Ends, Pruner
@@ -16,9 +16,9 @@ from hubguard.clients.hub_api import HubAPI
 from hubguard.config import Settings
 from hubguard.cycle import Cycles
 from hubguard.decide import prune_plan
-from hubguard.errors import HubGuardError, JournalError, UndoError
+from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, UndoError
 from hubguard.limits import backoff_s
-from hubguard.model import BrakeReason, Outcome, OutcomeKind, Tally
+from hubguard.model import BrakeReason, Outcome, OutcomeKind, Tally, same_run
 from hubguard.prune import PrunePlan, PruneRun, PruneState
 from hubguard.prune_plans import Plans, why_held
 from hubguard.prune_review import Review
@@ -31,6 +31,12 @@ AWAY_S = 3600.0
 
 WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 """Before a plan that waits for the hub goes on: in between, one harmless read finds out whether it answers."""
+
+FIND_OUT_S = 30.0
+"""So often users are looked at whom a plan that isn't carried out any more may have deleted all the same."""
+
+PLANS_LOOKED_AT, FOUND_OUT_AT_ONCE = 20, 20
+"""For that so many plans, the newest, and so many users of each."""
 
 LATELY_S = 60.0
 """The rate is that of so many seconds."""
@@ -80,6 +86,9 @@ class PruneRunner:
         self._failures = 0
         self._not_before_s = float("-inf")
         self._anew = True
+        # By plan: users of whom it isn't known whether they were deleted.
+        self._unsure: dict[str, list[int]] = {}
+        self._find_out_at_s = float("-inf")
 
     @property
     def busy(self) -> bool:
@@ -113,6 +122,7 @@ class PruneRunner:
     def begin_anew(self) -> None:
         """What the journal tells of plans under way is looked at anew: another guard may have been at work since."""
         self._anew = True
+        self._unsure.clear()
 
     async def go_on(self, books: Books, keeper: LeaseKeeper) -> bool:
         """Whether a plan is under way. It is worked on then, unless it still waits for the hub. Raises HubGuardError."""
@@ -143,6 +153,79 @@ class PruneRunner:
             return f"HubGuard was restarted, and the plan was begun over {life_s:g} s ago. Resume it if it is still wanted."
         return ""
 
+    # -- who has gone after all -----------------------------------------------------------------------------------
+
+    def works_on(self, digest: str) -> bool:
+        """Whether somebody of that plan may be being deleted at this moment."""
+        return self.busy and self._of_task == digest
+
+    async def find_out(self, books: Books, run: PruneRun) -> None:
+        """Users of that plan whom it was about to delete, and who are gone by now, are settled as deleted.
+
+        A guard that ended in between, or a hub that took longer than anybody waited, leaves such behind; who was skipped
+        stays so. Nothing while the plan is worked on here. Raises HubGuardError where the hub doesn't tell of one of them.
+        """
+        if run.began_at is None or self.works_on(run.digest):
+            return
+        plan = await self._plans.plan(run.digest)
+        self._unsure.pop(run.digest, None)
+        for position in await self._unsure_of(books, plan, run.began_at):
+            await self._is_settled(books, plan, position)
+
+    async def _is_settled(self, books: Books, plan: PrunePlan, position: int) -> bool:
+        deletion = plan.deletions[position]
+        user = await self._hub.get_user(deletion.user)
+        if user is not None and same_run(user.created, deletion.created):
+            return False
+        outcome, now = Outcome(OutcomeKind.DONE, "that user was found gone by a later look"), self._clock.now()
+        if await books.call(books.journal.settle_pruned, plan.digest, position, outcome, now):
+            self._settled(outcome)
+            detail = f"plan {plan.digest[:12]} has deleted {deletion.user} after all: a later look found them gone"
+            await books.call(books.journal.note, "note", "hubguard", 0, now, detail)
+        return True
+
+    async def _unsure_of(self, books: Books, plan: PrunePlan, began_at: datetime) -> list[int]:
+        settled = {one.position: one.outcome.kind for one in await books.call(books.journal.pruned, plan.digest)}
+        asked: dict[str, list[datetime | None]] = {}
+        for user, created in await books.call(books.journal.deletions_intended, began_at):
+            asked.setdefault(user, []).append(created)
+        return [
+            position
+            for position, deletion in enumerate(plan.deletions)
+            if settled.get(position) not in (OutcomeKind.DONE, OutcomeKind.SKIPPED)
+            and any(same_run(deletion.created, created) for created in asked.get(deletion.user, ()))
+        ]
+
+    async def find_out_lately(self, books: Books) -> None:
+        """So for plans that are paused or were over lately, a few users of each, every now and then. Raises JournalError."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._find_out_at_s:
+            return
+        self._find_out_at_s = now_s + FIND_OUT_S
+        lately = self._clock.now() - timedelta(seconds=AWAY_S)
+        runs = {run.digest: run for run in await self._plans.runs(PLANS_LOOKED_AT)}
+        runs |= {run.digest: run for run in await books.call(books.journal.prunes_under_way)}
+        for run in runs.values():
+            over = run.ended_at is not None and run.ended_at >= lately
+            if run.began_at is not None and (run.state is PruneState.PAUSED or over):
+                try:
+                    await self._find_out_some(books, run, run.began_at)
+                except (HubError, BudgetExhausted) as error:
+                    log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
+                    return
+
+    async def _find_out_some(self, books: Books, run: PruneRun, began_at: datetime) -> None:
+        plan = await self._plans.plan(run.digest)
+        if run.digest not in self._unsure:
+            self._unsure[run.digest] = await self._unsure_of(books, plan, began_at)
+        unsure = self._unsure[run.digest]
+        for position in unsure[:FOUND_OUT_AT_ONCE]:
+            settled = await self._is_settled(books, plan, position)
+            # Whoever is still there is looked at again when all others were.
+            unsure.remove(position)
+            if not settled:
+                unsure.append(position)
+
     async def close(self) -> None:
         """What is under way is left as it is: whoever holds the lease next goes on with it."""
         if self._task is not None:
@@ -153,6 +236,7 @@ class PruneRunner:
 
     def _work_on(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
         self._settled_at_s.clear()
+        self._unsure.pop(plan.digest, None)
         self._of_task = plan.digest
         self.waiting = run.count - run.settled
         self._task = asyncio.get_running_loop().create_task(self._carry_out(books, keeper, plan, run))

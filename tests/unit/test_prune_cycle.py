@@ -1127,6 +1127,123 @@ async def test_what_has_come_since_the_undo_file_was_written_is_never_lost(
     await run_in(again, lambda: goes_on(again))
 
 
+@pytest.mark.parametrize("to", ["paused", "cancelled"])
+async def test_who_goes_after_the_guard_was_killed_counts_as_deleted_and_comes_back(world: MakeWorld, to: str):
+    w = await world(prune={"rate": 1.0})
+    names = [f"u{number}" for number in range(6)]
+    for name in names:
+        w.user(name)
+    digests = []
+
+    async def begins() -> None:
+        digests.append((await w.apply()).digest)
+        while len(w.asked_to_delete()) < 2:
+            await w.clock.sleep(0.1)
+
+    # The hub takes its time over the second one, and the guard ends in between.
+    late = []
+    remove = w.hub.delete_user
+
+    async def slowly(user: str, *, confirm=None) -> None:
+        if not late and w.asked_to_delete():
+            await confirm()
+            late.append(user)
+            w.hub.requests.append(Request("delete", user, ""))
+            await w.clock.sleep(1e6)
+        await remove(user, confirm=confirm)
+
+    w.hub.delete_user = slowly
+    await run_in(w, begins)
+    del w.hub.delete_user
+    assert len(late) == 1
+    done = set(names) - w.there()
+    again = await world(books=w.books, clock=w.clock, hub=w.hub, prune={"rate": 0.01}, holder="next")
+    digest = digests[0]
+
+    async def finds_out() -> None:
+        await again.pruning.pause(digest, "ada", "")
+        # By now a cycle has settled what was open: they were there.
+        await again.clock.sleep(120)
+        if to == "cancelled":
+            await again.pruning.cancel(digest, "ada", "")
+        was = (await again.pruning.run(digest)).done
+        del w.hub._users[late[0]]
+        await again.clock.sleep(60)
+        run = await again.pruning.run(digest)
+        assert (run.state.value, run.done) == (to, was + 1)
+        gone = {item.deletion.user for item in await again.pruning.items(digest, state="done")}
+        assert gone == {*done, late[0]} == set(names) - w.there()
+        told = [entry.detail for entry in w.entries("note") if "after all" in entry.detail]
+        assert len(told) == 1
+        assert late[0] in told[0]
+        run = await again.pruning.restore(digest, run.done, "bob", "", token="a token")
+        assert run.restored == run.done
+        assert w.there() == set(names)
+
+    await run_in(again, finds_out)
+
+
+async def test_who_counts_as_failed_and_goes_later_comes_back_with_the_rest_and_who_was_skipped_does_not(
+    world: MakeWorld,
+):
+    w = await world(prune={"rate": 10.0})
+    for name in ("fails", "goes", "spared"):
+        w.user(name)
+
+    def fails(request: Request) -> HubError | None:
+        return HubFailed("The hub failed.", 500) if (request.call, request.user) == ("delete", "fails") else None
+
+    w.hub.fault = fails
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        w.user("spared", 0)
+        await w.pruning.apply(plan.digest, 3, "ada", "")
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.failed, run.skipped) == (1, 1, 1)
+        w.hub.fault = None
+        del w.hub._users["fails"], w.hub._users["spared"]
+        # Even before it is looked at by itself: the hub is asked before anybody is brought back.
+        with pytest.raises(HubGuardError, match="deleted 2 users, not 1"):
+            await w.pruning.restore(plan.digest, 1, "bob", "", token="a token")
+        run = await w.pruning.run(plan.digest)
+        assert (run.done, run.failed, run.skipped) == (2, 0, 1)
+        await w.pruning.restore(plan.digest, 2, "bob", "", token="a token")
+
+    await run_in(w, steps)
+    assert w.there() == {"fails", "goes"}
+
+
+async def test_nobody_is_brought_back_while_somebody_may_still_be_being_deleted_nor_while_the_hub_doesnt_tell(
+    world: MakeWorld,
+):
+    w = await world(prune={"rate": 1.0})
+    for number in range(6):
+        w.user(f"u{number}")
+
+    async def steps() -> None:
+        digest = (await w.apply()).digest
+        await w.clock.sleep(2.5)
+        run = await w.pruning.pause(digest, "ada", "")
+        with pytest.raises(HubGuardError, match="try again in a minute"):
+            await w.pruning.restore(digest, run.done, "bob", "", token="a token")
+        await w.clock.sleep(60)
+        run = await w.pruning.run(digest)
+        # A plan says of whom it isn't known: what the hub doesn't tell of them isn't guessed.
+        w.books.journal.deletions_intended = lambda since: (("u5", w.hub._users["u5"].created),)
+        w.hub.fault = lambda request: HubUnreachable("The hub doesn't answer.") if request.call == "get-user" else None
+        with pytest.raises(HubUnreachable):
+            await w.pruning.restore(digest, run.done, "bob", "", token="a token")
+        del w.books.journal.deletions_intended
+        w.hub.fault = None
+        assert not [request for request in w.hub.requests if request.call == "create"]
+        run = await w.pruning.restore(digest, run.done, "bob", "", token="a token")
+        assert run.restored == run.done > 0
+
+    await run_in(w, steps)
+    assert len(w.there()) == 6
+
+
 async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(world: MakeWorld):
     prune = {"every_s": 3600.0, "inactive_for_s": 180 * DAY_S, "share_cap": 1.0}
     w = await world(prune={**prune, "rate": 1.0})
