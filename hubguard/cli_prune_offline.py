@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -187,7 +188,8 @@ def _restore(
     path = Path(arguments.undo)
     if not path.exists():
         raise ConfigError("FILE", f"there is no {path}. Nothing was done")
-    head, users = undo_file.read(path)
+    sha256 = _noted_sha256(told, path)
+    head, users = undo_file.read(path, sha256=sha256)
     there = sum(1 for user in users if user.name)
     if not arguments.json:
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
@@ -206,6 +208,8 @@ def _restore(
             Path.cwd(),
             path,
             with_tokens=arguments.with_tokens,
+            sha256=sha256,
+            from_other_database=arguments.from_other_database,
             now=_now,
             **hub_at,
             acknowledged=acknowledged,
@@ -352,6 +356,20 @@ def _of_the_journal(settings: Settings) -> Told:
             f" written down there: {error}"
         )
         return Told(None)
+
+
+def _noted_sha256(told: Told, path: Path) -> str | None:
+    """The checksum that HubGuard's journal has for that undo file, None: it has none, or isn't known. Raises JournalError."""
+    if told.url is None:
+        return None
+    with closing(open_journal(told.url)) as journal:
+        for run in journal.prune_runs():
+            if run.undo_file is not None and Path(run.undo_file).name == path.name:
+                return run.undo_sha256
+        for entry in journal.entries(limit=1000, event="note"):
+            if noted := re.search(rf"{re.escape(path.name)} \(SHA-256 ([0-9a-f]{{64}})\)", entry.detail or ""):
+                return noted[1]
+    return None
 
 
 def _noting(told: Told, actor: str, arguments: argparse.Namespace) -> Callable[[str], None]:

@@ -126,6 +126,11 @@ def _restore(restore: argparse.ArgumentParser) -> None:
     _json(restore)
     _offline(restore)
     _acknowledge(restore, "offline: a caution, by its name; may be given more than once")
+    restore.add_argument(
+        "--from-other-database",
+        action="store_true",
+        help="offline: the undo file is of another database than --hub-db, as where the hub has moved",
+    )
     restore.add_argument("--with-tokens", action="store_true", help="offline: their API tokens work again, too")
 
 

@@ -61,6 +61,7 @@ def restore_offline(
     also_at: Sequence[str] = (),
     acknowledged: Sequence[str] = (),
     sha256: str | None = None,
+    from_other_database: bool = False,
     dry_run: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Restored:
@@ -71,7 +72,8 @@ def restore_offline(
     users log in anew, and what is left out then isn't brought back by a second time. Servers come back as stopped: what they
     ran as is gone. ``hub_api_url`` is where the hub would answer, None: not known; ``also_at`` are further such addresses.
     ``acknowledged`` names what of the hub can't be seen (see in_use.cautions). ``sha256`` is the file's checksum where it was
-    noted. A dry run takes it all back at the end.
+    noted. ``from_other_database``: the file may be of another database, such as a hub's that has moved. Nobody comes back as
+    an admin: no admin is ever deleted. A dry run takes it all back at the end.
 
     Raises UndoError for a file that isn't as it was written, and OfflineRefused, with nothing changed, where the hub uses
     the database, the file has no rows, or they are of another kind of database or another revision of the hub's tables.
@@ -81,6 +83,11 @@ def restore_offline(
     head, users = undo_file.read(undo_path, sha256=sha256)
     database = Database(url, folder)
     _refuse_file(database, head, users)
+    if database.place != head.database and not from_other_database:
+        raise database.refused(
+            f"isn't the one that the undo file was made of ({head.database})",
+            "Name that one; where the hub has moved, ask for it with --from-other-database.",
+        )
     written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
     with database.connection() as connection:
@@ -235,7 +242,7 @@ class _Restoring:
     def _put_users(self, coming: Sequence[UndoUser]) -> None:
         fresh = []
         for user in coming:
-            row = dict(_of(user, "users")[0])
+            row = {**_of(user, "users")[0], "admin": False}
             row["id"] = self._id_for("users", row["id"])
             self._ids["users"][user.name] = row["id"]
             fresh.append(row)

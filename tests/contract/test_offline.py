@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from conftest import HUB_PYTHON
 from offline_hubs import delete, dump, fill
 
+from hubguard.clients import undo_file
 from hubguard.decide.prune_plan import OFFLINE_STORAGE, from_dict, to_dict
 from hubguard.errors import HubGuardError, OfflineRefused, UndoError
 from hubguard.offline import Applied, Restored, apply_offline, plan_offline, restore_offline
@@ -594,6 +595,35 @@ def test_an_undo_file_that_was_changed_brings_nobody_back(new_hub: Callable[[], 
     with pytest.raises(UndoError):
         restore(url, applied)
     assert dump(url) == left
+
+
+def test_an_undo_file_of_another_database_is_refused_unless_asked_for(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url, other = new_hub(), new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    left = dump(other)
+    with pytest.raises(OfflineRefused, match="isn't the one that the undo file was made of.*--from-other-database"):
+        restore(other, applied)
+    assert dump(other) == left
+    told = restore(other, applied, from_other_database=True)
+    assert set(told.restored) | {name for name, _ in told.skipped} == set(applied.deleted)
+
+
+def test_nobody_comes_back_as_an_admin(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    assert applied.undo_file is not None
+    head, users = undo_file.read(applied.undo_file)
+    forged = []
+    for user in users:
+        rows = dict(user.rows or {})
+        rows["users"] = tuple({**row, "admin": True} for row in rows.get("users", ()))
+        forged.append(replace(user, rows=rows))
+    written = undo_file.write(tmp_path / "forged", head, forged)
+    assert restore(url, replace(applied, undo_file=written.path)).restored
+    admins = {name for (name,) in ask(url, "SELECT name FROM users WHERE admin")}
+    assert not admins & set(applied.deleted)
 
 
 def test_without_room_for_the_undo_file_nothing_is_deleted(new_hub: Callable[[], str], tmp_path: Path) -> None:

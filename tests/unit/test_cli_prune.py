@@ -853,6 +853,24 @@ async def test_offline_the_hub_is_asked_where_its_config_says(hub_db: Path, run:
     assert len(users_in(hub_db)) == 30
 
 
+async def test_offline_an_undo_file_that_isnt_what_the_journal_knows_brings_nobody_back(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    """A file that was made anew fits its own checksum, but not the one that was noted when it was written."""
+    config = hub_config(tmp_path)
+    assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    words = ("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20", "--json")
+    path = Path(json.loads((await run(*words)).out)["undo_file"])
+    head, users = undo_file.read(path)
+    path.unlink()
+    assert undo_file.write(path.parent, head, users[1:]).path == path
+    quiet(hub_db)
+    said = await run("restore", *offline(hub_db), *UNSEEN, str(path), "--count", "19")
+    assert said.code == 1, said.err
+    assert len(users_in(hub_db)) == 10
+
+
 async def test_offline_without_the_hubs_config_that_it_was_not_asked_is_acknowledged(
     hub_db: Path, run: Callable[..., Any]
 ):
