@@ -157,14 +157,16 @@ def saved(user: UndoUser) -> Saved:
 def unsaved(account: Account, undo: Saved) -> str | None:
     """Why that user isn't to be deleted: what they have by now and ``undo`` hasn't, as one clause; None: nothing.
 
-    What neither tells isn't missed, nor what they no longer have: the hub purges expired tokens by itself.
+    What neither tells isn't missed, nor what they no longer have: the hub purges expired tokens by itself. Nor is a default
+    server that doesn't run: the hub makes a row for it as soon as anybody reads the user, ourselves included (5.5, 6.1).
     """
+    servers = [server.name for server in account.servers if server.name or server.active]
     found = [
         f"the {what} {name or '(default)'}"
         for what, has, had in (
             ("group", account.groups, undo.groups),
             ("role", account.roles, undo.roles),
-            ("server", [server.name for server in account.servers], undo.servers),
+            ("server", servers, undo.servers),
         )
         for name in sorted({*(has or ())} - had)
     ]

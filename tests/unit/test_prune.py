@@ -404,6 +404,15 @@ def test_what_has_come_since_the_undo_file_was_written_keeps_a_user(change: dict
     assert unsaved(replace(has, **change), saved(undone())) == f"changed since the undo file was written: {told}"
 
 
+def test_a_default_server_for_which_reading_the_user_has_made_a_row_keeps_nobody() -> None:
+    """As on a real hub: nobody who had never started a server was deleted, since the second look itself had made the row."""
+    undo = saved(undone(servers=()))
+    has = replace(ANN, groups=("g",), roles=("user",), servers=(AccountServer("", active=False),))
+    assert unsaved(has, undo) is None
+    runs = replace(has, servers=(AccountServer("", active=True),))
+    assert unsaved(runs, undo) == "changed since the undo file was written: the server (default)"
+
+
 def test_without_rows_in_the_undo_file_numbers_of_tokens_and_shares_say_nothing() -> None:
     for rows in (None, {}):
         undo = saved(undone(rows=rows))
