@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from hubguard.clients.hub_accounts import read_accounts
 from hubguard.clients.hub_db import SQLHubDB
 from hubguard.decide import prune, prune_plan
 from hubguard.drift import ORMCounts
 from hubguard.model import Exemption
 from hubguard.offline.database import Database
-from hubguard.prune import Accounts, Protection, PrunePlan, StaleCriteria, Storage, Use
+from hubguard.prune import Protection, PrunePlan, StaleCriteria, Storage, Use
 
 
 def plan_offline(
@@ -43,7 +44,9 @@ def plan_offline(
     database = Database(url, folder)
     with database.reader.transaction() as connection:
         revision = database.tables(connection).revision
-    found, counts = asyncio.run(_read(url, folder, counted=housekeeping))
+    # Not by asyncio: at its end it would write out all that came of it, which takes a quarter of the time.
+    found = read_accounts(database.reader, None, None)
+    counts = asyncio.run(_counts(url, folder)) if housekeeping else None
     verdicts = prune.judge(found.accounts, criteria, protection, exemptions, uses or {}, now)
     named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
     return prune_plan.freeze(
@@ -66,9 +69,9 @@ def plan_offline(
     )
 
 
-async def _read(url: str, folder: Path, *, counted: bool) -> tuple[Accounts, ORMCounts | None]:
+async def _counts(url: str, folder: Path) -> ORMCounts:
     db = SQLHubDB(url, folder)
     try:
-        return await db.accounts(None), await db.orm_counts() if counted else None
+        return await db.orm_counts()
     finally:
         db.close()
