@@ -407,7 +407,7 @@ def test_what_has_come_since_the_undo_file_was_written_keeps_a_user(change: dict
 def test_a_default_server_for_which_reading_the_user_has_made_a_row_keeps_nobody() -> None:
     """As on a real hub: nobody who had never started a server was deleted, since the second look itself had made the row."""
     undo = saved(undone(servers=()))
-    has = replace(ANN, groups=("g",), roles=("user",), servers=(AccountServer("", active=False),))
+    has = replace(ANN, groups=("g",), servers=(AccountServer("", active=False),), tokens=1)
     assert unsaved(has, undo) is None
     runs = replace(has, servers=(AccountServer("", active=True),))
     assert unsaved(runs, undo) == "changed since the undo file was written: the server (default)"
