@@ -494,3 +494,125 @@ async def test_whoever_asks_is_kept_and_nobody_without_the_right_may_ask(testbed
     code, entries = await ask(hub, "api/v1/journal", params={"user": "other"})
     assert code == 200
     assert "admin:users" in entries[0]["detail"], "what it takes"
+
+
+@pytest.mark.long
+async def test_a_plan_from_before_the_hub_got_a_spawner_that_deletes_storage_waits_for_that_to_be_acknowledged(
+    testbed_hub: MakeHub,
+):
+    people = crowd(8)
+    servers = tuple(SeededServer(user.name, idle_for_s=LONG_AGO_S, running=False) for user in people.users)
+    hub = await testbed_hub(
+        config=PRUNING + "c.HubGuardPrune.rate = 1.0\n", population=Population(people.users, servers)
+    )
+    await mode(hub, "acting")
+    paused, never_begun = await planned(hub), await planned(hub, names=["stale-07"])
+    assert paused["cautions"] == []
+    await begun(hub, paused)
+    await until(hub, paused, lambda run: run["done"] >= 1)
+    await turned(hub, paused, "pause")
+    hub._config = OBSTINATE + PRUNING
+    hub._write_config()
+    await hub.restart()
+    await mode(hub, "acting")
+    left = await users(hub)
+
+    code, refused = await turned(hub, never_begun, "apply", **order(never_begun))
+    assert (code, "VolumeSpawner" in refused["message"]) == (409, True)
+    code, refused = await turned(hub, paused, "resume", why="go on", acknowledged=["KubeSpawner"])
+    assert (code, "VolumeSpawner" in refused["message"]) == (409, True)
+    assert await users(hub) == left
+    assert list(hub.little_servers.glob("deleted-*")) == []
+
+    code, run = await turned(hub, paused, "resume", why="go on", acknowledged=["VolumeSpawner"])
+    assert code == 200, run
+    run = await done(hub, paused)
+    assert run["done"] == 8
+    assert len(list(hub.little_servers.glob("deleted-*"))) == len(left) - 1
+
+
+@pytest.mark.long
+async def test_whoever_gets_a_group_a_token_or_a_server_after_the_undo_file_was_written_is_kept(testbed_hub: MakeHub):
+    busy = SeededUser("fresh", idle_for_s=DAY_S, groups=("lab",))
+    hub = await testbed_hub(
+        config=PRUNING + "c.HubGuardPrune.rate = 1.0\n", population=Population((*crowd(8).users, busy))
+    )
+    await mode(hub, "acting")
+    plan = await planned(hub)
+    await begun(hub, plan)
+    await until(hub, plan, lambda run: run["done"] >= 1)
+    await turned(hub, plan, "pause")
+
+    async def still() -> bool:
+        before = await users(hub)
+        return before == await users(hub) and (await standing(hub, plan))["settled"] + len(before) == 10
+
+    await hub.wait_for(still, "the one under way to be finished", 30)
+    with_server, with_token, in_group = sorted(await users(hub) - {"fresh", hub.admin})[-3:]
+    assert (await hub.api("POST", "groups/lab/users", json={"users": [in_group]})).status == 200
+    assert (await hub.api("POST", f"users/{with_token}/tokens", json={"note": "a script"})).status == 201
+    told = {in_group: "the group lab", with_token: "1 more token"}
+    if int((await hub.api("GET", "")).data["version"].partition(".")[0]) >= 6:
+        # Before 6.0 none can be had without starting it.
+        assert (await hub.api("PUT", f"users/{with_server}/servers/gpu", json={})).status in {200, 201, 204}
+        told[with_server] = "the server gpu"
+    code, _ = await turned(hub, plan, "resume")
+    assert code == 200
+    run = await done(hub, plan)
+    assert (run["done"], run["skipped"]) == (8 - len(told), len(told))
+    assert await users(hub) == {"fresh", hub.admin, *told}
+    settled = await items(hub, plan)
+    for name, what in told.items():
+        assert settled[name]["detail"].startswith("changed since the undo file was written: "), settled[name]
+        assert what in settled[name]["detail"]
+
+
+SLOW_ONE = """
+import asyncio
+from jupyterhub.auth import DummyAuthenticator
+
+class SlowAuthenticator(DummyAuthenticator):
+    async def delete_user(self, user):
+        if user.name == "b-slow":
+            await asyncio.sleep(20)
+
+c.JupyterHub.authenticator_class = SlowAuthenticator
+"""
+
+
+@pytest.mark.long
+async def test_who_was_being_deleted_when_the_guard_was_killed_is_counted_and_comes_back(testbed_hub: MakeHub):
+    hub = await testbed_hub(
+        config=SLOW_ONE + PRUNING + "c.HubGuardBudget.concurrency = 1\n",
+        population=Population(tuple(stale(name) for name in ("a", "b-slow", "c"))),
+    )
+    await mode(hub, "acting")
+    plan = await planned(hub)
+    await begun(hub, plan)
+    await until(hub, plan, lambda run: run["done"] >= 1)
+
+    async def asked() -> bool:
+        code, entries = await ask(hub, "api/v1/journal", params={"user": "b-slow"})
+        return code == 200 and any(entry["event"] == "intent" for entry in entries)
+
+    await hub.wait_for(asked, "the slow one to be asked for", 20)
+    await turned(hub, plan, "pause")
+    (pid,) = guards(hub)
+    os.kill(pid, signal.SIGKILL)
+
+    async def another() -> bool:
+        return guards(hub) not in ([], [pid])
+
+    await hub.wait_for(another, "a new guard", 60)
+    run = await until(hub, plan, lambda run: run["done"] == 2, timeout_s=120)
+    assert run["state"] == "paused"
+    assert await users(hub) == {hub.admin, "c"}
+    code, run = await ask(
+        hub,
+        f"api/v1/plans/{plan['digest']}/restore",
+        method="POST",
+        json={"count": 2, "why": "a test wants it"},
+        token=await token_of(hub),
+    )
+    assert (code, run["restored"]) == (200, 2), run
+    assert await users(hub) == {hub.admin, "a", "b-slow", "c"}
