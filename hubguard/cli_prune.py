@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy.engine import make_url
+
 from hubguard.clients import undo_file
 from hubguard.decide import prune_plan
 from hubguard.errors import ConfigError, HubGuardError
@@ -482,13 +484,32 @@ def how_to_apply(arguments: argparse.Namespace, plan: PrunePlan) -> str:
     if plan.offline:
         if arguments.output is None:
             return "Nothing was changed. An offline plan is kept nowhere: to carry it out, plan with -o FILE."
-        words += ["--offline", *(f"--config={path}" for path in arguments.config or ())]
+        words += [
+            "--offline",
+            *hub_db_words(arguments.hub_db),
+            *(f"--config={path}" for path in arguments.config or ()),
+        ]
     words += [str(arguments.output or plan.digest[:12]), "--count", str(len(plan.deletions))]
     for caution in plan.cautions:
         words += ["--acknowledge", caution.name]
-    database = ", with the same --hub-db" if plan.offline else ""
+    database = with_hub_db(arguments.hub_db) if plan.offline else ""
     until = f"{plan.expires_at:%Y-%m-%d %H:%M} UTC"
     return f"Nothing was changed. Until {until} it can be carried out{database}:\n\n    {shlex.join(words)}\n"
+
+
+def hub_db_words(url: str) -> list[str]:
+    """The option that names the hub's database; none where it holds a password, which is nobody's to read."""
+    return [] if _holds_secret(url) else [f"--hub-db={url}"]
+
+
+def with_hub_db(url: str) -> str:
+    """What to say beside a command that :func:`hub_db_words` left the URL out of, else ""."""
+    return ", with the same --hub-db" if _holds_secret(url) else ""
+
+
+def _holds_secret(url: str) -> bool:
+    parsed = make_url(url)
+    return parsed.password is not None or bool(parsed.query)
 
 
 def progress_text(run: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import getpass
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -26,11 +27,13 @@ from hubguard.cli_prune import (
     acknowledge,
     confirmed,
     criteria_of,
+    hub_db_words,
     plan_in,
     rows_text,
     show_plan,
     to_people,
     typed_count,
+    with_hub_db,
 )
 from hubguard.clients import undo_file
 from hubguard.config import Settings
@@ -174,7 +177,11 @@ def _apply(
         raise
     finally:
         progress.end()
-    say(json.dumps(present.as_json(applied), indent=2, default=str) if arguments.json else _applied_text(applied))
+    say(
+        json.dumps(present.as_json(applied), indent=2, default=str)
+        if arguments.json
+        else _applied_text(applied, arguments.hub_db)
+    )
     note(
         f"The offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
         f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
@@ -392,7 +399,7 @@ def _now() -> datetime:
 # -- what people read -----------------------------------------------------------------------------------------------------
 
 
-def _applied_text(applied: Applied) -> str:
+def _applied_text(applied: Applied, hub_db: str) -> str:
     would = "would be " if applied.dry_run else ""
     lines = [f"{present.count(len(applied.deleted), 'user')} {would}deleted, {len(applied.skipped):,} kept."]
     if applied.dry_run and applied.deleted:
@@ -402,9 +409,8 @@ def _applied_text(applied: Applied) -> str:
     lines += [f"Copy of the database: {applied.backup}"] if applied.backup else []
     if applied.undo_file:
         lines += [f"Undo file: {applied.undo_file}", f"  SHA-256 {applied.undo_sha256}"]
-        lines.append(
-            f"To bring them back: hubguard prune restore --offline {applied.undo_file}, with the same --hub-db"
-        )
+        words = ["hubguard", "prune", "restore", "--offline", *hub_db_words(hub_db), str(applied.undo_file)]
+        lines.append(f"To bring them back{with_hub_db(hub_db)}:\n\n    {shlex.join(words)}\n")
     return "\n".join([*lines, *applied.notes])
 
 

@@ -77,12 +77,16 @@ class ReadOnly:
     """The hub's database at ``url``, of which nothing but reading is possible.
 
     A relative SQLite file is one below ``folder``. ``place`` names it for people and holds no account, password or option.
+    ``told_by`` is the option of a command that is the URL, so that it is read for that command alone; None: it is the setting
+    HubGuard.hub_db_url, HubGuard goes on reading by itself, and knows the hub by its API, too.
+
     Nothing is connected to yet. Raises HubDBError for a URL that can't be used and for a missing driver.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self._url = _parse(url)
-        self._file = _file(self._url, folder)
+    def __init__(self, url: str, folder: Path, *, told_by: str | None = None) -> None:
+        self._told_by = told_by
+        self._url = self._parse(url)
+        self._file = self._find(folder)
         self.place = _place(self._url, self._file)
         self._engine = self._make_engine()
 
@@ -102,11 +106,44 @@ class ReadOnly:
 
     def trouble(self, what: str, hint: str, *, detail: str = "") -> HubDBError:
         """The error to raise: this database ``what``; ``hint`` says what to do."""
-        return HubDBError(
-            f"The hub's database ({self.place}) {what}. It isn't read, and HubGuard knows only what the hub's API tells. "
-            f"{hint}",
-            detail=detail,
-        )
+        return HubDBError(f"The hub's database ({self.place}) {what}. {self._so()} {hint}", detail=detail)
+
+    def _so(self) -> str:
+        if self._told_by:
+            return "It isn't read, and nothing was done."
+        return "It isn't read, and HubGuard knows only what the hub's API tells."
+
+    def _parse(self, text: str) -> URL:
+        told_by = self._told_by or "HubGuard.hub_db_url"
+        try:
+            url = make_url(text)
+            backend = url.get_backend_name()
+        except (ArgumentError, ValueError):
+            raise HubDBError(
+                f"{told_by} isn't a database URL. {self._so()} Write it like JupyterHub.db_url, for example "
+                "sqlite:////srv/jupyterhub/jupyterhub.sqlite."
+            ) from None
+        if backend not in {"sqlite", "postgresql", "mysql", "mariadb"}:
+            raise HubDBError(
+                f"{told_by}: HubGuard can't make sure that it only reads from {backend}, the hub's database. "
+                f"{self._so()} HubGuard reads SQLite, PostgreSQL, MySQL and MariaDB."
+            )
+        if url.drivername == "postgresql":
+            # What this name stands for depends on SQLAlchemy's version; a hub may come with either driver.
+            url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
+        return url
+
+    def _find(self, folder: Path) -> Path | None:
+        if self._url.get_backend_name() != "sqlite":
+            return None
+        name = self._url.database or ""
+        if name in {"", ":memory:"} or name.startswith("file:"):
+            raise HubDBError(
+                f"{self._told_by or 'HubGuard.hub_db_url'}: {name or ':memory:'} is no plain path to a file, as the hub's"
+                f" database is. {self._so()} One in memory can't be read from outside; write others like"
+                " sqlite:////srv/jupyterhub/jupyterhub.sqlite."
+            )
+        return (folder / name).absolute()
 
     def _make_engine(self) -> Engine:
         url, options = self._url, _network_arguments(self._url)
@@ -135,41 +172,9 @@ class ReadOnly:
             if secret:
                 said = said.replace(str(secret), "***")
         what, hint = _meaning(f"{said} {type(cause).__name__}".lower())
+        hint = hint or ("Check the URL, and its server." if self._told_by else "HubGuard tries again by itself.")
         first_line = said.splitlines()[0].rstrip(".") if said else type(cause).__name__
         return self.trouble(f"{what}: {first_line}", hint, detail=said)
-
-
-def _parse(text: str) -> URL:
-    try:
-        url = make_url(text)
-        backend = url.get_backend_name()
-    except (ArgumentError, ValueError):
-        raise HubDBError(
-            "HubGuard.hub_db_url isn't a database URL, so the hub's database isn't read, and HubGuard knows only what the "
-            "hub's API tells. Write it like JupyterHub.db_url, for example sqlite:////srv/jupyterhub/jupyterhub.sqlite."
-        ) from None
-    if backend not in {"sqlite", "postgresql", "mysql", "mariadb"}:
-        raise HubDBError(
-            f"HubGuard.hub_db_url: HubGuard can't make sure that it only reads from {backend}, so the hub's database isn't "
-            "read, and HubGuard knows only what the hub's API tells. It reads SQLite, PostgreSQL, MySQL and MariaDB."
-        )
-    if url.drivername == "postgresql":
-        # What this name stands for depends on SQLAlchemy's version; a hub may come with either driver.
-        url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
-    return url
-
-
-def _file(url: URL, folder: Path) -> Path | None:
-    if url.get_backend_name() != "sqlite":
-        return None
-    name = url.database or ""
-    if name in {"", ":memory:"} or name.startswith("file:"):
-        raise HubDBError(
-            f"HubGuard.hub_db_url: {name or ':memory:'} is no plain path to a file, so the hub's database isn't read, and "
-            "HubGuard knows only what the hub's API tells. One in memory can't be read from outside; write others like "
-            "sqlite:////srv/jupyterhub/jupyterhub.sqlite."
-        )
-    return (folder / name).absolute()
 
 
 def _place(url: URL, file: Path | None) -> str:
@@ -243,4 +248,4 @@ def _meaning(said: str) -> tuple[str, str]:
     for marks, what, hint in _MEANINGS:
         if any(mark in said for mark in marks):
             return what, hint
-    return "can't be reached or gave an error", "HubGuard tries again by itself."
+    return "can't be reached or gave an error", ""

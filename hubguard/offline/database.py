@@ -74,7 +74,7 @@ class Database:
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.reader = ReadOnly(url, folder)
+        self.reader = ReadOnly(url, folder, told_by="--hub-db")
         self.place = self.reader.place
         parsed = make_url(url)
         name = parsed.get_backend_name()
@@ -109,16 +109,18 @@ class Database:
                 yield connection
         except SQLAlchemyError as error:
             # "from None": the drivers' own errors may quote the whole connection string.
-            cause = getattr(error, "orig", None) or error
-            said = str(cause).strip() or type(cause).__name__
-            if self._secret:
-                said = said.replace(str(self._secret), "***")
+            said = self._said(error)
             first = said.splitlines()[0].rstrip(".")
             raise self.refused(
                 f"gave an error: {first}",
                 "Where it says that somebody holds a lock, stop them; else check account, rights and disk, and try again.",
                 detail=said,
             ) from None
+
+    def _said(self, error: SQLAlchemyError) -> str:
+        cause = getattr(error, "orig", None) or error
+        said = str(cause).strip() or type(cause).__name__
+        return said.replace(str(self._secret), "***") if self._secret else said
 
     @contextmanager
     def changing(self, connection: Connection, *, commit: bool) -> Iterator[Tables]:
@@ -137,6 +139,17 @@ class Database:
             yield tables
             if not commit:
                 transaction.rollback()
+                return
+            try:
+                transaction.commit()
+            except SQLAlchemyError as error:
+                if self.kind == "sqlite":  # its file is all there is: what isn't committed is undone
+                    raise
+                raise OfflineRefused(
+                    f"The hub's database ({self.place}) was lost while it was told to keep the changes: whether it has kept "
+                    "them isn't known. Look whether the users are there before you go on. Asking for the same again is safe.",
+                    detail=self._said(error),
+                ) from None
 
     def tables(self, connection: Connection) -> Tables:
         """Its tables. Raises OfflineRefused where they aren't those of a JupyterHub 5 or 6."""

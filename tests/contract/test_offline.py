@@ -586,6 +586,25 @@ def test_another_connection_to_postgresql_is_named_and_refused(new_hub: Callable
         refused(url, tmp_path / "undo", r"process \d+, my-hub of the account.*or disconnect", plan)
 
 
+def test_a_connection_lost_at_the_commit_isnt_told_as_nothing_changed(
+    new_hub: Callable[..., str], tmp_path: Path
+) -> None:
+    url = new_hub("postgresql")
+    plan = plan_for(url)
+
+    def lose(connection: sa.Connection) -> None:
+        if connection.in_transaction() and list((tmp_path / "undo").glob("undo-*")):
+            raise sa.exc.OperationalError("COMMIT", None, Exception("server closed the connection"))
+
+    sa.event.listen(sa.Engine, "commit", lose)
+    try:
+        with pytest.raises(OfflineRefused, match="isn't known") as raised:
+            apply(url, plan, tmp_path / "undo")
+    finally:
+        sa.event.remove(sa.Engine, "commit", lose)
+    assert "Nothing was changed" not in str(raised.value)
+
+
 def test_an_undo_file_that_was_changed_brings_nobody_back(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     applied = apply(url, plan_for(url), tmp_path / "undo")

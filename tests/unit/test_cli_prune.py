@@ -647,7 +647,8 @@ async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
     said = await run("plan", *offline(hub_db), config, "--inactive-for", "180d", "-o", "plan.json")
     assert said.code == 0, said.err
     assert said.out.startswith("Deletes 20 of 30 users: 20 inactive.")
-    assert "hubguard prune apply --offline --config=jupyterhub_config.py plan.json --count 20\n" in said.out
+    database = f"--offline --hub-db=sqlite:///{hub_db}"
+    assert f"hubguard prune apply {database} --config=jupyterhub_config.py plan.json --count 20\n" in said.out
     assert users_in(hub_db) == before, "planning changes nothing"
     quiet(hub_db)
     assert (await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--dry-run")).out.startswith(
@@ -887,3 +888,13 @@ async def test_offline_without_the_hubs_config_that_it_was_not_asked_is_acknowle
     said = await run("restore", *offline(hub_db), str(undo), "--count", "20", *UNSEEN[2:])
     assert (said.code, "hub-not-asked has to be acknowledged" in said.err) == (2, True)
     assert len(users_in(hub_db)) == 10
+
+
+async def test_offline_a_url_that_is_wrong_is_named_as_the_option_that_it_is(hub_db: Path, run: Callable[..., Any]):
+    for url, says in (("hub", "--hub-db isn't a database URL"), ("sqlite:////nowhere/hub.sqlite", "doesn't exist")):
+        said = await run("plan", "--offline", "--hub-db", url)
+        assert (said.code, says in said.err, "nothing was done" in said.err) == (1, True, True), said.err
+        assert "by itself" not in said.err
+        assert "HubGuard.hub_db_url" not in said.err
+    said = await run("plan", "--offline", "--hub-db", "postgresql://anna:s3cret@127.0.0.1:9/hub")
+    assert (said.code, "by itself" in said.err, "s3cret" in said.err) == (1, False, False), said.err
