@@ -264,7 +264,14 @@ class Pruner:
         )
         self._attempts.add(attempt)
         try:
-            await self._conclude(position, *await _Once(self, deletion, attempt).make())
+            outcome, error = await _Once(self, deletion, attempt).make()
+            if outcome.kind is OutcomeKind.DONE:
+                # One commit for both, which is half of what this costs the disk.
+                await self._settle(position, outcome, attempt.intent)
+                return
+            if attempt.intent is not None:
+                await self._keeper.settle(attempt.intent, outcome)
+            await self._conclude(position, outcome, error)
         finally:
             self._attempts.discard(attempt)
 
@@ -278,8 +285,7 @@ class Pruner:
             self._end = self._end or End(Ends.WAITS, outcome.detail)
             return
         not_tried = outcome.kind is OutcomeKind.SKIPPED and outcome.detail.startswith(NOT_TRIED)
-        for_good = outcome.kind in (OutcomeKind.DONE, OutcomeKind.SKIPPED) and not not_tried
-        if for_good or isinstance(error, Unrecordable):
+        if (outcome.kind is OutcomeKind.SKIPPED and not not_tried) or isinstance(error, Unrecordable):
             await self._settle(position, outcome)
             return
         if not_tried and end is not None:
@@ -291,9 +297,9 @@ class Pruner:
         wait_s = RETRY_S + backoff_s(failures, self._chance(), RETRY_S, LONGEST_RETRY_S)
         heapq.heappush(self._queue, (self._clock.monotonic_s() + wait_s, position))
 
-    async def _settle(self, position: int, outcome: Outcome) -> None:
-        now = self._clock.now()
-        if await self._books.call(self._books.journal.settle_pruned, self._plan.digest, position, outcome, now):
+    async def _settle(self, position: int, outcome: Outcome, intent: int | None = None) -> None:
+        settle, now = self._books.journal.settle_pruned, self._clock.now()
+        if await self._books.call(settle, self._plan.digest, position, outcome, now, intent=intent):
             self._told(outcome)
 
     async def verify(self, deletion: Deletion, sent: Sent) -> Outcome:
@@ -335,10 +341,6 @@ class Pruner:
         """The request, once."""
         await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
 
-    async def record(self, intent: int, outcome: Outcome) -> None:
-        """The outcome of that intent is in the journal. Raises JournalError."""
-        await self._keeper.settle(intent, outcome)
-
 
 class _Once:
     """One try at one user, which remembers what went wrong on the way."""
@@ -351,7 +353,7 @@ class _Once:
         self._gone = False
 
     async def make(self) -> tuple[Outcome, Exception | None]:
-        """What came of it, recorded, and the error of it, None where all went well. Raises JournalError."""
+        """What came of it, not yet written down, and the error of it, None where all went well."""
         sent = await self._attempt.make(self._look, self._send)
         if not isinstance(sent, Sent):
             outcome, _ = sent
@@ -362,8 +364,6 @@ class _Once:
             outcome = Outcome(OutcomeKind.FAILED, sent.remark)
         else:
             outcome = await self._pruner.verify(self._deletion, sent)
-        assert self._attempt.intent is not None
-        await self._pruner.record(self._attempt.intent, outcome)
         # A hub that only failed to answer has done what it was asked all the same, or a try more tells.
         return outcome, self._error if sent.refused else None
 

@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError
 
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.model import Action, Entry, OutcomeKind, Tally
+from hubguard.model import Action, Entry, Outcome, OutcomeKind, Tally
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
@@ -140,6 +141,35 @@ def add_entry(connection: Connection, now: datetime, event: str, actor: str, fen
 def one_text(text: str) -> str:
     """The text as every database can hold it: recording what happened must not fail for what a hub has sent."""
     return text[:DETAIL_LENGTH].replace("\0", "�").encode("utf-8", "replace").decode("utf-8")
+
+
+def add_outcome(connection: Connection, intent_id: int, outcome: Outcome, now: datetime) -> bool:
+    """Adds the outcome of that intent; False, and nothing is added: it has one, or there is no such intent."""
+    intent = connection.execute(
+        sa.select(_entry).where(_entry.c.id == intent_id, _entry.c.event == "intent")
+    ).one_or_none()
+    if intent is None:
+        return False
+    try:
+        with connection.begin_nested():
+            add_entry(
+                connection,
+                now,
+                "outcome",
+                intent.actor,
+                intent.fence,
+                user_name=intent.user_name,
+                server_name=intent.server_name,
+                started=intent.started,
+                action=intent.action,
+                reason=intent.reason,
+                outcome=outcome.kind.value,
+                detail=outcome.detail,
+                refers_to=intent_id,
+            )
+    except IntegrityError:
+        return False
+    return True
 
 
 def to_entry(row: Any) -> Entry:

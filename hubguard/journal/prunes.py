@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.journal.entries import add_entry, one_text
+from hubguard.journal.entries import add_entry, add_outcome, one_text
 from hubguard.model import ActionKind, Outcome, OutcomeKind
 from hubguard.prune import PrunePlan, PruneRun, PruneState, Use
 
@@ -206,14 +206,19 @@ class Prunes:
         with self._database.writing() as connection:
             connection.execute(sa.update(_prune).where(_prune.c.digest == digest).values(why=one_text(why)))
 
-    def settle_pruned(self, digest: str, position: int, outcome: Outcome, now: datetime) -> bool:
-        """What came of that user of the plan is on disk. False, and nothing changed: that was known before.
+    def settle_pruned(
+        self, digest: str, position: int, outcome: Outcome, now: datetime, *, intent: int | None = None
+    ) -> bool:
+        """What came of that user of the plan is on disk. False, and nothing of it changed: that was known before.
 
-        Who was unverified is settled anew, and who was failed may be done after all.
+        Who was unverified is settled anew, and who was failed may be done after all. It is the outcome of ``intent``, too,
+        where one is given that has none yet: the two are never told apart.
         """
         values = {"outcome": outcome.kind.value, "detail": one_text(outcome.detail), "at": now}
         this = (_item.c.digest == digest, _item.c.position == position)
         with self._database.writing() as connection:
+            if intent is not None:
+                add_outcome(connection, intent, outcome, now)
             _one_at_a_time(connection)
             was = connection.execute(sa.select(_item.c.outcome).where(*this)).scalar_one_or_none()
             if was is None:

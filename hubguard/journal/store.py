@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.errors import ActingRefused, LeaseLost
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.journal.entries import Entries, add_entry, one_text, to_entry
+from hubguard.journal.entries import Entries, add_entry, add_outcome, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
 from hubguard.journal.memory import Memory
 from hubguard.journal.migrate import upgrade
@@ -193,31 +193,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
         Needs no lease: what has happened may always be recorded.
         """
         with self._database.writing() as connection:
-            intent = connection.execute(
-                sa.select(_entry).where(_entry.c.id == intent_id, _entry.c.event == "intent")
-            ).one_or_none()
-            if intent is None:
-                return False
-            try:
-                with connection.begin_nested():
-                    add_entry(
-                        connection,
-                        now,
-                        "outcome",
-                        intent.actor,
-                        intent.fence,
-                        user_name=intent.user_name,
-                        server_name=intent.server_name,
-                        started=intent.started,
-                        action=intent.action,
-                        reason=intent.reason,
-                        outcome=outcome.kind.value,
-                        detail=outcome.detail,
-                        refers_to=intent_id,
-                    )
-            except IntegrityError:
-                return False
-            return True
+            return add_outcome(connection, intent_id, outcome, now)
 
     def open_intents(self) -> tuple[Entry, ...]:
         """Intents that have no outcome, oldest first: those under way, and those that a crash has left behind."""
