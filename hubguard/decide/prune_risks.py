@@ -141,15 +141,28 @@ def cautions(
 
 
 def lost(
-    storage: Storage, *, offline: bool, rows: bool, named_servers: bool, names: Iterable[str] = ()
+    storage: Storage,
+    *,
+    offline: bool,
+    rows: bool,
+    named_servers: bool,
+    names: Iterable[str] = (),
+    reuses_ids: bool = False,
 ) -> tuple[str, ...]:
     """What can't be brought back, one sentence each.
 
     ``rows``: the undo file will hold the rows of the hub's database. ``named_servers``: the hub's API can make a named
-    server that doesn't run (6.0 and later). ``names`` are those of the users of the plan.
+    server that doesn't run (6.0 and later). ``names`` are those of the users of the plan. ``reuses_ids``: offline, somebody
+    new gets the number of one who goes.
     """
     if offline:
-        return ("Tokens come back only where restoring is asked for them; what uses them fails until then.",)
+        told = ["Tokens come back only where restoring is asked for them; what uses them fails until then."]
+        if reuses_ids:
+            told.append(
+                "The highest number (id) of all users goes, and SQLite gives it to the next new user: where volumes or"
+                " folders are named by {userid}, that stranger gets what stays behind. Remove or rename it before anybody new comes."
+            )
+        return tuple(told)
     found = []
     if storage.at_risk:
         sure = "is" if storage.fate is StorageFate.DELETED else "may be"

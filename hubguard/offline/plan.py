@@ -48,6 +48,7 @@ def plan_offline(
     found = read_accounts(database.reader, None, None)
     counts = asyncio.run(_counts(url, folder)) if housekeeping else None
     verdicts = prune.judge(found.accounts, criteria, protection, exemptions, uses or {}, now)
+    highest = max((account.id or 0 for account in found.accounts), default=0)
     named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
     return prune_plan.freeze(
         verdicts,
@@ -59,7 +60,15 @@ def plan_offline(
         users_total=found.users_total,
         storage=storage,
         cautions=prune_plan.cautions(storage, protection, tokens_known=True, journal_known=journal_known),
-        lost=prune_plan.lost(storage, offline=True, rows=True, named_servers=named_servers),
+        lost=prune_plan.lost(
+            storage,
+            offline=True,
+            rows=True,
+            named_servers=named_servers,
+            # The next new user gets the number after the highest that is left.
+            reuses_ids=database.kind == "sqlite"
+            and any(verdict.stale and verdict.account.id == highest for verdict in verdicts),
+        ),
         protection=protection,
         rows_known=True,
         offline=True,

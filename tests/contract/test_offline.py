@@ -386,6 +386,25 @@ def test_rows_that_led_nowhere_never_become_somebodys(new_hub: Callable[[], str]
 # -- when it doesn't ------------------------------------------------------------------------------------------------------
 
 
+def test_a_plan_says_that_a_stranger_gets_the_highest_number_where_it_goes(
+    new_hub: Callable[..., str], tmp_path: Path
+) -> None:
+    for kind, goes in (("sqlite", True), ("sqlite", False), ("postgresql", True)):
+        url = new_hub(kind)
+        names = dict(ask(url, "SELECT id, name FROM users"))
+        stale = plan_for(url).deletions[0]
+        number = max(names) + 1
+        kept = "true" if kind == "postgresql" else "1"
+        admin = "false" if goes and kind == "postgresql" else "0" if goes else kept
+        execute(
+            url,
+            f"INSERT INTO users (id, name, admin, created, last_activity, cookie_id) SELECT {number}, 'last', {admin},"
+            f" created, last_activity, 'last' FROM users WHERE id = {stale.id}",
+        )
+        told = any("{userid}" in sentence for sentence in plan_for(url).lost)
+        assert told == (goes and kind == "sqlite")
+
+
 def test_a_dry_run_tells_the_same_and_changes_nothing(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     file = Path(sa.make_url(url).database or "")

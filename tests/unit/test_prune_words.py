@@ -144,7 +144,7 @@ def test_a_plan_is_said_in_a_sentence_with_what_is_gained() -> None:
         "Deletes 4 of 5,000 users: 3 inactive, 1 never active. 1 more stale user left for another plan."
     )
     assert prune.gain_sentence(plan) == (
-        "4,996 users are left; 4 rows less in the hub's database; the hub's last start took 12.3 s."
+        "4,996 users are left; at least 4 rows less in the hub's database; the hub's last start took 12.3 s."
     )
     fewer = planned(*people, users_total=203)
     assert prune.gain_sentence(fewer) == "198 users are left; 1 page of the hub's list instead of 2."
