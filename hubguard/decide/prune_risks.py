@@ -160,7 +160,8 @@ def lost(
         if reuses_ids:
             told.append(
                 "The highest number (id) of all users goes, and SQLite gives it to the next new user: where volumes or"
-                " folders are named by {userid}, that stranger gets what stays behind. Remove or rename it before anybody new comes."
+                " folders are named by {userid}, that stranger gets what stays behind. Remove or rename it before"
+                " anybody new comes."
             )
         return tuple(told)
     found = []
