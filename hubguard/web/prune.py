@@ -274,6 +274,7 @@ def run_shape(run: PruneRun) -> dict[str, Any]:
         "expires_at": _iso(run.expires_at),
         "actor": run.actor,
         "asked_why": run.asked_why,
+        "acknowledged": list(run.acknowledged),
         "scheduled": run.scheduled,
         "began_at": _iso(run.began_at),
         "ended_at": _iso(run.ended_at),

@@ -140,7 +140,8 @@ class PrunePlanShape:
 
 @dataclass(frozen=True, slots=True)
 class PruneRunShape:
-    """How a plan stands; ``sentence`` says it in words. ``actor`` made it, or began it, ``asked_why`` is their reason.
+    """How a plan stands; ``sentence`` says it in words. ``actor`` made it, or began it, ``asked_why`` is their reason,
+    ``acknowledged`` names the cautions that were acknowledged for it.
 
     Of ``count`` users so many are ``settled``, the sum of the four after it. ``per_s`` and ``left_s`` are null where they
     can't be told, ``undo_file``, on the guard's machine, before it is written. ``restored`` were brought back.
@@ -154,6 +155,7 @@ class PruneRunShape:
     expires_at: datetime
     actor: str
     asked_why: str
+    acknowledged: tuple[str, ...]
     scheduled: bool
     began_at: datetime | None
     ended_at: datetime | None
