@@ -550,7 +550,16 @@ async def test_what_a_hub_deletes_comes_back_offline_row_by_row_from_a_file_of_t
     def later() -> datetime:
         return datetime.now(timezone.utc) + timedelta(hours=1)
 
-    restored = restore_offline(url, tmp_path, written.path, with_tokens=True, now=later, hub_api_url=hub.api_url)
+    restored = restore_offline(
+        url,
+        tmp_path,
+        written.path,
+        with_tokens=True,
+        now=later,
+        hub_api_url=hub.api_url,
+        acknowledged=["processes-not-seen"],
+        from_other_database=True,
+    )
     assert sorted(restored.restored) == sorted(names)
     assert not [note for note in restored.notes if "come back" in note]
     after = everything(url)
