@@ -18,6 +18,10 @@ from hubguard.prune import Account, AccountServer, UndoServer, UndoUser
 
 log = logging.getLogger(__name__)
 
+AHEAD_S = 5.0
+"""A row that was read ahead counts for so long. A hub on SQLite can't write while one is read: each user's own reading, right
+while others are deleted, took a third of the hub's pace."""
+
 UNDO_AT_ONCE = 500
 """So many users' rows are read before others get their turn."""
 
@@ -58,8 +62,11 @@ class AccountReader:
         self._tokens_known = False
         self._asked_at_s = float("-inf")
         self.database = database
-        self._rows = Together(self._read_rows)
         self._made = Together(self._read_made)
+        self._ahead: dict[str, Account] = {}
+        self._ahead_of: frozenset[str] = frozenset()
+        self._ahead_at_s = float("-inf")
+        self._reading_ahead = asyncio.Lock()
 
     async def read(self, since: datetime) -> AccountsRead:
         """Everybody, or by the API alone, those who weren't active after ``since``. Raises HubGuardError."""
@@ -79,9 +86,11 @@ class AccountReader:
         took_s = self._clock.monotonic_s() - began_s
         return AccountsRead(tuple(map(account_of, users)), total, Source.HUB_API, at, since=since, took_s=took_s)
 
-    async def one(self, name: str, *, tokens: bool = True) -> Account | None:
+    async def one(self, name: str, *, tokens: bool = True, ahead: Sequence[str] = ()) -> Account | None:
         """That user as they are now, by every source there is; None where the hub knows nobody by that name.
 
+        With ``ahead``, the names of those who are asked for next, the rows of the database are read for all of them at once,
+        and may be AHEAD_S old; what the hub itself tells (activity, admin, groups, roles, what runs) never is.
         Without the database and with ``tokens``, the hub is asked when their tokens were last used. Raises HubGuardError,
         HubRefused also where it doesn't tell that.
         """
@@ -90,7 +99,7 @@ class AccountReader:
             return None
         account = account_of(user)
         if self.database is not None:
-            of_database = await self._rows.ask(name)
+            of_database = await self._row(name, ahead)
             if of_database is None:
                 raise HubDBError(
                     f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags"
@@ -115,6 +124,16 @@ class AccountReader:
             log.info("The hub's database doesn't tell what became of %s: %s", name, error)
             return False
         return made is None or not same_run(made.created, created)
+
+    async def _row(self, name: str, ahead: Sequence[str]) -> Account | None:
+        if not ahead:
+            return (await self._read_rows([name])).get(name)
+        async with self._reading_ahead:
+            now_s = self._clock.monotonic_s()
+            if name not in self._ahead_of or now_s - self._ahead_at_s > AHEAD_S:
+                self._ahead = await self._read_rows([name, *ahead])
+                self._ahead_of, self._ahead_at_s = frozenset({name, *ahead}), now_s
+            return self._ahead.get(name)
 
     async def _read_rows(self, names: Sequence[str]) -> dict[str, Account]:
         assert self.database is not None
