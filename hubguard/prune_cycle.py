@@ -267,6 +267,7 @@ class PruneCycles:
         run = await books.call(
             books.journal.turn_prune, digest, from_states, to, actor, why, now, acknowledged=acknowledged
         )
+        self._runner.turned()
         if run is None:
             stands = await self._plans.run(digest)
             if to is PruneState.RUNNING and stands.state in from_states:

@@ -41,6 +41,10 @@ PLANS_LOOKED_AT, FOUND_OUT_AT_ONCE = 20, 20
 LATELY_S = 60.0
 """The rate is that of so many seconds."""
 
+STANDS_S = 0.5
+"""That a plan is under way, and acting not on hold, is read so often at full pace. Whoever pauses it does so here, and a hold
+refuses every intent."""
+
 LOOKING_S = 0.2
 """While a cycle counts users, nobody is deleted; asked after so often whether it is through."""
 
@@ -85,6 +89,8 @@ class PruneRunner:
         self._settled_at_s: deque[float] = deque()
         self._failures = 0
         self._not_before_s = float("-inf")
+        self._stands_until_s = float("-inf")
+        self._turns = 0
         self._anew = True
         # By plan: users of whom it isn't known whether they were deleted.
         self._unsure: dict[str, list[int]] = {}
@@ -118,6 +124,11 @@ class PruneRunner:
         self._failures, self._not_before_s = 0, float("-inf")
         if not self.busy:
             self._work_on(books, keeper, plan, run)
+
+    def turned(self) -> None:
+        """Somebody has paused or cancelled a plan: how it stands is read anew before anybody else is deleted."""
+        self._turns += 1
+        self._stands_until_s = float("-inf")
 
     def begin_anew(self) -> None:
         """What the journal tells of plans under way is looked at anew: another guard may have been at work since."""
@@ -300,12 +311,16 @@ class PruneRunner:
             await self._clock.sleep(LOOKING_S)
         if keeper.lease is None:
             return End(Ends.LEFT)
-        if await books.call(books.journal.prune_state, digest) is not PruneState.RUNNING:
-            return End(Ends.LEFT)
         if not self._settings.prune.delete_users:
             return End(Ends.PAUSES, "HubGuardPrune.delete_users is False, so HubGuard deletes nobody.")
-        if (held := await why_held(books)) is not None:
-            return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
+        if self._clock.monotonic_s() >= self._stands_until_s:
+            turns = self._turns
+            if await books.call(books.journal.prune_state, digest) is not PruneState.RUNNING:
+                return End(Ends.LEFT)
+            if (held := await why_held(books)) is not None:
+                return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
+            if turns == self._turns:
+                self._stands_until_s = self._clock.monotonic_s() + STANDS_S
         brake = self._cycles.brake
         if brake is None:
             return None

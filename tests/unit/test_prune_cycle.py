@@ -16,6 +16,7 @@ from inline_books import InlineBooks
 from virtual_time import VirtualClock
 
 from hubguard import config
+from hubguard.act.prune import AT_ONCE
 from hubguard.app import Place, make_budget, make_guard
 from hubguard.clients import undo_file
 from hubguard.clients.budget import Budget
@@ -374,6 +375,26 @@ async def test_a_plan_is_paused_resumed_and_cancelled_and_stays_so(world: MakeWo
         assert len(await w.pruning.items(plan.digest, state="waiting")) == 30 - cancelled_at
 
     await run_in(w, steps)
+
+
+async def test_at_full_pace_nobody_is_begun_once_a_pause_is_answered(world: MakeWorld):
+    w = await world(prune={"rate": 1000.0}, layers={"HubGuardBudget": {"rate": 1000.0}})
+    for number in range(300):
+        w.user(f"u{number:03}")
+
+    async def life() -> None:
+        async with w.living():
+            plan = await w.apply()
+            while len(w.entries("intent")) < 20:
+                await w.clock.sleep(0.001)
+            await w.pruning.pause(plan.digest, "bob", "an exam begins")
+            begun = len(w.entries("intent"))
+            await w.clock.sleep(10)
+            assert begun < 300 - AT_ONCE
+            assert len(w.entries("intent")) <= begun + AT_ONCE
+            assert (await w.pruning.run(plan.digest)).state is PruneState.PAUSED
+
+    await run_in(w, life)
 
 
 async def test_a_hold_pauses_a_plan_until_somebody_resumes_both(world: MakeWorld):
