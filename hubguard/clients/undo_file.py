@@ -214,7 +214,7 @@ def _unwritable(path: Path, error: OSError) -> UndoError:
 
 
 def _line(data: Mapping[str, object]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), allow_nan=False, default=_tagged).encode("ascii") + b"\n"
+    return _ENCODER.encode(data).encode("ascii") + b"\n"
 
 
 def _head_as_json(head: UndoHead) -> dict[str, object]:
@@ -244,7 +244,7 @@ def _user_line(user: UndoUser) -> bytes:
         ],
         "rows": None
         if user.rows is None
-        else {table: [dict(row) for row in rows] for table, rows in user.rows.items()},
+        else {table: [row if type(row) is dict else dict(row) for row in rows] for table, rows in user.rows.items()},
     }
     try:
         return _line(data)
@@ -266,6 +266,9 @@ def _tagged(value: object) -> dict[str, str]:
     return {"bytes": base64.b64encode(value).decode("ascii")}
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_tagged)
+
+
 def _refuse_value(user: UndoUser, table: str, row: Mapping[str, object]) -> None:
     """Raises UndoError for the first value that an undo file can't hold."""
     for column, value in row.items():
@@ -279,6 +282,8 @@ def _refuse_value(user: UndoUser, table: str, row: Mapping[str, object]) -> None
 def _plain(user: UndoUser, server: UndoServer) -> dict[str, object]:
     """Its options, which are JSON in the hub. Anything that JSON changes can't be brought back as it was."""
     options = dict(server.options or {})
+    if not options:
+        return options
     try:
         same = json.loads(json.dumps(options, allow_nan=False)) == options
     except (TypeError, ValueError, RecursionError):
