@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -88,29 +89,31 @@ def apply_offline(
     _refuse_plan(database, plan, count=count, at=at, acknowledged=acknowledged)
     written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
-    with database.connection() as connection:
+    with database.connection() as opened:
         refuse = partial(
             refuse_in_use,
             database,
-            connection,
             now=at,
             hub_api_url=hub_api_url,
             also_at=also_at,
             written_at_s=written_at_s,
             acknowledged=acknowledged,
         )
-        with connection.begin():
-            refuse()
-            version = database.version(connection)
+        with opened.begin():
+            refuse(opened)
+            version = database.version(opened)
         backup = None
         if database.file is not None and not dry_run:
             tell("Copying the database")
-            backup = back_up(database, connection, now())
+            backup = back_up(database, opened, now())
         written = None
         try:
-            with database.changing(connection, commit=not dry_run) as tables:
-                seen = refuse()
-                if database.version(connection) != version:
+            with (
+                database.rehearsing(opened) if dry_run else nullcontext(opened) as connection,
+                database.changing(connection, commit=not dry_run) as tables,
+            ):
+                seen = refuse(connection)
+                if not dry_run and database.version(connection) != version:
                     raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
                 if tables.revision != plan.revision:
                     raise database.refused(

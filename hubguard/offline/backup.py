@@ -10,9 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
-from hubguard.offline.database import Database
-
-_BUSY, _LOCKED = 5, 6
+from hubguard.offline.database import Database, give_up
 
 
 def back_up(database: Database, connection: Connection, now: datetime) -> Path:
@@ -35,7 +33,7 @@ def back_up(database: Database, connection: Connection, now: datetime) -> Path:
             with closing(sqlite3.connect(partial, isolation_level=None)) as copy:
                 # It isn't whole until it has its name: what a power cut leaves is thrown away.
                 copy.execute("PRAGMA synchronous = OFF")
-                source.backup(copy, progress=_give_up)
+                source.backup(copy, progress=give_up)
                 (said,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
             if said != "ok":
                 raise database.refused(
@@ -53,12 +51,6 @@ def back_up(database: Database, connection: Connection, now: datetime) -> Path:
             "Make room there, let this account write to that folder, and try again.",
         ) from None
     return path
-
-
-def _give_up(status: int, remaining: int, total: int) -> None:
-    """SQLite's copying would wait for a lock for ever."""
-    if status in (_BUSY, _LOCKED):
-        raise sqlite3.OperationalError("database is locked")
 
 
 def _sync(path: Path) -> None:

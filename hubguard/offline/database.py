@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from hubguard.clients.hub_db import REVISIONS
 from hubguard.clients.read_only import ReadOnly
@@ -48,6 +48,7 @@ LOCK_WAIT_S = 1
 """For so long it is waited for a lock; whoever holds one longer uses the database."""
 
 _CONNECT_TIMEOUT_S = 5
+_BUSY, _LOCKED = 5, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,27 @@ class Database:
         cause = getattr(error, "orig", None) or error
         said = str(cause).strip() or type(cause).__name__
         return said.replace(str(self._secret), "***") if self._secret else said
+
+    @contextmanager
+    def rehearsing(self, connection: Connection) -> Iterator[Connection]:
+        """A connection on which a dry run may change everything: to a copy of a SQLite database, in memory, else the same.
+
+        A hub that is started while a SQLite file is locked ends at once (6.1); elsewhere it waits.
+        """
+        if self.file is None:
+            yield connection
+            return
+        source = connection.connection.driver_connection
+        assert isinstance(source, sqlite3.Connection)
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            try:
+                source.backup(copy, progress=give_up)
+            except sqlite3.Error as error:
+                raise self._locked(error) from None
+            engine = sa.create_engine("sqlite://", creator=lambda: copy, poolclass=StaticPool)
+            event.listen(engine, "begin", _begin)
+            with engine.connect() as rehearsed:
+                yield rehearsed
 
     @contextmanager
     def changing(self, connection: Connection, *, commit: bool) -> Iterator[Tables]:
@@ -221,7 +243,7 @@ class Database:
         except SQLAlchemyError as error:
             raise self._locked(error) from None
 
-    def _locked(self, error: SQLAlchemyError) -> OfflineRefused:
+    def _locked(self, error: Exception) -> OfflineRefused:
         said = str(getattr(error, "orig", None) or error).strip()
         return self.refused(
             f"can't be locked ({said.splitlines()[0] if said else type(error).__name__})",
@@ -241,6 +263,12 @@ def _unswept() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def give_up(status: int, remaining: int, total: int) -> None:
+    """For SQLite's copying, which would wait for a lock for ever. Raises sqlite3.OperationalError."""
+    if status in (_BUSY, _LOCKED):
+        raise sqlite3.OperationalError("database is locked")
 
 
 def _begin(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -90,23 +91,25 @@ def restore_offline(
         )
     written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
-    with database.connection() as connection:
+    with database.connection() as opened:
         refuse = partial(
             refuse_in_use,
             database,
-            connection,
             now=now(),
             hub_api_url=hub_api_url,
             also_at=also_at,
             written_at_s=written_at_s,
             acknowledged=acknowledged,
         )
-        with connection.begin():
-            refuse()
-            version = database.version(connection)
-        with database.changing(connection, commit=not dry_run) as tables:
-            seen = refuse()
-            if database.version(connection) != version:
+        with opened.begin():
+            refuse(opened)
+            version = database.version(opened)
+        with (
+            database.rehearsing(opened) if dry_run else nullcontext(opened) as connection,
+            database.changing(connection, commit=not dry_run) as tables,
+        ):
+            seen = refuse(connection)
+            if not dry_run and database.version(connection) != version:
                 raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
             if tables.revision != head.revision:
                 raise database.refused(

@@ -422,6 +422,27 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(new_hub: Callable[[], str]
     assert dump(url) == left
 
 
+def test_a_hub_may_be_started_during_a_dry_run(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    """A hub that finds its SQLite file locked ends at its start (6.1)."""
+    url = new_hub()
+    file = sa.make_url(url).database or ""
+    plan = plan_for(url)
+    tried = []
+
+    def write(step: str) -> None:
+        with closing(sqlite3.connect(file, timeout=0)) as hub:
+            hub.execute("UPDATE users SET cookie_id = cookie_id")
+            hub.commit()
+        tried.append(step)
+
+    dry = apply(url, plan, tmp_path / "undo", dry_run=True, progress=write)
+    assert "Deleting" in tried
+    assert dry.deleted
+    done = apply(url, plan, tmp_path / "undo")
+    restore(url, done, dry_run=True, progress=write)
+    assert tried.count("Bringing back") == 1
+
+
 def test_the_copy_is_the_database_as_it_was_and_its_owners_alone(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     before = dump(url)
