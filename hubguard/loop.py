@@ -40,9 +40,6 @@ REOPEN_S = 5.0
 BEFORE_FIRST_S = 1.0
 """Before the first cycle has seen the hub, nothing can drift from it: looked after so often."""
 
-PRUNING_S = 5.0
-"""So often it is seen to that a plan to remove users goes on that was left, and whether one is due."""
-
 LEARN_S = 600.0
 """How long what the hub said of its version and of our scopes counts: an upgraded hub or a mended role shows by then."""
 
@@ -316,7 +313,7 @@ class Guard:
                     log.warning("No pruning: %s", error)
                 except Exception:
                     log.exception("Pruning came upon a defect of HubGuard; it goes on in a while")
-            await self._clock.sleep(PRUNING_S)
+            await self._clock.sleep(self._pruning.next_in_s)
 
     async def _run_watch(self) -> None:
         """One guard of a hub watches its proxy, the one that holds the lease: they have one canary between them."""

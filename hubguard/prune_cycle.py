@@ -37,6 +37,12 @@ __all__ = ["PruneCycles", "Told"]
 
 log = logging.getLogger(__name__)
 
+TICK_S = 5.0
+"""So often it is seen to that a plan goes on that waits for the hub, or was left by another guard."""
+
+IDLE_TICK_S = 30.0
+"""While none is under way, so often it is asked whether one is, and whether one is due by schedule."""
+
 SCHEDULE = "prune"
 """Under this name the journal keeps when the last scheduled pruning was."""
 
@@ -81,6 +87,7 @@ class PruneCycles:
         self._runner = PruneRunner(
             settings, hub, self._review, self._plans, self._undo, cycles, clock, chance, armed=armed
         )
+        self._under_way = True
 
     @property
     def tally(self) -> Tally:
@@ -311,6 +318,7 @@ class PruneCycles:
     def begin_anew(self) -> None:
         """What the journal tells of plans under way is looked at anew: another guard may have been at work since."""
         self._runner.begin_anew()
+        self._under_way = True
 
     def under_way(self) -> frozenset[int]:
         """The ids of the intents that are being worked on here."""
@@ -320,12 +328,18 @@ class PruneCycles:
         """What is under way is left as it is: whoever holds the lease next goes on with it."""
         await self._runner.close()
 
+    @property
+    def next_in_s(self) -> float:
+        """Seconds until the next :meth:`tick`: sooner while a plan is under way, which may wait for the hub."""
+        return TICK_S if self._under_way or self._runner.busy else IDLE_TICK_S
+
     async def tick(self) -> None:
-        """What is under way goes on, and what is due by schedule begins. Raises HubGuardError. Call it every few seconds."""
+        """What is under way goes on, and what is due by schedule begins. Raises HubGuardError."""
         if self._runner.busy:
             return
         keeper, books = self._keeper(), self._books()
-        if not await self._runner.go_on(books, keeper):
+        self._under_way = await self._runner.go_on(books, keeper)
+        if not self._under_way:
             await self._runner.find_out_lately(books)
             await self._prune_by_schedule(books, keeper)
 
