@@ -252,6 +252,7 @@ role["scopes"] = ["list:users", "read:users:groups", "read:users:activity", "rea
 # -- exemptions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_server_that_somebody_keeps_stays_until_that_is_over(testbed_hub: MakeHub):
     hub = await testbed_hub(config=OBSERVING, population=servers(kept=7200, idle=7200))
     await mode(hub, "observing")
@@ -348,7 +349,7 @@ def synchronous(server, user, groups, inactive, inactive_limit):
 """
 
 
-@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize("kind", ["synchronous", pytest.param("asynchronous", marks=pytest.mark.long)])
 async def test_the_operators_function_has_the_last_word_and_where_it_fails_the_server_is_kept(
     testbed_hub: MakeHub, tmp_path: Path, kind: str
 ):

@@ -110,6 +110,7 @@ async def asked(hub: TestbedHub) -> list[str | None]:
     return [told.get(entry["id"]) for entry in intents]
 
 
+@pytest.mark.long
 async def test_a_proxy_that_was_killed_or_wiped_has_all_routes_back_by_one_question_each(testbed_hub: Hubs) -> None:
     names = people(12)
     hub = await watched(testbed_hub, names)

@@ -182,6 +182,7 @@ async def test_no_token_is_in_the_hubs_database_its_log_or_any_command_line(test
         assert [place for place, data in places.items() if secret in data] == []
 
 
+@pytest.mark.long
 async def test_after_kill_9_of_the_hub_the_old_guard_ends_and_the_new_one_acts_alone(testbed_hub: MakeHub):
     hub = await testbed_hub(config=ARMED, population=servers(idle=7200))
     await gone(hub, "idle")

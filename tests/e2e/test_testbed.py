@@ -218,6 +218,7 @@ async def test_a_start_that_is_interrupted_leaves_no_process(testbed_hub: Hubs) 
     await hub.wait_for(none_left, "the interrupted starts to be cleaned up")
 
 
+@pytest.mark.long
 async def test_a_killed_proxy_of_the_hubs_own_comes_back(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(config="c.ConfigurableHTTPProxy.check_running_interval = 1")
     first = hub.proxy_pid

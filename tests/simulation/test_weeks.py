@@ -211,7 +211,7 @@ PROFILE = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_
 
 def test_weeks_of_faults_break_no_guarantee():
     run_state_machine_as_test(
-        Weeks, settings=settings(max_examples=20, stateful_step_count=30, derandomize=True, **PROFILE)
+        Weeks, settings=settings(max_examples=6, stateful_step_count=30, derandomize=True, **PROFILE)
     )
 
 
