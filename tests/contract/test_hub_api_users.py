@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 import pytest_asyncio
@@ -203,6 +203,8 @@ async def test_a_user_is_made_by_the_very_name_without_any_rights_and_only_once(
 @pytest.mark.parametrize("name", ["sl/ash again", "space ", " space", "...", "%2e%2e"])
 async def test_a_name_that_the_hub_takes_for_no_name_is_refused(world: World, name: str):
     """Users have such names all the same, from other times or made by hand: these can't come back by way of the API."""
+    if set(unquote(name)) == {"."} and tuple(map(int, (await world.hub.version()).split(".")[:2])) < (5, 5):
+        pytest.skip("a 5.2 hub takes names of dots alone, 5.5 doesn't")
     with pytest.raises(HubFailed) as failure:
         await world.hub.create_user(name)
     assert failure.value.status == 400
