@@ -32,7 +32,7 @@ c.HubGuardCull.retry_max_s = 604800.0
 # The wait before a second try is drawn from zero on: the longer it may be, the surer there is none while this looks.
 # What a busy machine may make of requests that were sent at their time: the log knows to the millisecond when the hub has
 # taken each up, which may be several at once. Held to the letter in test_budget.
-LEEWAY_S = 0.4
+LEEWAY_S = 0.25
 
 IDLE = [f"idle-{number:02}" for number in range(48)]
 BUSY = [f"busy-{number:02}" for number in range(50)]
