@@ -308,9 +308,10 @@ class HubGuardPrune(Configurable):
         keep nobody. Range: 0 to ten years.""",
     ).tag(config=True, low=0.0, high=3660 * DAY_S)
     rate = Float(
-        4.0,
-        help="""Users deleted per second at most; the budget's rate holds, too. A hub spends about 8 ms on each, and
-        answers nobody else meanwhile. Range: 0.01 to 1000.""",
+        1.0,
+        help="""Users deleted per second at most; the budget's rate holds, too. A hub spends 8 to 20 ms on each, and answers
+        nobody else meanwhile: from two a second on, one of a hundred requests of others would wait noticeably longer.
+        Range: 0.01 to 1000.""",
     ).tag(config=True, low=0.01, high=1000.0)
     plan_life_s = Float(
         DAY_S,

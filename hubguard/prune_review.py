@@ -47,7 +47,7 @@ LEARN_S = 600.0
 """For so long pages go by what the hub told of its spawner and our scopes. Every plan asks anew."""
 
 AHEAD = 50
-"""So many users of a plan are read ahead at once: what is deleted within a few seconds at full pace."""
+"""So many users of a plan are read ahead at once: what is deleted within a second where a hub is fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +283,10 @@ class Review:
 
     # -- the second look ------------------------------------------------------------------------------------------
 
+    def look_anew(self) -> None:
+        """A plan begins or goes on: no second look rests on what was read before now."""
+        self._reader.look_anew()
+
     async def second_look(
         self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: Saved | None
     ) -> Looked:
@@ -305,9 +309,9 @@ class Review:
 
     async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
         at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
-        ahead = [one.user for one in plan.deletions[at : at + AHEAD]]
+        following = [one.user for one in plan.deletions[at : at + AHEAD]]
         try:
-            return await self._reader.one(deletion.user, ahead=ahead)
+            return await self._reader.again(deletion.user, following)
         except HubRefused:
             # Only where somebody has acknowledged that tokens can't be seen may it go on without.
             if TOKENS not in acknowledged and self._settings.prune.token_used_within_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -90,6 +90,8 @@ class PruneRunner:
         self._failures = 0
         self._not_before_s = float("-inf")
         self._stands_until_s = float("-inf")
+        # How often the hub was away, and after which of these times it was last asked what is risked.
+        self._away, self._risks_known_of = 0, -1
         self._turns = 0
         self._anew = True
         # By plan: users of whom it isn't known whether they were deleted.
@@ -120,7 +122,11 @@ class PruneRunner:
     # -- beginning and going on -----------------------------------------------------------------------------------
 
     def start(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
-        """A person or the schedule wants it now: it is under way, or the next :meth:`go_on` finds it without waiting."""
+        """A person or the schedule wants it now: it is under way, or the next :meth:`go_on` finds it without waiting.
+
+        Where it still is, since it was paused for a moment only, nothing that was read before now counts all the same.
+        """
+        self._review.look_anew()
         self._failures, self._not_before_s = 0, float("-inf")
         if not self.busy:
             self._work_on(books, keeper, plan, run)
@@ -276,12 +282,9 @@ class PruneRunner:
     async def _work(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> End:
         settings, acknowledged = self._settings, self.acknowledged(run)
         # The hub may have another spawner since the plan was made, or since we were here last.
-        missing = prune_plan.unacknowledged(await self._review.cautions(), acknowledged)
-        if missing is not None:
-            return End(
-                Ends.PAUSES,
-                f"since it was begun, the hub has changed. To go on, acknowledge this by name when you resume it. {missing}",
-            )
+        self._hub_was_away()
+        if (end := await self._risks_more(acknowledged)) is not None:
+            return end
         in_undo = await self._undo.saved(run)
         open_intents = await books.call(books.journal.open_intents)
         if run.why:
@@ -294,7 +297,8 @@ class PruneRunner:
             self._chance,
             lambda deletion: self._review.second_look(plan, deletion, acknowledged, in_undo.get(deletion.user)),
             self._review.is_gone,
-            lambda: self._may_go(books, keeper, plan.digest),
+            lambda: self._may_go(books, keeper, plan.digest, acknowledged),
+            self._hub_was_away,
             plan=plan,
             run=run,
             in_undo=in_undo,
@@ -306,7 +310,26 @@ class PruneRunner:
         )
         return await self._pruner.work(open_intents)
 
-    async def _may_go(self, books: Books, keeper: LeaseKeeper, digest: str) -> End | None:
+    def _hub_was_away(self) -> None:
+        """Nothing that it told before counts when it is back."""
+        self._review.look_anew()
+        self._away += 1
+
+    async def _risks_more(self, acknowledged: Collection[str]) -> End | None:
+        """How it ends where the hub of now takes an acknowledgement that isn't there. Raises HubError."""
+        away = self._away
+        missing = prune_plan.unacknowledged(await self._review.cautions(), acknowledged)
+        if missing is None:
+            self._risks_known_of = away
+            return None
+        return End(
+            Ends.PAUSES,
+            f"since it was begun, the hub has changed. To go on, acknowledge this by name when you resume it. {missing}",
+        )
+
+    async def _may_go(
+        self, books: Books, keeper: LeaseKeeper, digest: str, acknowledged: Collection[str]
+    ) -> End | None:
         while self._cycles.looking:
             await self._clock.sleep(LOOKING_S)
         if keeper.lease is None:
@@ -321,6 +344,12 @@ class PruneRunner:
                 return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
             if turns == self._turns:
                 self._stands_until_s = self._clock.monotonic_s() + STANDS_S
+        if self._risks_known_of != self._away:
+            try:
+                if (end := await self._risks_more(acknowledged)) is not None:
+                    return end
+            except (HubError, BudgetExhausted) as error:
+                return End(Ends.WAITS, str(error))
         brake = self._cycles.brake
         if brake is None:
             return None

@@ -39,7 +39,7 @@ RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 
 REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
 
-AT_ONCE = 8
+AT_ONCE = 2
 """So many users at most are worked on at once: fewer than make a fall of the population (decide.watch.FEWEST_GONE), since it
 may be counted while they go."""
 
@@ -83,9 +83,10 @@ class Pruner:
     """Carries out one plan that is under way. Make a new one each time it goes on.
 
     ``second_look`` looks at one user anew. ``is_gone`` is a proof that costs the hub nothing; where it says no, the hub is
-    asked. ``may_go`` is asked before each, and says how it ends, where it does. ``in_undo`` are those of whom the undo file
-    holds all there is: nobody else is deleted. ``told`` is given each outcome that settles a user, when it is on disk. At
-    most ``rate`` users a second are begun, ``concurrency`` of them at once.
+    asked. ``may_go`` is asked before each, and says how it ends, where it does. ``hub_was_away`` is told when the hub hasn't
+    answered, before anybody is looked at again: it may be another one that answers next. ``in_undo`` are those of whom the
+    undo file holds all there is: nobody else is deleted. ``told`` is given each outcome that settles a user, when it is on
+    disk. At most ``rate`` users a second are begun, ``concurrency`` of them at once.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Pruner:
         second_look: SecondLook,
         is_gone: IsGone,
         may_go: Callable[[], Awaitable[End | None]],
+        hub_was_away: Callable[[], None],
         *,
         plan: PrunePlan,
         run: PruneRun,
@@ -116,6 +118,7 @@ class Pruner:
         self._second_look = second_look
         self._proved_gone = is_gone
         self._may_go = may_go
+        self._hub_was_away = hub_was_away
         self._plan = plan
         self._run = run
         self._began_at = run.began_at or run.made_at
@@ -329,7 +332,7 @@ class Pruner:
         return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
 
     async def look(self, deletion: Deletion) -> Looked:
-        """The second look; who is gone by a request of ours that was answered late, or never, has been deleted by us."""
+        """The second look at that user."""
         return await self._second_look(deletion)
 
     async def was_ours(self, deletion: Deletion) -> bool:
@@ -339,7 +342,11 @@ class Pruner:
 
     async def send(self, deletion: Deletion, attempt: Attempt) -> None:
         """The request, once."""
-        await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
+        try:
+            await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
+        except HubUnreachable:
+            self._hub_was_away()
+            raise
 
 
 class _Once:
