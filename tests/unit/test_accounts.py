@@ -1,4 +1,4 @@
-"""Reading users again right before they are deleted: by the hub's database alone only while that is proved to follow the hub."""
+"""Reading users again right before they are deleted: by the database alone only while that is proved to follow the hub."""
 
 from __future__ import annotations
 
