@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from hubguard.decide.prune_risks import TOKENS
 from hubguard.errors import HubError, HubRefused
 from hubguard.inhub.named_users import unpacked
 from hubguard.model import Exemption, Source
-from hubguard.observe.accounts import AccountReader, AccountsRead
+from hubguard.observe.accounts import AHEAD_S, AccountReader, AccountsRead
 from hubguard.prune import (
     Account,
     Caution,
@@ -47,7 +48,7 @@ LEARN_S = 600.0
 """For so long pages go by what the hub told of its spawner and our scopes. Every plan asks anew."""
 
 AHEAD = 50
-"""So many users of a plan are read ahead at once: what is deleted within a second where a hub is fast."""
+"""So many users of a plan are read ahead at once at most: what is deleted within AHEAD_S where a hub is fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +310,8 @@ class Review:
 
     async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
         at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
-        following = [one.user for one in plan.deletions[at : at + AHEAD]]
+        ahead = min(AHEAD, math.ceil(self._settings.prune.rate * AHEAD_S))
+        following = [one.user for one in plan.deletions[at : at + ahead]]
         try:
             return await self._reader.again(deletion.user, following)
         except HubRefused:

@@ -336,6 +336,13 @@ class PruneRunner:
             return End(Ends.LEFT)
         if not self._settings.prune.delete_users:
             return End(Ends.PAUSES, "HubGuardPrune.delete_users is False, so HubGuard deletes nobody.")
+        if self._risks_known_of != self._away:
+            try:
+                if (end := await self._risks_more(acknowledged)) is not None:
+                    return end
+            except (HubError, BudgetExhausted) as error:
+                return End(Ends.WAITS, str(error))
+        # Last of all: who pauses it while the hub is asked does so here, too.
         if self._clock.monotonic_s() >= self._stands_until_s:
             turns = self._turns
             if await books.call(books.journal.prune_state, digest) is not PruneState.RUNNING:
@@ -344,12 +351,6 @@ class PruneRunner:
                 return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
             if turns == self._turns:
                 self._stands_until_s = self._clock.monotonic_s() + STANDS_S
-        if self._risks_known_of != self._away:
-            try:
-                if (end := await self._risks_more(acknowledged)) is not None:
-                    return end
-            except (HubError, BudgetExhausted) as error:
-                return End(Ends.WAITS, str(error))
         brake = self._cycles.brake
         if brake is None:
             return None

@@ -17,6 +17,7 @@ from hubguard.errors import (
     ActingRefused,
     BudgetExhausted,
     HubBusy,
+    HubDBError,
     HubError,
     HubGuardError,
     HubRefused,
@@ -42,6 +43,9 @@ REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
 AT_ONCE = 2
 """So many users at most are worked on at once: fewer than make a fall of the population (decide.watch.FEWEST_GONE), since it
 may be counted while they go."""
+
+GATEWAY = (502, 504)
+"""What is answered in place of a hub that isn't there, where something stands before it."""
 
 HALF_WAY = (
     "the hub's authenticator may have forgotten the user already, so that they can't log in; delete them in the hub's admin"
@@ -145,11 +149,11 @@ class Pruner:
         ``left_open`` are the intents that had no outcome when it began. What was under way then is read again first.
         """
         await self._settle_left_open(left_open)
-        unsure = await self._read_unverified_again()
+        await self._read_unverified_again()
         settled = {one.position for one in await self._books.call(self._books.journal.pruned, self._plan.digest)}
         self._queue = [(0.0, position) for position in range(len(self._plan.deletions)) if position not in settled]
         await self._all_take_turns()
-        if self._end is None and unsure:
+        if self._end is None:
             unsure = await self._read_unverified_again()
         if self._end is None and unsure:
             return End(Ends.WAITS, f"what became of {unsure:,} users isn't known yet: the hub doesn't tell")
@@ -229,14 +233,19 @@ class Pruner:
                     await self._clock.sleep(min(wait_s, RETRY_S))
                     heapq.heappush(self._queue, (due_s, position))
                     # Long waits end with the rest: somebody may have paused it meanwhile.
-                    self._end = self._end or await self._may_go()
+                    await self._look_whether_it_goes_on()
                     continue
                 await self._turn()
-                self._end = self._end or await self._may_go()
+                await self._look_whether_it_goes_on()
                 if self._end is None:
                     await self._try(position)
             except JournalError as error:
                 self._end = self._end or _ended_by(error)
+
+    async def _look_whether_it_goes_on(self) -> None:
+        # Not in one expression: what another task has found meanwhile would be lost.
+        end = await self._may_go()
+        self._end = self._end or end
 
     async def _turn(self) -> None:
         """Wait until the next may be begun."""
@@ -344,8 +353,9 @@ class Pruner:
         """The request, once."""
         try:
             await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
-        except HubUnreachable:
-            self._hub_was_away()
+        except HubError as error:
+            if isinstance(error, HubUnreachable) or getattr(error, "status", 0) in GATEWAY:
+                self._hub_was_away()
             raise
 
 
@@ -404,6 +414,6 @@ def _ended_by(error: Exception) -> End | None:
         return End(Ends.PAUSES, str(error))
     if isinstance(error, Unrecordable):
         return None
-    if isinstance(error, (JournalError, BudgetExhausted, HubUnreachable, HubBusy)):
+    if isinstance(error, (JournalError, BudgetExhausted, HubUnreachable, HubBusy, HubDBError)):
         return End(Ends.WAITS, str(error))
     return None

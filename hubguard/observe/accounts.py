@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -22,8 +22,9 @@ AHEAD_S = 1.0
 """A row that was read ahead counts for so long. A hub on SQLite can't write while one is read: each user's own reading, right
 while others are deleted, took a third of the hub's pace."""
 
-PROVED_S = 5.0
-"""For so long after somebody whom the hub had just deleted was gone from the database, too, that counts as the hub's own."""
+PROVED_S = 3.0
+"""Rows stand alone where they were read, in the same moment, without somebody whom the hub has deleted so lately: whichever
+copy of a database has answered, it is no further behind than that."""
 
 UNDO_AT_ONCE = 500
 """So many users' rows are read before others get their turn."""
@@ -56,6 +57,28 @@ class _Made:
     created: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """Somebody whom the hub has deleted; that they are gone was asked for at ``at_s`` (monotonic)."""
+
+    name: str
+    created: datetime | None
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Rows of users by name, read in one moment that was begun at ``at_s`` (monotonic) for all of ``names``.
+
+    ``alone``: they show that the database follows the hub, which needn't be asked then.
+    """
+
+    rows: Mapping[str, Account]
+    names: frozenset[str]
+    at_s: float
+    alone: bool
+
+
 class AccountReader:
     """Reads the users of one hub. ``database`` is None where it can't be read, for want of a setting."""
 
@@ -66,9 +89,9 @@ class AccountReader:
         self._asked_at_s = float("-inf")
         self.database = database
         self._made = Together(self._read_made)
-        self._ahead: dict[str, Account] = {}
-        self._ahead_of: frozenset[str] = frozenset()
-        self._ahead_at_s = self._proved_at_s = float("-inf")
+        self._ahead: _Ahead | None = None
+        self._gone: _Gone | None = None
+        self._looks = 0
         self._reading_ahead = asyncio.Lock()
 
     async def read(self, since: datetime) -> AccountsRead:
@@ -95,44 +118,46 @@ class AccountReader:
         Without the database and with ``tokens``, the hub is asked when their tokens were last used. Raises HubGuardError,
         HubRefused also where it doesn't tell that.
         """
-        return await self._by_all(name, tokens, self._read_row)
-
-    def look_anew(self) -> None:
-        """Nothing that was read or proved before now counts for whoever is looked at next."""
-        self._ahead_at_s = self._proved_at_s = float("-inf")
-
-    async def again(self, name: str, following: Sequence[str]) -> Account | None:
-        """That user right before they are deleted, as :meth:`one` has them; ``following`` are those whose turn is next.
-
-        The database's rows of all of them are read at once, and may be AHEAD_S old. Where it has shown PROVED_S ago that it
-        follows what the hub does, it alone is asked: it has a server's address from the first moment of a start to the last
-        of a stop, and a hub that is asked for a user makes a row for them and takes half as long as for deleting them (6.1).
-        """
-
-        async def row(name: str) -> Account | None:
-            return await self._row_ahead(name, following)
-
-        if self.database is not None and self._clock.monotonic_s() - self._proved_at_s <= PROVED_S:
-            return await row(name)
-        return await self._by_all(name, True, row)
-
-    async def _by_all(self, name: str, tokens: bool, row: Callable[[str], Awaitable[Account | None]]) -> Account | None:
         user = await self._hub.get_user(name)
         if user is None:
             return None
         account = account_of(user)
         if self.database is not None:
-            of_database = await row(name)
-            if of_database is None:
-                raise HubDBError(
-                    f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags"
-                    " behind. Nothing rests on it; check HubGuard.hub_db_url."
-                )
-            return _together(account, of_database)
+            return _together(account, self._known((await self._read_rows([name])).get(name), name))
         if tokens:
             count, used_at = await self._hub.tokens_of(name)
             account = replace(account, tokens=count, token_used_at=used_at)
         return account
+
+    def look_anew(self) -> None:
+        """Nothing that was read or proved before now, or is being read, counts for whoever is looked at next."""
+        self._ahead = self._gone = None
+        self._looks += 1
+
+    async def again(self, name: str, following: Sequence[str]) -> Account | None:
+        """That user right before they are deleted, as :meth:`one` has them; ``following`` are those whose turn is next.
+
+        The database's rows of all of them are read at once, and may be AHEAD_S old. Where these show that the database
+        follows the hub, the hub is only asked for who has a named server: it has a server's address from the start's first
+        moment, but loses it in the stop's last one (6.1), and refuses to delete only whose default server still stops. A hub
+        that is asked for a user makes a row for them, and takes a fifth as long as for deleting them (6.1).
+        """
+        if self.database is None:
+            return await self.one(name)
+        ahead = await self._read_ahead(name, following)
+        row = ahead.rows.get(name)
+        if ahead.alone and not (row is not None and any(server.name for server in row.servers)):
+            return row
+        user = await self._hub.get_user(name)
+        return None if user is None else _together(account_of(user), self._known(row, name))
+
+    def _known(self, row: Account | None, name: str) -> Account:
+        if row is None:
+            raise HubDBError(
+                f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags"
+                " behind. Nothing rests on it; check HubGuard.hub_db_url."
+            )
+        return row
 
     async def is_gone(self, name: str, created: datetime | None) -> bool:
         """Whether the hub's database says that this very user, whom the hub has just deleted, is there no more.
@@ -141,27 +166,34 @@ class AccountReader:
         """
         if self.database is None:
             return False
-        asked_s = self._clock.monotonic_s()
+        asked_s, looks = self._clock.monotonic_s(), self._looks
         try:
-            made = await self._made.ask(name)
+            gone = not _is_there(await self._made.ask(name), created)
         except HubDBError as error:
             log.info("The hub's database doesn't tell what became of %s: %s", name, error)
             gone = False
-        else:
-            gone = made is None or not same_run(made.created, created)
-        self._proved_at_s = asked_s if gone else float("-inf")
+        if not gone:
+            self._ahead = self._gone = None
+        elif looks == self._looks:
+            self._gone = _Gone(name, created, asked_s)
+            if self._ahead is not None and not self._ahead.alone:
+                self._ahead = None
         return gone
 
-    async def _read_row(self, name: str) -> Account | None:
-        return (await self._read_rows([name])).get(name)
-
-    async def _row_ahead(self, name: str, following: Sequence[str]) -> Account | None:
+    async def _read_ahead(self, name: str, following: Sequence[str]) -> _Ahead:
         async with self._reading_ahead:
-            now_s = self._clock.monotonic_s()
-            if name not in self._ahead_of or now_s - self._ahead_at_s > AHEAD_S:
-                self._ahead = await self._read_rows([name, *following])
-                self._ahead_of, self._ahead_at_s = frozenset({name, *following}), now_s
-            return self._ahead.get(name)
+            while True:
+                now_s, looks, ahead, gone = self._clock.monotonic_s(), self._looks, self._ahead, self._gone
+                if ahead is not None and name in ahead.names and now_s - ahead.at_s <= AHEAD_S:
+                    return ahead
+                names = [name, *following]
+                lately = gone is not None and now_s - gone.at_s <= PROVED_S
+                rows = await self._read_rows([*names, gone.name] if lately and gone is not None else names)
+                alone = lately and gone is not None and not _is_there(rows.get(gone.name), gone.created)
+                ahead = _Ahead(rows, frozenset(names), now_s, alone)
+                if looks == self._looks:
+                    self._ahead = ahead
+                    return ahead
 
     async def _read_rows(self, names: Sequence[str]) -> dict[str, Account]:
         assert self.database is not None
@@ -208,6 +240,11 @@ class AccountReader:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return [_undo_of(user) for user in users if user is not None]
+
+
+def _is_there(made: _Made | Account | None, created: datetime | None) -> bool:
+    """Whether that is the one who was made then; where either isn't known, it may be."""
+    return made is not None and (None in (made.created, created) or same_run(made.created, created))
 
 
 def account_of(user: User) -> Account:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ from hubguard.clients.memory_hub import MemoryHub
 from hubguard.errors import HubDBError
 from hubguard.model import Server, User
 from hubguard.observe.accounts import AHEAD_S, PROVED_S, AccountReader
+from hubguard.prune import Account, AccountServer
 
 NAMES = ["ann", "bob", "carl", "dora"]
 
@@ -85,6 +87,73 @@ async def test_a_database_that_cant_be_read_is_no_proof(world: World):
         world.database.fault = None
         await world.reader.again("carl", ["dora"])
         assert world.asked() == ["carl"]
+
+    await world.clock.run(steps())
+
+
+async def test_a_copy_that_is_behind_is_no_proof_though_another_one_was(world: World):
+    """Behind a pooler, each reading may be answered by another server."""
+
+    async def steps() -> None:
+        assert await world.deleted("ann")
+        # This one hasn't heard of it, nor of what is there since.
+        world.database.lags = True
+        world.database.users["ann"] = replace(world.database.users["bob"], name="ann")
+        world.hub.add_user(replace(world.hub._users["bob"], last_activity=world.clock.now()))
+        found = await world.reader.again("bob", ["carl", "dora"])
+        assert found is not None
+        assert found.last_activity == world.clock.now()
+        assert world.asked() == ["bob"]
+
+    await world.clock.run(steps())
+
+
+async def test_rows_of_before_the_proof_dont_stand_alone_after_it(world: World):
+    async def steps() -> None:
+        world.database.lags = True
+        world.database.users = dict(world.hub._shown_users())
+        world.hub.add_user(replace(world.hub._users["bob"], last_activity=world.clock.now()))
+        await world.reader.again("ann", ["bob", "carl"])
+        world.database.lags = False
+        assert await world.deleted("ann")
+        found = await world.reader.again("bob", ["carl"])
+        assert found is not None
+        assert found.last_activity == world.clock.now()
+
+    await world.clock.run(steps())
+
+
+async def test_what_is_being_read_when_somebody_looks_anew_doesnt_count_afterwards(world: World):
+    class Slow(FollowingDB):
+        async def accounts(self, since, names=None):
+            found = await super().accounts(since, names)
+            await world.clock.sleep(0.1)
+            return found
+
+    world.reader = AccountReader(world.hub, Slow(world.hub), world.clock)
+
+    async def steps() -> None:
+        reading = asyncio.ensure_future(world.reader.again("bob", ["carl"]))
+        await world.clock.sleep(0.05)
+        world.hub.add_user(replace(world.hub._users["bob"], groups=("lab",)))
+        world.hub.add_user(replace(world.hub._users["carl"], groups=("lab",)))
+        world.reader.look_anew()
+        for found in (await reading, await world.reader.again("carl", [])):
+            assert found is not None
+            assert found.groups == ("lab",)
+
+    await world.clock.run(steps())
+
+
+async def test_who_has_a_named_server_is_asked_for_at_the_hub_too(world: World):
+    """A stop takes its address from the row before the hub has done with it."""
+    world.database.belongings["bob"] = Account("bob", False, None, None, servers=(AccountServer("gpu", False),))
+
+    async def steps() -> None:
+        assert await world.deleted("ann")
+        assert await world.reader.again("bob", ["carl"]) is not None
+        assert await world.reader.again("carl", []) is not None
+        assert world.asked() == ["bob"]
 
     await world.clock.run(steps())
 
