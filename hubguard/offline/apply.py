@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -19,9 +17,9 @@ from hubguard.decide import prune, prune_plan
 from hubguard.journal.tables import metadata as journal_tables
 from hubguard.model import Exemption
 from hubguard.offline import rows
+from hubguard.offline.alone import opened
 from hubguard.offline.backup import back_up
 from hubguard.offline.database import Database, Tables
-from hubguard.offline.in_use import refuse_in_use
 from hubguard.offline.rows import Row, Rows
 from hubguard.prune import Account, AccountServer, Deletion, Protection, PrunePlan, UndoHead, UndoUser, Use
 
@@ -87,39 +85,17 @@ def apply_offline(
     database = Database(url, folder)
     at = now()
     _refuse_plan(database, plan, count=count, at=at, acknowledged=acknowledged)
-    written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
-    with database.connection() as opened:
-        refuse = partial(
-            refuse_in_use,
-            database,
-            now=at,
-            hub_api_url=hub_api_url,
-            also_at=also_at,
-            written_at_s=written_at_s,
-            acknowledged=acknowledged,
-        )
-        with opened.begin():
-            refuse(opened)
-            version = database.version(opened)
+    with opened(database, now=at, hub_api_url=hub_api_url, also_at=also_at, acknowledged=acknowledged) as ours:
         backup = None
         if database.file is not None and not dry_run:
             tell("Copying the database")
-            backup = back_up(database, opened, now())
+            backup = back_up(database, ours.connection, now())
         written = None
         try:
-            with (
-                database.rehearsing(opened) if dry_run else nullcontext(opened) as connection,
-                database.changing(connection, commit=not dry_run) as tables,
-            ):
-                seen = refuse(connection)
-                if not dry_run and database.version(connection) != version:
-                    raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
-                if tables.revision != plan.revision:
-                    raise database.refused(
-                        f"has the revision {tables.revision}, and the plan is for {plan.revision}",
-                        "Make the plan again.",
-                    )
+            with ours.changing(
+                revision=plan.revision, mismatch=("the plan is for", "Make the plan again."), dry_run=dry_run
+            ) as (connection, tables, seen):
                 tell("Reading the users again")
                 going, skipped = _look_again(database, connection, tables, plan, protection, exemptions, uses or {}, at)
                 gone = rows.rows_of(connection, tables, going)

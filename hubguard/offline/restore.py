@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from hubguard.clients import undo_file
 from hubguard.clients.hub_accounts import NAMED
 from hubguard.errors import OfflineRefused
 from hubguard.offline import rows
+from hubguard.offline.alone import opened
 from hubguard.offline.database import HUB_TABLES, Database, Tables
-from hubguard.offline.in_use import refuse_in_use
 from hubguard.prune import UndoHead, UndoUser
 
 _CREDENTIALS = ("api_tokens", "oauth_codes", "share_codes")
@@ -89,36 +87,18 @@ def restore_offline(
             f"isn't the one that the undo file was made of ({head.database})",
             "Name that one; where the hub has moved, ask for it with --from-other-database.",
         )
-    written_at_s = database.written_at_s()
     tell("Looking whether a hub uses the database")
-    with database.connection() as opened:
-        refuse = partial(
-            refuse_in_use,
-            database,
-            now=now(),
-            hub_api_url=hub_api_url,
-            also_at=also_at,
-            written_at_s=written_at_s,
-            acknowledged=acknowledged,
-        )
-        with opened.begin():
-            refuse(opened)
-            version = database.version(opened)
-        with (
-            database.rehearsing(opened) if dry_run else nullcontext(opened) as connection,
-            database.changing(connection, commit=not dry_run) as tables,
-        ):
-            seen = refuse(connection)
-            if not dry_run and database.version(connection) != version:
-                raise database.refused("was written to by somebody else just now", "Find out who, and stop it.")
-            if tables.revision != head.revision:
-                raise database.refused(
-                    f"has the revision {tables.revision}, and the rows in the undo file are of {head.revision}",
-                    "Start the hub, and bring the users back online.",
-                )
-            tell("Bringing back")
-            restoring = _Restoring(database, connection, tables, users, with_tokens=with_tokens)
-            restoring.restore()
+    with (
+        opened(database, now=now(), hub_api_url=hub_api_url, also_at=also_at, acknowledged=acknowledged) as ours,
+        ours.changing(
+            revision=head.revision,
+            mismatch=("the rows in the undo file are of", "Start the hub, and bring the users back online."),
+            dry_run=dry_run,
+        ) as (connection, tables, seen),
+    ):
+        tell("Bringing back")
+        restoring = _Restoring(database, connection, tables, users, with_tokens=with_tokens)
+        restoring.restore()
     tell("Nothing was changed" if dry_run else "Done")
     notes = list(seen)
     if database.place != head.database:
