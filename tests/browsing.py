@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from asked_site import PREFIX
 from fake_guard import POLICY, FakeAuth, FakeGuard
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
@@ -18,6 +19,14 @@ from hubguard.web.routes import make_application
 
 CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+
+MODES = [
+    ("light", 1280),
+    ("dark", 390),
+    pytest.param("light", 390, marks=pytest.mark.long),
+    pytest.param("dark", 1280, marks=pytest.mark.long),
+]
+"""Both themes on a desk and on a phone, as (theme, width)."""
 
 UNREADABLE = """() => {
     const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

@@ -437,6 +437,7 @@ async def expected_of(hub: TestbedHub) -> list[Expected]:
     ]
 
 
+@pytest.mark.long
 async def test_of_two_hubs_on_one_machine_each_sees_its_own_even_under_the_same_names(testbed_hub: Hubs) -> None:
     one, other = await testbed_hub(), await testbed_hub(hub_prefix="/other/")
     for hub in (one, other):
@@ -476,6 +477,7 @@ async def test_an_orphan_by_a_stop_that_raised_is_found_and_ended(testbed_hub: H
     living(found, "bob")
 
 
+@pytest.mark.long
 async def test_the_hubs_own_spawner_of_local_processes(testbed_hub: Hubs, tmp_path: Path) -> None:
     # It gives a port and no socket.
     server = tmp_path / "server.py"

@@ -406,6 +406,7 @@ def as_a_service(*options: str, scopes: tuple[str, ...]) -> str:
     return f"c.JupyterHub.services.append({service!r})\nc.JupyterHub.load_roles.append({role!r})\n"
 
 
+@pytest.mark.long
 async def test_on_a_real_hub_it_needs_no_more_scopes_than_the_culler(testbed_hub: MakeHub):
     hub = await testbed_hub(
         config=as_a_service("--timeout=600", "--cull-every=2", scopes=SCOPES),

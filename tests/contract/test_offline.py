@@ -386,6 +386,7 @@ def test_rows_that_led_nowhere_never_become_somebodys(new_hub: Callable[[], str]
 # -- when it doesn't ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_plan_says_that_a_stranger_gets_the_highest_number_where_it_goes(
     new_hub: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -617,6 +618,7 @@ def test_a_hub_that_answers_in_any_way_is_running_and_a_proxy_without_one_isnt(
             listener.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.long
 def test_another_connection_to_postgresql_is_named_and_refused(new_hub: Callable[..., str], tmp_path: Path) -> None:
     url = new_hub("postgresql")
     plan = plan_for(url)
@@ -626,6 +628,7 @@ def test_another_connection_to_postgresql_is_named_and_refused(new_hub: Callable
         refused(url, tmp_path / "undo", r"process \d+, my-hub of the account.*or disconnect", plan)
 
 
+@pytest.mark.long
 def test_a_connection_lost_at_the_commit_isnt_told_as_nothing_changed(
     new_hub: Callable[..., str], tmp_path: Path
 ) -> None:

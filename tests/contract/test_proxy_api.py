@@ -280,6 +280,7 @@ async def test_a_proxy_that_hangs_is_given_up_after_the_timeout_and_asked_once(r
         assert await proxy.routes() == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", ["/", "/a%20b/"])
 async def test_the_hub_puts_a_server_where_its_path_says_whatever_the_names(prefix):
     servers = [SeededServer(name) for name in NAMES]

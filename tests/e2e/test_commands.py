@@ -60,6 +60,7 @@ async def test_cull_once_goes_through_the_guard_that_runs(testbed_hub: MakeHub):
     assert ("busy", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(testbed_hub: MakeHub, tmp_path: Path):
     hub = await testbed_hub(population=servers(idle=7200, busy=60))
     journal = f"sqlite:///{tmp_path / 'journal.sqlite'}"
@@ -73,6 +74,7 @@ async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(testbed
     assert ("busy", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_cull_once_says_what_failed_and_exits_1(testbed_hub: MakeHub, tmp_path: Path):
     hub = await testbed_hub(population=servers(idle=7200))
     token = (await hub.api("POST", "users/idle/tokens", json={})).data["token"]
@@ -126,6 +128,7 @@ async def test_the_doctor_finds_nothing_wrong_with_what_the_include_sets_up(test
     }
 
 
+@pytest.mark.long
 async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_and_a_deaf_proxy(testbed_hub: MakeHub):
     hub = await testbed_hub(population=servers(ada=60))
     code, out, _ = await command(hub, "doctor", "--json", JUPYTERHUB_API_TOKEN="0" * 32)
@@ -174,6 +177,7 @@ async def test_what_is_kept_survives_a_cycle_that_stops_the_others_and_goes_when
     assert {entry["user"] for entry in entries} == {"kept", "exam"}
 
 
+@pytest.mark.long
 async def test_the_guard_refuses_to_keep_for_longer_than_the_settings_allow(testbed_hub: MakeHub):
     hub = await testbed_hub(config=ARMED + "c.HubGuard.longest_exemption_s = 60.0\n")
     await mode(hub, "acting")

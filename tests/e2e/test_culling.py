@@ -152,6 +152,7 @@ async def test_a_hub_that_no_longer_notices_use_is_braked_for_until_it_does_agai
 # -- the hub's database -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_with_the_hubs_database_a_cycle_with_nothing_to_do_lists_nothing(testbed_hub: MakeHub):
     hub = await testbed_hub(
         config=ARMED + "c.HubGuard.hub_db_url = 'hub'\n", population=servers(soon=597, busy=60, other=30)
@@ -169,6 +170,7 @@ async def test_with_the_hubs_database_a_cycle_with_nothing_to_do_lists_nothing(t
     assert found["last_cycle"]["skipped_why"] == ""
 
 
+@pytest.mark.long
 async def test_a_server_that_starts_is_not_stopped_by_the_databases_word(testbed_hub: MakeHub):
     """For the database it has an address from its first moment on, and so it looks as if it ran."""
     config = ARMED + "c.HubGuard.hub_db_url = 'hub'\nc.HubGuardCull.idle_timeout_s = 2.0\n"
@@ -234,6 +236,7 @@ async def test_rules_by_group_role_kind_and_options_decide_over_servers(testbed_
     assert (await status(hub))["notes"] == []
 
 
+@pytest.mark.long
 async def test_without_the_right_to_read_roles_a_rule_on_them_stops_nobody_and_says_so(testbed_hub: MakeHub):
     # All of read:users tells of roles, too.
     narrow = """
@@ -372,6 +375,7 @@ async def test_the_operators_function_has_the_last_word_and_where_it_fails_the_s
     assert "nobody knows" not in str(rows["keeper"])
 
 
+@pytest.mark.long
 async def test_a_function_that_is_not_there_is_named_and_nothing_is_done(testbed_hub: MakeHub):
     hub = await testbed_hub(
         config=ARMED + "c.HubGuardCull.hook = 'house_rules:missing'\n", population=servers(idle=7200)

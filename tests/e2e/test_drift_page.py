@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from browsing import CHROMIUM, NAMELESS, UNREADABLE, launched, refreshed, visiting
+from browsing import CHROMIUM, MODES, NAMELESS, UNREADABLE, launched, refreshed, visiting
 from fake_drift import NOW, PROVED, drift_of, one_of_each, report_with, settled
 from fake_guard import FakeGuard, guard_with, made_up, minutes
 from playwright.async_api import Browser, expect
@@ -32,7 +31,7 @@ def drifting() -> FakeGuard:
     return guard
 
 
-@pytest.mark.parametrize(("theme", "width"), list(itertools.product(("light", "dark"), (1280, 390))))
+@pytest.mark.parametrize(("theme", "width"), MODES)
 async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
     guard = drifting()
     long = "x" * 200

@@ -126,6 +126,7 @@ async def test_a_file_that_sets_the_services_anew_before_it_includes_us_works(te
         pytest.param(
             "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
             id="hangs and ignores SIGTERM",
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -172,6 +173,7 @@ LATER = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", LATER)
 async def test_a_later_line_that_sets_it_anew_costs_the_guard_and_not_the_hub(testbed_hub: MakeHub, what: str):
     hub = await testbed_hub(config=INCLUDE + stand_in() + LATER[what])
@@ -321,6 +323,7 @@ async def test_a_login_carries_what_the_user_may_do_anyway_and_no_more(testbed_h
     assert {scope for scope in bo if "!user=bo" not in scope} == {access, "custom:hubguard:read"}
 
 
+@pytest.mark.long
 async def test_a_snippet_in_the_hubs_own_folder_is_not_taken_for_the_package(testbed_hub: MakeHub, tmp_path: Path):
     """Where a hub runs in the folder that the snippet was copied to, Python would find the snippet first."""
     if sys.version_info < (3, 11):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from browsing import MODES
 from fake_guard import NOW, POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
 from guarded import OBSERVING, mode, servers
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
@@ -90,7 +90,7 @@ async def refreshed(page: Page) -> None:
     await page.wait_for_timeout(50)
 
 
-@pytest.mark.parametrize(("theme", "width"), list(itertools.product(("light", "dark"), (1280, 390))))
+@pytest.mark.parametrize(("theme", "width"), MODES)
 async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
     guard = guard_with(made_up(120), Mode.OBSERVING)
     guard.write("held", actor="ann", detail="exam " * 30)
@@ -388,6 +388,7 @@ async def test_an_admin_comes_through_the_hubs_login_sees_and_arms(browser: Brow
     await page.close()
 
 
+@pytest.mark.long
 async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser, testbed_hub: MakeHub) -> None:
     hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
     await mode(hub, "observing")
@@ -400,6 +401,7 @@ async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser
     await page.close()
 
 
+@pytest.mark.long
 async def test_an_open_page_leaves_no_trail_of_logins_at_the_hub(browser: Browser, testbed_hub: MakeHub) -> None:
     """An incident elsewhere: fetches that were redirected to the login made a token each."""
     hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))

@@ -298,6 +298,7 @@ async def test_whoever_is_back_when_their_turn_comes_is_skipped_and_the_journal_
     assert deletes(hub) == {"goes": 1}
 
 
+@pytest.mark.long
 async def test_a_hub_that_does_not_let_hubguard_delete_users_is_asked_for_nothing(testbed_hub: MakeHub):
     config = PRUNING.replace("c.HubGuardPrune.delete_users = True\n", "")
     hub = await testbed_hub(config=config, population=crowd(2))

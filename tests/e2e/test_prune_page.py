@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from browsing import CHROMIUM, NAMELESS, UNREADABLE, launched, refreshed, visiting
+from browsing import CHROMIUM, MODES, NAMELESS, UNREADABLE, launched, refreshed, visiting
 from fake_guard import FakeGuard, guard_with, made_up
 from fake_prune import FakePruning, made_up_users, one_of_each, plan_of, verdict_of
 from playwright.async_api import Browser, expect
@@ -29,15 +29,7 @@ def pruning(verdicts: object = None) -> FakeGuard:
     return guard
 
 
-@pytest.mark.parametrize(
-    ("theme", "width"),
-    [
-        ("light", 1280),
-        ("dark", 390),
-        pytest.param("light", 390, marks=pytest.mark.long),
-        pytest.param("dark", 1280, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize(("theme", "width"), MODES)
 async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
     long = "x" * 200
     guard = pruning([*one_of_each(), verdict_of(long, groups=(long, "b"), roles=(long,)), *made_up_users(120)])

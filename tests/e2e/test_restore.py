@@ -149,6 +149,7 @@ async def test_a_hub_that_goes_away_in_the_middle_gets_the_rest_when_it_is_back(
     await finished(hub, file)
 
 
+@pytest.mark.long
 async def test_nobody_gains_rights_by_it(testbed_hub: MakeHub, tmp_path: Path) -> None:
     hub = await testbed_hub(population=POPULATION)
     file = (await deleted(hub, tmp_path)).path

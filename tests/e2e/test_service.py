@@ -55,6 +55,7 @@ async def test_a_first_install_only_observes_until_an_admin_arms_it(testbed_hub:
     await gone(hub, "idle")
 
 
+@pytest.mark.long
 async def test_settings_may_stand_after_the_include_and_in_the_command_line(testbed_hub: MakeHub):
     hub = await testbed_hub(config=INCLUDE + "c.HubGuardCull.idle_timeout_s = 12345.0\n", population=servers(idle=7200))
     await mode(hub, "observing")
@@ -63,6 +64,7 @@ async def test_settings_may_stand_after_the_include_and_in_the_command_line(test
     assert "3 h 25 min" in answer["explanation"], answer
 
 
+@pytest.mark.long
 async def test_a_config_file_of_its_own_holds_for_a_guard_that_the_hub_runs(testbed_hub: MakeHub, tmp_path: Path):
     """A managed service doesn't inherit HUBGUARD_CONFIG; the file was ignored, and servers stopped by the defaults."""
     file = tmp_path / "hubguard_config.py"
@@ -83,12 +85,14 @@ async def test_a_wrong_setting_is_named_on_the_page_and_nothing_is_done(testbed_
     assert ("idle", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_a_function_among_the_settings_is_named_and_nothing_is_done(testbed_hub: MakeHub):
     hub = await testbed_hub(config=ARMED + "c.HubGuardCull.hook = lambda server: True\n", population=servers(idle=7200))
     found = await mode(hub, "troubled")
     assert "HubGuardCull.hook: a function" in found["errors"][0]
 
 
+@pytest.mark.long
 async def test_a_database_that_cannot_be_reached_hurts_nobody_and_is_named(testbed_hub: MakeHub):
     (port,) = free_ports(1)
     config = ARMED + f"c.HubGuard.db_url = 'postgresql://u:hunter2@127.0.0.1:{port}/x'\n"
@@ -100,6 +104,7 @@ async def test_a_database_that_cannot_be_reached_hurts_nobody_and_is_named(testb
     assert ("idle", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_a_port_that_is_taken_costs_the_page_and_nothing_else(testbed_hub: MakeHub):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -150,6 +155,7 @@ async def test_it_takes_over_from_an_idle_culler_with_its_settings(testbed_hub: 
     assert not [pid for pid in hub.leftovers() if b"idle_culler" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.long
 async def test_beside_a_culler_that_is_to_stay_it_only_observes(testbed_hub: MakeHub):
     culler = (
         "import sys\nc.HubGuard.on_idle_culler = 'refuse'\nc.JupyterHub.services.append({'name': 'culler',"
@@ -224,6 +230,7 @@ async def test_a_frozen_old_guard_acts_no_more_when_it_thaws(testbed_hub: MakeHu
     assert later is None or later >= fence
 
 
+@pytest.mark.long
 async def test_two_external_guards_on_one_postgresql_take_turns(
     testbed_hub: MakeHub, postgresql_url: str, tmp_path: Path
 ):
@@ -272,6 +279,7 @@ async def test_two_external_guards_on_one_postgresql_take_turns(
             await asyncio.wait_for(process.wait(), 20)
 
 
+@pytest.mark.long
 async def test_who_has_no_rights_at_the_hub_gains_none_here(testbed_hub: MakeHub):
     hub = await testbed_hub(config=OBSERVING, population=servers(ada=60))
     await status(hub)
@@ -291,6 +299,7 @@ async def test_who_has_no_rights_at_the_hub_gains_none_here(testbed_hub: MakeHub
             assert page.status == 403
 
 
+@pytest.mark.long
 async def test_an_admin_needs_no_extra_role_to_see_and_arm(testbed_hub: MakeHub):
     hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
     await mode(hub, "observing")

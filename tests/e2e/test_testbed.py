@@ -61,6 +61,7 @@ async def test_a_hub_comes_up_serves_its_users_and_leaves_nothing(testbed_hub: H
     assert not hub.folder.exists()
 
 
+@pytest.mark.long
 async def test_nothing_survives_a_killed_hub_not_even_its_managed_services(testbed_hub: Hubs) -> None:
     service = [
         sys.executable,
@@ -119,6 +120,7 @@ def URL_of(hub: TestbedHub, server: dict[str, str]) -> aiohttp.client.URL:
     return aiohttp.client.URL(hub.url.rstrip("/") + server["url"], encoded=True)
 
 
+@pytest.mark.long
 async def test_servers_are_found_again_after_the_hub_was_killed(testbed_hub: Hubs) -> None:
     servers = (SeededServer("own", shared=False), SeededServer("one"), SeededServer("two"))
     hub = await testbed_hub(population=Population((), servers), external_proxy=True)
@@ -138,6 +140,7 @@ async def test_servers_are_found_again_after_the_hub_was_killed(testbed_hub: Hub
     assert own.alive
 
 
+@pytest.mark.long
 async def test_a_server_killed_from_outside_is_dead_and_its_neighbours_are_not(testbed_hub: Hubs) -> None:
     servers = (SeededServer("own", shared=False), SeededServer("one"), SeededServer("two"))
     hub = await testbed_hub(population=Population((), servers), config="c.Spawner.poll_interval = 1")
@@ -150,6 +153,7 @@ async def test_a_server_killed_from_outside_is_dead_and_its_neighbours_are_not(t
     assert set(await hub.servers()) == {("one", ""), ("two", "")}
 
 
+@pytest.mark.long
 async def test_a_stop_that_raises_leaves_an_orphan_that_the_hub_has_forgotten(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(population=Population((), (SeededServer("ann", shared=False, on_stop="raises"),)))
     orphan = await process_of(hub, "ann")
@@ -158,6 +162,7 @@ async def test_a_stop_that_raises_leaves_an_orphan_that_the_hub_has_forgotten(te
     assert orphan.alive
 
 
+@pytest.mark.long
 async def test_a_poll_that_raises_is_a_500_and_a_server_that_stays(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(population=Population((), (SeededServer("ann", shared=False, on_stop="poll-raises"),)))
     for _ in range(2):
@@ -170,6 +175,7 @@ async def test_a_poll_that_raises_is_a_500_and_a_server_that_stays(testbed_hub: 
     assert ("ann", "") in await hub.servers()
 
 
+@pytest.mark.long
 async def test_a_stop_that_hangs_is_pending_until_the_process_is_killed(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(
         population=Population((), (SeededServer("ann", shared=False, on_stop="hangs"),)),
@@ -184,6 +190,7 @@ async def test_a_stop_that_hangs_is_pending_until_the_process_is_killed(testbed_
     await gone(hub, "ann")
 
 
+@pytest.mark.long
 async def test_slow_starts_and_stops_are_pending_meanwhile(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(
         config="c.JupyterHub.tornado_settings = {'slow_stop_timeout': 0.2, 'slow_spawn_timeout': 0.2}"
@@ -203,6 +210,7 @@ async def test_slow_starts_and_stops_are_pending_meanwhile(testbed_hub: Hubs) ->
     await gone(hub, "ann")
 
 
+@pytest.mark.long
 async def test_a_start_that_is_interrupted_leaves_no_process(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(config="c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
     before = set(hub.leftovers())
@@ -259,6 +267,7 @@ async def serves(hub: TestbedHub) -> bool:
         return False
 
 
+@pytest.mark.long
 async def test_a_hub_starts_on_a_seeded_postgresql_and_goes_on_counting(testbed_hub: Hubs, postgresql_url: str) -> None:
     population = made_up(users=40, running=6, groups=3, named=1, awkward=True)
     hub = await testbed_hub(db_url=postgresql_url, population=population)
@@ -270,6 +279,7 @@ async def test_a_hub_starts_on_a_seeded_postgresql_and_goes_on_counting(testbed_
         await asyncio.to_thread(seed, postgresql_url, users=1)
 
 
+@pytest.mark.long
 async def test_a_hub_below_a_prefix_serves_seeded_servers_there(testbed_hub: Hubs) -> None:
     hub = await testbed_hub(hub_prefix="/jupyter/", population=Population((), (SeededServer("ann"),)))
     server = await hub.server("ann")

@@ -315,6 +315,7 @@ GARBAGE: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.long
 async def test_whatever_stands_where_it_remembers_doesnt_keep_it_from_looking():
     for number, value in enumerate(GARBAGE):
         s = Scene()
@@ -513,6 +514,7 @@ async def test_under_a_brake_a_person_may_have_routes_checked_and_nothing_else()
     assert s.raised() == {(DriftKind.SERVER_DEAD, "bob")}
 
 
+@pytest.mark.long
 async def test_a_repair_that_keeps_failing_is_tried_ever_more_seldom_however_many_routes_are_wrong():
     s = await Scene().guards({"HubGuardCull": {"retry_base_s": 60.0, "retry_max_s": 1800.0, "every_s": 600.0}})
     s.hub.check_routes = _does_nothing(s)  # type: ignore[method-assign]

@@ -445,6 +445,7 @@ async def test_the_lease_is_given_up_at_the_end_so_that_the_next_guard_need_not_
     assert lease is not None
 
 
+@pytest.mark.long
 async def test_the_journal_forgets_what_is_older_than_its_setting(world: MakeWorld):
     w = await world({"HubGuard": {"journal_days": 10, "lease_s": 3600.0}, "HubGuardCull": {"every_s": 3600.0}})
     w.books.journal.note("note", "ada", 0, w.clock.now() - timedelta(days=9), "yesterday's news")
@@ -511,6 +512,7 @@ async def test_an_observer_shows_its_servers_whatever_their_names(world: MakeWor
     assert [note.user for note in w.entries("note")] == ["idle"]
 
 
+@pytest.mark.long
 async def test_a_hub_that_comes_and_goes_does_not_fill_the_journal_of_an_observer(world: MakeWorld):
     w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}})
     w.server("idle", 700)
