@@ -381,7 +381,8 @@ def _measure(made: SQLite | PostgreSQL, users: int, folder: Path) -> Measured:
         plan_s=pruned["plan_s"],
         apply_s=pruned["apply_s"],
         bare_s=bare_s,
-        cascades_s=cascades_s / len(few) * stale,
+        # Each looks through what is left of the tables, which is less and less.
+        cascades_s=cascades_s / len(few) * stale * (1 + (users - stale) / users) / 2,
         restore_s=restored["restore_s"],
         undo_mb=pruned["undo"].stat().st_size / 1e6,
         database_mb=made.bytes(url) / 1e6,
@@ -396,7 +397,18 @@ def _measure(made: SQLite | PostgreSQL, users: int, folder: Path) -> Measured:
 
 def goals(found: Sequence[Measured]) -> list[Goal]:
     """What is promised."""
-    return [Goal(f"{one.database}: HubGuard's apply / bare SQL", one.ratio, AT_MOST) for one in found]
+    return [
+        goal
+        for one in found
+        for goal in (
+            Goal(
+                f"{one.database}: HubGuard's apply / one DELETE with the keys' cascades",
+                one.apply_s / one.cascades_s,
+                AT_MOST,
+            ),
+            Goal(f"{one.database}: HubGuard's apply / a DELETE for each table", one.ratio, AT_MOST),
+        )
+    ]
 
 
 def table(found: Sequence[Measured]) -> str:
@@ -423,7 +435,7 @@ def table(found: Sequence[Measured]) -> str:
         )
     lines += ["", "| goal | found | at most | met |", "| --- | --- | --- | --- |"]
     lines += [
-        f"| {goal.what} | {goal.value:.1f} | {goal.at_most:.1f} | {'yes' if goal.met else 'NO'} |"
+        f"| {goal.what} | {goal.value:.2g} | {goal.at_most:.1f} | {'yes' if goal.met else 'NO'} |"
         for goal in goals(found)
     ]
     return "\n".join(lines)
