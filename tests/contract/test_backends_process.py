@@ -462,6 +462,7 @@ async def test_of_two_hubs_on_one_machine_each_sees_its_own_even_under_the_same_
     assert len([backend for backend in await look(lookers[other]) if backend.alive]) == 2
 
 
+@pytest.mark.long
 async def test_an_orphan_by_a_stop_that_raised_is_found_and_ended(testbed_hub: Hubs) -> None:
     hub = await testbed_hub()
     await hub.start_server("ann", on_stop="raises")

@@ -162,6 +162,7 @@ async def test_waiting_for_its_end_may_be_given_up_and_begun_again(world):
     await soon(ended)
 
 
+@pytest.mark.long
 async def test_a_proxy_that_hangs_is_told_from_one_that_is_gone(world):
     await world.canary.plant()
     world.freeze()

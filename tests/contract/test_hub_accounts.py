@@ -484,6 +484,7 @@ def _plain(value: object) -> str:
     return bytes(value).hex() if isinstance(value, (bytes, memoryview)) else str(value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_the_undo_rows_are_exactly_what_a_hub_deletes_with_the_user(
     kind: str, request: pytest.FixtureRequest, testbed_hub
@@ -525,6 +526,7 @@ FOR_A_SERVICE = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_what_a_hub_deletes_comes_back_offline_row_by_row_from_a_file_of_these(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, testbed_hub
@@ -571,6 +573,7 @@ async def test_what_a_hub_deletes_comes_back_offline_row_by_row_from_a_file_of_t
     assert tokens[1] == tokens[0]
 
 
+@pytest.mark.long
 async def test_online_nobody_is_made_of_the_names_of_others(testbed_hub):
     hub: TestbedHub = await testbed_hub(python=HUB_PYTHON, population=POPULATION)
     hang(hub.db_url)

@@ -209,6 +209,7 @@ async def users(hub: TestbedHub) -> set[str]:
     return {user["name"] for user in (await hub.api("GET", "users")).data}
 
 
+@pytest.mark.long
 async def test_without_the_hubs_database_named_servers_that_stood_still_come_back(testbed_hub: MakeHub) -> None:
     """The list of the hub's users doesn't tell of them, and they are deleted with their user."""
     members = (SeededUser("member", groups=("lab",), idle_for_s=DAY_S), stale("ann", groups=("lab",)))

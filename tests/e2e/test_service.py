@@ -38,6 +38,7 @@ async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(testbed_hub: 
     assert outcomes == [("idle", "done")]
 
 
+@pytest.mark.long
 async def test_names_that_need_quoting_are_stopped_like_any_other(testbed_hub: MakeHub):
     names = ["sl/ash", "que?stion", "ha#sh", "per%2fcent", 'quo"te', "less<than", "käthe", "李雷", "sp ace"]
     population = Population(servers=tuple(SeededServer(name, idle_for_s=7200) for name in names))
@@ -137,6 +138,7 @@ async def test_a_process_that_crashes_again_and_again_leaves_the_hub_as_it_is(te
     assert (await hub.api("GET", "users")).status == 200
 
 
+@pytest.mark.long
 async def test_it_takes_over_from_an_idle_culler_with_its_settings(testbed_hub: MakeHub):
     culler = (
         "import sys\nc.JupyterHub.services.append({'name': 'jupyterhub-idle-culler', 'command':"

@@ -97,6 +97,7 @@ async def test_a_population_that_cannot_be_seeded_is_told_and_leaves_nothing(tmp
     assert not hub.folder.exists()
 
 
+@pytest.mark.long
 async def test_seeded_servers_run_when_the_hub_runs_whatever_their_names(testbed_hub: Hubs) -> None:
     servers = [SeededServer(name, idle_for_s=600) for name in AWKWARD_NAMES]
     servers += [SeededServer("own", shared=False, idle_for_s=30), SeededServer("own", "named", shared=False)]

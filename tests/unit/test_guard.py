@@ -207,6 +207,7 @@ async def test_a_user_who_comes_back_between_list_and_stop_keeps_the_server(worl
     assert w.stopped() == []
 
 
+@pytest.mark.long
 async def test_a_failed_stop_is_not_repeated_before_its_back_off_and_the_others_go_on(world: MakeWorld):
     w = await world({**ARMED, "HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 10.0, "retry_base_s": 60.0}})
     w.server("bad", 900, stops=Stops.POLL_RAISES)

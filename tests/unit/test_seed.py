@@ -35,6 +35,7 @@ def schema(url: str) -> set[tuple[object, ...]]:
     return set(rows(url, "SELECT type, name, sql FROM sqlite_master"))
 
 
+@pytest.mark.long
 def test_a_seeded_database_has_the_tables_and_the_revision_that_the_hub_makes(url: str, tmp_path: Path) -> None:
     import subprocess
 
