@@ -74,6 +74,10 @@ class HubDBError(HubGuardError):
     """The hub's database can't be read: missing, unreachable, locked, or of a revision that HubGuard doesn't know."""
 
 
+class OtherHubsDB(HubDBError):
+    """The database that is read isn't the one that the hub uses: they know different users."""
+
+
 class ProxyError(HubGuardError):
     """The proxy's API didn't give a usable answer."""
 

@@ -285,13 +285,13 @@ class Review:
     # -- the second look ------------------------------------------------------------------------------------------
 
     def look_anew(self) -> None:
-        """A plan begins or goes on: no second look rests on what was read before now."""
+        """A plan begins or goes on, or the hub was away: no second look rests on what was read before now."""
         self._reader.look_anew()
 
     async def second_look(
         self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: Saved | None
     ) -> Looked:
-        """What that very user is now, by every source there is, and by what people have asked for meanwhile.
+        """What that very user is now (see AccountReader.again), and what people have asked for meanwhile.
 
         ``acknowledged`` names the cautions that are, for that plan. ``undo`` is what its undo file has of the user.
         """
@@ -310,7 +310,7 @@ class Review:
 
     async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
         at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
-        ahead = min(AHEAD, math.ceil(self._settings.prune.rate * AHEAD_S))
+        ahead = min(AHEAD, math.ceil(self._settings.prune.rate * AHEAD_S) - 1)
         following = [one.user for one in plan.deletions[at : at + ahead]]
         try:
             return await self._reader.again(deletion.user, following)

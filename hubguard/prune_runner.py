@@ -94,6 +94,8 @@ class PruneRunner:
         self._away, self._risks_known_of = 0, -1
         self._turns = 0
         self._anew = True
+        # By plan, how often each user was tried in vain; a person who lets it go on has it count anew.
+        self._tries: dict[str, dict[int, int]] = {}
         # By plan: users of whom it isn't known whether they were deleted.
         self._unsure: dict[str, list[int]] = {}
         self._find_out_at_s = float("-inf")
@@ -126,9 +128,11 @@ class PruneRunner:
 
         Where it still is, since it was paused for a moment only, nothing that was read before now counts all the same.
         """
-        self._review.look_anew()
         self._failures, self._not_before_s = 0, float("-inf")
-        if not self.busy:
+        self._tries.pop(plan.digest, None)
+        if self.busy:
+            self._review.look_anew()
+        else:
             self._work_on(books, keeper, plan, run)
 
     def turned(self) -> None:
@@ -307,6 +311,7 @@ class PruneRunner:
             concurrency=settings.budget.concurrency,
             verify_s=settings.cull.verify_s,
             armed=self._armed(),
+            failures=self._tries.setdefault(plan.digest, {}),
         )
         return await self._pruner.work(open_intents)
 
@@ -371,6 +376,7 @@ class PruneRunner:
     async def _conclude(self, books: Books, plan: PrunePlan, end: End) -> None:
         if end.how is Ends.DONE:
             await self._turn(books, plan.digest, PruneState.DONE, "")
+            self._tries.pop(plan.digest, None)
             self._review.forget()
         elif end.how is Ends.PAUSES:
             await self._pause(books, plan.digest, end.why)

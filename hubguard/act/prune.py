@@ -19,11 +19,13 @@ from hubguard.errors import (
     HubBusy,
     HubDBError,
     HubError,
+    HubFailed,
     HubGuardError,
     HubRefused,
     HubUnreachable,
     JournalError,
     LeaseLost,
+    OtherHubsDB,
     Unrecordable,
 )
 from hubguard.limits import Rate, backoff_s
@@ -41,11 +43,12 @@ RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
 
 AT_ONCE = 2
-"""So many users at most are worked on at once: fewer than make a fall of the population (decide.watch.FEWEST_GONE), since it
-may be counted while they go."""
+"""So many users at most are worked on at once: one that the hub deletes, which is all it does then, and the next one. With
+more, others wait longer for the hub, and nothing is gained. It has to stay below what makes a fall of the population
+(decide.watch.FEWEST_GONE), since it may be counted while they go."""
 
 GATEWAY = (502, 504)
-"""What is answered in place of a hub that isn't there, where something stands before it."""
+"""What is answered in place of a hub that isn't there, where something stands before it; so is 503, as HubBusy."""
 
 HALF_WAY = (
     "the hub's authenticator may have forgotten the user already, so that they can't log in; delete them in the hub's admin"
@@ -58,7 +61,7 @@ class Ends(str, Enum):
     """Why the runner has stopped working on a plan."""
 
     DONE = "done"  # every user is settled
-    WAITS = "waits"  # it goes on by itself when the hub answers
+    WAITS = "waits"  # it goes on by itself when the hub and its database answer
     PAUSES = "pauses"  # until a person resumes it
     LEFT = "left"  # to whoever has turned it, or acts now
 
@@ -90,7 +93,8 @@ class Pruner:
     asked. ``may_go`` is asked before each, and says how it ends, where it does. ``hub_was_away`` is told when the hub hasn't
     answered, before anybody is looked at again: it may be another one that answers next. ``in_undo`` are those of whom the
     undo file holds all there is: nobody else is deleted. ``told`` is given each outcome that settles a user, when it is on
-    disk. At most ``rate`` users a second are begun, ``concurrency`` of them at once.
+    disk. At most ``rate`` users a second are begun, ``concurrency`` or AT_ONCE of them at once. ``failures`` counts how often
+    each user (by position) was tried in vain, over all times that it goes on, and is kept by whoever makes it.
     """
 
     def __init__(
@@ -113,13 +117,14 @@ class Pruner:
         concurrency: int,
         verify_s: float,
         armed: bool | None,
+        failures: dict[int, int],
     ) -> None:
         self._hub = hub
         self._books = books
         self._keeper = keeper
         self._clock = clock
         self._chance = chance
-        self._second_look = second_look
+        self.look = second_look
         self._proved_gone = is_gone
         self._may_go = may_go
         self._hub_was_away = hub_was_away
@@ -134,7 +139,7 @@ class Pruner:
         self._verify_s = verify_s
         self._armed = armed
         self._queue: list[tuple[float, int]] = []
-        self._failures: dict[int, int] = {}
+        self._failures = failures
         self._attempts: set[Attempt] = set()
         self._end: End | None = None
 
@@ -153,13 +158,11 @@ class Pruner:
         settled = {one.position for one in await self._books.call(self._books.journal.pruned, self._plan.digest)}
         self._queue = [(0.0, position) for position in range(len(self._plan.deletions)) if position not in settled]
         await self._all_take_turns()
-        if self._end is None:
-            unsure = await self._read_unverified_again()
-        if self._end is None and unsure:
+        if self._end is not None:
+            return self._end
+        if unsure := await self._read_unverified_again():
             return End(Ends.WAITS, f"what became of {unsure:,} users isn't known yet: the hub doesn't tell")
-        if self._end is None and await self._waiting():
-            return End(Ends.WAITS)
-        return self._end or End(Ends.DONE)
+        return End(Ends.WAITS if await self._waiting() else Ends.DONE)
 
     async def _waiting(self) -> bool:
         settled = await self._books.call(self._books.journal.pruned, self._plan.digest)
@@ -198,6 +201,9 @@ class Pruner:
             gone = await self._is_gone(self._plan.deletions[one.position])
             if gone:
                 await self._settle(one.position, Outcome(OutcomeKind.DONE, "gone at a later re-read"))
+            elif gone is False and self._failures.get(one.position, 0) >= TRIES:
+                why = f"still there: the hub never told what came of it (tried {TRIES} times); {HALF_WAY}"
+                await self._settle(one.position, Outcome(OutcomeKind.FAILED, why))
             elif gone is False:
                 await self._books.call(self._books.journal.wait_again, self._plan.digest, one.position)
             else:
@@ -209,6 +215,7 @@ class Pruner:
         try:
             user = await self._hub.get_user(deletion.user)
         except (HubError, BudgetExhausted) as error:
+            self.note_away(error)
             log.info("What became of deleting %s isn't known yet: %s", deletion.user, error)
             return None
         return user is None or not same_run(user.created, deletion.created)
@@ -293,6 +300,7 @@ class Pruner:
         if end is not None:
             self._end = self._end or end
         if outcome.kind is OutcomeKind.UNVERIFIED:
+            self._failures[position] = self._failures.get(position, 0) + 1
             await self._settle(position, outcome)
             self._end = self._end or End(Ends.WAITS, outcome.detail)
             return
@@ -324,6 +332,7 @@ class Pruner:
             try:
                 user = await self._hub.get_user(deletion.user)
             except (HubError, BudgetExhausted) as error:
+                self.note_away(error)
                 silent = error
             else:
                 if user is None:
@@ -340,10 +349,6 @@ class Pruner:
             return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {silent}")
         return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
 
-    async def look(self, deletion: Deletion) -> Looked:
-        """The second look at that user."""
-        return await self._second_look(deletion)
-
     async def was_ours(self, deletion: Deletion) -> bool:
         """Whether this plan was about to delete that very user before."""
         asked = self._books.journal.deletion_intended
@@ -354,9 +359,13 @@ class Pruner:
         try:
             await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
         except HubError as error:
-            if isinstance(error, HubUnreachable) or getattr(error, "status", 0) in GATEWAY:
-                self._hub_was_away()
+            self.note_away(error)
             raise
+
+    def note_away(self, error: Exception) -> None:
+        """Where ``error`` says that the hub isn't there, another one may be when it answers again."""
+        if _is_away(error):
+            self._hub_was_away()
 
 
 class _Once:
@@ -406,14 +415,18 @@ class _Once:
         return ""
 
 
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, (HubUnreachable, HubBusy)) or (isinstance(error, HubFailed) and error.status in GATEWAY)
+
+
 def _ended_by(error: Exception) -> End | None:
     """What ``error`` means for the rest of a plan; None: nothing."""
     if isinstance(error, LeaseLost):
         return End(Ends.LEFT, str(error))
-    if isinstance(error, (ActingRefused, HubRefused)):
+    if isinstance(error, (ActingRefused, HubRefused, OtherHubsDB)):
         return End(Ends.PAUSES, str(error))
     if isinstance(error, Unrecordable):
         return None
-    if isinstance(error, (JournalError, BudgetExhausted, HubUnreachable, HubBusy, HubDBError)):
+    if isinstance(error, (JournalError, BudgetExhausted, HubDBError)) or _is_away(error):
         return End(Ends.WAITS, str(error))
     return None

@@ -135,7 +135,8 @@ class HubState:
     ``servers`` holds every server that has an address there, sorted by (user, name), with groups, roles and options. What
     is pending is in the hub's memory only, and a server has its address from the first moment of its start to the last of
     its stop: so each is given as ready and without a pending, and some may be starting or stopping. Ask the hub itself
-    before acting on one. MySQL keeps whole seconds: there, ``started`` is up to a second away from what the hub's API tells.
+    before acting on a server. MySQL keeps whole seconds: there, ``started`` is up to a second away from what the hub's API
+    tells.
 
     ``users_total`` is how many users the hub has, ``revision`` the Alembic revision of its tables, ``took_s`` how many
     seconds the reading took.

@@ -11,7 +11,7 @@ from datetime import datetime
 from hubguard.clients.clock import Clock
 from hubguard.clients.hub_api import HubAPI
 from hubguard.clients.hub_db import HubDB
-from hubguard.errors import HubDBError
+from hubguard.errors import HubDBError, OtherHubsDB
 from hubguard.model import Source, User, same_run
 from hubguard.observe.together import Together
 from hubguard.prune import Account, AccountServer, UndoServer, UndoUser
@@ -123,7 +123,7 @@ class AccountReader:
             return None
         account = account_of(user)
         if self.database is not None:
-            return _together(account, self._known((await self._read_rows([name])).get(name), name))
+            return _together(account, _known((await self._read_rows([name])).get(name), name))
         if tokens:
             count, used_at = await self._hub.tokens_of(name)
             account = replace(account, tokens=count, token_used_at=used_at)
@@ -135,7 +135,7 @@ class AccountReader:
         self._looks += 1
 
     async def again(self, name: str, following: Sequence[str]) -> Account | None:
-        """That user right before they are deleted, as :meth:`one` has them; ``following`` are those whose turn is next.
+        """That user right before they are deleted; None: there is nobody by that name. ``following`` are those who come next.
 
         The database's rows of all of them are read at once, and may be AHEAD_S old. Where these show that the database
         follows the hub, the hub is only asked for who has a named server: it has a server's address from the start's first
@@ -149,15 +149,7 @@ class AccountReader:
         if ahead.alone and not (row is not None and any(server.name for server in row.servers)):
             return row
         user = await self._hub.get_user(name)
-        return None if user is None else _together(account_of(user), self._known(row, name))
-
-    def _known(self, row: Account | None, name: str) -> Account:
-        if row is None:
-            raise HubDBError(
-                f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags"
-                " behind. Nothing rests on it; check HubGuard.hub_db_url."
-            )
-        return row
+        return None if user is None else _together(account_of(user), _known(row, name))
 
     async def is_gone(self, name: str, created: datetime | None) -> bool:
         """Whether the hub's database says that this very user, whom the hub has just deleted, is there no more.
@@ -187,8 +179,9 @@ class AccountReader:
                 if ahead is not None and name in ahead.names and now_s - ahead.at_s <= AHEAD_S:
                     return ahead
                 names = [name, *following]
-                lately = gone is not None and now_s - gone.at_s <= PROVED_S
-                rows = await self._read_rows([*names, gone.name] if lately and gone is not None else names)
+                rows = await self._read_rows(names if gone is None else [*names, gone.name])
+                # Counted afterwards: the reading may have had to wait.
+                lately = gone is not None and self._clock.monotonic_s() - gone.at_s <= PROVED_S
                 alone = lately and gone is not None and not _is_there(rows.get(gone.name), gone.created)
                 ahead = _Ahead(rows, frozenset(names), now_s, alone)
                 if looks == self._looks:
@@ -240,6 +233,15 @@ class AccountReader:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return [_undo_of(user) for user in users if user is not None]
+
+
+def _known(row: Account | None, name: str) -> Account:
+    if row is None:
+        raise OtherHubsDB(
+            f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags behind."
+            " Nothing rests on it; check HubGuard.hub_db_url."
+        )
+    return row
 
 
 def _is_there(made: _Made | Account | None, created: datetime | None) -> bool:

@@ -11,7 +11,7 @@ from following_db import FollowingDB
 from virtual_time import VirtualClock
 
 from hubguard.clients.memory_hub import MemoryHub
-from hubguard.errors import HubDBError
+from hubguard.errors import HubDBError, OtherHubsDB
 from hubguard.model import Server, User
 from hubguard.observe.accounts import AHEAD_S, PROVED_S, AccountReader
 from hubguard.prune import Account, AccountServer
@@ -133,6 +133,7 @@ async def test_what_is_being_read_when_somebody_looks_anew_doesnt_count_afterwar
     world.reader = AccountReader(world.hub, Slow(world.hub), world.clock)
 
     async def steps() -> None:
+        assert await world.deleted("ann")
         reading = asyncio.ensure_future(world.reader.again("bob", ["carl"]))
         await world.clock.sleep(0.05)
         world.hub.add_user(replace(world.hub._users["bob"], groups=("lab",)))
@@ -197,5 +198,32 @@ async def test_a_name_that_is_gone_is_told_as_gone_by_either(world: World):
         assert await world.deleted("ann")
         del world.hub._users["carl"]
         assert await world.reader.again("carl", ["dora"]) is None
+        assert world.asked() == ["bob"]
+
+    await world.clock.run(steps())
+
+
+async def test_a_proof_that_has_grown_old_while_the_reading_waited_is_none(world: World):
+    class Queued(FollowingDB):
+        async def accounts(self, since, names=None):
+            await world.clock.sleep(PROVED_S + 0.1)
+            return await super().accounts(since, names)
+
+    world.reader = AccountReader(world.hub, Queued(world.hub), world.clock)
+
+    async def steps() -> None:
+        assert await world.deleted("ann")
+        await world.reader.again("bob", [])
+        assert world.asked() == ["bob"]
+
+    await world.clock.run(steps())
+
+
+async def test_a_database_of_another_hub_is_named_as_that(world: World):
+    async def steps() -> None:
+        world.database.lags = True
+        world.database.users = {}
+        with pytest.raises(OtherHubsDB, match="isn't this hub's"):
+            await world.reader.again("bob", [])
 
     await world.clock.run(steps())

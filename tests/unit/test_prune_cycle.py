@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from hubguard.clients.budget import Budget
 from hubguard.clients.memory_hub import MemoryHub, Request
 from hubguard.decide import prune as decide
 from hubguard.decide import prune_plan
-from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
+from hubguard.errors import HubDBError, HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.inhub.named_users import packed
 from hubguard.loop import Guard
 from hubguard.model import FindingKind, OutcomeKind, Server, User
@@ -451,7 +452,7 @@ async def test_a_deletion_whose_answer_is_lost_is_settled_by_a_re_read_and_never
 
 
 async def test_a_deletion_that_fails_half_way_is_finished_or_reported(world: MakeWorld):
-    w = await world()
+    w = await world(with_database=False)
     for name in ("ann", "bob", "carl"):
         w.user(name)
     failures = {"ann": 1, "bob": 99}
@@ -476,9 +477,77 @@ async def test_a_deletion_that_fails_half_way_is_finished_or_reported(world: Mak
     await run_in(w, steps)
     assert w.asked_to_delete().count("ann") == 2
     assert w.asked_to_delete().count("bob") == 3
-    looks = [(request.call, request.user) for request in w.hub.requests if request.user == "bob"]
-    # Each try has a second look of its own.
-    assert all(looks[at - 1] == ("get-user", "bob") for at, one in enumerate(looks) if one == ("delete", "bob"))
+    calls = [request.call for request in w.hub.requests if request.user == "bob"]
+    tries = [at for at, call in enumerate(calls) if call == "delete"]
+    for before, after in itertools.pairwise(tries):
+        # One re-read of what came of the try before, and a second look of its own.
+        assert calls[before:after].count("get-user") >= 2
+
+
+async def test_who_is_there_after_each_unanswered_deletion_is_reported_and_not_asked_for_without_end(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob"):
+        w.user(name)
+    silent_until = [0.0]
+
+    def falls_silent(request: Request) -> HubError | None:
+        if (request.call, request.user) == ("delete", "bob"):
+            silent_until[0] = w.clock.monotonic_s() + 600
+        return HubUnreachable("The hub doesn't answer.") if w.clock.monotonic_s() < silent_until[0] else None
+
+    w.hub.fault = falls_silent
+
+    async def steps() -> None:
+        plan = await w.apply()
+        run = await w.until(plan.digest, PruneState.DONE, for_s=2 * 3600)
+        assert (run.done, run.failed) == (1, 1)
+        (failed,) = await w.pruning.items(plan.digest, state="failed")
+        assert failed.deletion.user == "bob"
+        assert "never told" in failed.outcome.detail
+
+    await run_in(w, steps)
+    assert w.there() == {"bob"}
+    assert w.asked_to_delete().count("bob") == 3
+
+
+async def test_a_database_of_another_hub_pauses_a_plan_and_is_named(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(10):
+        w.user(f"u{number}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(3)
+        assert w.database is not None
+        w.database.lags = True
+        w.database.users = {}
+        run = await w.until(plan.digest, PruneState.PAUSED)
+        assert "isn't this hub's" in run.why
+        assert 0 < run.done < 10
+        assert run.failed == 0
+
+    await run_in(w, steps)
+
+
+async def test_a_database_that_cant_be_read_is_waited_for_and_costs_nobody_their_turn(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(10):
+        w.user(f"u{number}")
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(3)
+        assert w.database is not None
+        w.database.fault = HubDBError("is locked")
+        await w.clock.sleep(120)
+        run = await w.pruning.run(plan.digest)
+        assert run.state is PruneState.RUNNING
+        assert "is locked" in run.why
+        w.database.fault = None
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert (run.done, run.failed, run.skipped) == (10, 0, 0)
+
+    await run_in(w, steps)
 
 
 async def test_a_refused_token_pauses_the_plan_with_the_reason(world: MakeWorld):
@@ -1199,7 +1268,7 @@ async def test_who_counts_as_failed_and_goes_later_comes_back_with_the_rest_and_
         w.user(name)
 
     def fails(request: Request) -> HubError | None:
-        return HubFailed("The hub failed.", 500) if (request.call, request.user) == ("delete", "fails") else None
+        return HubFailed("The hub failed.", status=500) if (request.call, request.user) == ("delete", "fails") else None
 
     w.hub.fault = fails
 
