@@ -125,9 +125,11 @@ async def test_a_hub_that_no_longer_notices_use_is_braked_for_until_it_does_agai
     async with in_use(hub, "busy"):
 
         async def braked() -> bool:
-            return (await status(hub))["mode"] == "braked"
+            # The finding is told when the brake is in the journal.
+            found = await status(hub)
+            return found["mode"] == "braked" and found["findings"]
 
-        await hub.wait_for(braked, "HubGuard to brake", 60)
+        await hub.wait_for(braked, "HubGuard to brake and say so", 60)
         found = await status(hub)
         assert found["brake"]["reason"] == "activity-frozen"
         assert not found["brake"]["acceptable"]
