@@ -42,10 +42,10 @@ RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 
 REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
 
-AT_ONCE = 2
-"""So many users at most are worked on at once: one that the hub deletes, which is all it does then, and the next one. With
-more, others wait longer for the hub, and nothing is gained. It has to stay below what makes a fall of the population
-(decide.watch.FEWEST_GONE), since it may be counted while they go."""
+AT_ONCE = 3
+"""So many users at most are worked on at once: one that the hub deletes, which is all it does then, the next one, and one
+that is being written down. With more, others wait longer for the hub, and nothing is gained. It has to stay below what makes
+a fall of the population (decide.watch.FEWEST_GONE), since it may be counted while they go."""
 
 GATEWAY = (502, 504)
 """What is answered in place of a hub that isn't there, where something stands before it; so is 503, as HubBusy."""
