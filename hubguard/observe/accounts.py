@@ -181,8 +181,11 @@ class AccountReader:
                 names = [name, *following]
                 rows = await self._read_rows(names if gone is None else [*names, gone.name])
                 # Counted afterwards: the reading may have had to wait.
-                lately = gone is not None and self._clock.monotonic_s() - gone.at_s <= PROVED_S
-                alone = lately and gone is not None and not _is_there(rows.get(gone.name), gone.created)
+                alone = (
+                    gone is not None
+                    and self._clock.monotonic_s() - gone.at_s <= PROVED_S
+                    and not _is_there(rows.get(gone.name), gone.created)
+                )
                 ahead = _Ahead(rows, frozenset(names), now_s, alone)
                 if looks == self._looks:
                     self._ahead = ahead
