@@ -29,10 +29,12 @@ test: lint
 	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
 
 # What a second hub version may answer differently to. What has no hub, or is about our own pages, isn't tried twice.
-HUB_TESTS = tests/unit/test_register.py tests/unit/test_seed.py tests/unit/test_stop_hook.py \
-	$(filter-out %_page.py %_pages.py %/test_kill.py %/test_refresh.py %/test_wheel.py,$(wildcard tests/e2e/test_*.py)) \
-	$(filter-out %/test_backends.py %_docker.py %_http.py %_kubernetes.py %_systemd.py %/test_canary.py %_faults.py \
-	    %/test_journal.py %/test_web.py %/test_web_drift.py,$(wildcard tests/contract/test_*.py))
+HUB_TESTS = tests/inhub/test_register.py tests/staging/test_seed.py \
+	$(wildcard tests/*/test_*on_a_hub.py) tests/cull/test_hundred_servers.py tests/cull/test_drop_in.py tests/prune/test_incidents.py \
+	$(addprefix tests/e2e/test_,activity.py commands.py include.py service.py) \
+	$(filter-out %_faults.py,$(wildcard tests/hub/test_*.py)) tests/prune/test_store.py tests/prune/test_offline.py tests/prune/test_web.py \
+	$(addprefix tests/backends/test_,confirmed.py process.py) tests/proxy/test_client.py \
+	tests/inhub/test_stop_hook.py tests/web/test_login.py tests/web/test_login_budget.py
 
 # The long tier on the newest hub; all that has to do with a hub on the second version; and what needs no browser with every
 # dependency at the lowest version that setup.cfg allows.
@@ -43,4 +45,4 @@ test-long: setup
 	@$(BIN)/python -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
 	    print(c["options"]["install_requires"].strip().replace(">=", "=="))' >$(VENV)/lowest.txt
 	@sh .ci/setup $(VENV_LOWEST) -c $(VENV)/lowest.txt
-	PATH="$(CURDIR)/$(VENV_LOWEST)/bin:$$PATH" $(CURDIR)/$(VENV_LOWEST)/bin/$(PYTEST) tests/unit tests/contract tests/migration
+	PATH="$(CURDIR)/$(VENV_LOWEST)/bin:$$PATH" $(CURDIR)/$(VENV_LOWEST)/bin/$(PYTEST) tests --ignore tests/e2e --ignore tests/simulation --ignore-glob "*on_a_hub.py" --ignore-glob "*in_a_browser.py"

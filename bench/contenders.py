@@ -17,8 +17,8 @@ import aiohttp
 
 from bench.gate import Gate
 from hubguard.inhub.scopes import SCOPES, SERVICE
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.processes import free_ports
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.processes import free_ports
 
 PEERS = Path(sys.prefix) / "hubguard-peers"
 

@@ -23,9 +23,9 @@ from bench.contenders import BenchError, Contender, Service
 from bench.gate import BudgetKept, Gate, budget_kept
 from hubguard import config
 from hubguard.errors import HubGuardError
-from hubguard.idle_culler import settings_for
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer, SeededUser
+from hubguard.inhub.idle_culler import settings_for
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer, SeededUser
 
 DAY_S = 86400.0
 

@@ -25,9 +25,11 @@ from datetime import datetime, timedelta, timezone
 
 from bench import looking
 from bench.contenders import BenchError
-from hubguard.decide.drift import DriftPolicy, follow, narrowed, plan_repairs, suspects
-from hubguard.drift import Backend, Drift, ORMCounts, World
+from hubguard.backends.model import Backend
+from hubguard.drift.decide.follow import DriftPolicy, follow, narrowed, plan_repairs, suspects
+from hubguard.drift.model import Drift, World
 from hubguard.errors import HubGuardError
+from hubguard.hub.nouns import ORMCounts
 from hubguard.model import Reading, Route, Server, Source
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)

@@ -29,9 +29,9 @@ from typing import Any
 import aiohttp
 
 from hubguard import config
+from hubguard.drift.model import DriftKind
 from hubguard.errors import HubGuardError
-from hubguard.model import DriftKind
-from hubguard.testbed.hub import TestbedHub
+from hubguard.staging.hub import TestbedHub
 
 ROUNDS = 3
 ASK_EVERY_S = 0.2

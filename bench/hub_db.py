@@ -19,12 +19,12 @@ from pathlib import Path
 
 import psutil
 
-from hubguard.clients.budget import Budget
-from hubguard.clients.hub_api import HTTPHubAPI
-from hubguard.clients.hub_db import SQLHubDB
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import made_up
-from hubguard.testbed.seed import seed
+from hubguard.hub.client import HTTPHubAPI
+from hubguard.hub.database import SQLHubDB
+from hubguard.pacing.budget import Budget
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import made_up
+from hubguard.staging.seed import seed
 
 TOKEN = "token-of-the-benchmark"
 CONFIG = f"""

@@ -16,10 +16,10 @@ from bench import contenders
 from bench.contenders import BenchError, Service
 from bench.gate import Gate
 from hubguard import config
-from hubguard.clients.budget import Budget
-from hubguard.clients.hub_api import HTTPHubAPI
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer
+from hubguard.hub.client import HTTPHubAPI
+from hubguard.pacing.budget import Budget
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer
 
 SERVERS = 1000
 SECONDS = 120.0

@@ -29,13 +29,13 @@ from bench import bystander, contenders
 from bench.contenders import BenchError, Contender, Service
 from bench.cull import Goal
 from hubguard import config
-from hubguard.clients.hub_db import SQLHubDB
-from hubguard.decide import prune
 from hubguard.errors import HubGuardError
+from hubguard.hub.database import SQLHubDB
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
-from hubguard.prune import Protection, StaleCriteria
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
+from hubguard.prune.decide import stale as prune_stale
+from hubguard.prune.model import Protection, StaleCriteria
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import DAY_S, Population, SeededServer, SeededUser
 
 PEER = "2.0.0"
 STALE_SHARE = 0.94
@@ -353,8 +353,8 @@ async def _read(hub: TestbedHub, users: int, share: float) -> Found:
         began = _Mark.now(hub)
         for _ in range(READINGS):
             begun_s, now = time.perf_counter(), datetime.now(timezone.utc)
-            accounts = (await database.accounts(prune.since(criteria, now))).accounts
-            verdicts = prune.judge(accounts, criteria, Protection(), (), {}, now)
+            accounts = (await database.accounts(prune_stale.since(criteria, now))).accounts
+            verdicts = prune_stale.judge(accounts, criteria, Protection(), (), {}, now)
             took_s.append(time.perf_counter() - begun_s)
         ended = _Mark.now(hub)
     finally:

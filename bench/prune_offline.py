@@ -28,16 +28,16 @@ import sqlalchemy as sa
 
 from bench.contenders import BenchError
 from bench.cull import Goal
-from hubguard.clients.budget import Budget
-from hubguard.clients.hub_api import HTTPHubAPI
-from hubguard.decide.prune_risks import OFFLINE_STORAGE
 from hubguard.errors import HubGuardError
-from hubguard.offline import apply_offline, plan_offline, restore_offline
-from hubguard.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN
-from hubguard.prune import Protection, StaleCriteria
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import DAY_S, Population, SeededServer, SeededUser
-from hubguard.testbed.seed import write
+from hubguard.hub.client import HTTPHubAPI
+from hubguard.pacing.budget import Budget
+from hubguard.prune.decide.risks import OFFLINE_STORAGE
+from hubguard.prune.model import Protection, StaleCriteria
+from hubguard.prune.offline import apply_offline, plan_offline, restore_offline
+from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import DAY_S, Population, SeededServer, SeededUser
+from hubguard.staging.seed import write
 
 KINDS = ("sqlite", "postgresql")
 STALE_SHARE = 0.94

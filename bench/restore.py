@@ -22,19 +22,19 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from bench.cull import Goal
-from hubguard.clients.budget import Budget
-from hubguard.clients.canary import HTTPCanary
-from hubguard.clients.clock import SystemClock
-from hubguard.clients.hub_api import HTTPHubAPI
-from hubguard.clients.proxy_api import HTTPProxyAPI
-from hubguard.clients.proxy_models import route_path
-from hubguard.drift import Key, WatchState
 from hubguard.errors import HubGuardError, ProxyError
-from hubguard.model import Outcome
-from hubguard.proxy_watch import ProxyWatch
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer
-from hubguard.testbed.processes import listens
+from hubguard.hub.client import HTTPHubAPI
+from hubguard.hub.routes import route_path
+from hubguard.model import Key, Outcome
+from hubguard.pacing.budget import Budget
+from hubguard.pacing.clock import SystemClock
+from hubguard.proxy.canary import HTTPCanary
+from hubguard.proxy.client import HTTPProxyAPI
+from hubguard.proxy.cycle import ProxyWatch
+from hubguard.proxy.model import WatchState
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer
+from hubguard.staging.processes import listens
 
 SIZES = (300, 3000)
 RUNS = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import random
@@ -13,7 +12,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,30 +22,30 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from hubguard.act.lease import Books
-from hubguard.clients.backends.choose import ByTheHub, open_backends
-from hubguard.clients.backends.port import Backends
-from hubguard.clients.backends.port import Place as BackendPlace
-from hubguard.clients.budget import Budget, Lane
-from hubguard.clients.canary import Canary, HTTPCanary
-from hubguard.clients.clock import SystemClock
-from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
-from hubguard.clients.hub_db import HubDB, SQLHubDB
-from hubguard.clients.proxy_api import HTTPProxyAPI, ProxyAPI
+from hubguard.backends.choose import ByTheHub, open_backends
+from hubguard.backends.port import Backends
+from hubguard.backends.port import Place as BackendPlace
 from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.cull.hook import Hook, load_hook
+from hubguard.dashboard.routes import make_application
+from hubguard.drift.observe import WorldObserver
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.hook import Hook, load_hook
-from hubguard.idle_culler import settings_from
+from hubguard.guard import Guard
+from hubguard.hub.api import HubAPI
+from hubguard.hub.client import HTTPHubAPI
+from hubguard.hub.database import HubDB, SQLHubDB
+from hubguard.inhub.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
-from hubguard.loop import Guard
-from hubguard.observe.world import WorldObserver
-from hubguard.prune_review import Told
+from hubguard.pacing.budget import Budget, Lane
+from hubguard.pacing.clock import SystemClock
+from hubguard.place import Place
+from hubguard.proxy.canary import Canary, HTTPCanary
+from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
+from hubguard.prune.review import Told
 from hubguard.web.auth import HubLogin
-from hubguard.web.routes import make_application
 
 log = logging.getLogger(__name__)
 
-DEFAULT_API_URL = "http://127.0.0.1:8081/hub/api"
-"""Where a hub on this machine answers unless it is told otherwise (JupyterHub's own default)."""
 
 REBIND_S = 2.0
 """Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
@@ -58,67 +57,8 @@ LARGEST_REQUEST = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a service finds itself: what the hub that runs it, or its environment, has told it.
-
-    ``url`` is where the proxy reaches us, "" for a command that serves nothing. ``generation`` is the start time of the hub
-    that manages us (unix, seconds), 0 for an external service; ``hub_pid`` is that hub's process, or None. ``base_url``
-    begins and ends with a slash. ``registration`` is what the include passed on.
-    """
-
-    api_url: str
-    token: str = field(repr=False)
-    url: str = ""
-    base_url: str = "/"
-    hub_host: str = ""
-    generation: float = 0.0
-    hub_pid: int | None = None
-    registration: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def prefix(self) -> str:
-        """The path of our pages, with a slash at both ends."""
-        return f"{self.base_url}services/hubguard/"
-
-    @property
-    def hub_prefix(self) -> str:
-        """The path of the hub's own pages, with a slash at both ends."""
-        return f"{self.base_url}hub/"
-
-
-def place_from(environ: Mapping[str, str]) -> Place:
-    """What the environment tells, as every JupyterHub service gets it. Raises ConfigError where the token is missing."""
-    token = environ.get("JUPYTERHUB_API_TOKEN", "")
-    if not token:
-        raise ConfigError(
-            "JUPYTERHUB_API_TOKEN",
-            "is not set. Run HubGuard through the include, or give it the token of a service that has the role it needs.",
-        )
-    api_url = environ.get("JUPYTERHUB_API_URL") or DEFAULT_API_URL
-    if urlsplit(api_url).scheme not in {"http", "https"} or not urlsplit(api_url).hostname:
-        raise ConfigError("JUPYTERHUB_API_URL", f"{api_url!r} is no URL such as {DEFAULT_API_URL}")
-    try:
-        told = json.loads(environ.get("HUBGUARD_REGISTRATION") or "{}")
-    except ValueError:
-        told = {"errors": ["HUBGUARD_REGISTRATION: what the include passed on can't be read"]}
-    return Place(
-        api_url=api_url,
-        token=token,
-        base_url=environ.get("JUPYTERHUB_BASE_URL") or _base_url(api_url),
-        hub_host=environ.get("JUPYTERHUB_HOST", ""),
-        registration=told if isinstance(told, dict) else {},
-    )
-
-
-def _base_url(api_url: str) -> str:
-    """The hub's base_url by where its API is, for a service of its own that wasn't told."""
-    path = urlsplit(api_url).path.rstrip("/")
-    return path.removesuffix("hub/api") if path.endswith("/hub/api") else "/"
-
-
-@dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a guard must know besides its settings; the fields are those of :class:`hubguard.loop.Guard`."""
+    """What a guard must know besides its settings; the fields are those of :class:`hubguard.guard.Guard`."""
 
     observe_only: str = ""
     took_over: str = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import getpass
 import json
 import logging
 import os
@@ -12,18 +11,31 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hubguard import __version__, config
-from hubguard.cli_prune_parser import add_command as add_prune_command
+from hubguard import __version__, config, times
+from hubguard.console import (
+    FAILED,
+    FINDINGS,
+    FINE,
+    USAGE,
+    _actor,
+    _configs,
+    _count,
+    _count_or_0,
+    _setting_and_text,
+    _settings,
+    _the_guards_journal,
+)
+from hubguard.cull.cli import _explain, _keep, _keep_arguments
+from hubguard.drift.cli import _drift, _drift_arguments
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.model import Stance
-from hubguard.web.times import moment, span_s
-
-FINE, FAILED, USAGE, HELD, FINDINGS = 0, 1, 2, 3, 4
+from hubguard.journal.model import Stance
+from hubguard.prune.cli import _given
+from hubguard.prune.cli import add_command as add_prune_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,8 +79,9 @@ def _fail(error: HubGuardError, code: int) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from hubguard import app
+    from hubguard.place import place_from
 
-    place = app.place_from(os.environ)
+    place = place_from(os.environ)
     place = replace(
         place,
         url=arguments.url or os.environ.get("JUPYTERHUB_SERVICE_URL", ""),
@@ -80,7 +93,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _cull(arguments: argparse.Namespace) -> int:
     from hubguard import once
-    from hubguard.web import present
+    from hubguard.cull import words as cull_words
 
     settings = _settings(arguments)
     if settings.errors:
@@ -98,69 +111,26 @@ def _cull(arguments: argparse.Namespace) -> int:
             rate=arguments.rate,
         )
     )
-    print(json.dumps(report, indent=2) if arguments.json else present.report_text(report))
+    print(json.dumps(report, indent=2) if arguments.json else cull_words.report_text(report))
     return once.exit_code(report, dry_run=arguments.dry_run)
 
 
-def _explain(arguments: argparse.Namespace) -> int:
-    from hubguard import once
-    from hubguard.web import present
-
-    settings = _settings(arguments)
-    _the_guards_journal(settings)
-    user, server = _user_and_server(arguments.who)
-    told = asyncio.run(once.explain(settings, os.environ, user=user, server=server or ""))
-    print(json.dumps(told, indent=2) if arguments.json else present.server_text(told))
-    return FINE
-
-
-def _drift(arguments: argparse.Namespace) -> int:
-    from hubguard import app, cli_drift
-    from hubguard.running import running_guard
-
-    settings, place = _settings(arguments), app.place_from(os.environ)
-    guard = running_guard(
-        _the_guards_journal(settings), place.token, instead="and it is the guard that looks for drift"
-    )
-    if arguments.repair:
-        if arguments.kind or arguments.look:
-            raise ConfigError(
-                "--repair", "takes kinds and ids itself, and looks before it acts; leave out --kind and --look"
-            )
-        return asyncio.run(
-            cli_drift.repair(
-                guard,
-                print,
-                arguments.repair,
-                count=arguments.count,
-                why=arguments.why,
-                as_json=arguments.json,
-                asks=sys.stdin.isatty(),
-            )
-        )
-    if arguments.count is not None or arguments.why:
-        raise ConfigError("--repair", "is what --count and --why belong to; see `hubguard drift --help`")
-    if arguments.server:
-        user, server = _user_and_server(arguments.server)
-        return asyncio.run(cli_drift.one_server(guard, print, user, server or "", as_json=arguments.json))
-    return asyncio.run(cli_drift.show(guard, print, kinds=arguments.kind, look=arguments.look, as_json=arguments.json))
-
-
 def _prune(arguments: argparse.Namespace) -> int:
-    from hubguard import app, cli_prune
-    from hubguard.running import RunningGuard, running_guard
+    from hubguard.place import place_from
+    from hubguard.prune import cli as prune_cli
+    from hubguard.web.client import RunningGuard, running_guard
 
     configs = [config.read_file(path) for path in _configs(arguments)]
     settings = config.load(*map(config.sections_of, configs))
     if arguments.offline:
-        from hubguard import cli_prune_offline
+        from hubguard.prune.offline import cli as offline_cli
 
-        return cli_prune_offline.run(
+        return offline_cli.run(
             arguments, settings, configs, actor=_actor(), say=print, asks=sys.stdin.isatty(), environ=os.environ
         )
     if wanted := [name for name in ("hub_db", "housekeeping", "undo_folder", "with_tokens") if _given(arguments, name)]:
         raise ConfigError(f"--{wanted[0].replace('_', '-')}", "is for --offline alone. Nothing was done")
-    url, token = _the_guards_journal(settings), app.place_from(os.environ).token
+    url, token = _the_guards_journal(settings), place_from(os.environ).token
     instead = (
         "and it is the guard that removes users. For a hub that isn't running there is --offline (docs/pruning.md)"
     )
@@ -168,13 +138,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     def find() -> RunningGuard:
         return running_guard(url, token, instead=instead)
 
-    return asyncio.run(cli_prune.run(arguments, cli_prune.Asked(find, print, asks=sys.stdin.isatty())))
-
-
-def _given(arguments: argparse.Namespace, name: str) -> bool:
-    """Whether that option was given on the command line, other than by a variable of the environment."""
-    value = getattr(arguments, name, None)
-    return bool(value) and value != os.environ.get("HUBGUARD_HUB_DB_URL")
+    return asyncio.run(prune_cli.run(arguments, prune_cli.Asked(find, print, asks=sys.stdin.isatty())))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -212,63 +176,9 @@ def _armed_words(stance: Stance, by_config: bool | None) -> str:
     return f"{'armed' if stance.armed else 'observing only'}, unless HubGuard.armed is set in the guard's config"
 
 
-def _keep(arguments: argparse.Namespace) -> int:
-    """keep goes straight into the journal, as hold does."""
-    from hubguard.journal.store import open_journal
-    from hubguard.web import present
-
-    settings, now = _settings(arguments), datetime.now(timezone.utc)
-    ending, listing = arguments.end is not None, arguments.list
-    if ending and not arguments.why:
-        arguments.who, arguments.why = "", arguments.who
-    if (arguments.who == "") != (ending or listing) or (listing and arguments.why):
-        needed = "takes no USER" if ending or listing else "needs a USER"
-        raise ConfigError("keep", f"{needed} here; see `hubguard keep --help`")
-    journal = open_journal(_the_guards_journal(settings))
-    try:
-        if listing:
-            told = journal.exemptions(now)
-        elif ending:
-            told = (journal.end_exemption(arguments.end, _actor(), arguments.why, now),)
-        else:
-            user, server = _user_and_server(arguments.who)
-            told = (journal.exempt(user, server, _until(arguments, settings, now), _actor(), arguments.why, now),)
-    finally:
-        journal.close()
-    if arguments.json:
-        print(json.dumps(present.as_json(told if listing else told[0]), indent=2))
-    elif ending:
-        print(f"no longer kept: {present.kept_label(told[0].user, told[0].server)}")
-    else:
-        print("\n".join(map(present.exemption_text, told)) or "nothing is kept")
-    return FINE
-
-
-def _until(arguments: argparse.Namespace, settings: config.Settings, now: datetime) -> datetime:
-    """Until when to keep. Raises ConfigError where that is over, or later than the settings allow."""
-    longest_s = settings.guard.longest_exemption_s
-    option = "--for" if arguments.until is None else "--until"
-    until: datetime = now + timedelta(seconds=arguments.for_s) if arguments.until is None else arguments.until
-    if until <= now:
-        raise ConfigError(option, f"{until:%Y-%m-%d %H:%M} UTC is over already. Nothing was changed")
-    if (until - now).total_seconds() > longest_s:
-        latest = f"{longest_s / 86400:g} days at the longest (HubGuard.longest_exemption_s)"
-        raise ConfigError(option, f"a server is kept for {latest}. Nothing was changed")
-    return until
-
-
-def _user_and_server(who: str) -> tuple[str, str | None]:
-    """The user and the server, None where none is named: ``ada``, ``ada/`` (the default server), ``ada/gpu``."""
-    user, slash, server = who.partition("/")
-    if not user:
-        raise ConfigError("USER", "is missing before the slash")
-    user, server = (name.replace("%2F", "/").replace("%2f", "/") for name in (user, server))
-    return user, server if slash else None
-
-
 def _journal(arguments: argparse.Namespace) -> int:
+    from hubguard.journal import words as journal_words
     from hubguard.journal.store import open_journal
-    from hubguard.web import present
 
     journal = open_journal(_the_guards_journal(_settings(arguments)))
     try:
@@ -276,7 +186,7 @@ def _journal(arguments: argparse.Namespace) -> int:
     finally:
         journal.close()
     for entry in entries:
-        print(json.dumps(present.entry_json(entry)) if arguments.json else present.entry_text(entry))
+        print(json.dumps(journal_words.entry_json(entry)) if arguments.json else journal_words.entry_text(entry))
     return FINE
 
 
@@ -340,7 +250,7 @@ def _db(arguments: argparse.Namespace) -> int:
 
 
 def _seed(arguments: argparse.Namespace) -> int:
-    from hubguard.testbed.seed import seed
+    from hubguard.staging.seed import seed
 
     if not arguments.hub_db_url:
         raise ConfigError(
@@ -359,7 +269,7 @@ def _seed(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     try:
-        from hubguard.testbed.demo import run_demo
+        from hubguard.staging.demo import run_demo
     except ImportError as error:
         raise HubGuardError(f"The demo needs {error.name}: pip install 'hubguard[demo]'") from None
 
@@ -369,50 +279,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 # -- their arguments -----------------------------------------------------------------------------------------------------
 
 
-def _settings(arguments: argparse.Namespace) -> config.Settings:
-    return config.load(*(config.sections_of(config.read_file(path)) for path in _configs(arguments)))
-
-
-def _configs(arguments: argparse.Namespace) -> list[Path]:
-    """The config files that were given, else the one of the environment."""
-    given: Path | list[Path] | str = arguments.config or os.environ.get("HUBGUARD_CONFIG", "")
-    if isinstance(given, list):
-        return given
-    return [Path(given)] if given else []
-
-
-def _the_guards_journal(settings: config.Settings) -> str:
-    """The journal's URL. Raises ConfigError where a new one would begin in whatever folder this is.
-
-    The guard reads its own, so that a hold in the new one would hold nobody, and a cull beside it two would act at once.
-    """
-    from hubguard.journal.database import Database
-
-    database = Database(settings.guard.db_url)
-    if database.missing and database.file is not None and not database.file.is_absolute():
-        text = (
-            f"there is no {database.file} in this folder. Set HUBGUARD_DB_URL to the guard's, or go to the hub's folder"
-        )
-        raise ConfigError("HubGuard.db_url", text)
-    return settings.guard.db_url
-
-
-def _actor() -> str:
-    """Who is named in the journal for what is done by command."""
-    try:
-        return f"{getpass.getuser()} (command)"
-    except (KeyError, OSError):
-        return "somebody (command)"
-
-
-def _setting_and_text(line: str) -> tuple[str, str]:
-    setting, _, text = line.partition(": ")
-    return setting, text
-
-
 def _idle_timeout(text: str) -> float:
     value = float(text)
-    if not 0 < value <= config.YEAR_S:
+    if not 0 < value <= times.YEAR_S:
         raise ValueError(text)
     return value
 
@@ -431,47 +300,10 @@ def _width(text: str) -> int:
     return value
 
 
-def _span(text: str) -> float:
-    value = span_s(text)
-    if not 0 < value <= config.YEAR_S:
-        raise ValueError(text)
-    return value
-
-
-def _moment(text: str) -> datetime:
-    return moment(text)
-
-
-def _exemption_id(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 2**62:
-        raise ValueError(text)
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def _count_or_0(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
 # argparse names a type in its message: "argument --rate: invalid number from 0.1 to 1000 value: '-1'".
 _idle_timeout.__name__ = "number above 0 and up to a year"
 _rate.__name__ = "number from 0.1 to 1000"
 _width.__name__ = "count from 1 to 500"
-_span.__name__ = "span such as 90min, 12h, 7d or 2w, and up to a year"
-_moment.__name__ = "time such as 2026-12-01 or 2026-12-01T18:00"
-_exemption_id.__name__ = "number of an exemption, as --list shows it,"
-_count.__name__ = "count of 1 or more"
-_count_or_0.__name__ = "count of 0 or more"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -565,46 +397,3 @@ def _stance_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         ("resume", "end a hold; what HubGuard itself holds back for is accepted, where a person may accept it"),
     ):
         command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
-
-
-def _drift_arguments(drift: argparse.ArgumentParser) -> None:
-    what = drift.add_mutually_exclusive_group()
-    what.add_argument("--kind", nargs="+", default=[], metavar="KIND", help="only of these kinds, such as server-dead")
-    what.add_argument(
-        "--repair", nargs="+", metavar="KIND|ID", help="show what would be done about these, and do it once confirmed"
-    )
-    what.add_argument(
-        "--server",
-        metavar="USER[/NAME]",
-        help="what each source says of that server, known to the hub or not; a slash in a name is written %%2F",
-    )
-    drift.add_argument("--look", action="store_true", help="look at all sources first")
-    drift.add_argument(
-        "--count", type=_count_or_0, metavar="N", help="how many repairs that is, where nobody can be asked"
-    )
-    drift.add_argument("--why", default="", help="a reason, for the journal")
-    drift.add_argument("--json", action="store_true", help="as the API gives it")
-
-
-def _keep_arguments(keep: argparse.ArgumentParser) -> None:
-    keep.add_argument(
-        "who",
-        nargs="?",
-        default="",
-        metavar="USER[/SERVER]",
-        help="ada: all of her servers; ada/: her default server; ada/gpu: that one. A slash in a name is written %%2F",
-    )
-    keep.add_argument("why", nargs="?", default="", metavar="WHY", help="a reason, for the journal")
-    what = keep.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--for", type=_span, dest="for_s", metavar="SPAN", help="for so long from now: 90min, 12h, 7d, 2w"
-    )
-    what.add_argument(
-        "--until",
-        type=_moment,
-        metavar="TIME",
-        help="until then, in UTC: 2026-12-01T18:00, or 2026-12-01 with all of it",
-    )
-    what.add_argument("--list", action="store_true", help="show what is kept")
-    what.add_argument("--end", type=_exemption_id, metavar="ID", help="end that exemption")
-    keep.add_argument("--json", action="store_true")

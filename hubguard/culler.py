@@ -25,22 +25,15 @@ from traitlets.config import Config
 from traitlets.config.loader import DeferredConfig, JSONFileConfigLoader, LazyConfigValue
 
 from hubguard import __version__, config
-from hubguard.app import make_budget, make_guard, place_from
-from hubguard.clients.hub_api import HTTPHubAPI, internal_ssl_context
+from hubguard.app import make_budget, make_guard
 from hubguard.config import Settings
+from hubguard.cull.model import CycleReport
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.idle_culler import (
-    ASKING,
-    DEFAULTS,
-    LOGGING,
-    OPTIONS,
-    Option,
-    read_line,
-    read_trait,
-    settings_for,
-)
-from hubguard.loop import Guard
-from hubguard.model import CycleReport, FindingKind, Server
+from hubguard.guard import Guard
+from hubguard.hub.client import HTTPHubAPI, internal_ssl_context
+from hubguard.inhub.idle_culler import ASKING, DEFAULTS, LOGGING, OPTIONS, Option, read_line, read_trait, settings_for
+from hubguard.model import FindingKind, Server
+from hubguard.place import place_from
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +305,7 @@ class _Told:
                 "%s %s (%s): %s, %s",
                 action.kind.value,
                 action.label,
-                action.reason.value,
+                action.reason,
                 outcome.kind.value,
                 outcome.detail,
             )

@@ -12,15 +12,19 @@ from pathlib import Path
 import aiohttp
 from traitlets.config.loader import LazyConfigValue
 
-from hubguard.app import make_budget, place_from
-from hubguard.clients.hub_api import HTTPHubAPI, HubAPI
-from hubguard.config import HubGuardCull, HubGuardPrune, Settings, load, read_file, sections_of
-from hubguard.decide import rules
+from hubguard import words
+from hubguard.app import make_budget
+from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.cull.decide import rules
+from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
+from hubguard.hub.api import HubAPI
+from hubguard.hub.client import HTTPHubAPI
 from hubguard.inhub import SCOPES, runs_a_culler
 from hubguard.inhub.scopes import DELETE_USERS, Need
 from hubguard.journal.migrate import revisions
-from hubguard.web import present
+from hubguard.place import place_from
+from hubguard.prune.settings import HubGuardPrune
 
 OLDEST_HUB = (5, 2)
 
@@ -127,7 +131,7 @@ def _deleting_users(cull: HubGuardCull) -> list[Check]:
     if not cull.users:
         return []
     who = "users, admins too," if cull.admin_users else "users who aren't admins"
-    idle, old = present.limit(cull.user_idle_timeout_s), present.limit(cull.user_max_age_s)
+    idle, old = words.limit(cull.user_idle_timeout_s), words.limit(cull.user_max_age_s)
     when = [f"haven't been active for {idle}"] if cull.user_idle_timeout_s > 0 else []
     when += [f"were created {old} ago, active or not"] if cull.user_max_age_s > 0 else []
     if not when:
@@ -151,10 +155,10 @@ def _pruning(prune: HubGuardPrune) -> list[Check]:
             "users may be deleted from the hub (HubGuardPrune.delete_users), each time by a plan that a person applies"
         )
         return [Check("users", Finding.FINE, what)]
-    when = [f"inactive for {present.limit(prune.inactive_for_s)}"] if prune.inactive_for_s > 0 else []
+    when = [f"inactive for {words.limit(prune.inactive_for_s)}"] if prune.inactive_for_s > 0 else []
     if prune.never_active_for_s > 0:
-        when.append(f"never active and made {present.limit(prune.never_active_for_s)} ago")
-    every = present.limit(prune.every_s)
+        when.append(f"never active and made {words.limit(prune.never_active_for_s)} ago")
+    every = words.limit(prune.every_s)
     if not when:
         what = f"users would be deleted every {every} (HubGuardPrune.every_s), but with both limits at 0 nobody ever is"
         do = "Set HubGuardPrune.inactive_for_s or never_active_for_s, or every_s to 0."

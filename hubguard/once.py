@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
-from hubguard.app import make_budget, make_guard, place_from, sources
-from hubguard.clients.hub_api import HTTPHubAPI
+from hubguard import words
+from hubguard.app import make_budget, make_guard, sources
 from hubguard.config import Settings
+from hubguard.cull import shapes as cull_shapes
 from hubguard.errors import ConfigError
+from hubguard.hub.client import HTTPHubAPI
 from hubguard.model import NOT_TRIED
-from hubguard.running import RunningGuard, running_guard, running_lease
-from hubguard.web import present, shapes
+from hubguard.place import place_from
+from hubguard.web.client import RunningGuard, running_lease
 
 CYCLE_S = 3600.0
 """A cycle with a thousand slow stops takes long; after an hour without an answer something else is wrong."""
@@ -48,20 +49,7 @@ async def cull(
     ):
         guard = make_guard(settings, place, hub, budget, database=others.database, proxy=others.proxy)
         report = await guard.once(actor, **wish)
-    told: dict[str, Any] = present.as_json(shapes.cycle(report))
-    return told
-
-
-async def explain(settings: Settings, environ: Mapping[str, str], *, user: str, server: str) -> dict[str, Any]:
-    """Why that server is stopped or not, by the guard that runs, as its API tells it; ``server`` "" is the default one.
-
-    Raises HubGuardError where no guard runs, or the server doesn't as of its last look.
-    """
-    instead = "and it is the guard that knows. `hubguard cull --once --dry-run` says what would be stopped"
-    token = place_from(environ).token
-    guard = await asyncio.to_thread(running_guard, settings.guard.db_url, token, instead=instead)
-    path = f"api/v1/servers/{quote(user, safe='')}/{quote(server, safe='')}"
-    told: dict[str, Any] = await guard.ask("GET", path)
+    told: dict[str, Any] = words.as_json(cull_shapes.cycle(report))
     return told
 
 

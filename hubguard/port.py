@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from hubguard.drift import DriftReport, RepairPlan
-from hubguard.model import CycleReport, DriftKind, Entry, Exemption, Status
-from hubguard.prune import PruneItem, PrunePlan, PruneRun, PruneVerdict, StaleCriteria, UsersReport
+from hubguard.cull.model import CycleReport
+from hubguard.drift.model import DriftKind, DriftReport, RepairPlan
+from hubguard.journal.model import Entry, Exemption
+from hubguard.prune.model import PruneItem, PrunePlan, PruneRun, PruneVerdict, StaleCriteria, UsersReport
+from hubguard.status import Status
 
 
 class PrunePort(Protocol):

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from fake_guard import POLICY, FakeAuth, FakeGuard
+from doubles.guard import POLICY, FakeAuth, FakeGuard
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard.decide.cull import CullPolicy
-from hubguard.web.routes import make_application
+from hubguard.cull.decide.judge import CullPolicy
+from hubguard.dashboard.routes import make_application
 
 PREFIX = "/services/hubguard/"
 

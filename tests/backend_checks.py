@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from hubguard.clients.backends.port import Backends, Expected
-from hubguard.drift import Backend
+from hubguard.backends.model import Backend
+from hubguard.backends.port import Backends, Expected
 from hubguard.errors import BackendError
 
 PATIENCE_S = 20.0

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import pytest
 from asked_site import PREFIX
-from fake_guard import POLICY, FakeAuth, FakeGuard
+from doubles.guard import POLICY, FakeAuth, FakeGuard
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard.web.routes import make_application
+from hubguard.dashboard.routes import make_application
 
 CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hubguard.testbed.hub import TestbedHub
+from hubguard.staging.hub import TestbedHub
 
 pytest_plugins = ["databases"] if importlib.util.find_spec("databases") else []
 

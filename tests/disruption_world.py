@@ -6,9 +6,10 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from hubguard.decide.disruption import Caution, Judgement, Look, look
-from hubguard.decide.watch import Watch
-from hubguard.model import BrakeReason, FindingKind, Reading, Route, Server, Snapshot, Source
+from hubguard.model import FindingKind, Reading, Route, Server, Source
+from hubguard.snapshot.decide.brake import Caution, Judgement, Look, look
+from hubguard.snapshot.decide.memory import Watch
+from hubguard.snapshot.model import BrakeReason, Snapshot
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 

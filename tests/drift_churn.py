@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 
-from hubguard.decide.drift import DriftPolicy, follow, shown, suspects
-from hubguard.drift import Backend, Drift, Key, ORMCounts, World
-from hubguard.model import Reading, Route, Server, Source
+from hubguard.backends.model import Backend
+from hubguard.drift.decide.follow import DriftPolicy, follow, shown, suspects
+from hubguard.drift.model import Drift, World
+from hubguard.hub.nouns import ORMCounts
+from hubguard.model import Key, Reading, Route, Server, Source
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 

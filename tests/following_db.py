@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hubguard.clients.memory_hub import MemoryHub
-from hubguard.clients.memory_hub_db import MemoryHubDB
+from doubles.hub import MemoryHub
+from doubles.hub_db import MemoryHubDB
 
 
 class FollowingDB(MemoryHubDB):

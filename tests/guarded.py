@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer
 
 SNIPPET = Path(__file__).parents[1] / "jupyterhub_config.d" / "hubguard.py"
 INCLUDE = f"load_subconfig({str(SNIPPET)!r})\n"

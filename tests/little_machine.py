@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from hubguard.clients.backends.port import Expected
-from hubguard.testbed.spawner import Little, launch
+from hubguard.backends.port import Expected
+from hubguard.staging.spawner import Little, launch
 
 # Of this run of the tests alone: another's, beside it on this machine, are another hub's.
 API = f"http://127.0.0.1:18081/{secrets.token_hex(8)}/hub/api"

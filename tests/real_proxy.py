@@ -13,7 +13,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
-from hubguard.testbed.processes import end, find_proxy_command, free_ports, listens
+from hubguard.staging.processes import end, find_proxy_command, free_ports, listens
 
 TOKEN = "5f0e3c9ab7d24611-never-to-be-seen"
 

@@ -1,1 +1,1 @@
-"""Changes the world: the executor, and the lease that allows it to. Never observes by itself beyond its second look."""
+"""Lease, attempt and verification: nothing outside is changed except through here. It knows no feature."""

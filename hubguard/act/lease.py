@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeVar
 
-from hubguard.clients.clock import Clock
 from hubguard.errors import JournalError, LeaseLost
+from hubguard.journal.model import Lease
 from hubguard.journal.store import Journal, open_journal
-from hubguard.model import Action, Lease, Outcome
+from hubguard.model import Action, Outcome
+from hubguard.pacing.clock import Clock
 
 HUB = "hub"
 """The lease's name. One journal database serves one hub, since a hub has no identity that two guards would agree on."""
@@ -61,7 +62,7 @@ def about(action: Action) -> dict[str, Any]:
         "server": action.name,
         "started": action.started,
         "action": action.kind.value,
-        "reason": action.reason.value,
+        "reason": action.reason,
     }
 
 

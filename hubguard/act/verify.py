@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hubguard.clients.clock import Clock
-from hubguard.clients.hub_api import HubAPI
 from hubguard.errors import BudgetExhausted, HubError
+from hubguard.hub.api import HubAPI
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Server, same_run
+from hubguard.pacing.clock import Clock
 
 FIRST_REREAD_S = 0.5
 LONGEST_REREAD_S = 8.0

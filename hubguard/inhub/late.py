@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
-from hubguard.idle_culler import DEFAULT_CONFIG_FILE, settings_from
+from hubguard.inhub.idle_culler import DEFAULT_CONFIG_FILE, settings_from
 from hubguard.inhub.named_users import named_users, packed
 from hubguard.inhub.scopes import SERVICE
 from hubguard.inhub.spawner_settings import STORING, classes_of, deletes_forever, setting, settings_of

@@ -19,7 +19,7 @@ from jupyterhub import version_info
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.idle_culler import settings_from
+from hubguard.inhub.idle_culler import settings_from
 from hubguard.inhub.late import LateRegistration, Members, runs_a_culler
 from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, LOGIN_SCOPES, SCOPES, SERVICE
 

@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.model import Action, Entry, Outcome, OutcomeKind, Tally
+from hubguard.journal.model import Entry
+from hubguard.model import Action, Outcome, OutcomeKind, Tally
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
@@ -83,7 +84,7 @@ class Entries:
                     server_name=action.name,
                     started=action.started,
                     action=action.kind.value,
-                    reason=action.reason.value,
+                    reason=action.reason,
                     detail=detail,
                 )
 

@@ -11,7 +11,7 @@ from hubguard.errors import HubGuardError
 from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.entries import add_entry, one_text
-from hubguard.model import Exemption
+from hubguard.journal.model import Exemption
 
 _exemption = tables.exemption
 

@@ -16,10 +16,11 @@ from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.entries import Entries, add_entry, add_outcome, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
-from hubguard.journal.memory import Memory
 from hubguard.journal.migrate import upgrade
-from hubguard.journal.prunes import Prunes
-from hubguard.model import Action, Entry, Failures, Lease, Outcome, OutcomeKind, Stance
+from hubguard.journal.model import Entry, Failures, Lease, Stance
+from hubguard.model import Action, Outcome, OutcomeKind
+from hubguard.prune.store import Prunes
+from hubguard.snapshot.store import Memory
 
 _FORGET_AT_ONCE = 500
 _FORGET_AT_MOST = 5000
@@ -183,7 +184,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
                 server_name=action.name,
                 started=action.started,
                 action=action.kind.value,
-                reason=action.reason.value,
+                reason=action.reason,
                 detail=detail or ("and remove it from the hub" if action.remove else ""),
             )
 

@@ -1,4 +1,1 @@
-"""Pages, REST API and metrics over one guard. Words that people read are in present.
-
-Nothing here decides, or talks to the hub about servers: it asks the guard, and tells what it says.
-"""
+"""The page and API kit: pages, endpoints, login, OpenAPI, htmx, and the client of a running guard. It knows no feature."""

@@ -15,8 +15,8 @@ from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler
 from tornado.httputil import url_concat
 from tornado.web import HTTPError, RequestHandler
 
-from hubguard.clients.budget import Slot
 from hubguard.errors import BudgetExhausted, HubUnreachable
+from hubguard.pacing.budget import Slot
 from hubguard.web.harden import harden
 
 log = logging.getLogger("hubguard.web")

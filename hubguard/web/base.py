@@ -15,11 +15,13 @@ from jinja2 import Environment
 from prometheus_client import CollectorRegistry
 from tornado.web import HTTPError, RequestHandler
 
-from hubguard.decide.cull import CullPolicy
+from hubguard import words
+from hubguard.cull.decide.judge import CullPolicy
 from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.port import GuardPort
-from hubguard.web import auth, htmx, present
+from hubguard.web import auth as web_auth
+from hubguard.web import htmx
 from hubguard.web.auth import AuthPort, Caller, Rights
 from hubguard.web.harden import harden
 from hubguard.web.openapi import Operation, Refused
@@ -95,7 +97,7 @@ class Base(RequestHandler):
         if self.who is None:
             self._unknown_caller()
             return
-        self.may = auth.rights(self.who.scopes)
+        self.may = web_auth.rights(self.who.scopes)
         lacking = [right for right in self.needs if not getattr(self.may, right)]
         if lacking:
             raise Refused(403, _lacks(self.who, lacking))
@@ -134,7 +136,7 @@ class Base(RequestHandler):
     def write_json(self, value: Any) -> None:
         """Answer with ``value`` as JSON."""
         self.set_header("Content-Type", "application/json")
-        self.finish(present.json_text(value))
+        self.finish(words.json_text(value))
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer with an error; HubGuard's own ones have their status and their line."""
@@ -212,9 +214,9 @@ def _message(status: int, error: BaseException | None) -> str:
 
 def _lacks(who: Caller, lacking: list[str]) -> str:
     ways = {
-        "read": f"{auth.READ_SCOPE}, or {' and '.join(sorted(auth.HUB_READ_SCOPES))}",
-        "act": f"{auth.ACT_SCOPE}, or {' or '.join(sorted(auth.HUB_ACT_SCOPES))}",
-        "prune": f"{auth.PRUNE_SCOPE}, or {' or '.join(sorted(auth.HUB_PRUNE_SCOPES))}",
+        "read": f"{web_auth.READ_SCOPE}, or {' and '.join(sorted(web_auth.HUB_READ_SCOPES))}",
+        "act": f"{web_auth.ACT_SCOPE}, or {' or '.join(sorted(web_auth.HUB_ACT_SCOPES))}",
+        "prune": f"{web_auth.PRUNE_SCOPE}, or {' or '.join(sorted(web_auth.HUB_PRUNE_SCOPES))}",
     }
     needed = "; and ".join(ways[right] for right in lacking)
     return f"{who.actor} may not do this. It takes the hub's scope {needed}: for all users, and with access to this service."

@@ -18,7 +18,7 @@ from typing import Any
 from tornado.web import HTTPError
 
 import hubguard
-from hubguard.web.times import moment
+from hubguard.times import moment
 
 # Not what str.isprintable() refuses: that would be the full-width space and what joins letters and emoji, too.
 _BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}

@@ -11,12 +11,12 @@ from datetime import datetime
 import aiohttp
 import pytest
 
-from hubguard.clients.budget import Budget
-from hubguard.clients.hub_models import read_time
-from hubguard.clients.proxy_api import HTTPProxyAPI
-from hubguard.clients.proxy_models import read_hub_routes, route_path
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer
+from hubguard.hub.models import read_time
+from hubguard.hub.routes import read_hub_routes, route_path
+from hubguard.pacing.budget import Budget
+from hubguard.proxy.client import HTTPProxyAPI
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer
 
 # What the brake rests on; it changes with the hub's versions, and not with HubGuard.
 pytestmark = pytest.mark.long

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers
 
-from hubguard.testbed.hub import TestbedHub
+from hubguard.staging.hub import TestbedHub
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 

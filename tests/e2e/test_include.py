@@ -22,7 +22,7 @@ from stand_ins import stand_in
 from yarl import URL
 
 from hubguard.inhub import SCOPES
-from hubguard.testbed.hub import TestbedHub
+from hubguard.staging.hub import TestbedHub
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
@@ -99,7 +99,7 @@ async def test_however_it_is_included_the_process_is_started_and_knows_what_was_
     assert (found["hub"]["api_url"], found["hub"]["base_url"], found["hub"]["subdomain_host"]) == (hub.api_url, "/", "")
     assert found["proxy"]["public_url"] == hub.url.rstrip("/").replace("localhost", "127.0.0.1")
     assert found["spawner"] == {
-        "classes": ["hubguard.testbed.spawner.LittleSpawner", "jupyterhub.spawner.Spawner"],
+        "classes": ["hubguard.staging.spawner.LittleSpawner", "jupyterhub.spawner.Spawner"],
         "settings": {},
     }
     # The role is one that this hub knows all of, and holds it all.

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from scripted_hub import TOKEN, Person, ScriptedHub, Srv
+from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
 
-from hubguard.testbed.hub import free_ports
+from hubguard.staging.hub import free_ports
 
 SETTINGS = """
 c = get_config()

@@ -13,16 +13,20 @@ from pathlib import Path
 import aiohttp
 import pytest
 from browsing import MODES
-from fake_guard import NOW, POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
+from doubles.guard import NOW, POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
 from guarded import OBSERVING, mode, servers
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard.decide.cull import judge
-from hubguard.model import Brake, BrakeReason, Finding, FindingKind, Known, Mode, Server, Stance, Tally
-from hubguard.testbed.hub import TestbedHub
-from hubguard.web.routes import make_application
+from hubguard.cull.decide.judge import judge
+from hubguard.cull.model import Known
+from hubguard.dashboard.routes import make_application
+from hubguard.journal.model import Stance
+from hubguard.model import Finding, FindingKind, Server, Tally
+from hubguard.snapshot.model import Brake, BrakeReason
+from hubguard.staging.hub import TestbedHub
+from hubguard.status import Mode
 
 CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 ARGS = [

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 
 import pytest
-from fake_guard import NOW, POLICY, WHY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
+from doubles.guard import NOW, POLICY, WHY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
 from playwright.async_api import Browser, Page, async_playwright, expect
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard.model import Mode, Server
-from hubguard.web.routes import make_application
+from hubguard.dashboard.routes import make_application
+from hubguard.model import Server
+from hubguard.status import Mode
 
 CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; Debian's package `chromium` will do")

@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 from guarded import ARMED, INCLUDE, OBSERVING, QUICK, ask, external, gone, guards, mode, servers, status
 
-from hubguard.testbed.hub import TestbedHub
-from hubguard.testbed.population import Population, SeededServer
-from hubguard.testbed.processes import free_ports
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer
+from hubguard.staging.processes import free_ports
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 

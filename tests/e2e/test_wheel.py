@@ -46,7 +46,8 @@ def test_the_wheel_carries_migrations_templates_static_files_and_the_snippet(whe
     expected = {
         f"hubguard/{path.relative_to(ROOT / 'hubguard')}"
         for folder in ("templates", "static")
-        for path in (ROOT / "hubguard" / folder).iterdir()
+        for path in (ROOT / "hubguard" / folder).rglob("*")
+        if path.is_file()
     }
     expected |= {
         f"hubguard/migrations/{path.relative_to(ROOT / 'migrations')}" for path in (ROOT / "migrations").rglob("*.py")

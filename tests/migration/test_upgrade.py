@@ -20,8 +20,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from hubguard.errors import JournalError
-from hubguard.journal import migrate, open_journal, tables
+from hubguard.journal import migrate, tables
 from hubguard.journal.database import Database
+from hubguard.journal.store import open_journal
 
 pytest_plugins = ["databases"]
 
@@ -123,7 +124,7 @@ def test_eight_threads_that_open_journals_of_their_own_at_once_do_not_mix_them_u
 
 OPEN = """
 import sys
-from hubguard.journal import open_journal
+from hubguard.journal.store import open_journal
 print("ready", flush=True)
 sys.stdin.readline()
 journal = open_journal(sys.argv[1])

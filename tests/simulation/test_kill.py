@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from doubles.hub import Stops
 from simulation.world import EVERY_S, LIMIT_S, RETRY_MAX_S, World
-
-from hubguard.clients.memory_hub import Stops
 
 SITUATION = {
     ("ada", ""): (Stops.WORKS, 0.0),

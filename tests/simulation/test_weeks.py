@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from doubles.hub import Stops
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from simulation.world import EVERY_S, LIMIT_S, RETRY_MAX_S, SETTINGS, UPDATE_S, Key, World
 
-from hubguard.clients.memory_hub import Stops
 from hubguard.errors import HubGuardError
 from hubguard.model import User
 

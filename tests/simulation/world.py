@@ -16,21 +16,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from doubles.hub import MemoryHub, Request, Stops
+from doubles.hub_db import MemoryHubDB
+from doubles.proxy import MemoryProxy, ProxyRequest
 from inline_books import InlineBooks
 from virtual_time import VirtualClock
 
 from hubguard import config
-from hubguard.act.executor import COMMIT_LASTS_S, LOOK_LASTS_S
-from hubguard.clients.budget import Budget
-from hubguard.clients.memory_hub import MemoryHub, Request, Stops
-from hubguard.clients.memory_hub_db import MemoryHubDB
-from hubguard.clients.memory_proxy import MemoryProxy, ProxyRequest
-from hubguard.clients.proxy_models import route_path
+from hubguard.act.attempt import COMMIT_LASTS_S, LOOK_LASTS_S
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
+from hubguard.guard import Guard
+from hubguard.hub.routes import route_path
+from hubguard.journal.model import Entry
 from hubguard.journal.store import Journal, open_journal
-from hubguard.loop import Guard
-from hubguard.model import Entry, Evidence, Route, Server, User
-from hubguard.observe.snapshot import ROUTES_LAST_S
+from hubguard.model import Route, Server, User
+from hubguard.pacing.budget import Budget
+from hubguard.snapshot.model import Evidence
+from hubguard.snapshot.observe import ROUTES_LAST_S
 
 T = TypeVar("T")
 Key = tuple[str, str]

@@ -1,0 +1,143 @@
+"""The only code that changes the world outside: second look, intent, request, verification, outcome, for each action."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hubguard.act.lease import LeaseKeeper
+from hubguard.errors import (
+    BackendError,
+    BudgetExhausted,
+    HubError,
+    HubGuardError,
+    HubRefused,
+    HubUnreachable,
+    JournalError,
+    LeaseLost,
+    ProxyError,
+    Unrecordable,
+)
+from hubguard.model import NOT_TRIED, Action, Outcome, OutcomeKind
+from hubguard.pacing.clock import Clock
+
+log = logging.getLogger(__name__)
+
+LOOK_LASTS_S = 15.0
+"""A second look counts for so long: a request that waits longer for its turn looks again."""
+
+COMMIT_LASTS_S = 2.0
+"""A request whose intent took longer to write down gives its turn back."""
+
+LOOKS = 5
+"""So many second looks at one server in one cycle, before it is left to the next."""
+
+UNVERIFIED_A_PLACE = 5
+"""How many stops may be under way, not yet verified, for each one that may be sent at once. Most are verified within a
+second; where none can be, those behind them needn't wait for each of them, and the hub isn't given all of them at once."""
+
+STOPS_SLOWLY = "it stops slowly"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request went out, or may have. ``failed``: it was answered no. ``refused``: the hub doesn't take our token."""
+
+    remark: str
+    failed: bool
+    refused: bool = False
+
+
+class _LookAgain(Exception):
+    """The second look has grown old while the request waited for its turn."""
+
+
+class Attempt:
+    """One try at an action. It makes sure that its request rests on a fresh look and is written down before it goes out.
+
+    ``intent`` is the id of what was written down, None before. ``detail`` goes into the journal with it.
+    """
+
+    def __init__(
+        self,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        action: Action,
+        actor: str,
+        *,
+        asked: bool,
+        armed: bool | None,
+        detail: str = "",
+    ) -> None:
+        self._keeper = keeper
+        self._clock = clock
+        self._action = action
+        self._actor = actor
+        self._asked = asked
+        self._armed = armed
+        self._detail = detail
+        self._looked_at_s = float("-inf")
+        self.intent: int | None = None
+
+    async def make(
+        self, second_look: Callable[[], Awaitable[str | None]], send: Callable[[], Awaitable[str]]
+    ) -> Sent | tuple[Outcome, str]:
+        """What was sent, or the outcome of what wasn't with what ends the whole plan, or "". Never raises Exceptions.
+
+        ``second_look`` says why it isn't to be done after all, or None. ``send`` awaits :meth:`confirm` when its request is
+        about to go out, sends it once, and returns what is worth telling of the answer, or "".
+        """
+        try:
+            for _ in range(LOOKS):
+                self._looked_at_s = self._clock.monotonic_s()
+                stands_in_the_way = await second_look()
+                if stands_in_the_way is not None:
+                    await self._keeper.skip(self._action, self._actor, stands_in_the_way)
+                    return Outcome(OutcomeKind.SKIPPED, stands_in_the_way), ""
+                try:
+                    return Sent(await send(), failed=False)
+                except _LookAgain:
+                    continue
+            return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
+        except Exception as error:
+            if self.intent is None:
+                return _nothing_sent(self._action, error)
+            if isinstance(error, (HubError, BackendError)):
+                # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
+                failed = not isinstance(error, HubUnreachable)
+                return Sent(str(error), failed=failed, refused=isinstance(error, HubRefused))
+            log.exception("What came of acting on %s is unknown", self._action.label)
+            return Sent(f"a defect in HubGuard: {named(error)}", failed=False)
+
+    async def confirm(self) -> None:
+        """The intent is committed under our lease. What it raises keeps the request from going out, and is for make."""
+        began_s = self._clock.monotonic_s()
+        if began_s - self._looked_at_s > LOOK_LASTS_S:
+            raise _LookAgain
+        intent = await self._keeper.intend(
+            self._action, self._actor, asked=self._asked, armed=self._armed, detail=self._detail
+        )
+        if self._clock.monotonic_s() - began_s > COMMIT_LASTS_S:
+            # The budget has let this request go a while ago. Those that a slow journal held up would go out all at once.
+            await self._keeper.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))
+            raise _LookAgain
+        self.intent = intent
+
+
+def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
+    if isinstance(error, LeaseLost):
+        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), "another guard holds the lease"
+    if isinstance(error, Unrecordable):
+        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), ""
+    if isinstance(error, (JournalError, HubRefused, BudgetExhausted, ProxyError)):
+        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), str(error)
+    if isinstance(error, HubGuardError):
+        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, since it couldn't be read again: {error}"), ""
+    log.error("Nothing was sent for %s", action.label, exc_info=error)
+    return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, a defect in HubGuard: {named(error)}"), ""
+
+
+def named(error: Exception) -> str:
+    """The error with its class, for what nobody expects."""
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,4 @@
+"""What really runs the servers: processes, units, containers, pods; or whether they answer. It decides nothing.
+
+Each kind is a module of this package and implements Backends. ``choose`` picks one.
+"""

@@ -1,0 +1,462 @@
+"""Backends that are containers of a Docker engine, as DockerSpawner makes them; over the engine's own API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from hubguard.backends.model import Backend
+from hubguard.backends.port import Backends, Expected, Place
+from hubguard.errors import BackendError
+from hubguard.hub.http import LONGEST_QUOTE, in_words, printable
+from hubguard.model import Key
+
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes. One container takes about 2 KB of a list, so that 5,000 take 10 of these 64 MiB."""
+
+AT_ONCE = 8
+"""Containers whose details are read at the same time: the engine answers each in about a millisecond."""
+
+GRACE_S = 10
+"""Seconds from SIGTERM to SIGKILL; the engine's own default, which DockerSpawner takes, too."""
+
+_SWARM = "dockerspawner.swarmspawner.SwarmSpawner"
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_CONTAINER_ID = re.compile(r"[0-9a-f]{12,128}")
+
+# By the engine's word for a container's state. DockerSpawner's own poll takes restarting and paused ones for running.
+_ALIVE: Mapping[str, bool | None] = {
+    "running": True,
+    "created": False,
+    "exited": False,
+    "dead": False,
+    "removing": False,
+    "stopping": None,
+    "paused": None,
+    "restarting": None,
+}
+
+
+def open_backends(place: Place) -> Backends:
+    """The containers of the engine that DOCKER_HOST names, by default the one at unix:///var/run/docker.sock.
+
+    With DOCKER_TLS_VERIFY or DOCKER_CERT_PATH it is spoken to by TLS. Never raises: what is wrong is told by ``look``.
+    """
+    return DockerBackends(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A container in the engine's list."""
+
+    id: str
+    name: str
+    state: str
+    status: str
+    networks: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What only a container's own page tells. ``key`` None: it isn't a server's; ``run`` is when it started, as told."""
+
+    key: Key | None
+    api_url: str
+    state: str
+    run: str
+    networks: frozenset[str]
+
+
+class DockerBackends:
+    """Implements Backends.
+
+    A look is one list of all containers; details are read of those that are new, or have started, stopped or grown older by
+    as much as the list tells. A backend's id has the container's and the time of its start: DockerSpawner starts a stopped
+    container again, and that is another run. A container is proved by the API URL in its environment; and where that URL
+    could be another hub's, too (http://hub:8081), by its network.
+    """
+
+    kind = "docker"
+    whole = True
+
+    def __init__(self, place: Place, *, request_timeout_s: float = 10.0) -> None:
+        """``request_timeout_s`` is for one request and its whole answer; a stop gets its grace on top."""
+        self._place = place
+        self._timeout_s = request_timeout_s
+        self._api_url = place.api_url.rstrip("/")
+        network = place.settings.get("network_name")
+        self._network = network if isinstance(network, str) and network else None
+        self._shared_url = not _is_unique(self._api_url)
+        self._seen: dict[str, tuple[str, _Details]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._where = place.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+    def __repr__(self) -> str:
+        return f"<DockerBackends {self._where}>"
+
+    async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
+        """See Backends. Containers that have stopped are told of, too: DockerSpawner keeps them by default.
+
+        Where a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before
+        this hub's URL or network changed: then it can't be told.
+        """
+        if _SWARM in self._place.spawner:
+            raise BackendError(
+                "The hub's SwarmSpawner has its servers on all nodes of a swarm, of which this engine is one, so containers"
+                ' tell nothing here. Set HubGuardDrift.backend to "http".'
+            )
+        rows = _rows(await self._read("/containers/json?all=1", "list its containers"))
+        self._seen = {row.id: self._seen[row.id] for row in rows if row.id in self._seen}
+        by_id, by_name = _named(expected)
+        keys = {(one.user, one.server) for one in expected}
+        found: list[Backend] = []
+        strangers: list[Backend] = []
+        unnamed = keys - {*by_id.values(), *by_name.values()}
+        for row, details in zip(rows, await self._details_of(rows), strict=True):
+            if details is None or details.key is None:
+                continue
+            named = by_id.get(row.id) or by_name.get(row.name)
+            proof = self._proof(details.api_url, row.networks)
+            if proof is None and named is None:
+                if details.key in unnamed and _ALIVE.get(row.state) is not False:
+                    strangers.append(self._stranger(row, details, details.key))
+                continue
+            # A renamed user's container keeps the old name in its environment.
+            user, server = details.key if named is None or details.key in keys else named
+            found.append(
+                Backend(
+                    kind=self.kind,
+                    id=f"{row.id}@{details.run}",
+                    user=user,
+                    server=server,
+                    alive=_ALIVE.get(row.state),
+                    name=f"container {row.name}",
+                    started=_time(details.run),
+                    proof=proof or "",
+                    detail=row.status or row.state,
+                )
+            )
+        running = {backend.key for backend in found if backend.alive}
+        found += [backend for backend in strangers if backend.key not in running]
+        return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+
+    async def end(self, backend: Backend) -> None:
+        """See Backends. It is stopped, and removed only where DockerSpawner itself would do so (``remove``)."""
+        container, _, run = backend.id.partition("@")
+        if not _CONTAINER_ID.fullmatch(container):
+            raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")
+        self._seen.pop(container, None)
+        answer = await self._read(f"/containers/{container}/json", f"tell of {backend.name}", missing_is_fine=True)
+        if answer is None:
+            return
+        details = _details(answer)
+        alive = _ALIVE.get(details.state)
+        if alive is False:
+            return
+        if details.run != run:
+            raise BackendError(
+                f"{backend.name} was started again since it was looked at, so it wasn't ended. Look again."
+            )
+        if details.key is None or not self._proof(details.api_url, details.networks):
+            raise BackendError(
+                f"{backend.name} isn't proved to be this hub's ({self._api_url}), so it wasn't ended. If it is to go,"
+                f" do it by hand: docker stop {container[:12]}"
+            )
+        if alive is None:
+            raise BackendError(
+                f"{backend.name} is {printable(details.state)[:40]!r}, so it wasn't ended. Let it run first, or end it by"
+                f" hand: docker rm -f {container[:12]}"
+            )
+        status, body = await self._ask(
+            "POST", f"/containers/{container}/stop?t={GRACE_S}", timeout_s=self._timeout_s + GRACE_S
+        )
+        if status not in (204, 304, 404):  # 304: it has stopped already; 404: it is gone
+            raise self._failed(f"stop {backend.name}", status, body)
+        if self._place.settings.get("remove") is True:
+            await self._remove(container)
+
+    async def close(self) -> None:
+        """See Backends. It may be used again afterwards, and opens new connections then."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _remove(self, container: str) -> None:
+        # It has ended, as was asked. One that can't be removed stays listed, and DockerSpawner removes it when it starts
+        # the server again.
+        with contextlib.suppress(BackendError):
+            await self._ask("DELETE", f"/containers/{container}?v=1")
+
+    async def _details_of(self, rows: Sequence[_Row]) -> list[_Details | None]:
+        """In the order of ``rows``; None: it is gone meanwhile, or has stopped and can't be read."""
+        turns = asyncio.Semaphore(AT_ONCE)
+
+        async def read(row: _Row) -> _Details | None:
+            seen = self._seen.get(row.id)
+            # The status of a running one ("Up 5 minutes") grows coarser with age; a start in between shows in it.
+            mark = row.status if _ALIVE.get(row.state) is not False else row.state
+            if seen is not None and (not self._looks_ours(seen[1]) or (seen[0] == mark and "second" not in mark)):
+                return seen[1]
+            async with turns:
+                try:
+                    answer = await self._read(f"/containers/{row.id}/json", f"tell of {row.name}", missing_is_fine=True)
+                    details = None if answer is None else _details(answer)
+                except _Refused:
+                    # The engine can't tell of some broken containers for ever; those that don't run are nobody's loss.
+                    if _ALIVE.get(row.state) is not False:
+                        raise
+                    return None
+            if details is not None:
+                self._seen[row.id] = (mark, details)
+            return details
+
+        reading = [asyncio.ensure_future(read(row)) for row in rows]
+        try:
+            return list(await asyncio.gather(*reading))
+        finally:
+            for one in reading:
+                one.cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+
+    def _looks_ours(self, details: _Details) -> bool:
+        return details.key is not None and details.api_url == self._api_url
+
+    def _stranger(self, row: _Row, details: _Details, key: Key) -> Backend:
+        of = f"its hub's API URL is {printable(details.api_url)[:LONGEST_QUOTE] or 'not told'}"
+        if details.api_url == self._api_url:
+            of = f"it isn't in this hub's network, {self._network}"
+        return Backend(
+            kind=self.kind,
+            id=f"{row.id}@{details.run}",
+            user=key[0],
+            server=key[1],
+            alive=None,
+            name=f"container {row.name}",
+            started=_time(details.run),
+            detail=f"{of}, so whose it is can't be told; {row.status or row.state}",
+        )
+
+    def _proof(self, api_url: str, networks: frozenset[str]) -> str | None:
+        """One clause on why it is this hub's; "" where it only looks so; None where it is another's."""
+        if api_url != self._api_url:
+            return None
+        if not self._shared_url:
+            return f"its environment has this hub's API URL, {api_url}"
+        if self._network is None:
+            return ""
+        if self._network in networks:
+            return (
+                f"its environment has this hub's API URL, {api_url}, and it is in this hub's network, {self._network}"
+            )
+        return None
+
+    async def _read(self, path: str, what: str, *, missing_is_fine: bool = False) -> object:
+        """The engine's answer from JSON; None where there is no such container and that is fine. Raises BackendError."""
+        status, body = await self._ask("GET", path)
+        if status == 404 and missing_is_fine:
+            return None
+        if status != 200:
+            raise self._failed(what, status, body)
+        try:
+            answer: object = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        if answer is None:
+            raise BackendError(
+                f"The Docker engine at {self._where} answered with what isn't JSON. Is DOCKER_HOST its API?"
+            )
+        return answer
+
+    def _failed(self, what: str, status: int, body: bytes) -> BackendError:
+        try:
+            message = json.loads(body)["message"]
+        except (ValueError, RecursionError, TypeError, KeyError, IndexError):
+            message = ""
+        said = printable(" ".join(str(message).split()))[:LONGEST_QUOTE]
+        return _Refused(
+            f"The Docker engine at {self._where} failed to {printable(what)} ({status}{': ' if said else ''}{said})."
+        )
+
+    async def _ask(self, method: str, path: str, *, timeout_s: float | None = None) -> tuple[int, bytes]:
+        """The status and body of its answer. Raises BackendError where there is none."""
+        timeout_s = timeout_s or self._timeout_s
+        session, base = self._open_session()
+        body = bytearray()
+        try:
+            async with session.request(
+                method,
+                URL(base + path, encoded=True),
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > LARGEST_ANSWER:
+                        response.close()
+                        raise BackendError("The Docker engine's answer is larger than 64 MiB, so it isn't used.")
+                return response.status, bytes(body)
+        except asyncio.TimeoutError:
+            problem = f"didn't answer within {timeout_s:g} s: it hangs or is overloaded"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            problem = f"can't be reached ({printable(in_words(error))[:LONGEST_QUOTE]})"
+            if isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError):
+                problem += "; whom it lets in is in the group docker, and HubGuard's user isn't"
+        raise BackendError(
+            f"The Docker engine at {self._where} {problem}. What its containers do isn't known until then."
+        )
+
+    def _open_session(self) -> tuple[aiohttp.ClientSession, str]:
+        """The session, and what its URLs begin with. Raises BackendError where DOCKER_HOST can't be used."""
+        environ = self._place.environ
+        secure = bool(environ.get("DOCKER_TLS_VERIFY") or environ.get("DOCKER_CERT_PATH"))
+        try:
+            parts = urlsplit(self._where)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if parts.scheme == "unix":
+            base = "http://docker"
+        elif parts.scheme in ("tcp", "http", "https") and parts.hostname:
+            secure = secure or parts.scheme == "https"
+            default = 2376 if secure else 2375
+            base = f"{'https' if secure else 'http'}://{parts.netloc if port else f'{parts.netloc}:{default}'}"
+        else:
+            raise BackendError(
+                f"DOCKER_HOST is {printable(self._where)!r}, which HubGuard can't use: it must begin with unix:// or tcp://."
+            )
+        if self._session is None:
+            connector: aiohttp.BaseConnector
+            if parts.scheme == "unix":
+                connector = aiohttp.UnixConnector(path=parts.netloc + parts.path, limit=AT_ONCE + 1)
+            else:
+                connector = aiohttp.TCPConnector(limit=AT_ONCE + 1, ssl=self._tls() if secure else True)
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers={"User-Agent": "hubguard"}
+            )
+        return self._session, base
+
+    def _tls(self) -> ssl.SSLContext:
+        folder = self._place.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+        try:
+            context = ssl.create_default_context(cafile=os.path.join(folder, "ca.pem"))
+            context.load_cert_chain(os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
+        except OSError as error:  # ssl's errors among them
+            raise BackendError(
+                f"The certificates for the Docker engine in {folder} can't be used ({in_words(error)}). DOCKER_CERT_PATH"
+                " names the folder that has ca.pem, cert.pem and key.pem."
+            ) from None
+        return context
+
+
+class _Refused(BackendError):
+    """The engine answered with an error."""
+
+
+def _is_unique(api_url: str) -> bool:
+    """Whether no other hub can have that URL: its host is a public address, or a full name that isn't a private one."""
+    host = urlsplit(api_url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        last = host.rstrip(".").rpartition(".")
+        return bool(last[0]) and last[2] not in ("local", "localhost", "localdomain", "internal", "lan", "home", "test")
+
+
+def _named(expected: Sequence[Expected]) -> tuple[dict[str, Key], dict[str, Key]]:
+    """The servers by the id, and where that isn't kept by the name, of the container that their spawners' state names."""
+    by_id: dict[str, Key] = {}
+    by_name: dict[str, Key] = {}
+    for one in expected:
+        state = one.state or {}
+        container = state.get("object_id") or state.get("container_id")
+        name = state.get("object_name")
+        if isinstance(container, str) and container:
+            by_id[container] = (one.user, one.server)
+        elif isinstance(name, str) and name:
+            by_name[name] = (one.user, one.server)
+    return by_id, by_name
+
+
+def _rows(answer: object) -> list[_Row]:
+    """The engine's list. Raises BackendError for what can't be one."""
+    try:
+        if not isinstance(answer, list):
+            raise TypeError
+        return [_row(one) for one in answer]
+    except (TypeError, KeyError, AttributeError):
+        raise BackendError(
+            "The Docker engine's list of containers has another shape than its API promises. Is DOCKER_HOST its API?"
+        ) from None
+
+
+def _row(one: dict[str, object]) -> _Row:
+    container = one["Id"]
+    if not isinstance(container, str) or not _CONTAINER_ID.fullmatch(container):
+        raise TypeError
+    names = one.get("Names")
+    first = names[0] if isinstance(names, list) and names else ""  # one that is being made or removed may have none
+    return _Row(
+        id=container,
+        name=printable(str(first).lstrip("/")) or container[:12],
+        state=_text(one["State"]),
+        status=printable(str(one.get("Status") or "")),
+        networks=_networks(one.get("NetworkSettings")),
+    )
+
+
+def _details(answer: object) -> _Details:
+    """A container's own page. Raises BackendError, without its environment, for what can't be one."""
+    try:
+        if not isinstance(answer, dict):
+            raise TypeError
+        state = answer["State"]
+        environment: dict[str, str] = {}
+        for line in answer["Config"].get("Env") or ():
+            name, _, value = line.partition("=")
+            environment[name] = value
+        user = environment.get("JUPYTERHUB_USER")
+        return _Details(
+            key=(user, environment.get("JUPYTERHUB_SERVER_NAME", "")) if user else None,
+            api_url=environment.get("JUPYTERHUB_API_URL", "").rstrip("/"),
+            state=_text(state["Status"]),
+            run=_text(state["StartedAt"]),
+            networks=_networks(answer.get("NetworkSettings")),
+        )
+    except (TypeError, KeyError, AttributeError):
+        raise BackendError("The Docker engine told of a container in another shape than its API promises.") from None
+
+
+def _networks(settings: object) -> frozenset[str]:
+    networks = settings.get("Networks") if isinstance(settings, dict) else None
+    return frozenset(str(name) for name in networks) if isinstance(networks, dict) else frozenset()
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _time(text: str) -> datetime | None:
+    """The engine's times have nanoseconds; that of the year 1 is that of a container that never started."""
+    match = _TIME.fullmatch(text)
+    if match is None or text.startswith("0001-"):
+        return None
+    zone = "+00:00" if match[3] == "Z" else match[3]
+    try:
+        time = datetime.fromisoformat(f"{match[1]}{(match[2] or '.0')[:7].ljust(7, '0')}{zone}")
+    except ValueError:
+        return None
+    return time.astimezone(timezone.utc)

@@ -1,0 +1,202 @@
+"""Whether each server answers at its target, under its own prefix: all that can be told of any spawner's servers.
+
+Nothing is sent along: no token, no cookie, no name but the one in the path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from hubguard.backends.model import Backend
+from hubguard.backends.port import Backends, Expected, Place
+from hubguard.errors import BackendError
+from hubguard.hub.http import LONGEST_QUOTE, in_words, printable
+from hubguard.model import Key
+from hubguard.pacing.clock import Clock, SystemClock
+from hubguard.pacing.limits import Rate
+
+AT_ONCE = 10
+PER_S = 50.0
+PATIENCE_S = 3.0
+"""Seconds for an answer."""
+
+FINE_S = 120.0
+"""So long, give or take 20 %, one that answered isn't asked again."""
+
+LOOK_S = 20.0
+"""After so many seconds a look asks no more: it says what it knows. Those whose answer is the oldest are asked first."""
+
+
+def open_backends(place: Place) -> Backends:
+    """What answers in place of the servers of that hub."""
+    return HTTPBackends(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What was told of that server, and from when on it is to be asked again."""
+
+    expected: Expected
+    backend: Backend
+    asked_s: float
+    again_s: float
+
+
+class HTTPBackends:
+    """Implements Backends by asking; it can end nothing, and proves nothing.
+
+    One that answers is asked again some two minutes later, all others at each look. ``jitter`` gives numbers from 0 to 1.
+    ``anew`` is for confirming what was seen of this machine or its engine: all are asked at each look, which tells of no
+    earlier answers; and where a loopback address refuses, nobody listens, whether or not any server has ever answered.
+    """
+
+    kind = "http"
+    whole = False
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        clock: Clock | None = None,
+        jitter: Callable[[], float] = random.random,
+        anew: bool = False,
+    ) -> None:
+        self._base_url = place.base_url
+        self._clock = clock or SystemClock()
+        self._jitter = jitter
+        self._anew = anew
+        self._rate = Rate(PER_S, AT_ONCE, self._clock.monotonic_s())
+        self._answers: dict[Key, _Answer] = {}
+        self._reached = False
+        self._session: aiohttp.ClientSession | None = None
+        self._one_look = asyncio.Lock()
+
+    async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
+        """See Backends. Takes some 23 s at most, however many there are and however slow they are."""
+        async with self._one_look:
+            wanted = {(one.user, one.server): one for one in expected}
+            now_s = self._clock.monotonic_s()
+            # Another run, or another target, is another server.
+            self._answers = {
+                key: answer
+                for key, answer in self._answers.items()
+                if key in wanted and _identity(wanted[key]) == _identity(answer.expected)
+            }
+            due = [
+                (answer.asked_s if answer is not None else float("-inf"), key)
+                for key in wanted
+                if (answer := self._answers.get(key)) is None or self._anew or answer.again_s <= now_s
+            ]
+            queue = iter([wanted[key] for _, key in sorted(due)])
+            await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S) for _ in range(AT_ONCE)])
+            since_s = now_s if self._anew else self._clock.monotonic_s() - 2 * FINE_S
+            found = [self._last(one, since_s) for one in wanted.values()]
+            return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+
+    async def end(self, backend: Backend) -> None:
+        """Raises BackendError: nothing can be ended this way."""
+        raise BackendError(
+            f"The server at {backend.name} can't be ended: HubGuard only sees whether it answers. End it by hand, or set "
+            "HubGuardDrift.backend to what runs the servers."
+        )
+
+    async def close(self) -> None:
+        """See Backends."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _ask_all(self, queue: Iterator[Expected], until_s: float) -> None:
+        for one in queue:
+            if one.target is None:
+                continue
+            while (wait_s := self._rate.wait_s(self._clock.monotonic_s())) > 0:
+                await self._clock.sleep(min(wait_s, 1.0))
+            asked_s = self._clock.monotonic_s()
+            if asked_s >= until_s:
+                return
+            self._rate.reserve(asked_s)
+            self._rate.spend(asked_s)
+            alive, detail = await self._ask(one.target.rstrip("/") + self._prefix(one))
+            again_s = asked_s + (FINE_S * (0.8 + 0.4 * self._jitter()) if alive else 0.0)
+            self._answers[one.user, one.server] = _Answer(one, self._backend(one, alive, detail), asked_s, again_s)
+
+    def _last(self, one: Expected, since_s: float) -> Backend:
+        """What was last told of it, unless it was asked before that."""
+        if one.target is None:
+            return self._backend(one, None, "where it is reached isn't known")
+        answer = self._answers.get((one.user, one.server))
+        if answer is None or answer.asked_s < since_s:
+            return self._backend(one, None, "there are so many servers that this one wasn't asked yet")
+        return answer.backend
+
+    async def _ask(self, url: str) -> tuple[bool | None, str]:
+        """Whether a server answers at that prefix, and one clause on it."""
+        try:
+            status, of_hub = await self._get(url + "api")
+            if status == 404 and not of_hub:
+                # One that isn't Jupyter's may have no API; its own prefix must be there.
+                status, of_hub = await self._get(url)
+        except asyncio.TimeoutError:
+            return None, f"no answer within {PATIENCE_S:.0f} s: it hangs, or the network does"
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return self._judge(error, url)
+        if status == 404:
+            return False, "what answers there is another server: it doesn't know this one's prefix (404)"
+        self._reached = True
+        if status >= 500:
+            return None, f"it answers {status}"
+        return True, f"it answers {status}"
+
+    def _judge(self, error: Exception, url: str) -> tuple[bool | None, str]:
+        cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+        refused = isinstance(cause, ConnectionRefusedError)
+        closed = isinstance(cause, (ConnectionResetError, aiohttp.ServerDisconnectedError))
+        said = "nobody listens there" if refused else f"no answer ({printable(in_words(error))[:LONGEST_QUOTE]})"
+        if not refused and (not closed or url.startswith("https:")):
+            # With internal_ssl a server wants the hub's certificate: that it refuses others says nothing.
+            return None, said
+        if not self._reached and not (self._anew and refused and _is_loopback(url)):
+            return None, f"{said}; but no server has ever answered from here: HubGuard may not reach them"
+        return False, said
+
+    async def _get(self, url: str) -> tuple[int, bool]:
+        """(status, whether it is of a server that a hub made)."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=False, force_close=True, limit=AT_ONCE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=PATIENCE_S),
+            )
+        async with self._session.get(URL(url, encoded=True), allow_redirects=False) as answer:
+            return answer.status, "X-JupyterHub-Version" in answer.headers
+
+    def _prefix(self, one: Expected) -> str:
+        named = f"{quote(one.server, safe='@~')}/" if one.server else ""
+        return f"{self._base_url}user/{quote(one.user, safe='@~')}/{named}"
+
+    def _backend(self, one: Expected, alive: bool | None, detail: str) -> Backend:
+        place = f"{one.target.rstrip('/') if one.target else ''}{self._prefix(one)}"
+        run = one.started.isoformat() if one.started else ""
+        return Backend(self.kind, f"{place} {run}".rstrip(), one.user, one.server, alive, place, detail=detail)
+
+
+def _is_loopback(url: str) -> bool:
+    host = URL(url, encoded=True).host or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _identity(one: Expected) -> tuple[str | None, datetime | None]:
+    return (one.target, one.started)

@@ -1,0 +1,360 @@
+"""Backends that are units of systemd, as SystemdSpawner makes them; by systemctl, and what the units' processes were told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import psutil
+
+from hubguard.backends.model import Backend
+from hubguard.backends.port import Backends, Expected, Place
+from hubguard.errors import BackendError
+from hubguard.hub.http import LONGEST_QUOTE, printable
+from hubguard.model import Key
+
+DEFAULT_TEMPLATE = "jupyter-{USERNAME}-singleuser"
+"""SystemdSpawner's own (1.0.2). Units have no server's name in them: a user's named servers take the place of each other."""
+
+_PROPERTIES = "Id,LoadState,ActiveState,SubState,Result,Transient,MainPID,ExecMainStartTimestamp,InvocationID"
+_VALID = frozenset((string.ascii_letters + string.digits + ":-_.\\@").encode())
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]{1,255}")
+_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def open_backends(place: Place) -> Backends:
+    """The units of this machine that are servers of that hub. Never raises: what is wrong is told by ``look``."""
+    return SystemdBackends(place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A unit as systemctl shows it. ``pid`` 0: it has no process; ``run`` is the id of its last start, "" for none."""
+
+    name: str
+    loaded: bool
+    transient: bool
+    active: str
+    sub: str
+    result: str
+    pid: int
+    run: str
+    started: datetime | None
+
+    @property
+    def alive(self) -> bool | None:
+        """None while it starts, stops or is active without a process of its own that runs."""
+        if self.active in ("inactive", "failed"):
+            return False
+        return True if self.active == "active" and self.sub == "running" and self.pid else None
+
+    @property
+    def detail(self) -> str:
+        """Its state in systemd's words."""
+        result = f", {self.result}" if self.result not in ("", "success") else ""
+        return f"{self.active} ({self.sub}{result})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a process was told by a hub: which server it is, and whose API it has to speak to."""
+
+    user: str
+    server: str
+    api_url: str
+
+
+class SystemdBackends:
+    """Implements Backends. A look is one call of systemctl, and the environment of each unit's main process.
+
+    A unit is proved by its name, which must be what the hub's template makes of the user, and by the API URL in its
+    process's environment; that can be read by root and by the same account alone.
+    """
+
+    kind = "systemd"
+    whole = True
+
+    def __init__(self, place: Place, *, timeout_s: float = 10.0) -> None:
+        """``timeout_s`` is for one call of systemctl, after which it is killed."""
+        self._place = place
+        self._api_url = place.api_url.rstrip("/")
+        self._timeout_s = timeout_s
+        template = place.settings.get("unit_name_template")
+        self._template = template if isinstance(template, str) and template else DEFAULT_TEMPLATE
+        self._told: dict[tuple[str, str, int], _Claim] = {}
+
+    async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
+        """See Backends. Units that nobody expects are told of while they live only.
+
+        Where a unit's process can't be read, its name tells the user, and there is no proof. Where a server's own isn't seen
+        to run, another hub's may be it, from before this hub's URL changed, if the server's state or its own name says so:
+        then it can't be told.
+        """
+        pattern, fits = self._names()
+        state_names = {name: (one.user, one.server) for one in expected if (name := _named_by(one)) is not None}
+        others = sorted(name for name in state_names if not fits.fullmatch(name))
+        units = [unit for unit in await self._show([pattern, *others]) if unit.loaded and unit.transient]
+        claims = await asyncio.to_thread(self._read_claims, units)
+        keys = {(one.user, one.server) for one in expected}
+        found: dict[str, Backend] = {}
+        strangers: list[Backend] = []
+        nobodys = 0
+        for unit in units:
+            claim = claims.get(unit.name)
+            if claim is not None and claim.api_url != self._api_url:
+                stranger = self._stranger(unit, claim, state_names, keys)
+                if stranger is not None:
+                    strangers.append(stranger)
+                continue
+            key: Key | None
+            if claim is not None and (claim.user, claim.server) in keys:
+                key = (claim.user, claim.server)
+            else:
+                key = state_names.get(unit.name)
+                if key is None:
+                    key = (claim.user, claim.server) if claim is not None else _by_name(unit.name, fits, keys)
+            if unit.alive is False and key not in keys:
+                continue
+            if key is None:
+                nobodys += 1
+                continue
+            found[unit.name] = Backend(
+                kind=self.kind,
+                id=f"{unit.name}@{unit.run}",
+                user=key[0],
+                server=key[1],
+                alive=unit.alive,
+                name=f"unit {unit.name}",
+                started=unit.started,
+                proof=self._proof(claim),
+                detail=unit.detail
+                if claim is not None or not unit.pid
+                else f"{unit.detail}; its process doesn't tell whose it is",
+            )
+        running = {backend.key for backend in found.values() if backend.alive}
+        found.update((backend.id, backend) for backend in strangers if backend.key not in running)
+        if nobodys:
+            for user, server in keys - {backend.key for backend in found.values()}:
+                found[f"{user}/{server}"] = Backend(
+                    kind=self.kind,
+                    id=f"of {user}/{server}",
+                    user=user,
+                    server=server,
+                    alive=None,
+                    name=f"the unit of {user}",
+                    detail=f"it could be one of {nobodys} whose process can't be read",
+                )
+        return tuple(sorted(found.values(), key=lambda backend: (*backend.key, backend.id)))
+
+    async def end(self, backend: Backend) -> None:
+        """See Backends. systemd gives it the unit's own time to stop, by default 90 s, and then kills all of it."""
+        name, _, run = backend.id.rpartition("@")
+        if not _UNIT.fullmatch(name):
+            raise BackendError(f"{printable(backend.id)!r} isn't the id of a unit, so nothing was ended.")
+        unit = next((unit for unit in await self._show([name]) if unit.name == name), None)
+        if unit is None or not unit.loaded or unit.alive is False:
+            return
+        if unit.run != run:
+            raise BackendError(f"Unit {name} was started again since it was looked at, so it wasn't ended. Look again.")
+        self._told.pop((unit.name, unit.run, unit.pid), None)
+        claim = (await asyncio.to_thread(self._read_claims, [unit])).get(name) if unit.transient else None
+        if not self._proof(claim):
+            raise BackendError(
+                f"Unit {name} isn't proved to be this hub's ({self._api_url}), so it wasn't ended. If it is to go, do it by"
+                f" hand: systemctl stop '{name}'"
+            )
+        await self._systemctl("stop", "--no-block", "--no-ask-password", "--", name)
+
+    async def close(self) -> None:
+        """See Backends."""
+
+    def _names(self, user: str | None = None) -> tuple[str, re.Pattern[str]]:
+        """What systemctl finds the hub's units by, and what matches their names, with the user's as the group "user".
+
+        With ``user``, it matches the names of that user's units only. Raises BackendError where the template makes no sense.
+        """
+        pattern, regex, named = "", "", False
+        who = "(?P<user>.+)" if user is None else f"(?P<user>{re.escape(_mangled(user))})"
+        try:
+            for literal, field, _, _ in string.Formatter().parse(self._template):
+                pattern += _mangled(literal)
+                regex += re.escape(_mangled(literal))
+                if field is None:
+                    continue
+                pattern += "*"
+                if field == "USERNAME":
+                    regex += "(?P=user)" if named else who
+                    named = True
+                else:
+                    regex += r"\d+" if field == "USERID" else ".*"
+        except ValueError:
+            raise BackendError(
+                f"SystemdSpawner.unit_name_template, {printable(self._template)!r}, can't be understood, so no unit is known"
+                " to be this hub's."
+            ) from None
+        if not pattern.endswith(".service"):
+            pattern, regex = f"{pattern}.service", rf"{regex}\.service"
+        return pattern, re.compile(regex)
+
+    def _stranger(
+        self, unit: _Unit, claim: _Claim, state_names: Mapping[str, Key], keys: Iterable[Key]
+    ) -> Backend | None:
+        """What a live unit whose process names another hub's API may be of this hub's; None: nothing expected."""
+        key = state_names.get(unit.name)
+        if key is None:
+            named = (claim.user, claim.server)
+            # The process is the user's, who could have it say anything; the unit's name is a hub's.
+            fits = named in keys and self._names(claim.user)[1].fullmatch(unit.name)
+            key = named if fits and named not in state_names.values() else None
+        if key is None or unit.alive is False:
+            return None
+        of = printable(claim.api_url)[:LONGEST_QUOTE] or "not told"
+        return Backend(
+            kind=self.kind,
+            id=f"{unit.name}@{unit.run}",
+            user=key[0],
+            server=key[1],
+            alive=None,
+            name=f"unit {unit.name}",
+            started=unit.started,
+            detail=f"its hub's API URL is {of}, so whose it is can't be told; {unit.detail}",
+        )
+
+    def _proof(self, claim: _Claim | None) -> str:
+        if claim is None or claim.api_url != self._api_url:
+            return ""
+        return f"its name is by this hub's template, and its process was told this hub's API URL, {claim.api_url}"
+
+    def _read_claims(self, units: Iterable[_Unit]) -> dict[str, _Claim]:
+        """By unit, where its process can be read, and what that was told fits its name. Blocks; run it in a thread."""
+        told: dict[tuple[str, str, int], _Claim] = {}
+        for unit in units:
+            place = (unit.name, unit.run, unit.pid)
+            claim = self._told.get(place)
+            if claim is None and unit.pid:
+                # What isn't a server yet may become one: right after the start, it is still systemd's own.
+                claim = _read_claim(unit.pid)
+                # The process is the user's, who could have it say anything; the unit's name is the hub's.
+                if (
+                    claim is not None
+                    and claim.api_url == self._api_url
+                    and not self._names(claim.user)[1].fullmatch(unit.name)
+                ):
+                    claim = None
+            if claim is not None:
+                told[place] = claim
+        self._told = told
+        return {name: claim for (name, _, _), claim in told.items()}
+
+    async def _show(self, names: Sequence[str]) -> list[_Unit]:
+        # Of its output forms, this one is the same in all versions; times come in the zone that it is told.
+        out = await self._systemctl("show", "--no-pager", f"--property={_PROPERTIES}", "--", *names)
+        units = [_unit(block) for block in out.split("\n\n") if block.strip()]
+        return list({unit.name: unit for unit in units}.values())
+
+    async def _systemctl(self, *arguments: str) -> str:
+        """What it prints. Raises BackendError where it can't be run, fails or takes too long."""
+        path = self._place.environ.get("PATH") or os.environ.get("PATH") or os.defpath
+        command = shutil.which("systemctl", path=path)
+        if command is None:
+            raise BackendError(
+                "There is no systemctl on HubGuard's PATH, so units can't be seen. HubGuard has to run on the hub's machine,"
+                ' outside containers; or set HubGuardDrift.backend to "http".'
+            )
+        process = await asyncio.create_subprocess_exec(
+            command,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"PATH": path, "LC_ALL": "C", "TZ": "UTC"},
+        )
+        try:
+            out, errors = await asyncio.wait_for(process.communicate(), self._timeout_s)
+        except asyncio.TimeoutError:
+            raise BackendError(
+                f"systemctl {arguments[0]} took longer than {self._timeout_s:g} s: systemd or its bus hangs or is overloaded."
+            ) from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            said = printable(" ".join(errors.decode("utf-8", "replace").split()))[:LONGEST_QUOTE]
+            raise BackendError(f"systemctl {arguments[0]} failed ({process.returncode}{': ' if said else ''}{said}).")
+        return out.decode("utf-8", "replace")
+
+
+def _unit(block: str) -> _Unit:
+    """One unit from the lines "Name=value" that are its properties. Raises BackendError for what can't be that."""
+    told = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    if not told.get("Id") or not told.get("ActiveState"):
+        raise BackendError("systemctl show printed what isn't a unit's properties, so units can't be seen.")
+    pid = told.get("MainPID", "0")
+    try:
+        started = datetime.strptime(told.get("ExecMainStartTimestamp", "") + "+0000", "%a %Y-%m-%d %H:%M:%S UTC%z")
+    except ValueError:
+        started = None
+    return _Unit(
+        name=told["Id"],
+        loaded=told.get("LoadState") == "loaded",
+        transient=told.get("Transient") == "yes",
+        active=told["ActiveState"],
+        sub=told.get("SubState", ""),
+        result=told.get("Result", ""),
+        pid=int(pid) if pid.isdecimal() else 0,
+        run=told.get("InvocationID", ""),
+        started=started,
+    )
+
+
+def _read_claim(pid: int) -> _Claim | None:
+    """What that process was told; None where it can't be read, is gone, or wasn't told to be a server."""
+    try:
+        environ = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return None
+    user = environ.get("JUPYTERHUB_USER")
+    if not user:
+        return None
+    return _Claim(user, environ.get("JUPYTERHUB_SERVER_NAME", ""), environ.get("JUPYTERHUB_API_URL", "").rstrip("/"))
+
+
+def _named_by(one: Expected) -> str | None:
+    """The unit that its spawner's state names, which holds even after the template was changed."""
+    name = (one.state or {}).get("unit_name")
+    if not isinstance(name, str) or not name:
+        return None
+    unit = _mangled(name)
+    unit = unit if unit.endswith(".service") else f"{unit}.service"
+    return unit if _UNIT.fullmatch(unit) else None
+
+
+def _by_name(unit: str, fits: re.Pattern[str], keys: set[Key]) -> Key | None:
+    """The server that a unit of that name must be for, where its process tells nothing; None where the name doesn't, either.
+
+    A name tells the user only: of the user's servers, it is the default one, unless just one that is named is expected.
+    """
+    match = fits.fullmatch(unit)
+    mangled = match.groupdict().get("user") if match else None
+    if mangled is None:
+        return None
+    user = _ESCAPE.sub(lambda code: bytes([int(code[1], 16)]), mangled.encode()).decode("utf-8", "replace")
+    servers = [key for key in keys if key[0] == user]
+    return servers[0] if len(servers) == 1 else (user, "")
+
+
+def _mangled(text: str) -> str:
+    """As systemd-run makes it a part of a unit's name."""
+    out = ""
+    for byte in text.encode():
+        out += "-" if byte == ord("/") else chr(byte) if byte in _VALID else f"\\x{byte:02x}"
+    return out

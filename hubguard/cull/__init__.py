@@ -1,0 +1,1 @@
+"""Stops idle servers, paced and verified. It knows no other feature."""

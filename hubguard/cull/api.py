@@ -1,0 +1,179 @@
+"""The REST API of culling: servers, cycles, exemptions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from hubguard.cull import shapes as cull_shapes
+from hubguard.cull.model import Standing
+from hubguard.journal.model import Exemption
+from hubguard.times import YEAR_S
+from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
+from hubguard.web.openapi import Operation, Param, Refused
+
+SERVER_FILTERS = (
+    Param("q", str, "Part of the user's or server's name, whatever the case.", default="", high=255),
+    Param("standing", str, "Only servers with this standing.", choices=tuple(one.value for one in Standing)),
+    Param(
+        "sort",
+        str,
+        "The order; with - the other way round. What has no such time comes last.",
+        default="due",
+        choices=tuple(sign + name for name in cull_shapes.SORTS for sign in ("", "-")),
+    ),
+)
+
+
+class ServersApi(Api):
+    """The servers of the last cycle that still run."""
+
+    operations = {
+        "get": Operation(
+            "The servers that run, nearest to being stopped first, each with why or why not.",
+            cull_shapes.ServerShape,
+            "read",
+            query=(OFFSET, LIMIT, *SERVER_FILTERS),
+            listed=True,
+            paged=True,
+        )
+    }
+
+    def get(self) -> None:
+        """See write_page."""
+        asked = self.query()
+        standing = Standing(asked["standing"]) if asked["standing"] else None
+        status = self.site.guard.status()
+        rows = cull_shapes.chosen(
+            cull_shapes.running(status.last_cycle), q=asked["q"], standing=standing, sort=asked["sort"]
+        )
+        self.write_page(rows, asked, lambda row: cull_shapes.server(row, self.site.policy, status))
+
+
+class ServerApi(Api):
+    """One server."""
+
+    operations = {
+        "get": Operation(
+            "One server; an empty name is the default server.", cull_shapes.ServerShape, "read", fails=(404,)
+        )
+    }
+
+    def get(self, user: str, name: str) -> None:
+        """404 where it doesn't run as of the last cycle, or there was none yet."""
+        status = self.site.guard.status()
+        row = cull_shapes.find(status.last_cycle, user, name)
+        if row is None:
+            raise Refused(404, not_running(f"{user}/{name}" if name else user, known=status.last_cycle is not None))
+        self.write_json(cull_shapes.server(row, self.site.policy, status))
+
+
+def not_running(label: str, *, known: bool) -> str:
+    """What is said of a server that the last cycle didn't show, or where there was none yet (``known`` False)."""
+    if not known:
+        return f"Nothing is known of {label} yet: HubGuard hasn't read the hub's servers so far."
+    return f"{label} isn't running, as of HubGuard's last look at the hub."
+
+
+class CyclesApi(Api):
+    """A cycle that someone asks for."""
+
+    operations = {
+        "post": Operation(
+            "Run one cycle now, and act by it even when only observing; answers when it is over.",
+            cull_shapes.CycleShape,
+            "act and read",
+            body=(
+                Param("dry_run", bool, "Decide, and do nothing.", default=False),
+                Param("idle_timeout_s", float, "The idle limit in this cycle, in seconds.", above=0, high=YEAR_S),
+                Param("rate", float, "Requests to the hub per second; only lowers the budget.", low=0.1, high=1000),
+                Param("concurrency", int, "Servers stopped at once; only lowers the budget.", low=1, high=500),
+            ),
+            fails=(409,),
+        )
+    }
+
+    async def post(self) -> None:
+        """The cycle's report, with every action and what came of it."""
+        asked = self.body()
+        assert self.who is not None
+        self.write_json(cull_shapes.cycle(await self.site.guard.cycle(self.who.actor, **asked)))
+
+
+class ExemptionsApi(Api):
+    """What people have asked to keep."""
+
+    operations = {
+        "get": Operation(
+            "What is to be kept, until when, and who asked for it; newest first.",
+            Exemption,
+            "read",
+            query=(
+                OFFSET,
+                LIMIT,
+                Param("user", str, "Only this user's.", high=255),
+                Param("ended", bool, "Also those that are over.", default=False),
+            ),
+            listed=True,
+            paged=True,
+        ),
+        "post": Operation(
+            "Keep a server, or all of a user's, until a time, whoever asks to stop it.",
+            Exemption,
+            "act",
+            body=(
+                Param("user", str, "Whose servers.", high=255, low=1, required=True),
+                Param(
+                    "server", str, "Which; empty for the default server. Left out or null: all of the user's.", high=255
+                ),
+                Param("until", datetime, "Until when; a date alone means to the end of that day, in UTC."),
+                Param("for_s", float, "For how many seconds from now, in place of until.", above=0, high=YEAR_S),
+                WHY,
+            ),
+            fails=(409,),
+        ),
+    }
+
+    async def get(self) -> None:
+        """See write_page."""
+        asked = self.query()
+        rows = await self.site.guard.exemptions(user=asked["user"], ended=asked["ended"])
+        self.write_page(rows, asked, lambda row: row)
+
+    async def post(self) -> None:
+        """The exemption is in force, and the journal has it."""
+        asked = self.body()
+        if (asked["until"] is None) == (asked["for_s"] is None):
+            raise Refused(400, "until: give either this or for_s")
+        until = asked["until"] or self.site.guard.status().at + timedelta(seconds=asked["for_s"])
+        assert self.who is not None
+        made = await self.site.guard.exempt(
+            self.who.actor, asked["why"], user=asked["user"], server=asked["server"], until=until
+        )
+        self.write_json_to_readers(made)
+
+
+class ExemptionApi(Api):
+    """One exemption."""
+
+    operations = {
+        "delete": Operation(
+            "End an exemption that is in force; it stays in the list of those that are over.",
+            Exemption,
+            "act",
+            query=(WHY,),
+            fails=(404,),
+        )
+    }
+
+    async def delete(self, number: str) -> None:
+        """It is over, and the journal has it. 404 where none of that number is in force."""
+        why = self.query()["why"]
+        assert self.who is not None
+        self.write_json_to_readers(await self.site.guard.end_exemption(exemption_id(number), self.who.actor, why))
+
+
+def exemption_id(number: str) -> int:
+    """The id that the digits ``number`` of an address stand for. Raises Refused (404) for what no database counts up to."""
+    if len(number) > 19 or int(number) > 2**62:
+        raise Refused(404, f"There is no exemption {number[:19]}…")
+    return int(number)

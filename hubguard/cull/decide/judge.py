@@ -1,0 +1,344 @@
+"""Which servers are to be stopped and which users deleted, and why each of the others isn't."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+
+from hubguard.cull.decide.rules import Rule, first_match
+from hubguard.cull.model import Known, Plan, Reason, Standing, UserVerdict, Verdict
+from hubguard.journal.model import Exemption, Failures
+from hubguard.model import Action, ActionKind, Server, User, same_run
+from hubguard.pacing.limits import backoff_s
+from hubguard.snapshot.decide.activity import by_restore
+from hubguard.snapshot.model import Evidence
+
+Run = tuple[str, str, datetime | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CullPolicy:
+    """What people want culled; the fields mean what the settings of ``HubGuardCull`` of the same names say.
+
+    ``rules`` are in order, as :func:`hubguard.cull.decide.rules.parse` reads them.
+    """
+
+    idle_timeout_s: float
+    max_age_s: float
+    admin_servers: bool = True
+    default_servers: bool = True
+    named_servers: bool = True
+    remove_named_servers: bool = False
+    plan_cap: int = 1000
+    retry_base_s: float = 30.0
+    retry_max_s: float = 3600.0
+    rules: tuple[Rule, ...] = ()
+    users: bool = False
+    user_idle_timeout_s: float = 30 * 86400.0
+    user_max_age_s: float = 0.0
+    admin_users: bool = False
+    pending_limit_s: float = 1800.0
+    interrupt_spawns: bool = False
+
+
+def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Verdict:
+    """What is to happen to ``server`` at ``now``. ``known`` is of this very run.
+
+    What protects a server counts in this order: the switches for admins and kinds, an exemption, a rule. A start that has
+    been pending for too long is ended, where the policy says so, however idle the server is. A time in the future (a skewed
+    clock) makes a server look busy, never idle.
+    """
+    rule, certain = first_match(policy.rules, server, now)
+    idle_timeout_s, max_age_s = _limits(rule, policy) if certain else (0.0, 0.0)
+    idle_since, evidence = _idle_since(server, known)
+    due_at, limit = _due(idle_since, idle_timeout_s, server.started, max_age_s)
+    base = Verdict(
+        server,
+        Standing.EXEMPT,
+        Reason.RULE,
+        idle_since,
+        None,
+        failures=known.failures.count if known.failures else 0,
+        evidence=evidence,
+        rule=rule.name if rule else None,
+        idle_timeout_s=idle_timeout_s,
+        max_age_s=max_age_s,
+        known=known,
+    )
+
+    if (switch := _switched_off(server, policy)) is not None:
+        return replace(base, reason=switch)
+    if known.exemption is not None and known.exemption.covers(server.user, server.name, now):
+        return replace(base, reason=Reason.EXEMPTION)
+    if not certain:
+        return replace(base, standing=Standing.UNKNOWN, reason=Reason.CANT_TELL)
+    if rule is not None and rule.never:
+        return base
+    if server.pending is not None and known.pending_since is not None:
+        stuck_at = known.pending_since + timedelta(seconds=policy.pending_limit_s)
+        if stuck_at <= now:
+            if policy.interrupt_spawns and server.pending == "spawn":
+                return _unless_put_off(replace(base, reason=Reason.STUCK, due_at=stuck_at), policy, now)
+            return replace(base, standing=Standing.WAIT, reason=Reason.STUCK, due_at=due_at)
+    if idle_timeout_s <= 0 and max_age_s <= 0:
+        return replace(base, reason=Reason.NO_LIMITS)
+    if due_at is None:
+        return replace(base, standing=Standing.UNKNOWN, reason=Reason.NO_TIMES)
+    base = replace(base, due_at=due_at)
+    if now < due_at:
+        return replace(base, standing=Standing.KEEP, reason=Reason.ACTIVE)
+    if server.pending is not None:
+        return replace(base, standing=Standing.WAIT, reason=Reason.PENDING)
+    if not server.ready:
+        return replace(base, standing=Standing.WAIT, reason=Reason.NOT_READY)
+    return _unless_put_off(replace(base, reason=limit), policy, now)
+
+
+def not_before(run: Run, failures: Failures, policy: CullPolicy) -> datetime:
+    """When that run may be tried again: exponential back-off with full jitter after its last failure.
+
+    The draw comes from the run and the count, so that it stays the same from cycle to cycle and over a restart.
+    """
+    seed = hashlib.sha256(repr((*run, failures.count)).encode()).digest()
+    draw = int.from_bytes(seed[:7], "big") / (1 << 56)
+    wait_s = backoff_s(failures.count, draw, base_s=policy.retry_base_s, max_s=policy.retry_max_s)
+    return failures.last_at + timedelta(seconds=wait_s)
+
+
+def judge_all(
+    servers: Iterable[Server], policy: CullPolicy, known: Mapping[Run, Known], now: datetime
+) -> tuple[Verdict, ...]:
+    """A verdict for every server, nearest to being stopped first; those that never will be come last, by name.
+
+    A run that ``known`` doesn't have is one of which nothing more is known.
+    """
+    nothing = Known()
+    verdicts = [judge(server, policy, known.get(server.run, nothing), now) for server in servers]
+    return tuple(sorted(verdicts, key=_nearness))
+
+
+def judge_users(
+    users: Iterable[User],
+    policy: CullPolicy,
+    exemptions: Sequence[Exemption],
+    now: datetime,
+    clock_from: datetime | None = None,
+) -> tuple[UserVerdict, ...]:
+    """A verdict for every user, nearest to being deleted first; those that never will be come last, by name.
+
+    An exemption of any server of a user's keeps the user, too: a server goes with its user. No inactivity counts from
+    before ``clock_from``.
+    """
+    kept = {e.user for e in exemptions if e.covers(e.user, e.server or "", now)}
+    verdicts = [_judge_user(user, policy, user.name in kept, now, clock_from) for user in users]
+    return tuple(sorted(verdicts, key=_user_nearness))
+
+
+def plan(
+    verdicts: Iterable[Verdict], policy: CullPolicy, now: datetime, user_verdicts: Iterable[UserVerdict] = ()
+) -> Plan:
+    """What is to be done now, at most ``policy.plan_cap`` acts: servers to stop, then starts to interrupt, then users.
+
+    Among servers, those that failed least come first, then the most overdue: a stop that fails takes a minute, so that
+    servers that can't be stopped would keep all others waiting for hours.
+    """
+    due = [verdict for verdict in verdicts if verdict.standing is Standing.STOP]
+    due.sort(key=lambda verdict: (verdict.reason is Reason.STUCK, verdict.failures, _nearness(verdict)))
+    leaving = [verdict for verdict in user_verdicts if verdict.standing is Standing.STOP]
+    leaving.sort(key=_user_nearness)
+    actions = [_action(verdict, policy) for verdict in due] + [_deletion(verdict) for verdict in leaving]
+    return freeze(actions, cap=policy.plan_cap, now=now)
+
+
+def still_due(action: Action, server: Server | None, policy: CullPolicy, known: Known, now: datetime) -> str | None:
+    """The second look: None when ``server``, as just read again, is to be stopped as ``action`` has it; else why not.
+
+    ``known`` is what is known of it by now. Earlier failures no longer count: the plan was made with them.
+    """
+    if server is None:
+        return "it is no longer running"
+    if not same_run(server.started, action.started):
+        return "it was restarted in the meantime"
+    verdict = judge(server, policy, replace(known, failures=None), now)
+    interrupting = action.kind is ActionKind.INTERRUPT_SPAWN
+    if verdict.standing is Standing.STOP and (verdict.reason is Reason.STUCK) == interrupting:
+        return None
+    if interrupting and server.pending != "spawn":
+        return "its start is no longer pending"
+    if server.pending is not None and verdict.reason in {Reason.PENDING, Reason.STUCK}:
+        return f"the hub is in the middle of something with it ({server.pending})"
+    if verdict.reason is Reason.RULE:
+        return f'the rule "{verdict.rule}" says never'
+    return _SPARED.get(verdict.reason, f"it is no longer due ({verdict.reason.value})")
+
+
+def user_still_due(
+    action: Action,
+    user: User | None,
+    policy: CullPolicy,
+    exemptions: Sequence[Exemption],
+    now: datetime,
+    clock_from: datetime | None = None,
+) -> str | None:
+    """The second look: None when ``user``, as just read again, is to be deleted as ``action`` has it; else why not."""
+    if user is None:
+        return "there is no such user any more"
+    if not same_run(user.created, action.started):
+        return "the user was deleted and made anew in the meantime"
+    if user.last_activity is not None and (
+        action.last_activity is None or user.last_activity > action.last_activity + timedelta(seconds=1)
+    ):
+        # A second more may come of another source that keeps whole ones.
+        return "the user was active in the meantime"
+    (verdict,) = judge_users([user], policy, exemptions, now, clock_from)
+    if verdict.standing is Standing.STOP:
+        return None
+    if verdict.standing is Standing.WAIT:
+        return "a server of the user's is running"
+    return _SPARED_USER.get(verdict.reason, f"the user is no longer due ({verdict.reason.value})")
+
+
+_SPARED: dict[Reason, str] = {
+    Reason.ACTIVE: "it was used in the meantime",
+    Reason.EXEMPTION: "somebody has asked to keep it",
+    Reason.HOOK: "the hook didn't say to stop it",
+    Reason.CANT_TELL: "the hub doesn't tell what a rule asks for",
+}
+
+_SPARED_USER: dict[Reason, str] = {
+    Reason.EXEMPTION: "somebody has asked to keep a server of the user's",
+    Reason.ADMIN: "the user is an admin",
+}
+
+
+def _limits(rule: Rule | None, policy: CullPolicy) -> tuple[float, float]:
+    """Idle timeout and max age in seconds, 0 for off; what the rule doesn't set is as in the settings."""
+    if rule is None:
+        return policy.idle_timeout_s, policy.max_age_s
+    if rule.never:
+        return 0.0, 0.0
+    return (
+        policy.idle_timeout_s if rule.idle_timeout_s is None else rule.idle_timeout_s,
+        policy.max_age_s if rule.max_age_s is None else rule.max_age_s,
+    )
+
+
+def _idle_since(server: Server, known: Known) -> tuple[datetime | None, Evidence | None]:
+    """The latest evidence of use, since the hub may keep the activity of an earlier run, and which it is.
+
+    What HubGuard knows itself only ever moves the hub's times on, but for those that come of a proxy's table that was filled
+    again: these it knows better. Where the hub has no times, nothing is concluded.
+    """
+    if server.last_activity is None and server.started is None:
+        return None, None
+    told = [
+        (_used_at(server.last_activity, known), Evidence.HUB),
+        (server.started, Evidence.START),
+        (_used_at(known.proxy_activity, known), Evidence.PROXY),
+        (known.clock_from, Evidence.RECOVERY),
+    ]
+    return max(((at, evidence) for at, evidence in told if at is not None), key=lambda pair: pair[0])
+
+
+def _used_at(at: datetime | None, known: Known) -> datetime | None:
+    return known.active_at if at is not None and by_restore(at, known.active_at, known.restores) else at
+
+
+def _due(
+    idle_since: datetime | None, idle_timeout_s: float, started: datetime | None, max_age_s: float
+) -> tuple[datetime | None, Reason]:
+    """The nearest of the limits that are on and whose time is known; (None, NO_TIMES) where there is none."""
+    limits = []
+    if idle_timeout_s > 0 and idle_since is not None:
+        limits.append((idle_since + timedelta(seconds=idle_timeout_s), Reason.IDLE))
+    if max_age_s > 0 and started is not None:
+        limits.append((started + timedelta(seconds=max_age_s), Reason.TOO_OLD))
+    return min(limits, key=lambda pair: pair[0], default=(None, Reason.NO_TIMES))
+
+
+def _switched_off(server: Server, policy: CullPolicy) -> Reason | None:
+    if server.admin and not policy.admin_servers:
+        return Reason.ADMIN
+    if server.name and not policy.named_servers:
+        return Reason.NAMED_SERVER
+    if not server.name and not policy.default_servers:
+        return Reason.DEFAULT_SERVER
+    return None
+
+
+def _unless_put_off(due: Verdict, policy: CullPolicy, now: datetime) -> Verdict:
+    """``due`` as STOP, or as WAIT where a back-off or the operator's hook stands in the way."""
+    failures, known = due.known.failures, due.known
+    if failures is not None and now < (again_at := not_before(due.server.run, failures, policy)):
+        return replace(due, standing=Standing.WAIT, reason=Reason.BACKING_OFF, not_before=again_at)
+    if known.hook is False or known.hook_error:
+        return replace(due, standing=Standing.WAIT, reason=Reason.HOOK)
+    return replace(due, standing=Standing.STOP)
+
+
+def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock_from: datetime | None) -> UserVerdict:
+    idle_since = max((at for at in (user.last_activity, user.created) if at is not None), default=None)
+    if idle_since is not None and clock_from is not None:
+        idle_since = max(idle_since, clock_from)
+    due_at, limit = _due(idle_since, policy.user_idle_timeout_s, user.created, policy.user_max_age_s)
+    if not policy.users or (policy.user_idle_timeout_s <= 0 and policy.user_max_age_s <= 0):
+        return UserVerdict(user, Standing.EXEMPT, Reason.NO_LIMITS, idle_since, None)
+    if user.admin and not policy.admin_users:
+        return UserVerdict(user, Standing.EXEMPT, Reason.ADMIN, idle_since, None)
+    if kept:
+        return UserVerdict(user, Standing.EXEMPT, Reason.EXEMPTION, idle_since, None)
+    if due_at is None:
+        return UserVerdict(user, Standing.UNKNOWN, Reason.NO_TIMES, idle_since, None)
+    if now < due_at:
+        return UserVerdict(user, Standing.KEEP, Reason.ACTIVE, idle_since, due_at)
+    if user.servers:
+        return UserVerdict(user, Standing.WAIT, Reason.ACTIVE, idle_since, due_at)
+    return UserVerdict(user, Standing.STOP, limit, idle_since, due_at)
+
+
+def _nearness(verdict: Verdict) -> tuple[bool, float, str, str]:
+    due = verdict.due_at
+    return (due is None, due.timestamp() if due is not None else 0.0, verdict.server.user, verdict.server.name)
+
+
+def _user_nearness(verdict: UserVerdict) -> tuple[bool, float, str]:
+    due = verdict.due_at
+    return (due is None, due.timestamp() if due is not None else 0.0, verdict.user.name)
+
+
+def _action(verdict: Verdict, policy: CullPolicy) -> Action:
+    server = verdict.server
+    stuck = verdict.reason is Reason.STUCK
+    return Action(
+        user=server.user,
+        name=server.name,
+        started=server.started,
+        last_activity=server.last_activity,
+        reason=verdict.reason.value,
+        remove=bool(server.name) and policy.remove_named_servers and not stuck,
+        kind=ActionKind.INTERRUPT_SPAWN if stuck else ActionKind.STOP_SERVER,
+    )
+
+
+def _deletion(verdict: UserVerdict) -> Action:
+    user = verdict.user
+    return Action(user.name, "", user.created, user.last_activity, verdict.reason.value, kind=ActionKind.DELETE_USER)
+
+
+PLAN_LIFE_S = 600.0
+"""A plan is carried out within ten minutes or not at all: what it rests on is older than that by then."""
+
+
+def freeze(actions: Sequence[Action], *, cap: int, now: datetime) -> Plan:
+    """A plan of the first ``cap`` of ``actions``, in their order, made at ``now``."""
+    kept = tuple(actions[:cap])
+    return Plan(now, now + timedelta(seconds=PLAN_LIFE_S), kept, len(actions) - len(kept), digest(kept))
+
+
+def digest(actions: Sequence[Action]) -> str:
+    """SHA-256 (hex) over the actions in their order: equal for equal plans, whoever made them and when."""
+    text = json.dumps([asdict(action) for action in actions], default=str, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

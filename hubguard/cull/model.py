@@ -1,0 +1,129 @@
+"""The nouns of culling: verdicts, plans, reports of a cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from hubguard.journal.model import Exemption, Failures
+from hubguard.model import Action, Outcome, Server, User
+from hubguard.snapshot.model import Evidence, Snapshot
+
+
+class Standing(str, Enum):
+    """What is to happen to a server in this cycle."""
+
+    STOP = "stop"  # it is due, and nothing stands in the way
+    WAIT = "wait"  # it is due, but something stands in the way for now (pending, back-off)
+    KEEP = "keep"  # it isn't due yet; ``due_at`` says when it would be
+    EXEMPT = "exempt"  # the policy never stops it
+    UNKNOWN = "unknown"  # the hub doesn't tell enough to decide
+
+
+class Reason(str, Enum):
+    """Why a server has its standing. ``hubguard.words`` has the words for people."""
+
+    IDLE = "idle"  # idle for longer than the idle timeout
+    TOO_OLD = "too-old"  # running for longer than the max age
+    ACTIVE = "active"  # neither idle nor old enough yet
+    PENDING = "pending"  # the hub is in the middle of something with it
+    NOT_READY = "not-ready"
+    BACKING_OFF = "backing-off"  # earlier tries failed; the next isn't due yet
+    ADMIN = "admin"  # servers of admins are left alone by policy
+    DEFAULT_SERVER = "default-server"  # default servers are left alone by policy
+    NAMED_SERVER = "named-server"  # named servers are left alone by policy
+    NO_TIMES = "no-times"  # neither activity nor start is known
+    NO_LIMITS = "no-limits"  # both limits are switched off
+    RULE = "rule"  # a rule of the policy says never
+    EXEMPTION = "exemption"  # somebody has asked to keep it, and until when
+    HOOK = "hook"  # the operator's own function says no, or failed
+    CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
+    STUCK = "pending-stuck"  # pending for longer than its limit
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What HubGuard knows of one run beyond the hub's list of servers; None: nothing.
+
+    ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``active_at`` of the
+    last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is now.
+    ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a proxy's lost table
+    was filled again: what the hub's and the proxy's times tell of these isn't use.
+    ``hook`` is the answer of the operator's own function: True for stop, False for keep, None where there is no such
+    function; ``hook_error`` is one line on why it has none.
+    """
+
+    failures: Failures | None = None
+    exemption: Exemption | None = None
+    proxy_activity: datetime | None = None
+    active_at: datetime | None = None
+    pending_since: datetime | None = None
+    clock_from: datetime | None = None
+    restores: tuple[tuple[datetime, datetime], ...] = ()
+    hook: bool | None = None
+    hook_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision about one server, with what it rests on.
+
+    ``idle_since`` is the time that idleness is counted from, by ``evidence``; ``due_at`` when the server is or would be
+    stopped by the nearest limit, ``not_before`` the end of a back-off; each None where it doesn't apply. ``rule`` names the
+    rule whose limits apply, None for those of the settings; ``idle_timeout_s`` and ``max_age_s`` are these limits, 0 for
+    off. ``known`` is what else it rests on.
+    """
+
+    server: Server
+    standing: Standing
+    reason: Reason
+    idle_since: datetime | None
+    due_at: datetime | None
+    not_before: datetime | None = None
+    failures: int = 0
+    evidence: Evidence | None = None
+    rule: str | None = None
+    idle_timeout_s: float = 0.0
+    max_age_s: float = 0.0
+    known: Known = field(default_factory=Known)
+
+
+@dataclass(frozen=True, slots=True)
+class UserVerdict:
+    """The decision about one user, who may be deleted: STOP, KEEP, WAIT (a server still runs), EXEMPT or UNKNOWN."""
+
+    user: User
+    standing: Standing
+    reason: Reason
+    idle_since: datetime | None
+    due_at: datetime | None
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Frozen actions in order: least failed, then most overdue first. ``left_out`` counts what the cap kept out of it.
+
+    ``digest`` is a SHA-256 over the actions (hex); a plan isn't executed after ``expires_at``.
+    """
+
+    made_at: datetime
+    expires_at: datetime
+    actions: tuple[Action, ...]
+    left_out: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class CycleReport:
+    """What one cycle saw and did. ``skipped_why`` is one line when it didn't act at all, else ""."""
+
+    began_at: datetime
+    ended_at: datetime
+    snapshot: Snapshot
+    verdicts: tuple[Verdict, ...]
+    plan: Plan
+    outcomes: tuple[tuple[Action, Outcome], ...] = field(default=())
+    skipped_why: str = ""
+    user_verdicts: tuple[UserVerdict, ...] = ()

@@ -1,0 +1,113 @@
+"""The REST API, metrics and health. JSON in and out; every error is one clear line."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from hubguard.dashboard import status as dashboard_status
+from hubguard.journal.model import Entry
+from hubguard.web.endpoint import LIMIT, WHY, Api
+from hubguard.web.openapi import Operation, Param, document
+
+EVENTS = (
+    *("intent", "outcome", "armed", "observing", "held", "resumed", "kept", "released"),
+    *("braked", "brake-over", "finding", "cleared", "cycle", "lease", "note"),
+)
+JOURNAL_FILTERS = (
+    Param("before_id", int, "Only entries older than this one.", low=1, high=2**62),
+    LIMIT,
+    Param("user", str, "Only what concerns this user's servers.", high=255),
+    Param("server", str, "Only servers of this name; empty for default servers.", high=255),
+    Param("event", str, "Only this kind of entry.", choices=EVENTS),
+)
+
+
+class StatusApi(Api):
+    """What HubGuard is doing."""
+
+    operations = {"get": Operation("What HubGuard is doing, and why.", dashboard_status.StatusShape, "read")}
+
+    def get(self) -> None:
+        """See ``operations``."""
+        self.write_json(dashboard_status.of_status(self.site.guard.status(), self.site.policy))
+
+
+class JournalApi(Api):
+    """The journal."""
+
+    operations = {
+        "get": Operation("What was decided and done, newest first.", Entry, "read", query=JOURNAL_FILTERS, listed=True)
+    }
+
+    async def get(self) -> None:
+        """A list, with a ``Link`` to older entries where there may be some."""
+        asked = self.query()
+        entries = await self.site.guard.entries(**asked)
+        if len(entries) == asked["limit"]:
+            self.link_next(**{**asked, "before_id": entries[-1].id})
+        self.write_json(entries)
+
+
+_SAYS = {
+    "arm": "Acting is allowed from now on.",
+    "observe": "Only observe from now on; what is under way is finished.",
+    "hold": "Send nothing more that changes the hub, whoever asks, until resumed.",
+    "resume": "The hold is over, and what a brake objects to is accepted, where it is acceptable: status tells.",
+}
+
+
+class StanceApi(Api):
+    """Arm, observe, hold, resume: the last part of the path says which. One subclass each, by ``stance_api``."""
+
+    word: ClassVar[str] = ""
+
+    async def post(self) -> None:
+        """The guard has taken it up, and the journal has it."""
+        why = self.body()["why"]
+        assert self.who is not None
+        await getattr(self.site.guard, self.word)(self.who.actor, why)
+        self.write_json_to_readers(dashboard_status.of_status(self.site.guard.status(), self.site.policy))
+
+
+def stance_api(word: str) -> type[StanceApi]:
+    """The endpoint for one of arm, observe, hold, resume."""
+    operation = Operation(_SAYS[word], dashboard_status.StatusShape, "act", body=(WHY,))
+    return type(f"{word.title()}Api", (StanceApi,), {"word": word, "operations": {"post": operation}})
+
+
+class MetricsApi(Api):
+    """For Prometheus."""
+
+    operations = {"get": Operation("Metrics in Prometheus' text format.", None, "read")}
+
+    def get(self) -> None:
+        """See ``operations``."""
+        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.finish(generate_latest(self.site.metrics))
+
+
+class HealthApi(Api):
+    """Whether HubGuard works, for anyone."""
+
+    operations = {
+        "get": Operation(
+            "Always 200 while HubGuard serves; ``ok`` says whether it works.", dashboard_status.HealthShape, "none"
+        )
+    }
+
+    def get(self) -> None:
+        """See ``operations``."""
+        self.write_json(dashboard_status.health(self.site.guard.status()))
+
+
+class OpenApi(Api):
+    """This API, described."""
+
+    operations = {"get": Operation("This description.", None, "none")}
+
+    def get(self) -> None:
+        """See ``operations``."""
+        self.write_json(document(self.site.operations, self.site.prefix))

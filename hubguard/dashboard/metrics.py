@@ -1,0 +1,167 @@
+"""Metrics for Prometheus, read from the guard's status at each scrape: nothing is counted twice or kept here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import hubguard
+from hubguard.cull.model import CycleReport, Standing
+from hubguard.drift.model import DriftKind, DriftReport
+from hubguard.model import FindingKind, OutcomeKind
+from hubguard.pacing.model import BudgetUse
+from hubguard.proxy.model import WatchState
+from hubguard.snapshot.model import BrakeReason
+from hubguard.status import Mode, Status
+
+
+def registry(status: Callable[[], Status], drift: Callable[[], DriftReport | None] = lambda: None) -> CollectorRegistry:
+    """A registry of its own that asks both at each scrape, with this process's memory, CPU and files beside it."""
+    made = CollectorRegistry()
+    made.register(GuardCollector(status, drift))
+    ProcessCollector(registry=made)
+    return made
+
+
+class GuardCollector(Collector):
+    """The guard in numbers. What isn't known yet has no sample, rather than a 0."""
+
+    def __init__(self, status: Callable[[], Status], drift: Callable[[], DriftReport | None]) -> None:
+        self._status = status
+        self._drift = drift
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask the guard."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """See the class."""
+        status = self._status()
+        versions = {"version": hubguard.__version__, "hub_version": status.hub_version or ""}
+        yield InfoMetricFamily("hubguard", "HubGuard, and the hub it guards", versions)
+        yield _labelled("hubguard_mode", "1 for the mode it is in", "mode", {m.value: m is status.mode for m in Mode})
+        yield _gauge("hubguard_armed", "1 when it is armed, by people or by its settings", status.armed)
+        yield _gauge("hubguard_held", "1 when people have put acting on hold", status.stance.held)
+        yield _gauge("hubguard_settings_errors", "Wrong settings; with any, it acts on nothing", len(status.errors))
+        yield _gauge("hubguard_holds_lease", "1 when this guard may act for the hub", status.holds_lease)
+        if status.lease is not None:
+            yield _gauge("hubguard_lease_fence", "Rises with every change of the guard that acts", status.lease.fence)
+        yield from _time("hubguard_start_time_seconds", "When this guard started", status.started_at)
+        yield from _time(
+            "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", status.last_good_cycle_at
+        )
+        yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", status.next_cycle_at)
+        yield _outcomes(status)
+        yield _pruned(status)
+        text = "Users of the plan that is being carried out, or is paused, who wait for their turn"
+        yield _gauge("hubguard_prune_waiting_users", text, status.prune_waiting)
+        if status.recent.error_ratio is not None:
+            text = "Share of what was sent in the last hour that failed or couldn't be verified"
+            yield _gauge("hubguard_error_ratio", text, status.recent.error_ratio)
+        reason = status.brake.reason if status.brake else None
+        brakes = {one.value: one is reason for one in BrakeReason}
+        yield _labelled("hubguard_brake", "1 for what HubGuard holds back for", "reason", brakes)
+        kinds = Counter(finding.kind for finding in status.findings)
+        found = {kind.value: kinds[kind] for kind in FindingKind}
+        yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", found)
+        if status.last_cycle is not None:
+            due_at = status.oldest_overdue.due_at if status.oldest_overdue else None
+            late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0
+            text = "For how long the server has been due that has been for longest; 0 where none is overdue"
+            yield _gauge("hubguard_oldest_overdue_seconds", text, late_s)
+            yield from _of_cycle(status.last_cycle, status.at)
+        if status.budget is not None:
+            yield from _of_budget(status.budget)
+        # A guard that stands by doesn't look any more: what it saw last would outlive what it saw.
+        if status.holds_lease and (report := self._drift()) is not None:
+            yield from _of_drift(report)
+
+
+def _outcomes(status: Status) -> Metric:
+    family = CounterMetricFamily(
+        "hubguard_actions", "Actions since this guard started, by how they ended", labels=["outcome"]
+    )
+    for kind in OutcomeKind:
+        family.add_metric([kind.value], getattr(status.tally, kind.value))
+    return family
+
+
+def _pruned(status: Status) -> Metric:
+    family = CounterMetricFamily(
+        "hubguard_pruned_users", "Users of plans since this guard started, by what became of them", labels=["outcome"]
+    )
+    for kind in OutcomeKind:
+        family.add_metric([kind.value], getattr(status.pruned, kind.value))
+    return family
+
+
+def _of_cycle(report: CycleReport, now: datetime) -> Iterator[Metric]:
+    standings = Counter(verdict.standing for verdict in report.verdicts)
+    servers = {standing.value: standings[standing] for standing in Standing}
+    yield _labelled(
+        "hubguard_servers", "Servers seen by the last cycle, by what is to happen to them", "standing", servers
+    )
+    kinds = Counter(outcome.kind for _, outcome in report.outcomes)
+    outcomes = {kind.value: kinds[kind] for kind in OutcomeKind}
+    yield _labelled("hubguard_last_cycle_actions", "Actions of the last cycle, by how they ended", "outcome", outcomes)
+    yield _gauge(
+        "hubguard_last_cycle_left_out", "Due servers that the cap left to the next cycle", report.plan.left_out
+    )
+    took_s = (report.ended_at - report.began_at).total_seconds()
+    yield _gauge("hubguard_last_cycle_duration_seconds", "How long the last cycle took", took_s)
+    ages = {one.source.value: max(0.0, (now - one.at).total_seconds()) for one in report.snapshot.readings}
+    yield _labelled("hubguard_source_age_seconds", "How old the last reading of a source is", "source", ages)
+    complete = {one.source.value: one.complete for one in report.snapshot.readings}
+    yield _labelled("hubguard_source_complete", "1 when that reading is all there", "source", complete)
+
+
+def _of_budget(use: BudgetUse) -> Iterator[Metric]:
+    yield _gauge("hubguard_budget_in_flight", "Requests to the hub in flight", use.in_flight)
+    yield _gauge("hubguard_budget_concurrency", "Requests in flight that are allowed now", use.concurrency)
+    yield _gauge("hubguard_budget_concurrency_cap", "Requests in flight that are allowed at most", use.concurrency_cap)
+    yield _gauge("hubguard_budget_rate", "Requests per second that are allowed", use.rate)
+    states = {state: state == use.breaker for state in ("closed", "open", "probing")}
+    yield _labelled("hubguard_breaker", "1 for the state of the breaker", "state", states)
+    yield CounterMetricFamily("hubguard_hub_requests", "Requests to the hub", use.requests)
+    yield CounterMetricFamily("hubguard_hub_request_failures", "Requests to the hub that failed", use.failures)
+    yield CounterMetricFamily("hubguard_budget_wait_seconds", "Time that requests waited for the budget", use.waited_s)
+
+
+def _of_drift(report: DriftReport) -> Iterator[Metric]:
+    yield from _time("hubguard_last_drift_look_time_seconds", "When all sources were last compared", report.world.at)
+    complete = {one.source.value: one.complete for one in report.world.readings}
+    text = "1 when the last look for drift had all that this source tells; nothing is concluded from one that is 0"
+    yield _labelled("hubguard_drift_source_complete", text, "source", complete)
+    counts = Counter((one.kind, one.raised_at is not None) for one in report.drifts)
+    family = GaugeMetricFamily(
+        "hubguard_drifts", "Differences between what is believed and what is, by kind", labels=["kind", "state"]
+    )
+    for kind in DriftKind:
+        family.add_metric([kind.value, "raised"], float(counts[kind, True]))
+        family.add_metric([kind.value, "suspected"], float(counts[kind, False]))
+    yield family
+    states = {state.value: state is report.watch.state for state in WatchState}
+    yield _labelled("hubguard_proxy_watch", "1 for how the proxy stands, by HubGuard's watch", "state", states)
+    text = "Routes that the proxy still lacked after it had lost its table, when they were last compared"
+    yield _gauge("hubguard_proxy_missing_routes", text, len(report.watch.missing))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _time(name: str, text: str, at: datetime | None) -> Iterator[Metric]:
+    if at is not None:
+        yield _gauge(name, f"{text} (unix time)", at.timestamp())
+
+
+def _labelled(name: str, text: str, label: str, values: dict[str, float] | dict[str, bool] | dict[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], float(value))
+    return family

@@ -1,0 +1,115 @@
+"""The pages: complete without JavaScript; with it, their live part is asked for every few seconds."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import ClassVar
+
+from hubguard.cull import shapes as cull_shapes
+from hubguard.dashboard import status as dashboard_status
+from hubguard.dashboard.api import EVENTS
+from hubguard.drift import words as drift_words
+from hubguard.errors import HubGuardError, JournalError
+from hubguard.journal.model import Entry
+from hubguard.prune import words as prune_words
+from hubguard.prune.model import PruneRun, PruneState
+from hubguard.status import Mode, Status
+from hubguard.web import htmx
+from hubguard.web.page import ROWS, Page, whole
+
+
+class Overview(Page):
+    """What HubGuard is doing, and why."""
+
+    template = "dashboard/overview.html"
+    tab = "overview"
+
+    async def get(self) -> None:
+        """See the class."""
+        status = self.site.guard.status()
+        trouble, entries = "", tuple[Entry, ...]()
+        try:
+            entries = last_actions(await self.site.guard.entries(limit=50))
+        except JournalError as error:
+            trouble = str(error)
+        runs = tuple[PruneRun, ...]()
+        with suppress(HubGuardError):  # what is wrong is said above, or on their own page
+            runs = await self.site.guard.pruning.runs(limit=20)
+        await self.show(
+            "overview",
+            {
+                **self.common(status),
+                "shape": dashboard_status.of_status(status, self.site.policy),
+                "modes": Mode,
+                "recovered_at": recovered_at(status),
+                "late": cull_shapes.is_late(status),
+                "entries": entries,
+                "journal_trouble": trouble,
+                "runs": [one for one in runs if one.state in {PruneState.RUNNING, PruneState.PAUSED}],
+                "pr": prune_words,
+                "drift": self.site.guard.drift(),
+                "d": drift_words,
+            },
+        )
+
+
+def recovered_at(status: Status) -> datetime | None:
+    """When idle clocks were started anew, as long as that is news: for a day."""
+    at = status.clock_from
+    return at if at is not None and status.at - at < timedelta(days=1) else None
+
+
+def last_actions(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """The newest few of ``entries``, without the intents that an outcome tells of anyway."""
+    settled = {entry.refers_to for entry in entries}
+    return tuple(entry for entry in entries if entry.id not in settled)[:8]
+
+
+class JournalPage(Page):
+    """What was decided and done, newest first."""
+
+    template = "dashboard/journal.html"
+    tab = "journal"
+
+    async def get(self) -> None:
+        """See the class. Older pages don't change, and aren't asked for again."""
+        user, event = self.asked("user").strip(), self.asked("event")
+        event = event if event in EVENTS else ""
+        before = whole(self.asked("before_id")) if self.asked("before_id") else None
+        entries = await self.site.guard.entries(
+            before_id=before, limit=ROWS + 1, user=user or None, event=event or None
+        )
+        live = {
+            **self.common(self.site.guard.status()),
+            "entries": entries[:ROWS],
+            "older": entries[ROWS - 1].id if len(entries) > ROWS else None,
+            "before": before,
+            "user": user,
+            "event": event,
+        }
+        await self.show("journal", live, poll=before is None, events=EVENTS)
+
+
+class Change(Page):
+    """Arm, observe, hold, resume, by a form; arm and resume are confirmed on a page of their own."""
+
+    needs = ("act",)
+    tab = "overview"
+    template = "confirm.html"
+    words: ClassVar[tuple[str, ...]] = ("arm", "observe", "hold", "resume")
+
+    async def get(self, word: str) -> None:
+        """The question, with how much is due right now, and what a brake objects to."""
+        status = self.site.guard.status()
+        shape = dashboard_status.of_status(status, self.site.policy)
+        users_due = shape.last_cycle.users_due if shape.last_cycle else 0
+        template = self.site.env.get_template(self.template)
+        values = {**self.common(status), "word": word, "due": shape.servers.stop, "users_due": users_due}
+        self.finish(template.render(**values, htmx_config=htmx.CONFIG))
+
+    async def post(self, word: str) -> None:
+        """It is done, and the Overview shows it."""
+        assert self.who is not None
+        await getattr(self.site.guard, word)(self.who.actor, self.why())
+        self.redirect(self.site.prefix, status=303)

@@ -1,0 +1,149 @@
+"""What the API answers with, and the pages show: plain values made from a guard's status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from hubguard.cull.decide.judge import CullPolicy
+from hubguard.cull.shapes import (
+    CountsShape,
+    LastCycleShape,
+    OverdueShape,
+    _last_cycle,
+    _overdue,
+    counts,
+    is_late,
+    overdue_s,
+    running,
+    sources,
+    users_due,
+)
+from hubguard.dashboard import words as dashboard_words
+from hubguard.journal.model import Lease, Stance
+from hubguard.model import Finding, Tally
+from hubguard.pacing.model import BudgetUse
+from hubguard.snapshot.model import Brake
+from hubguard.status import Mode, Status
+from hubguard.web.sources import SourceShape
+
+
+@dataclass(frozen=True, slots=True)
+class StatusShape:
+    """What HubGuard is doing. ``sentence`` says it in words; ``last_cycle`` is null before the first one.
+
+    ``brake`` is set while HubGuard holds back by itself; where it is ``acceptable``, resuming lets it go on. ``clock_from``:
+    idle clocks were started anew then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
+    ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null where nothing was.
+    ``findings`` are what an operator should look at, most recent last.
+    """
+
+    at: datetime
+    mode: Mode
+    sentence: str
+    why: str
+    stance: Stance
+    started_at: datetime
+    holder: str
+    holds_lease: bool
+    lease: Lease | None
+    hub_version: str | None
+    servers: CountsShape
+    sources: tuple[SourceShape, ...]
+    last_cycle: LastCycleShape | None
+    last_good_cycle_at: datetime | None
+    next_cycle_at: datetime | None
+    errors: tuple[str, ...]
+    notes: tuple[str, ...]
+    budget: BudgetUse | None
+    brake: Brake | None
+    clock_from: datetime | None
+    tally: Tally
+    recent: Tally
+    error_ratio: float | None
+    oldest_overdue: OverdueShape | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthShape:
+    """Whether HubGuard works. ``ok`` is false while it starts, is in trouble, or hasn't had a good cycle for long; while
+    it is armed and a server has been due for over half an hour; or when most of what it sent in the last hour failed.
+
+    ``last_good_cycle_age_s`` is null before the first one, ``oldest_overdue_s`` where no server is overdue, ``error_ratio``
+    where nothing was sent in the last hour.
+    """
+
+    ok: bool
+    mode: Mode
+    last_good_cycle_age_s: float | None
+    oldest_overdue_s: float | None
+    error_ratio: float | None
+    braked: bool
+
+
+STALE_CYCLE_S = 900.0
+"""Without a good cycle for this long, or for three times as long as cycles are apart, ``/health`` says so."""
+
+
+ERRORS_MOST = 0.5
+ERRORS_AMONG = 10
+"""With a larger share of so many actions or more failed or unverified, ``/health`` says so."""
+
+
+def of_status(status: Status, policy: CullPolicy) -> StatusShape:
+    """The guard's status as the API gives it: numbers instead of every server."""
+    numbers = counts(running(status.last_cycle))
+    return StatusShape(
+        at=status.at,
+        mode=status.mode,
+        sentence=dashboard_words.headline(status, numbers.stop, users_due(status.last_cycle)),
+        why=status.why,
+        stance=status.stance,
+        started_at=status.started_at,
+        holder=status.holder,
+        holds_lease=status.holds_lease,
+        lease=status.lease,
+        hub_version=status.hub_version,
+        servers=numbers,
+        sources=sources(status.last_cycle, status.at),
+        last_cycle=_last_cycle(status.last_cycle) if status.last_cycle else None,
+        last_good_cycle_at=status.last_good_cycle_at,
+        next_cycle_at=status.next_cycle_at,
+        errors=status.errors,
+        notes=status.notes,
+        budget=status.budget,
+        brake=status.brake,
+        clock_from=status.clock_from,
+        tally=status.tally,
+        recent=status.recent,
+        error_ratio=_rounded(status.recent.error_ratio),
+        oldest_overdue=_overdue(status, policy),
+        findings=status.findings,
+    )
+
+
+def _rounded(ratio: float | None) -> float | None:
+    return None if ratio is None else round(ratio, 4)
+
+
+def health(status: Status) -> HealthShape:
+    """What anyone may know: no names, no reasons."""
+    good_at = status.last_good_cycle_at
+    age_s = round(max(0.0, (status.at - good_at).total_seconds()), 3) if good_at else None
+    works = status.mode not in {Mode.STARTING, Mode.TROUBLED}
+    apart_s = 0.0
+    if status.next_cycle_at and status.last_cycle:
+        apart_s = (status.next_cycle_at - status.last_cycle.began_at).total_seconds()
+    fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
+    recent = status.recent
+    sent = recent.done + recent.failed + recent.unverified
+    failing = sent >= ERRORS_AMONG and (recent.error_ratio or 0.0) > ERRORS_MOST
+    return HealthShape(
+        ok=works and fresh and not is_late(status) and not failing,
+        mode=status.mode,
+        last_good_cycle_age_s=age_s,
+        oldest_overdue_s=overdue_s(status),
+        error_ratio=_rounded(recent.error_ratio),
+        braked=status.brake is not None or status.mode is Mode.BRAKED,
+    )

@@ -1,0 +1,59 @@
+"""The guard's mode, findings and first sentence, for the Overview."""
+
+from __future__ import annotations
+
+from hubguard.cull.decide.judge import CullPolicy
+from hubguard.model import FindingKind
+from hubguard.snapshot.model import Brake, BrakeReason
+from hubguard.status import Mode, Status
+from hubguard.words import count
+
+MODE_WORDS: dict[Mode, str] = {
+    Mode.STARTING: "Starting",
+    Mode.ACTING: "Acting",
+    Mode.OBSERVING: "Observing",
+    Mode.HELD: "On hold",
+    Mode.BRAKED: "Braked",
+    Mode.STANDBY: "Standing by",
+    Mode.TROUBLED: "In trouble",
+}
+
+
+FINDING_WORDS: dict[FindingKind, str] = {
+    FindingKind.PENDING_STUCK: "Stuck",
+    FindingKind.CAME_BACK: "Came back",
+    FindingKind.ACTIVITY_FROZEN: "Activity frozen",
+    FindingKind.CANT_TELL: "Can't tell",
+    FindingKind.NOT_CULLING: "Not culling",
+    FindingKind.RULE: "Rule",
+    FindingKind.PRUNE_HELD: "Pruning waits",
+}
+
+
+def acceptance(brake: Brake, policy: CullPolicy) -> str:
+    """What a person accepts by resuming under an acceptable ``brake``; one sentence."""
+    if brake.reason is BrakeReason.OVER_CAP:
+        return f"Resuming accepts all that is due: each cycle then does up to {policy.plan_cap:,} of it."
+    if brake.reason is BrakeReason.POPULATION:
+        return "Resuming accepts that the others are gone: HubGuard goes on by the users that are left."
+    return "Resuming accepts that."
+
+
+def headline(status: Status, due: int, users: int = 0) -> str:
+    """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look.
+
+    So many ``users`` are due to be deleted.
+    """
+    if status.mode is Mode.ACTING:
+        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due" if due else "none is due right now"
+        leaving = f" {count(users, 'user')} {'is' if users == 1 else 'are'} due to be deleted." if users else ""
+        return f"HubGuard is armed and stops servers that are due; {now}.{leaving}"
+    if status.mode is Mode.OBSERVING:
+        would = [f"stop {count(due, 'server')}"] if due else []
+        would += [f"delete {count(users, 'user')}"] if users else []
+        return f"HubGuard only observes: it would {' and '.join(would) or 'stop nothing'} now. {status.why}"
+    if status.mode is Mode.HELD:
+        return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
+    if status.mode is Mode.BRAKED and status.brake is not None:
+        return f"HubGuard holds back, since {status.brake.why.rstrip('. ')}."
+    return status.why

@@ -1,1 +1,0 @@
-"""Pure decisions: values in, values out. No I/O, no clock, no randomness."""

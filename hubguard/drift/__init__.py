@@ -1,0 +1,1 @@
+"""Finds where hub, database, proxy and backends disagree, and repairs it. It knows no other feature."""

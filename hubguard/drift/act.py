@@ -1,0 +1,538 @@
+"""Carries out repairs: second look, intent, request, verification, outcome, for each; as the executor does for culling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
+from hubguard.act.lease import LeaseKeeper
+from hubguard.act.verify import FIRST_REREAD_S, LONGEST_REREAD_S, Verifier
+from hubguard.backends.model import Backend
+from hubguard.backends.port import Backends, Expected
+from hubguard.drift.decide.follow import began_before, still_there
+from hubguard.drift.model import ROUTE_KINDS, Drift, DriftKind, Repair, RepairPlan
+from hubguard.errors import HubGuardError, JournalError
+from hubguard.hub.api import HubAPI
+from hubguard.journal.model import Entry
+from hubguard.model import NOT_TRIED, Action, ActionKind, Key, Outcome, OutcomeKind, Server, same_run
+from hubguard.pacing.clock import Clock
+
+log = logging.getLogger(__name__)
+
+CHECK_ROUTES_S = 60.0
+"""How long the hub may take to check its routes. It answers after half a minute where it can't reach the proxy (6.1)."""
+
+SETTLED_S = 5.0
+"""For so long routes are read again: the hub answers when it has set them all."""
+
+START_S = 120.0
+"""How long a start may take: the hub gives up after ``start_timeout`` and ``http_timeout``, 60 and 30 s by default."""
+
+NAMED = 5
+"""So many routes are named in an outcome; the page shows all that there are."""
+
+Look = Callable[[Sequence[Key]], Awaitable[tuple[Drift, ...]]]
+"""What drift is there now among these servers, by plain differences in sources that are read anew; without any: in all.
+
+Raises HubGuardError where a source that counts doesn't tell in full: what isn't in the answer is taken as over.
+"""
+
+
+class Repairer:
+    """Carries out plans of repairs, one plan at a time.
+
+    ``backends`` is None where none can be told of. ``verify_s`` is how long a repair may take until it counts as
+    unverified. ``told`` is called with each repair when its outcome is known.
+    """
+
+    def __init__(
+        self,
+        hub: HubAPI,
+        backends: Backends | None,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        look: Look,
+        *,
+        verify_s: float,
+        told: Callable[[Repair, Outcome], None],
+    ) -> None:
+        self._hub = hub
+        self._backends = backends
+        self._keeper = keeper
+        self._clock = clock
+        self._look = look
+        self._verify_s = verify_s
+        self._told = told
+        self._one_plan_at_a_time = asyncio.Lock()
+        self._attempts: list[Attempt] = []
+
+    @property
+    def under_way(self) -> frozenset[int]:
+        """The intents of the plan that is being carried out. They aren't left over: nobody else settles them."""
+        return frozenset(attempt.intent for attempt in self._attempts if attempt.intent is not None)
+
+    async def run(
+        self, plan: RepairPlan, actor: str, *, asked: bool, armed: bool | None, concurrency: int, running: int
+    ) -> tuple[tuple[Repair, Outcome], ...]:
+        """Every repair of ``plan`` with its outcome, in the plan's order; at most ``concurrency`` at a time.
+
+        Routes are checked first, and alone. Of one server there is one repair at a time, in the plan's order, and one start
+        at a time in all. One failure never ends the rest, but for starts: each that fails brings a hub nearer to its
+        ``consecutive_failure_limit``, at which it exits. What ends it, with the rest skipped: the lease lost, acting put on
+        hold, the journal unusable, the hub refusing to be read, the breaker open, the proxy not answering, or the plan
+        expired. ``running`` is about how many servers the hub has.
+        """
+        async with self._one_plan_at_a_time:
+            verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=running)
+            work = _Work(plan, actor, asked, armed, verifier, concurrency)
+            tasks: list[asyncio.Task[None]] = []
+            try:
+                for of_routes in (True, False):
+                    queues: dict[Key, list[int]] = {}
+                    for index, repair in enumerate(plan.repairs):
+                        if (repair.action.kind is ActionKind.CHECK_ROUTES) is of_routes:
+                            queues.setdefault((repair.action.user, repair.action.name), []).append(index)
+                    tasks = [asyncio.ensure_future(self._one_after_another(queue, work)) for queue in queues.values()]
+                    await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                verifier.close()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self._attempts.clear()
+            return tuple((repair, work.outcomes[index]) for index, repair in enumerate(plan.repairs))
+
+    async def settle_left(self, open_intents: Sequence[Entry]) -> None:
+        """The intents to repair that a guard left behind are settled by a fresh look, where it tells. Raises JournalError.
+
+        Those to stop a server or interrupt its start are left to whoever settles those of culling: one read tells.
+        """
+        for intent in open_intents:
+            if intent.id in self.under_way:
+                continue
+            try:
+                outcome = await self._what_became_of(intent)
+            except JournalError:
+                raise
+            except HubGuardError as error:
+                log.warning("What became of a repair (%s) isn't known yet: %s", intent.action, error)
+                continue
+            if outcome is not None:
+                await self._keeper.settle(intent.id, outcome)
+
+    async def _what_became_of(self, intent: Entry) -> Outcome | None:
+        """None: it isn't known yet, or isn't for us to say."""
+        key = (intent.user or "", intent.server or "")
+        if intent.action == ActionKind.CHECK_ROUTES.value:
+            wrong = [drift for drift in await self._look(()) if drift.kind in ROUTE_KINDS]
+            return _left(f"{len(wrong)} routes are wrong" if wrong else "")
+        if intent.action == ActionKind.END_BACKEND.value:
+            orphan = await self._orphan(key)
+            return _left(f"{_name_of(orphan)} is alive" if orphan is not None else "")
+        if intent.action == ActionKind.START_AND_STOP.value:
+            server = await self._hub.get_server(*key)
+            if server is None:
+                return _left("")
+            if server.pending is not None:
+                return None
+            again = not same_run(server.started, intent.started)
+            return _left(
+                "it was started anew and runs; stop it by hand" if again else "the hub believes in it as before"
+            )
+        return None
+
+    async def _one_after_another(self, queue: Sequence[int], work: _Work) -> None:
+        for index in queue:
+            work.outcomes[index] = await self._repair(work.plan.repairs[index], work)
+            self._told(work.plan.repairs[index], work.outcomes[index])
+
+    async def _repair(self, repair: Repair, work: _Work) -> Outcome:
+        if repair.action.kind is not ActionKind.START_AND_STOP:
+            return await self._look_send_verify(repair, work)
+        async with work.one_start:
+            if work.start_failed:
+                return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.start_failed}")
+            return await self._look_send_verify(repair, work)
+
+    async def _look_send_verify(self, repair: Repair, work: _Work) -> Outcome:
+        async with work.room:
+            attempt = self._attempt(repair.action, work, repair)
+            async with work.places:
+                if self._clock.now() >= work.plan.expires_at:
+                    work.end("the plan has expired: what it rests on is too old to act on")
+                if work.ended:
+                    return await self._skipped(repair, work)
+                sent = await attempt.make(lambda: self._second_look(repair), lambda: self._send(repair, attempt))
+            if not isinstance(sent, Sent):
+                outcome, end = sent
+                work.end(end)
+                return outcome
+            try:
+                outcome = await self._verify(repair, sent, work)
+            except Exception as error:
+                log.exception("The outcome of a repair for %s is unknown", repair.action.label)
+                outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {named(error)}")
+            await self._settle(attempt, outcome, work)
+            return outcome
+
+    def _attempt(self, action: Action, work: _Work, repair: Repair) -> Attempt:
+        detail = f"for the drift {', '.join(repair.drifts[:NAMED])}"
+        if repair.backend is not None:
+            detail = f"{repair.backend.name} ({repair.backend.id}; {repair.backend.proof}), {detail}"
+        attempt = Attempt(
+            self._keeper, self._clock, action, work.actor, asked=work.asked, armed=work.armed, detail=detail
+        )
+        self._attempts.append(attempt)
+        return attempt
+
+    async def _skipped(self, repair: Repair, work: _Work) -> Outcome:
+        outcome = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}")
+        try:
+            await self._keeper.skip(repair.action, work.actor, work.ended)
+        except JournalError as error:
+            log.warning("The journal doesn't tell that a repair was skipped: %s", error)
+        return outcome
+
+    async def _settle(self, attempt: Attempt, outcome: Outcome, work: _Work) -> None:
+        assert attempt.intent is not None
+        try:
+            await self._keeper.settle(attempt.intent, outcome)
+        except JournalError as error:
+            work.end(f"the journal can't record what was done: {error}")
+
+    # -- second look ----------------------------------------------------------------------------------------------
+
+    async def _second_look(self, repair: Repair) -> str | None:
+        """Why not, after all; None when it is still to be done."""
+        action = repair.action
+        if action.kind is ActionKind.CHECK_ROUTES:
+            return still_there(repair, await self._look(())) or None
+        gone = still_there(repair, await self._look([(action.user, action.name)]))
+        if gone:
+            return gone
+        # Asked last: between this and the request there is nothing but its turn.
+        server = await self._hub.get_server(action.user, action.name)
+        if action.kind is ActionKind.END_BACKEND:
+            return await self._not_to_be_ended(repair.backend, server)
+        if server is None:
+            return "the hub no longer has it"
+        if not same_run(server.started, action.started):
+            return "it was restarted in the meantime"
+        if action.kind is ActionKind.INTERRUPT_SPAWN:
+            return None if server.pending == "spawn" else "its start is no longer pending"
+        if server.pending is not None:
+            return f"the hub is in the middle of something with it ({server.pending})"
+        return None if server.ready else "the hub doesn't call it ready any more"
+
+    async def _not_to_be_ended(self, backend: Backend | None, server: Server | None) -> str | None:
+        if backend is None or self._backends is None:
+            return "HubGuard knows of no backend to end"
+        if not backend.proof:
+            return f"{backend.name} isn't proved to be this hub's; by hand: {_command(backend)}"
+        if server is None:
+            return None
+        # Some spawners take up what is left of the last run: only what that run has beside it shows that it isn't its own.
+        may_belong = f"the hub has that server again, and {backend.name} may belong to it; by hand: {_command(backend)}"
+        if not server.ready or server.started is None or not began_before(backend, server.started):
+            return may_belong
+        seen = await self._backends.look([Expected(*backend.key, started=server.started)])
+        if not any(_runs(one, backend, server.started) for one in seen):
+            return may_belong
+        now = await self._hub.get_server(*backend.key)
+        same = now is not None and now.ready and same_run(now.started, server.started)
+        return None if now is None or same else may_belong
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    async def _send(self, repair: Repair, attempt: Attempt) -> str:
+        action = repair.action
+        if action.kind is ActionKind.CHECK_ROUTES:
+            await self._hub.check_routes(timeout_s=CHECK_ROUTES_S, confirm=attempt.confirm)
+            return ""
+        if action.kind is ActionKind.START_AND_STOP:
+            await self._hub.start_server(action.user, action.name, confirm=attempt.confirm)
+            return ""
+        if action.kind is ActionKind.END_BACKEND:
+            assert self._backends is not None
+            assert repair.backend is not None
+            await attempt.confirm()
+            await self._backends.end(repair.backend)
+            return ""
+        return await self._send_stop(action, attempt)
+
+    async def _send_stop(self, action: Action, attempt: Attempt) -> str:
+        at_once = await self._hub.stop_server(action.user, action.name, confirm=attempt.confirm)
+        return "" if at_once else STOPS_SLOWLY
+
+    # -- verification ---------------------------------------------------------------------------------------------
+
+    async def _verify(self, repair: Repair, sent: Sent, work: _Work) -> Outcome:
+        action = repair.action
+        if sent.refused:
+            outcome = Outcome(OutcomeKind.FAILED, sent.remark)
+        elif action.kind is ActionKind.CHECK_ROUTES:
+            outcome = await self._verify_routes(repair, sent)
+        elif action.kind is ActionKind.END_BACKEND:
+            outcome = await self._verify_end(repair, sent)
+        elif action.kind is ActionKind.START_AND_STOP:
+            outcome = await self._stop_again(repair, sent, work)
+        else:
+            outcome = await work.verifier.outcome(action, sent.remark, failed=sent.failed)
+            outcome = await self._without_orphan(action, outcome)
+        if outcome.kind in {OutcomeKind.FAILED, OutcomeKind.UNVERIFIED}:
+            by_hand = _command(repair.backend) if repair.backend is not None else _BY_HAND[action.kind]
+            return Outcome(outcome.kind, f"{outcome.detail}. Tried: {_TRIED[action.kind]}. By hand: {by_hand}.")
+        return outcome
+
+    async def _verify_routes(self, repair: Repair, sent: Sent) -> Outcome:
+        wrong: Sequence[Drift] = ()
+        unread = ""
+        rereads = _Rereads(self._clock, 0.0 if sent.failed else SETTLED_S)
+        while await rereads.next():
+            try:
+                wrong = [drift for drift in await self._look(()) if drift.id in repair.drifts]
+            except HubGuardError as error:
+                unread = str(error)
+                continue
+            unread = ""
+            if not wrong:
+                return Outcome(OutcomeKind.DONE, "all is as it should be at a re-read" + _also(sent.remark))
+        if unread:
+            return Outcome(OutcomeKind.UNVERIFIED, f"the routes couldn't be read again: {unread}" + _also(sent.remark))
+        rest = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        names = ", ".join(f"{drift.kind.value} {_subject(drift)}" for drift in wrong[:NAMED])
+        count = f"{len(wrong)} of {len(repair.drifts)}"
+        return Outcome(OutcomeKind.FAILED, f"{count} are still wrong: {names}{rest}" + _also(sent.remark))
+
+    async def _verify_end(self, repair: Repair, sent: Sent) -> Outcome:
+        backend, backends = repair.backend, self._backends
+        assert backend is not None
+        assert backends is not None
+        alive: bool | None = None
+        seen = ""
+        rereads = _Rereads(self._clock, 0.0 if sent.failed else self._verify_s)
+        while await rereads.next():
+            try:
+                alive, seen = _is_alive(backend, await backends.look([Expected(*backend.key)]), backends.whole)
+            except HubGuardError as error:
+                alive, seen = None, str(error)
+            if alive is False:
+                return Outcome(OutcomeKind.DONE, f"{backend.name} is gone at a re-read" + _also(sent.remark))
+        if alive is None:
+            return Outcome(
+                OutcomeKind.UNVERIFIED, f"whether {backend.name} is gone can't be told: {seen}" + _also(sent.remark)
+            )
+        return Outcome(OutcomeKind.FAILED, f"{backend.name} is still alive{_also(seen)}" + _also(sent.remark))
+
+    async def _stop_again(self, repair: Repair, sent: Sent, work: _Work) -> Outcome:
+        """A server that was started anew is stopped when it runs, or when it hasn't come up in time."""
+        action = repair.action
+        server, unread = await self._started(action, failed=sent.failed)
+        as_before = server is not None and server.pending is None and same_run(server.started, action.started)
+        if server is None or not (server.ready or as_before):
+            work.start_failed = (
+                f"the start of {action.label} failed, and a hub may exit after several such ones"
+                " (consecutive_failure_limit)"
+            )
+        if unread:
+            return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {unread}" + _also(sent.remark))
+        if server is None:
+            detail = "the start came to nothing, and the hub no longer believes in it" + _also(sent.remark)
+            return await self._without_orphan(action, Outcome(OutcomeKind.DONE, detail))
+        if as_before:
+            return Outcome(OutcomeKind.FAILED, "the start changed nothing" + _also(sent.remark))
+        if server.pending not in {None, "spawn"}:
+            return Outcome(OutcomeKind.UNVERIFIED, f"pending: {server.pending}" + _also(sent.remark))
+        stop = Action(
+            action.user,
+            action.name,
+            server.started,
+            server.last_activity,
+            action.reason,
+            kind=ActionKind.STOP_SERVER if server.ready else ActionKind.INTERRUPT_SPAWN,
+        )
+        attempt = self._attempt(stop, work, repair)
+        stopped = await attempt.make(lambda: self._still_that_run(stop), lambda: self._send_stop(stop, attempt))
+        if not isinstance(stopped, Sent):
+            work.end(stopped[1])
+            return Outcome(
+                OutcomeKind.FAILED, f"it was started anew and runs, and wasn't stopped again: {stopped[0].detail}"
+            )
+        if stopped.refused:
+            outcome = Outcome(OutcomeKind.FAILED, stopped.remark)
+        else:
+            outcome = await work.verifier.outcome(stop, stopped.remark, failed=stopped.failed)
+            outcome = await self._without_orphan(stop, outcome)
+        await self._settle(attempt, outcome, work)
+        return Outcome(outcome.kind, f"started anew, then stopped: {outcome.detail}")
+
+    async def _started(self, ghost: Action, *, failed: bool) -> tuple[Server | None, str]:
+        """The server of ``ghost`` when it has come up anew, or as it is after START_S; and why it can't be read, or "".
+
+        With ``failed`` (the hub said no) one that is ready as before is so at once.
+        """
+        server, unread = None, ""
+        rereads = _Rereads(self._clock, START_S)
+        while await rereads.next():
+            try:
+                server, unread = await self._hub.get_server(ghost.user, ghost.name), ""
+            except HubGuardError as error:
+                server, unread = None, str(error)
+                continue
+            if server is None or (server.ready and (failed or not same_run(server.started, ghost.started))):
+                break
+        return server, unread
+
+    async def _still_that_run(self, stop: Action) -> str | None:
+        server = await self._hub.get_server(stop.user, stop.name)
+        if server is None:
+            return "it is no longer running"
+        if not same_run(server.started, stop.started):
+            return "it was restarted in the meantime"
+        return None
+
+    async def _without_orphan(self, action: Action, outcome: Outcome) -> Outcome:
+        """``outcome``, unless the hub let go of a server whose backend lives on."""
+        if outcome.kind is not OutcomeKind.DONE:
+            return outcome
+        orphan: Drift | None = None
+        rereads = _Rereads(self._clock, self._verify_s)
+        while await rereads.next():
+            try:
+                orphan = await self._orphan((action.user, action.name))
+            except HubGuardError as error:
+                return Outcome(OutcomeKind.DONE, f"{outcome.detail}; its backend couldn't be read again: {error}")
+            if orphan is None:
+                return outcome
+        return Outcome(
+            OutcomeKind.FAILED, f"the hub let go of it, and {_name_of(orphan)} lives on: it is an orphan from now on"
+        )
+
+    async def _orphan(self, key: Key) -> Drift | None:
+        drifts = await self._look([key])
+        return next((one for one in drifts if one.kind is DriftKind.SERVER_ORPHAN), None)
+
+
+class _Rereads:
+    """The moments at which something is read again: one at once, then further and further apart, for ``for_s`` seconds."""
+
+    def __init__(self, clock: Clock, for_s: float) -> None:
+        self._clock = clock
+        self._until_s = clock.monotonic_s() + for_s
+        self._wait_s = 0.0
+
+    async def next(self) -> bool:
+        """Return True at the next of them, or False at once when there is none any more."""
+        if self._wait_s and self._clock.monotonic_s() + self._wait_s > self._until_s:
+            return False
+        await self._clock.sleep(self._wait_s)
+        self._wait_s = min(self._wait_s * 2, LONGEST_REREAD_S) or FIRST_REREAD_S
+        return True
+
+
+@dataclass(slots=True)
+class _Work:
+    """One plan that is being carried out. ``ended`` is what ends the rest of it, ``start_failed`` its starts, or ""."""
+
+    plan: RepairPlan
+    actor: str
+    asked: bool
+    armed: bool | None
+    verifier: Verifier
+    concurrency: int
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    ended: str = ""
+    start_failed: str = ""
+    one_start: asyncio.Lock = field(default_factory=asyncio.Lock)
+    places: asyncio.Semaphore = field(init=False)
+    room: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        # One that was sent makes room for the next while it is being verified, as in the executor.
+        self.places = asyncio.Semaphore(self.concurrency)
+        self.room = asyncio.Semaphore(self.concurrency * UNVERIFIED_A_PLACE)
+
+    def end(self, why: str) -> None:
+        if why and not self.ended:
+            self.ended = why
+            log.warning("The rest of these repairs is skipped: %s", why)
+
+
+_TRIED: Mapping[ActionKind, str] = {
+    ActionKind.CHECK_ROUTES: "the hub was asked to check its routes",
+    ActionKind.STOP_SERVER: "the hub was asked to stop it",
+    ActionKind.INTERRUPT_SPAWN: "the hub was asked to stop it, which interrupts its start",
+    ActionKind.START_AND_STOP: "the hub was asked to start it with the options that it had last, then to stop it",
+    ActionKind.END_BACKEND: "it was asked to end",
+}
+
+_BY_HAND: Mapping[ActionKind, str] = {
+    ActionKind.CHECK_ROUTES: (
+        "see in the hub's log why it can't set them (does it reach the proxy's API?) and POST to /hub/api/proxy; if that"
+        " doesn't help, restart the proxy, then the hub"
+    ),
+    ActionKind.STOP_SERVER: "start it and stop it again, or restart the hub, which looks at each server when it starts",
+    ActionKind.INTERRUPT_SPAWN: (
+        "restart the hub, which keeps what is pending in memory only; then see whether its backend is still there"
+    ),
+    ActionKind.START_AND_STOP: (
+        "restart the hub, which looks at each server when it starts; if that doesn't help, stop the hub, set server_id of"
+        " its row in the table spawners to NULL, and start the hub"
+    ),
+    ActionKind.END_BACKEND: "end it with the tools of what runs it",
+}
+
+_COMMANDS: Mapping[str, str] = {
+    "process": "kill -9 {}",
+    "docker": "docker rm -f {}",
+    "kubernetes": "kubectl delete pod {}",
+    "systemd": "systemctl stop {}",
+}
+
+
+def _command(backend: Backend) -> str:
+    """What ends it, for a person to type. A name ends with what its own tools call it ("pid 4711")."""
+    command = _COMMANDS.get(backend.kind)
+    called = backend.name.split()[-1:]
+    return _BY_HAND[ActionKind.END_BACKEND] if command is None or not called else command.format(shlex.quote(called[0]))
+
+
+def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[bool | None, str]:
+    """Whether that very one is alive by this look, None where it doesn't tell, and why or how."""
+    same = next((one for one in seen if one.id == backend.id), None)
+    if same is not None:
+        return same.alive, same.detail
+    if whole or any(one.key == backend.key and one.alive is False for one in seen):
+        return False, ""
+    return None, "it isn't among those that can be seen, and these aren't all"
+
+
+def _runs(one: Backend, other: Backend, run: datetime) -> bool:
+    """Whether ``one`` is alive, not ``other``, and of the run of that server that was started then."""
+    alive = one.alive is True and one.key == other.key and one.id != other.id
+    return alive and one.started is not None and not began_before(one, run)
+
+
+def _left(still: str) -> Outcome:
+    if still:
+        return Outcome(OutcomeKind.UNVERIFIED, f"the guard ended before it knew; {still}")
+    return Outcome(OutcomeKind.DONE, "found repaired by a later look")
+
+
+def _subject(drift: Drift) -> str:
+    if drift.subject:
+        return drift.subject
+    return f"{drift.user}/{drift.server}" if drift.server else drift.user or "of the hub"
+
+
+def _name_of(orphan: Drift | None) -> str:
+    return orphan.backend.name if orphan is not None and orphan.backend is not None else "its backend"
+
+
+def _also(remark: str) -> str:
+    return f"; {remark}" if remark else ""

@@ -1,0 +1,411 @@
+"""How what the sources say of servers and routes differs, in one look and by themselves: no counting, no memory.
+
+Pending is unknown, and so is all that rests on a source that is missing or incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from functools import partial
+from urllib.parse import unquote
+
+from hubguard.backends.model import Backend
+from hubguard.drift.decide.evidence import Wording, Words, is_active
+from hubguard.drift.model import Drift, DriftKind, World
+from hubguard.hub.nouns import ORMCounts
+from hubguard.model import Key, Reading, Route, Server, Source, same_run
+
+DriftKey = tuple[DriftKind, str | None, str | None, str]
+"""What ``Drift.key`` gives: which difference it is, from look to look."""
+
+TWO_RUNS = timedelta(seconds=60)
+"""Backends of one server whose starts are further apart than this are of different runs; clocks differ by less."""
+
+SURELY_STOPPED_S = 10.0
+"""A spawner may call a server stopped while its backend still ends: one that is seen alive so much later is no such."""
+
+HEARD_S = 600.0
+"""For so long the word of a spawner alone, which no look at the backends can confirm, is a suspicion. It never is more."""
+
+PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference as one look shows it; the first five fields mean what they mean in a Drift.
+
+    ``words`` makes what people read of it. ``since`` is set where somebody else has seen it before this look. ``surely``:
+    somebody else vouches for it, and no second look of ours is needed. ``heard``: nobody but somebody else tells of it, so
+    that it is never raised. ``backend`` is the one that it is about.
+    """
+
+    kind: DriftKind
+    user: str | None
+    server: str | None
+    subject: str
+    started: datetime | None
+    words: Callable[[], Words]
+    since: datetime | None = None
+    surely: bool = False
+    heard: bool = False
+    backend: Backend | None = None
+
+    @property
+    def key(self) -> DriftKey:
+        """Which one it is, from look to look."""
+        return (self.kind, self.user, self.server, self.subject)
+
+
+class Comparison:
+    """What the sources of ``world`` say, side by side; a pending that lasts for ``pending_limit_s`` seconds is drift.
+
+    ``asking``: nothing is concluded from it yet, so that the hub's word counts however old it is, and wherever from.
+    """
+
+    def __init__(self, world: World, pending_limit_s: float, *, asking: bool = False) -> None:
+        self.world = world
+        self.at = world.at
+        complete = {reading.source: reading for reading in world.readings if reading.complete}
+        self._hub = complete.get(Source.HUB_API)
+        self._knows_hub = world.servers is not None and (asking or self._hub is not None)
+        self._table = None
+        if world.routes is not None:
+            self._table = complete.get(Source.PROXY) or complete.get(Source.HUB_ROUTES)
+        self._db = complete.get(Source.HUB_DB)
+        self._targets = world.targets if self._db is not None else None
+        self._backend = complete.get(Source.BACKEND) if world.backends is not None else None
+        self._words = Wording(world, self._hub, self._table, self._db, self._backend, pending_limit_s)
+        self._servers: Mapping[Key, Server] = world.servers or {}
+        self._unsure = frozenset[Key]() if asking else world.unsure
+        self._prefix = user_prefix(world.base_url)
+        # One each, since that is all that most have: at 50,000 servers, lists of one would take most of the time.
+        self._route_of: dict[Key, Route] = {}
+        self._backend_of: dict[Key, Backend] = {}
+        self._more_routes: dict[Key, list[Route]] = {}
+        self._more_backends: dict[Key, list[Backend]] = {}
+        self._misplaced: dict[Key, Route] = {}
+        self._hosted = has_subdomains(world.routes or {}, self._prefix)
+        if self._table is not None:
+            self._read_table(world.routes or {})
+        if self._backend is not None:
+            for backend in world.backends or ():
+                key = (backend.user, backend.server)
+                if self._backend_of.setdefault(key, backend) is not backend:
+                    self._more_backends.setdefault(key, []).append(backend)
+
+    # -- what each look has to have ------------------------------------------------------------------------------------
+
+    def routes_of(self, key: Key) -> Sequence[Route]:
+        """The routes that are for that server, in no order, but for those that stand in another's place."""
+        first = self._route_of.get(key)
+        return () if first is None else (first, *self._more_routes.get(key, ()))
+
+    def backends_of(self, key: Key) -> Sequence[Backend]:
+        """All that could be told of what runs that server, in the order of the world's."""
+        first = self._backend_of.get(key)
+        return () if first is None else (first, *self._more_backends.get(key, ()))
+
+    def readings(self, kind: DriftKind, subject: str) -> tuple[Reading, ...] | None:
+        """Those that such a difference rests on; None where one of them is missing or incomplete: nothing can be told."""
+        needed: tuple[Reading | None, ...]
+        if kind is DriftKind.ORM_DANGLING:
+            needed = (self._db if self.world.orm is not None else None,)
+        elif kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
+            needed = (self._hub, self._backend)
+        elif kind is DriftKind.SERVER_ORPHAN:
+            needed = (self._hub, self._backend) if subject else (self._hub,)
+        elif kind in {DriftKind.PENDING_STUCK, DriftKind.ACTIVITY_FROZEN}:
+            needed = (self._hub,)
+        elif kind is DriftKind.ROUTE_WRONG_TARGET and self._targets is not None:
+            needed = (self._hub, self._table, self._db)
+        else:
+            needed = (self._hub, self._table)
+        if not self._knows_hub and kind is not DriftKind.ORM_DANGLING:
+            return None
+        found = tuple(reading for reading in needed if reading is not None)
+        return found if len(found) == len(needed) else None
+
+    def can_tell(self, drift: Drift) -> bool:
+        """Whether this look would show ``drift`` if it were still there."""
+        if self.readings(drift.kind, drift.subject) is None:
+            return False
+        if drift.user is None:
+            return self._can_tell_shared(drift.kind)
+        key = (drift.user, drift.server or "")
+        if key in self._unsure:
+            return False
+        server = self._servers.get(key)
+        if drift.kind is DriftKind.PENDING_STUCK:
+            return True
+        if server is not None and server.pending is not None:
+            return False
+        ready = server is not None and server.ready
+        if drift.kind in {DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST}:
+            return not ready or self._fate(key) is not None
+        if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject:
+            return self._can_tell_orphan(key, drift.subject, ready=ready)
+        if drift.kind is DriftKind.ROUTE_WRONG_TARGET and ready and self._targets is None:
+            # A hub's database that fails now may have told that target; where it is never read, it hasn't.
+            return self.world.reading(Source.HUB_DB) is None or drift.subject not in (self.world.routes or {})
+        return True
+
+    def _can_tell_orphan(self, key: Key, id_: str, *, ready: bool) -> bool:
+        listed = [one.alive for one in self.backends_of(key) if one.id == id_]
+        if not listed:
+            return ready or self.world.whole
+        if None in listed:
+            return False
+        # Alone beside a server that is ready again, it is the one that runs it; of several, any may be.
+        return True not in listed or not ready or sum(one.alive is True for one in self.backends_of(key)) == 1
+
+    def _can_tell_shared(self, kind: DriftKind) -> bool:
+        if kind is DriftKind.SERVICE_ROUTE_MISSING:
+            return self.world.prefixes is not None and not self._hosted
+        return kind is not DriftKind.HUB_ROUTE_MISSING or not self._hosted
+
+    def run_now(self, key: Key) -> tuple[datetime | None] | None:
+        """When the run of ``key`` that the hub has now was started, in a tuple; None: it has none, or none can be told."""
+        server = self._servers.get(key) if self._hub is not None and key not in self._unsure else None
+        return None if server is None or not is_active(server) else (server.started,)
+
+    # -- all differences -----------------------------------------------------------------------------------------------
+
+    def differences(self) -> dict[DriftKey, Difference]:
+        """All of them, by key, in no order."""
+        found = {one.key: one for one in self._of_database()}
+        if self._knows_hub:
+            for of in (self._of_servers, self._of_stale_routes, self._of_shared_routes, self._of_orphans):
+                found.update((one.key, one) for one in of())
+            if self.world.frozen_since is not None:
+                since = self.world.frozen_since
+                one = Difference(
+                    DriftKind.ACTIVITY_FROZEN, None, None, "", None, partial(self._words.frozen, since), since=since
+                )
+                found[one.key] = one
+        return found
+
+    def _of_servers(self) -> Iterator[Difference]:
+        targets, route_of, backend_of = self._targets or {}, self._route_of, self._backend_of
+        has_table, has_backends = self._table is not None, self._backend is not None
+        several = self._more_routes.keys() | self._misplaced.keys()
+        for key, server in self._servers.items():
+            if key in self._unsure:
+                continue
+            if server.pending is not None:
+                words = partial(self._words.stuck, server)
+                yield Difference(DriftKind.PENDING_STUCK, *key, server.pending, server.started, words)
+            elif server.ready:
+                if has_table:
+                    route, target = route_of.get(key), targets.get(key)
+                    if route is None or route.target != target or key in several:
+                        yield from self._of_its_routes(key, server, target)
+                backend = backend_of.get(key)
+                if (
+                    has_backends
+                    and (backend is None or not backend.alive or key in self._more_backends)
+                    and self._fate(key) is False
+                ):
+                    ghost = self._is_ghost(server)
+                    kind = DriftKind.SERVER_GHOST if ghost else DriftKind.SERVER_DEAD
+                    words = partial(self._words.dead, server, self._of_this_run(key), ghost)
+                    yield Difference(kind, *key, "", server.started, words)
+
+    def _of_its_routes(self, key: Key, server: Server, target: str | None) -> Iterator[Difference]:
+        kind = DriftKind.ROUTE_WRONG_TARGET
+        astray = self._misplaced.get(key) if self._misplaced else None
+        if astray is not None:
+            yield Difference(
+                kind, *key, astray.path, server.started, partial(self._words.wrong, server, target, astray)
+            )
+        routes = self.routes_of(key)
+        if not routes:
+            if astray is None:
+                words = partial(self._words.missing, server, target, own_path(self._prefix, key))
+                yield Difference(DriftKind.ROUTE_MISSING, *key, "", server.started, words)
+            return
+        if target is None:
+            return
+        for route in routes:
+            if route.target != target and _leads_elsewhere(route.target, target):
+                words = partial(self._words.wrong, server, target, route)
+                yield Difference(kind, *key, route.path, server.started, words)
+
+    def _of_stale_routes(self) -> Iterator[Difference]:
+        servers = self._servers
+        for key in self._route_of:
+            server = servers.get(key)
+            if (server is not None and (server.ready or server.pending is not None)) or key in self._unsure:
+                continue
+            for route in self.routes_of(key):
+                yield Difference(
+                    DriftKind.ROUTE_STALE, *key, route.path, None, partial(self._words.stale, server, route)
+                )
+
+    def _of_shared_routes(self) -> Iterator[Difference]:
+        routes = self.world.routes or {}
+        # Where each user has a subdomain, hub and services have theirs, too, in front of their paths.
+        if self._table is None or self._hosted:
+            return
+        for name, prefix in (self.world.prefixes or {}).items():
+            path = _path(prefix)
+            if path not in routes:
+                words = partial(self._words.service, name, path)
+                yield Difference(DriftKind.SERVICE_ROUTE_MISSING, None, None, name, None, words)
+        if (path := _path(self.world.base_url)) not in routes:
+            yield Difference(DriftKind.HUB_ROUTE_MISSING, None, None, "", None, partial(self._words.hub_route, path))
+
+    def _of_orphans(self) -> Iterator[Difference]:
+        kind = DriftKind.SERVER_ORPHAN
+        listed = set()
+        servers, several = self._servers, self._more_backends
+        for key in self._backend_of:
+            server = servers.get(key)
+            ready = server is not None and server.ready
+            if (ready and key not in several) or key in self._unsure:
+                continue
+            if server is not None and server.pending is not None:
+                continue
+            # What answers over HTTP at the address that a server had may be anything by now.
+            orphans = [one for one in self.backends_of(key) if one.alive and one.kind != "http"]
+            started = None
+            if server is not None and ready:
+                orphans, started = _of_older_runs(orphans, server), server.started
+            told = None if ready else self.world.outlived.get(key)
+            surely = told is not None and self._after(told[0], SURELY_STOPPED_S)
+            for one in orphans:
+                words = partial(self._words.orphan, server, one, told)
+                yield Difference(kind, *key, one.id, started, words, surely=surely, backend=one)
+                listed.add(key)
+        for key, told in self.world.outlived.items():
+            if key not in listed and key not in self._unsure and self._still_outlives(key, told[0]):
+                yield Difference(kind, *key, "", None, partial(self._words.outlived, told), since=told[0], heard=True)
+
+    def _still_outlives(self, key: Key, told_at: datetime) -> bool:
+        server = self._servers.get(key)
+        # It is told from within the stop, which the hub calls pending until it is done.
+        if server is not None and (server.ready or server.pending not in {None, "stop"}):
+            return False
+        if (self.at - told_at).total_seconds() > HEARD_S:
+            return False
+        if not self.world.whole or not self._after(told_at, 0.0):
+            return True
+        return any(one.alive is None for one in self.backends_of(key))
+
+    def _after(self, told_at: datetime, by_s: float) -> bool:
+        """Whether the backends were read more than so long after that."""
+        return self._backend is not None and (self._backend.at - told_at).total_seconds() > by_s
+
+    def _of_database(self) -> Iterator[Difference]:
+        if self._db is None or self.world.orm is None:
+            return
+        for part in fields(ORMCounts):
+            if count := getattr(self.world.orm, part.name):
+                words = partial(self._words.dangling, part.name, count)
+                yield Difference(DriftKind.ORM_DANGLING, None, None, part.name, None, words)
+
+    def _is_ghost(self, server: Server) -> bool:
+        return any(
+            (user, name) == server.key and same_run(started, server.started)
+            for user, name, started in self.world.ghosts
+        )
+
+    def _fate(self, key: Key) -> bool | None:
+        """Whether anything runs that server, by the backends; None: it can't be told."""
+        backends = self._of_this_run(key)
+        if not backends:
+            return False if self.world.whole else None
+        alive = [one.alive for one in backends]
+        return True if True in alive else None if None in alive else False
+
+    def _of_this_run(self, key: Key) -> Sequence[Backend]:
+        """The backends that may run that server: without those of earlier runs, where that of this one is told to be gone."""
+        backends, server = self.backends_of(key), self._servers.get(key)
+        if len(backends) < 2 or server is None or server.started is None:
+            return backends
+        begins = server.started - TWO_RUNS
+        # One that is gone has no start any more with some kinds; they tell that of none but the one that the hub expects.
+        if not any(one.alive is False and (one.started is None or one.started >= begins) for one in backends):
+            return backends
+        return [one for one in backends if one.started is None or one.started >= begins]
+
+    def _read_table(self, routes: Mapping[str, Route]) -> None:
+        prefix, odd = self._prefix, []
+        for path, route in routes.items():
+            user, name = route.user, route.server
+            if user is None:
+                continue
+            key = (user, name or "")
+            if path != (f"{prefix}{user}/{name}" if name else prefix + user):
+                odd.append((key, route))
+            elif self._route_of.setdefault(key, route) is not route:
+                self._more_routes.setdefault(key, []).append(route)
+        if not odd:
+            return
+        owners = {own_path(prefix, key): key for key, server in self._servers.items() if is_active(server)}
+        for key, route in odd:
+            owner = owners.get(route.path)
+            if owner is not None and owner != key:
+                self._misplaced[owner] = route
+            elif self._route_of.setdefault(key, route) is not route:
+                self._more_routes.setdefault(key, []).append(route)
+
+
+def user_prefix(base_url: str) -> str:
+    """What the routes of all servers begin with, as they stand in the table, on a hub without subdomains."""
+    return f"{unquote(base_url).rstrip('/')}/user/"
+
+
+def has_subdomains(routes: Mapping[str, Route], prefix: str) -> bool:
+    """Whether most routes of servers begin with a host, before what is ``prefix`` elsewhere: this hub gives each user one.
+
+    Most, since a single odd one says nothing: a server named ".." has one at another path on any hub (5.5).
+    """
+    users = [path for path, route in routes.items() if route.user is not None]
+    return 2 * sum(not path.startswith(prefix) and prefix in path for path in users) > len(users)
+
+
+def own_path(prefix: str, key: Key) -> str:
+    """Where the route of that server stands in the table."""
+    user, name = key
+    return f"{prefix}{user}/{name}" if name else prefix + user
+
+
+def _path(url_path: str) -> str:
+    return "/" + unquote(url_path).strip("/")
+
+
+def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:
+    """Those that can't be of the run that the hub has: they were there before it, and a later one fits it."""
+    timed = [(one.started, one) for one in alive if one.started is not None]
+    if server.started is None or len(timed) < 2:
+        return []
+    newest = max(started for started, _ in timed)
+    if newest < server.started - TWO_RUNS:
+        return []
+    return [one for started, one in timed if newest - started > TWO_RUNS and started < server.started]
+
+
+def _leads_elsewhere(one: str, other: str) -> bool:
+    """Whether these URLs name different places, their paths aside; False where that can't be told."""
+    places = _place(one), _place(other)
+    return None not in places and places[0] != places[1]
+
+
+def _place(url: str) -> tuple[str, str, int] | None:
+    """(scheme, host, port), with this machine's two names taken for one; None for what is no such URL."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return None
+    scheme = scheme.lower()
+    authority = rest.split("/", 1)[0].rpartition("@")[2].lower()
+    host, colon, port = authority.rpartition(":")
+    if not colon or "]" in port:
+        host, port = authority, ""
+    if port and not port.isdecimal():
+        return None
+    number = int(port) if port else PORTS.get(scheme)
+    if not host or number is None:
+        return None
+    return (scheme, "127.0.0.1" if host == "localhost" else host, number)

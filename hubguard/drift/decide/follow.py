@@ -1,0 +1,406 @@
+"""When a difference between the sources is drift, and what repairs it.
+
+One look shows differences (see ``differences``); :func:`follow` takes them from look to look, and raises those that last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+
+from hubguard.backends.model import Backend
+from hubguard.drift.decide.compare import TWO_RUNS, Comparison, Difference, DriftKey, has_subdomains, user_prefix
+from hubguard.drift.decide.evidence import SOURCES
+from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, RepairPlan, World
+from hubguard.model import Action, ActionKind, Key, Reading, Source, same_run
+
+MOST = 5000
+"""So many differences of one kind are followed at most: a table of 50,000 routes that was wiped is one thing to repair."""
+
+SAME_BY_WORDS = frozenset({DriftKind.ROUTE_STALE, DriftKind.ROUTE_WRONG_TARGET})
+"""A route that leads elsewhere than in the last look is another difference; these kinds have no run that would tell."""
+
+GAPS = 4
+"""The time between two looks counts for so many times the usual one at most: our clock may have been put on, or a guard have
+hung, and in such a time nobody has seen a start that lasts."""
+
+ONE_IN_TWO_WORDS = {
+    DriftKind.SERVER_DEAD: DriftKind.SERVER_GHOST,
+    DriftKind.SERVER_GHOST: DriftKind.SERVER_DEAD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DriftPolicy:
+    """The limits, and how often looks come; the fields mean what the settings of the same names say.
+
+    These are of ``HubGuardDrift`` and ``HubGuardCull``, and have the same default.
+    """
+
+    sightings: int
+    for_s: float
+    clear_after: int
+    pending_limit_s: float
+    every_s: float = 30.0
+
+
+def suspects(world: World) -> tuple[Key, ...]:
+    """The servers of which the hub must be asked anew before anything is concluded, sorted.
+
+    Those in ``world.unsure`` over which the sources seem to differ. And, wherever the hub's word is from, those that it
+    doesn't list, or calls pending, while a route or a live backend is there: it may have them by now. They may be many: where
+    they are, reading the whole list is cheaper. Whoever follows drift from look to look asks for the servers of that, too:
+    else one that is over would never be seen to be.
+    """
+    seen = Comparison(world, 0.0, asking=True)
+    servers = world.servers or {}
+    found = set()
+    for one in seen.differences().values():
+        if one.user is not None and one.kind is not DriftKind.PENDING_STUCK:
+            key = (one.user, one.server or "")
+            if key in world.unsure or key not in servers or not servers[key].ready:
+                found.add(key)
+    for key, server in servers.items():
+        if server.pending is not None and (seen.routes_of(key) or any(one.alive for one in seen.backends_of(key))):
+            found.add(key)
+    return tuple(sorted(found))
+
+
+def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
+    """What goes on after this look, and what has ended with it, each with the raised first, by ``since``, then the suspected.
+
+    ``before`` is the first of what this gave for the look before, () at first. It holds more than is for people: see
+    :func:`shown`. What ended has its last sighting; ``raised_at`` None: it was never raised.
+
+    A look counts for a difference where every source that it needs was read after its last sighting, in full, and the
+    hub's word on the server is sure, and not that it is pending. A suspected one ends with its first miss, a raised one after
+    ``policy.clear_after`` in a row. Another run is another difference. A server-dead that turns out to be a server-ghost
+    goes on as that, with what was counted; so does an orphan that first the spawner, then the backends tell of.
+
+    With () as ``before``, the first is all that differs now. Of more than 5,000 differences of one kind, 5,000 are followed,
+    and their evidence says of how many.
+    """
+    seen = Comparison(world, policy.pending_limit_s)
+    known = {drift.key: _not_ahead(drift, world.at) for drift in before}
+    found, evidence = _kept(seen.differences(), known)
+    going, ended, taken_over = [], [], set()
+    for key, difference in found.items():
+        drift = known.get(key)
+        if drift is None and (other := _predecessor(difference, known, found)) is not None:
+            taken_over.add(other.key)
+            drift = replace(other, kind=difference.kind, subject=difference.subject)
+            drift = replace(drift, raised_at=world.at if other.raised_at else None)
+        following = _Following(seen, policy, difference, evidence.get(difference.kind, ()))
+        if drift is not None and not following.is_of(drift):
+            ended.append(drift)
+            drift = None
+        going.append(following.begun() if drift is None else following.gone_on(drift))
+    for key, drift in known.items():
+        if key in found or key in taken_over:
+            continue
+        after = _missed(drift, seen, policy)
+        (ended if after is None else going).append(after or drift)
+    return _in_order(_without_doubles(going)), shown(_in_order(ended))
+
+
+def shown(drifts: Sequence[Drift]) -> tuple[Drift, ...]:
+    """Those of :func:`follow` that are for people, in the same order.
+
+    A server that is pending is followed from the first look on, and suspected only after half of its limit: until then
+    it has no sightings, and is left out here.
+    """
+    return tuple(drift for drift in drifts if drift.sightings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """A difference that this look shows, and how it goes on from what was known of it."""
+
+    seen: Comparison
+    policy: DriftPolicy
+    found: Difference
+    remark: tuple[str, ...]
+
+    def is_of(self, drift: Drift) -> bool:
+        """Whether ``drift``, which has its key, is of the same run and, while it is only suspected, of the same place."""
+        if drift.kind is DriftKind.SERVER_ORPHAN:
+            # It is its backend, whatever runs beside it by now.
+            return True
+        if not same_run(drift.started, self.found.started):
+            return False
+        return drift.raised_at is not None or drift.kind not in SAME_BY_WORDS or self.found.words()[1] == drift.observed
+
+    def begun(self) -> Drift:
+        """The same as drift, after its first sighting."""
+        found, at = self.found, self.seen.at
+        since = at if found.since is None else min(found.since, at)
+        return self._judged(
+            Drift(found.kind, found.user, found.server, "", "", since, at, found.subject, found.started, sightings=0)
+        )
+
+    def gone_on(self, drift: Drift) -> Drift:
+        """``drift`` after this look, the same where the look doesn't count."""
+        needed = self.seen.readings(drift.kind, drift.subject) or ()
+        if any(reading.at <= drift.seen_at for reading in needed):
+            return drift
+        since = drift.since
+        if drift.kind is DriftKind.PENDING_STUCK:
+            # All others need their sightings, too.
+            unseen_s = (self.seen.at - drift.seen_at).total_seconds() - GAPS * self.policy.every_s
+            since = min(self.seen.at, since + timedelta(seconds=max(0.0, unseen_s)))
+        return self._judged(replace(drift, since=since, looks=drift.looks + (drift.sightings > 0)))
+
+    def _judged(self, drift: Drift) -> Drift:
+        at, policy = self.seen.at, self.policy
+        needed = self.seen.readings(drift.kind, drift.subject) or ()
+        lasted_s = (at - drift.since).total_seconds()
+        pending = drift.kind is DriftKind.PENDING_STUCK
+        sightings = drift.sightings + (not pending or lasted_s >= policy.pending_limit_s / 2)
+        raised_at = drift.raised_at
+        long_enough = lasted_s >= (policy.pending_limit_s if pending else policy.for_s)
+        if self.found.surely or (not self.found.heard and sightings >= policy.sightings and long_enough):
+            raised_at = raised_at or at
+        expected, observed, evidence = self.found.words()
+        return replace(
+            drift,
+            expected=expected,
+            observed=observed,
+            evidence=evidence + self.remark,
+            # A look may be dated when it begins, before its sources are read.
+            seen_at=max([at, *(reading.at for reading in needed)]),
+            started=self.found.started,
+            sightings=sightings,
+            missed=0,
+            raised_at=raised_at,
+            backend=self.found.backend,
+        )
+
+
+def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None:
+    """``drift``, which this look doesn't show, after it; None: it has ended."""
+    needed = seen.readings(drift.kind, drift.subject)
+    if needed is None or not any(reading.at > drift.seen_at for reading in needed):
+        return drift
+    run = None
+    if drift.started is not None and drift.user is not None and drift.kind is not DriftKind.SERVER_ORPHAN:
+        run = seen.run_now((drift.user, drift.server or ""))
+    if run is not None and not same_run(run[0], drift.started):
+        return None
+    if not seen.can_tell(drift):
+        return drift
+    missed = drift.missed + 1
+    if drift.raised_at is None or missed >= policy.clear_after:
+        return None
+    return replace(drift, looks=drift.looks + 1, missed=missed)
+
+
+def _kept(
+    found: Mapping[DriftKey, Difference], known: Mapping[DriftKey, Drift]
+) -> tuple[dict[DriftKey, Difference], dict[DriftKind, tuple[str, ...]]]:
+    """At most so many of each kind, those that are known before others, and what to say where some were left out."""
+    by_kind: dict[DriftKind, list[DriftKey]] = {}
+    for key in found:
+        by_kind.setdefault(key[0], []).append(key)
+    kept: dict[DriftKey, Difference] = {}
+    remarks: dict[DriftKind, tuple[str, ...]] = {}
+    for kind, keys in by_kind.items():
+        if len(keys) > MOST:
+            remarks[kind] = (f"{MOST:,} of {len(keys):,} such differences are followed",)
+            keys = sorted(keys, key=lambda key: (key not in known, *_order(key)))[:MOST]  # noqa: PLW2901
+        kept.update((key, found[key]) for key in keys)
+    return kept, remarks
+
+
+def _predecessor(
+    found: Difference, known: Mapping[DriftKey, Drift], others: Mapping[DriftKey, Difference]
+) -> Drift | None:
+    """What was known of ``found`` under another name."""
+    kind, user, server, subject = found.key
+    if kind in ONE_IN_TWO_WORDS:
+        other = known.get((ONE_IN_TWO_WORDS[kind], user, server, subject))
+        return other if other is not None and same_run(other.started, found.started) else None
+    if kind is DriftKind.SERVER_ORPHAN and subject and (kind, user, server, "") not in others:
+        return known.get((kind, user, server, ""))
+    return None
+
+
+def _without_doubles(drifts: list[Drift]) -> list[Drift]:
+    """An orphan that only the spawner tells of is left out where the backends have told which one it is."""
+    named = {(one.user, one.server) for one in drifts if one.kind is DriftKind.SERVER_ORPHAN and one.subject}
+    return [
+        one
+        for one in drifts
+        if one.kind is not DriftKind.SERVER_ORPHAN or one.subject or (one.user, one.server) not in named
+    ]
+
+
+def _not_ahead(drift: Drift, now: datetime) -> Drift:
+    """The same, where our clock was put back, as if last seen just now: else nothing would count until it has caught up."""
+    if drift.seen_at <= now:
+        return drift
+    return replace(drift, since=min(drift.since, now), seen_at=now)
+
+
+def _in_order(drifts: Iterable[Drift]) -> tuple[Drift, ...]:
+    return tuple(sorted(drifts, key=lambda one: (one.raised_at is None, one.since, *_order(one.key))))
+
+
+def _order(key: DriftKey) -> tuple[str, str, str, str]:
+    kind, user, server, subject = key
+    return (kind.value, user or "", server or "", subject)
+
+
+# -- what can't be told -----------------------------------------------------------------------------------------------
+
+
+def narrowed(world: World) -> tuple[str, ...]:
+    """What can't be told by this look, and why: one sentence each, for an operator; () where all can."""
+    if (why := _lack(world, (Source.HUB_API,), world.servers is not None)) is not None:
+        return (f"Nothing can be told of servers and routes: {why}.", *_of_database(world))
+    return (*_of_routes(world), *_of_backends(world), *_of_database(world))
+
+
+def _of_routes(world: World) -> Iterable[str]:
+    why = _lack(world, (Source.PROXY, Source.HUB_ROUTES), world.routes is not None)
+    if why is not None:
+        yield f"Routes that are missing, stale or wrong can't be told: {why}."
+        return
+    proxy = world.reading(Source.PROXY)
+    if proxy is None or not proxy.complete:
+        yield (
+            "Routes are judged by what the hub tells of the proxy's table, which leaves out routes that aren't the hub's"
+            " and, with a proxy such as Traefik, is the hub's own copy."
+        )
+    if (why := _lack(world, (Source.HUB_DB,), world.targets is not None)) is not None:
+        yield f"Whether routes lead to the right place can't be told: {why}."
+    if world.prefixes is None:
+        yield "Missing routes of services can't be told: the hub doesn't say which services have one."
+    if has_subdomains(world.routes or {}, user_prefix(world.base_url)):
+        yield "Missing routes of the hub and its services can't be told: this hub gives users subdomains."
+
+
+def _of_backends(world: World) -> Iterable[str]:
+    if (why := _lack(world, (Source.BACKEND,), world.backends is not None)) is not None:
+        yield f"Servers that are dead, and backends that outlived theirs, can't be told: {why}."
+        return
+    backends = world.backends or ()
+    if not world.whole:
+        yield (
+            "Backends that nobody expects can't be told: only those of servers that the hub calls ready are looked at, and"
+            " what its spawner reports after a stop."
+        )
+    if count := sum(one.alive is None for one in backends):
+        yield f"Whether they live can't be told of {_count(count, 'backend')}: their evidence is unclear."
+    if count := sum(bool(one.alive) and not one.proof and one.kind != "http" for one in backends):
+        yield f"{_count(count, 'live backend')} can't be proved to be this hub's, and HubGuard never ends such."
+
+
+def _of_database(world: World) -> Iterable[str]:
+    if (why := _lack(world, (Source.HUB_DB,), world.orm is not None)) is not None:
+        yield f"Rows of the hub's database that lead nowhere can't be told: {why}."
+
+
+def _lack(world: World, sources: Sequence[Source], told: bool) -> str | None:
+    """Why none of ``sources`` can be used, one clause; None where one can."""
+    readings: list[Reading] = [one for one in map(world.reading, sources) if one is not None]
+    if told and any(one.complete for one in readings):
+        return None
+    wrong = [f"{SOURCES[one.source]}: {one.detail.rstrip('.') or 'incomplete'}" for one in readings if not one.complete]
+    if wrong:
+        return "; ".join(wrong)
+    name = SOURCES[sources[0]]
+    verb = "tell" if sources[0] is Source.BACKEND else "tells"
+    return f"{name} {verb} nothing of that" if readings else f"nothing reads {name}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# -- repairs ----------------------------------------------------------------------------------------------------------
+
+
+def remedy(drift: Drift) -> ActionKind | None:
+    """What repairs it; None where it can only be reported.
+
+    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or that
+    began hardly before the run beside which it lives, or where what is pending is no start.
+    """
+    if drift.kind is DriftKind.SERVER_ORPHAN:
+        if drift.backend is None or not drift.backend.proof:
+            return None
+        if drift.started is not None and not began_before(drift.backend, drift.started):
+            return None
+    if drift.kind is DriftKind.PENDING_STUCK and drift.subject != "spawn":
+        return None
+    return REMEDIES.get(drift.kind)
+
+
+def began_before(backend: Backend, run: datetime) -> bool:
+    """Whether ``backend`` is surely of an earlier run than the one that was started then."""
+    return backend.started is not None and backend.started < run - TWO_RUNS
+
+
+def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600.0) -> RepairPlan:
+    """What repairs these, made at ``now`` and good for ``lasts_s`` seconds (ten minutes, as a plan of stops is).
+
+    One check of routes for all that it mends comes first, then one repair for each of the others, as given. What has no
+    remedy is left out, and what is given twice counts once. The digest is the same for the same repairs, whenever made.
+    """
+    given = {drift.id: drift for drift in drifts if remedy(drift) is not None}
+    routes = sorted((id_ for id_, drift in given.items() if drift.kind in ROUTE_KINDS))
+    repairs = []
+    if routes:
+        reason = min((given[id_].kind for id_ in routes), key=list(DriftKind).index)
+        action = Action("", "", None, None, reason.value, kind=ActionKind.CHECK_ROUTES)
+        repairs.append(Repair(action, tuple(routes)))
+    for id_, drift in given.items():
+        if drift.kind not in ROUTE_KINDS:
+            action = Action(
+                drift.user or "", drift.server or "", drift.started, None, drift.kind.value, kind=REMEDIES[drift.kind]
+            )
+            backend = drift.backend if action.kind is ActionKind.END_BACKEND else None
+            repairs.append(Repair(action, (id_,), backend))
+    return RepairPlan(now, now + timedelta(seconds=lasts_s), tuple(repairs), _digest(repairs))
+
+
+def _digest(repairs: Sequence[Repair]) -> str:
+    text = json.dumps([asdict(one) for one in repairs], default=str, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
+    """Why ``repair`` isn't to be done any more, one clause, by what a fresh look shows; "" where it is.
+
+    It is while one of what it repairs is among ``drifts``, of the same run and the same backend.
+    """
+    wanted = set(repair.drifts)
+    there = [drift for drift in drifts if drift.id in wanted]
+    if not there:
+        return _gone(repair, drifts)
+    if repair.action.kind is ActionKind.CHECK_ROUTES:
+        return ""
+    why = ""
+    for drift in there:
+        if not same_run(drift.started, repair.action.started):
+            why = "the server has been started again since"
+        elif repair.backend is not None and (drift.backend is None or drift.backend.id != repair.backend.id):
+            why = f"{repair.backend.name} is no longer the one that it is about"
+        elif remedy(drift) is None:
+            why = "it can't be repaired by HubGuard any more"
+        else:
+            return ""
+    return why
+
+
+def _gone(repair: Repair, drifts: Sequence[Drift]) -> str:
+    if repair.action.kind is ActionKind.CHECK_ROUTES:
+        return "none of these routes differs any more"
+    for drift in drifts:
+        same = (drift.user, drift.server) == (repair.action.user, repair.action.name)
+        if same and ONE_IN_TWO_WORDS.get(drift.kind) == repair.action.reason:
+            return f"it is a {drift.kind.value} by now"
+    return f"{repair.action.label} no longer differs: what the sources say of it agrees, or can't be told now"

@@ -1,0 +1,183 @@
+"""The nouns of drift: what each source believes of servers and routes, where they differ, and how that is repaired.
+
+As in ``model``, values are frozen, datetimes UTC-aware, and unknown is None.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from hubguard.backends.model import Backend
+from hubguard.hub.nouns import ORMCounts
+from hubguard.model import Action, ActionKind, Key, Outcome, Reading, Route, Server, Source
+from hubguard.proxy.model import ProxyWatchStatus
+
+
+class DriftKind(str, Enum):
+    """How what is believed and what is can differ. The values are the vocabulary of pages, API and docs."""
+
+    ROUTE_MISSING = "route-missing"  # the hub says ready, and there is no route
+    ROUTE_WRONG_TARGET = "route-wrong-target"  # its route leads elsewhere
+    ROUTE_STALE = "route-stale"  # a route for a server that isn't
+    SERVICE_ROUTE_MISSING = "service-route-missing"
+    HUB_ROUTE_MISSING = "hub-route-missing"
+    SERVER_DEAD = "server-dead"  # the hub says ready, and its backend is gone or doesn't answer
+    SERVER_GHOST = "server-ghost"  # the same, and a stop changed nothing
+    SERVER_ORPHAN = "server-orphan"  # the hub says stopped, or knows nothing of it, and the backend lives
+    PENDING_STUCK = "pending-stuck"
+    ORM_DANGLING = "orm-dangling"  # rows of the hub's database that lead nowhere
+    ACTIVITY_FROZEN = "activity-frozen"
+
+
+ROUTE_KINDS = frozenset(
+    {
+        DriftKind.ROUTE_MISSING,
+        DriftKind.ROUTE_WRONG_TARGET,
+        DriftKind.ROUTE_STALE,
+        DriftKind.SERVICE_ROUTE_MISSING,
+        DriftKind.HUB_ROUTE_MISSING,
+    }
+)
+
+REMEDIES: Mapping[DriftKind, ActionKind] = {
+    **dict.fromkeys(ROUTE_KINDS, ActionKind.CHECK_ROUTES),
+    DriftKind.SERVER_DEAD: ActionKind.STOP_SERVER,
+    DriftKind.SERVER_GHOST: ActionKind.START_AND_STOP,
+    DriftKind.SERVER_ORPHAN: ActionKind.END_BACKEND,
+    DriftKind.PENDING_STUCK: ActionKind.INTERRUPT_SPAWN,
+}
+"""What repairs each kind. Those that aren't here are only reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What every source said, each at its own time; ``readings`` has one row a source, as in a Snapshot.
+
+    ``servers`` is the hub's word by (user, name), and None where it gave none. For those in ``unsure`` that word is older
+    than this look, or from the hub's database, which knows of nothing pending: nothing is concluded from it.
+    ``routes`` is the table by path, of the proxy's own API, or as the hub sees it where there is only that; None: neither.
+    ``targets`` is where the hub believes each server is reached (without the path), by its database; None: it isn't read.
+    ``prefixes`` has the path of the route that each of the hub's services must have, by name, None where the hub doesn't
+    tell; ``base_url`` is the hub's own.
+    ``backends`` are all that could be told of; ``whole``: and these are all there are, so that absence means gone.
+    ``orm`` is None where the hub's database isn't read. ``ghosts`` are runs (user, name, started) that a stop, taken by
+    the hub, didn't end. ``outlived`` says of backends that lived on after a stop, by the hub's own spawner, and when.
+    ``frozen_since`` is set while activity is frozen.
+    """
+
+    at: datetime
+    readings: tuple[Reading, ...]
+    servers: Mapping[Key, Server] | None = field(hash=False)
+    unsure: frozenset[Key] = frozenset()
+    routes: Mapping[str, Route] | None = field(default=None, hash=False)
+    targets: Mapping[Key, str] | None = field(default=None, hash=False)
+    prefixes: Mapping[str, str] | None = field(default=None, hash=False)
+    base_url: str = "/"
+    backends: tuple[Backend, ...] | None = None
+    whole: bool = False
+    orm: ORMCounts | None = None
+    ghosts: frozenset[tuple[str, str, datetime | None]] = frozenset()
+    outlived: Mapping[Key, tuple[datetime, str]] = field(default_factory=dict, hash=False)
+    frozen_since: datetime | None = None
+
+    def reading(self, source: Source) -> Reading | None:
+        """The reading of ``source``, or None where it wasn't asked."""
+        return next((reading for reading in self.readings if reading.source is source), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference between what is believed and what is.
+
+    ``user`` and ``server`` name the server it is about, and are None for a service, the hub or its database. ``subject``
+    tells several of one kind and server apart (a route's path, a backend's id, a service's name), else "". ``started`` is
+    the run. ``expected``, ``observed`` and each line of ``evidence`` are for people. It was first seen at ``since``, last at
+    ``seen_at``, in ``sightings`` of the ``looks`` that could have seen it; ``missed`` looks in a row haven't since.
+    ``raised_at`` None: it is suspected only. ``backend`` is the one that it is about.
+    """
+
+    kind: DriftKind
+    user: str | None
+    server: str | None
+    expected: str
+    observed: str
+    since: datetime
+    seen_at: datetime
+    subject: str = ""
+    started: datetime | None = None
+    evidence: tuple[str, ...] = ()
+    sightings: int = 1
+    looks: int = 1
+    missed: int = 0
+    raised_at: datetime | None = None
+    backend: Backend | None = None
+
+    @property
+    def key(self) -> tuple[DriftKind, str | None, str | None, str]:
+        """Which one it is, from look to look."""
+        return (self.kind, self.user, self.server, self.subject)
+
+    @property
+    def id(self) -> str:
+        """The same as ``key``, as 16 hex digits, for addresses and commands."""
+        parts = [self.kind.value, self.user, self.server, self.subject]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One thing to do about drift. ``drifts`` are the ids of what it repairs; ``backend`` is the one to end, or None."""
+
+    action: Action
+    drifts: tuple[str, ...]
+    backend: Backend | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """Frozen repairs, in the order of the drift they are for. ``digest`` is a SHA-256 over them (hex).
+
+    It isn't carried out after ``expires_at``, nor without its digest and the number of its repairs.
+    """
+
+    made_at: datetime
+    expires_at: datetime
+    repairs: tuple[Repair, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What came of one repair, or that it is under way (``outcome`` None). ``actor`` asked for it."""
+
+    repair: Repair
+    actor: str
+    began_at: datetime
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """What the last look found. ``drifts`` has the raised first, oldest first; then the suspected.
+
+    ``narrowed`` says what can't be told and why, one sentence each. ``repaired`` are the last repairs, newest first.
+    ``cleared`` are those that are over since an hour at most, newest first, each with ``seen_at`` as of its last sighting.
+    ``by_itself`` are the kinds that are repaired without being asked while HubGuard may act; of ``doubted``, so many are
+    there at once that they are rather taken for a source's mistake, and are repaired only when asked.
+    """
+
+    world: World
+    drifts: tuple[Drift, ...]
+    narrowed: tuple[str, ...] = ()
+    repaired: tuple[Repaired, ...] = ()
+    cleared: tuple[Drift, ...] = ()
+    watch: ProxyWatchStatus = field(default_factory=ProxyWatchStatus)
+    next_look_at: datetime | None = None
+    by_itself: tuple[DriftKind, ...] = ()
+    doubted: tuple[DriftKind, ...] = ()

@@ -1,0 +1,104 @@
+"""The proxy's table in plain values: each route with whether it is right, and those that are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from hubguard.drift.model import Drift, DriftKind, DriftReport, World
+from hubguard.model import Key, Route
+
+
+class RouteVerdict(str, Enum):
+    """How a route stands."""
+
+    FINE = "fine"
+    STALE = "stale"  # for a server that isn't
+    WRONG_TARGET = "wrong-target"
+    MISSING = "missing"  # it ought to be in the table, and isn't
+    UNKNOWN = "unknown"  # nothing tells whether it is right
+
+
+@dataclass(frozen=True, slots=True)
+class RouteShape:
+    """A route at the proxy, or one that is missing there (``target`` null).
+
+    ``expected`` is where it ought to lead, null where that isn't known. ``drift`` is the id of the difference that the
+    verdict comes from, null for none, and ``raised`` says that it is more than suspected.
+    """
+
+    path: str
+    target: str | None
+    user: str | None
+    server: str | None
+    last_activity: datetime | None
+    expected: str | None
+    verdict: RouteVerdict
+    drift: str | None
+    raised: bool
+
+
+_ROUTE_VERDICTS = {
+    DriftKind.ROUTE_STALE: RouteVerdict.STALE,
+    DriftKind.ROUTE_WRONG_TARGET: RouteVerdict.WRONG_TARGET,
+    DriftKind.ROUTE_MISSING: RouteVerdict.MISSING,
+    DriftKind.SERVICE_ROUTE_MISSING: RouteVerdict.MISSING,
+    DriftKind.HUB_ROUTE_MISSING: RouteVerdict.MISSING,
+}
+
+
+def routes(found: DriftReport) -> list[RouteShape]:
+    """Every route of the last look by its path, and those that are missing; a route that differs comes first."""
+    world = found.world
+    by_path: dict[str, Drift] = {}
+    by_server: dict[Key, Drift] = {}
+    missing: list[Drift] = []
+    for one in found.drifts:
+        verdict = _ROUTE_VERDICTS.get(one.kind)
+        if verdict is RouteVerdict.MISSING:
+            missing.append(one)
+        elif verdict is not None:
+            by_path[one.subject] = one
+            if one.user is not None and not one.subject:
+                by_server[one.user, one.server or ""] = one
+    rows = [_missing(one, world) for one in missing]
+    for path, route in (world.routes or {}).items():
+        differs = by_path.get(path) or (by_server.get(route.key) if route.key else None)
+        rows.append(_route(route, world, differs))
+    rank = {RouteVerdict.FINE: 2, RouteVerdict.UNKNOWN: 1}
+    return sorted(rows, key=lambda row: (rank.get(row.verdict, 0), row.path))
+
+
+def _route(route: Route, world: World, differs: Drift | None) -> RouteShape:
+    expected = (world.targets or {}).get(route.key) if route.key else None
+    if differs is not None:
+        verdict = _ROUTE_VERDICTS[differs.kind]
+    elif route.key is None:
+        ours = route.path in (world.prefixes or {}).values() or route.path == (world.base_url.rstrip("/") or "/")
+        verdict = RouteVerdict.FINE if ours else RouteVerdict.UNKNOWN
+    else:
+        seen = (world.servers or {}).get(route.key)
+        sure = seen is not None and seen.ready and seen.pending is None and route.key not in world.unsure
+        verdict = RouteVerdict.FINE if sure and expected is not None else RouteVerdict.UNKNOWN
+    return RouteShape(
+        route.path,
+        route.target,
+        route.user,
+        route.server,
+        route.last_activity,
+        expected,
+        verdict,
+        differs.id if differs else None,
+        differs is not None and differs.raised_at is not None,
+    )
+
+
+def _missing(one: Drift, world: World) -> RouteShape:
+    key = (one.user or "", one.server or "")
+    path = (world.prefixes or {}).get(one.subject, one.subject)
+    if one.kind is DriftKind.HUB_ROUTE_MISSING:
+        path = world.base_url.rstrip("/") or "/"
+    expected = (world.targets or {}).get(key) if one.user is not None else None
+    raised = one.raised_at is not None
+    return RouteShape(path, None, one.user, one.server, None, expected, RouteVerdict.MISSING, one.id, raised)

@@ -1,0 +1,587 @@
+"""The hub's REST API: the one way in which HubGuard talks to the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from hubguard.errors import (
+    BudgetExhausted,
+    ConfigError,
+    HubBusy,
+    HubError,
+    HubFailed,
+    HubGarbled,
+    HubRefused,
+    HubUnreachable,
+)
+from hubguard.hub.http import LONGEST_QUOTE, checked_token, checked_url, in_words, printable, quotable
+from hubguard.hub.models import (
+    Page,
+    read_page,
+    read_part,
+    read_prefixes,
+    read_retry_after,
+    read_services,
+    read_skew,
+    read_startup,
+    read_text,
+    read_tokens,
+    read_user,
+    read_users,
+)
+from hubguard.hub.routes import read_hub_routes
+from hubguard.model import Route, Server, User
+from hubguard.pacing.budget import Budget, Lane, Slot
+
+T = TypeVar("T")
+
+RETRIES = 2
+"""So often a read is repeated when the hub was busy or the connection broke. What changes something is never repeated."""
+
+LARGEST_ANSWER = 64 * 1024 * 1024
+"""Bytes. 200 users with a few servers each take well under one of these 64 MiB."""
+
+OVERLAP = 2
+"""So many of a page are asked for again with the next one, 1 % of 200: one may have left in between."""
+
+STEPS_BACK = 10
+"""So often a list is read again from further back, where more have left; each step is four times the last."""
+
+
+def tell(slot: Slot, error: HubError | None) -> None:
+    """Tell the budget what came of a request: nothing worse than ``error``, or None where all went well."""
+    if error is None:
+        slot.succeeded()
+        return
+    if isinstance(error, HubBusy) and error.retry_after_s is not None:
+        slot.retry_after(error.retry_after_s)
+    overload = isinstance(error, (HubBusy, HubUnreachable)) or (isinstance(error, HubFailed) and error.status >= 500)
+    slot.failed(overload=overload)
+
+
+class HTTPHubAPI:
+    """The hub behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
+
+    ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
+    count. The token is in no error, repr or log line of this class.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        token: str,
+        budget: Budget,
+        *,
+        request_timeout_s: float = 60.0,
+        page_size: int = 200,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """``api_url`` is what the hub calls JUPYTERHUB_API_URL; ``page_size`` users are asked for at once.
+
+        ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
+        """
+        self._api_url = checked_url("JUPYTERHUB_API_URL", api_url, "http://127.0.0.1:8081/hub/api")
+        self._token = checked_token("JUPYTERHUB_API_TOKEN", token, "the token of a service or user of the hub")
+        self._budget = budget
+        self._page_size = page_size
+        self._timeout_s = request_timeout_s
+        self._ssl = ssl_context
+        self._session: aiohttp.ClientSession | None = None
+        self._skew_s: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<HTTPHubAPI {self._api_url}>"
+
+    async def __aenter__(self) -> HTTPHubAPI:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """See HubAPI."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    @property
+    def skew_s(self) -> float | None:
+        """See HubAPI."""
+        return self._skew_s
+
+    async def list_servers(self) -> tuple[Server, ...]:
+        """See HubAPI."""
+        users = await self._all_pages(_listing("list its servers", state="active", sort="id"), read_users)
+        return tuple(sorted((server for user in users.values() for server in user.servers), key=lambda s: s.key))
+
+    async def count_users(self) -> int:
+        """See HubAPI."""
+        return (await self._page(_listing("count its users"), read_users, 0, limit=1)).total
+
+    async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
+        """See HubAPI. Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
+        what = "list its users"
+        users = None
+        if inactive_since is not None:
+            users = await self._least_active_users(_listing(what, sort="last_activity"), inactive_since)
+        if users is None:
+            users = await self._all_pages(_listing(what, sort="id"), _read_users_activity)
+        wanted = (user for user in users.values() if inactive_since is None or _inactive(user, inactive_since))
+        return tuple(sorted(wanted, key=lambda user: user.name))
+
+    async def get_server(self, user: str, name: str) -> Server | None:
+        """See HubAPI."""
+        call = _Call("GET", f"/users/{_quoted(user)}", f"read {_label(user, name)}", "read:servers", known=(200, 404))
+        answer = await self._read(call)
+        if answer.status == 404:
+            return None
+        servers = _understood(lambda: read_user(answer.json, of=user)).servers
+        return next((server for server in servers if server.name == name), None)
+
+    async def get_user(self, name: str, *, stopped: bool = False) -> User | None:
+        """See HubAPI."""
+        what, scope = f"read the user {printable(name)}", "read:servers and read:users"
+        query = {"include_stopped_servers": "1"} if stopped else None
+        answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404), query=query))
+        if answer.status == 404:
+            return None
+        return _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
+
+    async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI."""
+        what = f"delete the user {printable(name)}"
+        await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
+
+    async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
+        """See HubAPI."""
+        what = f"list the tokens of {printable(user)}"
+        answer = await self._read(_Call("GET", f"/users/{_quoted(user)}/tokens", what, "read:tokens", known=(200,)))
+        return _understood(lambda: read_tokens(answer.json, of=user))
+
+    async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI."""
+        # By way of POST /users, the hub would make its own kind of name of it, in lower case.
+        what = f"make the user {printable(name)}"
+        call = _Call("POST", f"/users/{_quoted(name)}", what, "admin:users", known=(201, 409))
+        return (await self._once(call, confirm)).status == 201
+
+    async def add_to_group(
+        self, group: str, users: Sequence[str], *, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """See HubAPI."""
+        what = f"put {printable(', '.join(users))} into the group {printable(group)}"
+        path = f"/groups/{_quoted(group)}/users"
+        call = _Call("POST", path, what, "groups", known=(200,), body={"users": list(users)})
+        answer = await self._once(call, confirm)
+        _understood(lambda: read_text(answer.json, "name"))
+
+    async def create_server(
+        self,
+        user: str,
+        name: str,
+        options: Mapping[str, object] | None,
+        *,
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """See HubAPI."""
+        # Without a key "user_options", the hub would take the whole body for them.
+        body = {"user_options": None if options is None else dict(options)}
+        what = f"make {_label(user, name)}"
+        await self._once(_Call("PUT", _server_path(user, name), what, "servers", known=(201, 409), body=body), confirm)
+
+    async def startup_s(self) -> float | None:
+        """See HubAPI."""
+        call = _Call("GET", "/metrics", "tell its metrics", "read:metrics", known=(200,), json=False)
+        try:
+            answer = await self._read(call)
+        except HubRefused:
+            return None
+        return read_startup(answer.body.decode("utf-8", "replace"))
+
+    def with_token(self, token: str) -> HTTPHubAPI:
+        """See HubAPI. It has connections of its own."""
+        return HTTPHubAPI(
+            self._api_url,
+            token,
+            self._budget,
+            request_timeout_s=self._timeout_s,
+            page_size=self._page_size,
+            ssl_context=self._ssl,
+        )
+
+    async def stop_server(
+        self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
+    ) -> bool:
+        """See HubAPI. ``remove`` says nothing about a default server."""
+        path = _server_path(user, name)
+        body = {"remove": True} if remove and name else None
+        call = _Call("DELETE", path, f"stop {_label(user, name)}", "delete:servers", known=(204, 202, 404), body=body)
+        answer = await self._once(call, confirm)
+        return answer.status != 202
+
+    async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """See HubAPI."""
+        # A 6.x hub would be content with start:servers, which a 5.x hub doesn't know.
+        call = _Call("POST", _server_path(user, name), f"start {_label(user, name)}", "servers", known=(201, 202))
+        return (await self._once(call, confirm)).status == 201
+
+    async def list_services(self) -> dict[str, tuple[str, ...]]:
+        """See HubAPI."""
+        answer = await self._read(_SERVICES)
+        return _understood(lambda: read_services(answer.json))
+
+    async def service_prefixes(self) -> dict[str, str]:
+        """See HubAPI."""
+        answer = await self._read(_SERVICES)
+        return _understood(lambda: read_prefixes(answer.json))
+
+    async def list_routes(self) -> dict[str, Route]:
+        """See HubAPI. The hub asks the proxy for the whole table for each page."""
+        table = _Call("GET", "/proxy", "list the proxy's routes", "proxy", known=(200,))
+        return await self._all_pages(table, read_hub_routes)
+
+    async def check_routes(self, *, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        """See HubAPI."""
+        call = _Call("POST", "/proxy", "check the proxy's routes", "proxy", known=(200,), timeout_s=timeout_s)
+        await self._once(call, confirm)
+
+    async def version(self) -> str:
+        """See HubAPI."""
+        answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
+        return _understood(lambda: read_text(answer.json, "version"))
+
+    async def spawner_class(self) -> str | None:
+        """See HubAPI."""
+        try:
+            answer = await self._read(_Call("GET", "/info", "tell its spawner's class", "read:hub", known=(200,)))
+        except HubRefused:
+            return None
+        return _understood(lambda: read_text(read_part(answer.json, "spawner"), "class"))
+
+    async def whoami(self) -> tuple[str, frozenset[str]]:
+        """See HubAPI."""
+        answer = await self._read(_Call("GET", "/user", "tell whose token this is", "", known=(200,)))
+        scopes = answer.json.get("scopes") if isinstance(answer.json, dict) else None
+        if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
+            raise HubGarbled("The hub told whose token this is, but not with which scopes. Is the API's URL right?")
+        return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
+
+    async def _all_pages(self, listing: _Call, read_items: Callable[[Any], dict[str, T]]) -> dict[str, T]:
+        """Every item of all pages, by name. Pages overlap, so that what comes and goes pushes nothing out of the list."""
+        items: dict[str, T] = {}
+        offset, overlap, again, steps_back, bound = 0, OVERLAP, 0, 0, 0
+        while True:
+            page = await self._page(listing, read_items, offset)
+            bound = bound or 2 * page.total + 10_000
+            if page.offset + page.limit > bound:
+                raise HubGarbled(
+                    f"The hub was asked to {listing.what}, and the list grows without end (now {page.total}), so it isn't"
+                    " used. Is the API's URL right?"
+                )
+            if again and offset and not items.keys() & page.items.keys():
+                # So many have left that the pages no longer meet: something in between may not have been read.
+                steps_back += 1
+                if steps_back > STEPS_BACK:
+                    raise HubGarbled(
+                        f"The hub was asked to {listing.what}, and the list changes faster than it can be read; it is read"
+                        " again later."
+                    )
+                overlap *= 4
+                offset = max(0, offset - overlap)
+                continue
+            items.update(page.items)
+            if page.next_offset is None:
+                return items
+            again = min(overlap, page.limit // 2)
+            offset = page.next_offset - again
+
+    async def _least_active_users(self, listing: _Call, inactive_since: datetime) -> dict[str, User] | None:
+        """Those up to that time and some more, by name, from no more pages than that takes.
+
+        None where the pages don't fit together: somebody came or left in between, or the database has its own ideas of the
+        order of those who were never active, as PostgreSQL does.
+        """
+        users: dict[str, User] = {}
+        offset, total = 0, None
+        while True:
+            page = await self._page(listing, _read_users_activity, offset)
+            in_order = list(page.items.values())
+            total = page.total if total is None else total
+            users.update(page.items)
+            # Each page begins with the last one of the page before. Where anybody has changed places meanwhile, there are
+            # more or fewer different users than places, and somebody may not have been read.
+            if page.total != total or len(users) != offset + len(in_order):
+                return None
+            if page.next_offset is None or (in_order and not _inactive(in_order[-1], inactive_since)):
+                return users
+            if len(in_order) < 2:
+                return None
+            offset = page.next_offset - 1
+
+    async def _page(
+        self, listing: _Call, read_items: Callable[[Any], dict[str, T]], offset: int, *, limit: int | None = None
+    ) -> Page[T]:
+        query = {**(listing.query or {}), "offset": str(offset), "limit": str(limit or self._page_size)}
+        answer = await self._read(replace(listing, query=query))
+        return _understood(lambda: read_page(answer.json, read_items, asked_offset=offset))
+
+    async def _read(self, call: _Call) -> _Answer:
+        failed: HubError | None = None
+        for _ in range(RETRIES + 1):
+            try:
+                return await self._once(call)
+            except _TooSlow:
+                # Asking again is no help to a hub that is too slow already.
+                raise
+            except (HubBusy, HubUnreachable) as error:
+                failed = error
+            except BudgetExhausted:
+                if failed is None:
+                    raise
+                break
+        assert failed is not None
+        raise failed
+
+    async def _once(self, call: _Call, confirm: Callable[[], Awaitable[None]] | None = None) -> _Answer:
+        lane = Lane.RESERVED if call.safe else Lane.ACT
+        async with self._budget.slot(lane, safe=call.safe, kind=call.kind) as slot:
+            if confirm is not None:
+                await confirm()
+            slot.begins()
+            result = await self._exchange(call)
+            if isinstance(result, _Answer):
+                result = self._judged(call, result)
+            tell(slot, result if isinstance(result, HubError) else None)
+        if isinstance(result, HubError):
+            raise result
+        return result
+
+    async def _exchange(self, call: _Call) -> _Answer | HubError:
+        """The answer, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
+        url = URL(self._api_url + call.path + _query(call.query), encoded=True)
+        timeout_s = call.timeout_s or self._timeout_s
+        try:
+            async with self._open_session().request(
+                call.method,
+                url,
+                json=call.body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > LARGEST_ANSWER:
+                        response.close()
+                        return HubGarbled(f"The hub was asked to {call.what}, and its answer is larger than 64 MiB.")
+                return _Answer(response.status, bytes(body), response.headers.get("Retry-After"))
+        except asyncio.TimeoutError:
+            return _TooSlow(
+                f"The hub didn't {call.what} within {timeout_s:g} s: it hangs or is overloaded, or the network is."
+            )
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return HubUnreachable(
+                f"The hub didn't {call.what}: no answer from {self._api_url} ({self._cut(in_words(error))})."
+                " Is it running, and is this its API's URL?"
+            )
+
+    def _judged(self, call: _Call, answer: _Answer) -> _Answer | HubError:
+        status, said = answer.status, self._said(answer)
+        if status in (401, 403):
+            missing = f"lacks the scope {call.scope}, or " if call.scope else ""
+            return HubRefused(
+                f"The hub refused to {call.what} ({status}{said}): the token {missing}isn't valid. Give HubGuard's role"
+                " what is missing, or HubGuard a valid token."
+            )
+        if status in (429, 503):
+            return HubBusy(
+                f"The hub is too busy to {call.what} ({status}{said}). HubGuard slows down and tries again later.",
+                retry_after_s=read_retry_after(answer.retry_after),
+            )
+        if status in (404, 409) and status in call.known:
+            if _is_hubs(answer.json, status):
+                return answer
+            return HubGarbled(
+                f"Asked to {call.what}, something that isn't a hub answered {status}{said}. Is {self._api_url} the API's URL?"
+            )
+        if 200 <= status < 300:
+            if status not in call.known:
+                return HubGarbled(f"Asked to {call.what}, the hub answered {status}, which its API never does.")
+            if call.safe and call.json and answer.json is None:
+                return HubGarbled(
+                    f"The hub was asked to {call.what}, and its answer isn't JSON{said}. Is {self._api_url} the API's URL?"
+                )
+            return answer
+        hint = f" Redirects aren't followed. Is {self._api_url} the API's URL?" if 300 <= status < 400 else ""
+        return HubFailed(f"The hub failed to {call.what} ({status}{said}).{hint}", status=status)
+
+    def _said(self, answer: _Answer) -> str:
+        said = answer.json.get("message") if isinstance(answer.json, dict) else None
+        if answer.json is None:
+            said = answer.body[: 4 * LONGEST_QUOTE].decode("utf-8", "replace")
+        return f": {self._cut(said)}" if isinstance(said, str) and said.strip() else ""
+
+    def _cut(self, text: str) -> str:
+        return quotable(text, self._token)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # How many are in flight is the budget's business: a second queue here would count as the hub's time.
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl or True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+                headers={
+                    "Authorization": f"token {self._token}",
+                    "Accept": "application/jupyterhub-pagination+json",
+                    "User-Agent": "hubguard",
+                },
+                middlewares=(self._send_once,),
+            )
+        return self._session
+
+    async def _send_once(
+        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Without this, aiohttp repeats a GET or DELETE by itself when the connection breaks, past the budget."""
+        sent_at = datetime.now(timezone.utc)
+        try:
+            response = await send(request)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            reason = in_words(error)
+        else:
+            skew_s = read_skew(response.headers.get("Date"), sent_at)
+            self._skew_s = self._skew_s if skew_s is None else skew_s
+            return response
+        raise aiohttp.ClientError(reason)
+
+
+def internal_ssl_context(location: str) -> ssl.SSLContext:
+    """For talking to a hub with internal SSL that keeps its certificates in ``location`` (its ``internal_certs_location``).
+
+    The hub's certificate is checked, and ours is the hub's own. Raises ConfigError, naming the file that can't be used.
+    """
+    folder = Path(location)
+    key, certificate = (folder / "hub-internal" / f"hub-internal.{end}" for end in ("key", "crt"))
+    authority = folder / "hub-ca" / "hub-ca.crt"
+    for file in (key, certificate, authority):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise ConfigError(
+                "internal_certs_location",
+                f"{file} can't be read ({error.strerror}). Name the folder in which a hub with internal SSL keeps its"
+                " certificates, and let HubGuard read it",
+            ) from None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            "internal_certs_location", f"the certificates in {folder} can't be used ({error.reason}): remake them"
+        ) from None
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One request; ``what`` completes "the hub was asked to"; ``known`` are the statuses that mean something.
+
+    ``timeout_s`` None: the client's own. ``json``: what is read is JSON.
+    """
+
+    method: str
+    path: str
+    what: str
+    scope: str
+    known: tuple[int, ...]
+    query: Mapping[str, str] | None = None
+    body: Mapping[str, object] | None = None
+    timeout_s: float | None = None
+    json: bool = True
+
+    @property
+    def safe(self) -> bool:
+        return self.method == "GET"
+
+    @property
+    def kind(self) -> str | None:
+        # Reading one user takes equally long each time, unless the hub is in trouble. Lists and stops don't.
+        return "user" if self.safe and self.path.startswith("/users/") and self.path.count("/") == 2 else None
+
+
+class _Answer:
+    """What came back. ``json`` is the decoded body, or None where it is none."""
+
+    def __init__(self, status: int, body: bytes, retry_after: str | None) -> None:
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
+        try:
+            self.json: Any = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            self.json = None
+
+
+_SERVICES = _Call("GET", "/services", "list its services", "list:services and read:services", known=(200,))
+
+
+def _listing(what: str, **query: str) -> _Call:
+    """The request for a list of users, but for which page."""
+    return _Call("GET", "/users", what, "list:users and read:servers", known=(200,), query=query)
+
+
+def _read_users_activity(items: Any) -> dict[str, User]:
+    return read_users(items, need_activity=True)
+
+
+def _inactive(user: User, since: datetime) -> bool:
+    return user.last_activity is None or user.last_activity <= since
+
+
+def _understood(read: Callable[[], T]) -> T:
+    """What ``read`` gives. Its errors lose their way here, on which lie answers that may echo our own headers."""
+    try:
+        return read()
+    except (HubGarbled, HubRefused) as error:
+        nonsense = error.with_traceback(None)
+    raise nonsense
+
+
+class _TooSlow(HubUnreachable):
+    """No answer in time."""
+
+
+def _is_hubs(answer: Any, status: int) -> bool:
+    """Whether the hub itself says so. A 404 from anything else would make every server look gone."""
+    return isinstance(answer, dict) and answer.get("status") == status
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _server_path(user: str, name: str) -> str:
+    return f"/users/{_quoted(user)}/" + (f"servers/{_quoted(name)}" if name else "server")
+
+
+def _query(query: Mapping[str, str] | None) -> str:
+    return "?" + "&".join(f"{name}={_quoted(value)}" for name, value in query.items()) if query else ""
+
+
+def _label(user: str, name: str) -> str:
+    return printable(f"the server {user}/{name}" if name else f"the server of {user}")

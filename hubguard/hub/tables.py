@@ -1,0 +1,129 @@
+"""The tables of a hub's database, as far as they are read, and what their values mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from hubguard.hub.read_only import ReadOnly
+
+REVISIONS: Mapping[str, str] = {
+    "0eee8c825d24": "4.1",
+    "4621fec11365": "5",
+    "f460b0348206": "6",
+}
+"""The Alembic revisions of the hub's database that are read here, each with the JupyterHub that it came with."""
+
+USERS_AT_ONCE = 500
+"""So many users are looked up by one statement; databases limit how many values a statement may have."""
+
+# No ORM of the hub's and no types: a column is what the driver gives, and only those are named that are read.
+_revision = sa.table("alembic_version", sa.column("version_num"))
+users = sa.table("users", *map(sa.column, ("id", "name", "admin", "created", "last_activity")))
+spawners = sa.table(
+    "spawners",
+    *map(
+        sa.column,
+        (
+            "id",
+            "user_id",
+            "server_id",
+            "name",
+            "started",
+            "last_activity",
+            "user_options",
+            "state",
+            "oauth_client_id",
+        ),
+    ),
+)
+servers = sa.table("servers", *map(sa.column, ("id", "proto", "ip", "port")))
+services = sa.table("services", sa.column("id"), sa.column("_server_id"))
+groups = sa.table("groups", sa.column("id"), sa.column("name"))
+roles = sa.table("roles", sa.column("id"), sa.column("name"))
+user_groups = sa.table("user_group_map", sa.column("user_id"), sa.column("group_id"))
+user_roles = sa.table("user_role_map", sa.column("user_id"), sa.column("role_id"))
+group_roles = sa.table("group_role_map", sa.column("group_id"), sa.column("role_id"))
+service_roles = sa.table("service_role_map", sa.column("service_id"), sa.column("role_id"))
+tokens = sa.table("api_tokens", *map(sa.column, ("id", "user_id", "client_id", "expires_at", "last_activity")))
+codes = sa.table("oauth_codes", *map(sa.column, ("id", "user_id", "client_id", "expires_at")))
+clients = sa.table("oauth_clients", sa.column("id"), sa.column("identifier"))
+shares = sa.table("shares", *map(sa.column, ("id", "owner_id", "spawner_id", "user_id")))
+share_codes = sa.table("share_codes", *map(sa.column, ("id", "owner_id", "spawner_id", "expires_at")))
+
+_THESE: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_GROUPS_OF = (
+    sa.select(user_groups.c.user_id, groups.c.name)
+    .join_from(user_groups, groups, user_groups.c.group_id == groups.c.id)
+    .where(user_groups.c.user_id.in_(_THESE))
+)
+_ROLES_OF = (
+    sa.select(user_roles.c.user_id, roles.c.name)
+    .join_from(user_roles, roles, user_roles.c.role_id == roles.c.id)
+    .where(user_roles.c.user_id.in_(_THESE))
+)
+
+Names = Mapping[int, tuple[str, ...]]
+
+
+def groups_and_roles(connection: Connection, ids: Iterable[int]) -> tuple[Names, Names]:
+    """The groups and the roles of these users, in name order, by the user's id; an empty tuple for who has none."""
+    ordered = sorted(ids)
+    both: list[Names] = []
+    for statement in (_GROUPS_OF, _ROLES_OF):
+        names: dict[int, list[str]] = {id_: [] for id_ in ordered}
+        for first in range(0, len(ordered), USERS_AT_ONCE):
+            for id_, name in connection.execute(statement, {"ids": ordered[first : first + USERS_AT_ONCE]}):
+                names[id_].append(name)
+        both.append({id_: tuple(sorted(of_user)) for id_, of_user in names.items()})
+    return both[0], both[1]
+
+
+def known_revision(db: ReadOnly, connection: Connection) -> str:
+    """The revision of the hub's tables. Raises HubDBError for one that isn't known."""
+    rows = connection.execute(sa.select(_revision.c.version_num)).all()
+    revision = ", ".join(str(row[0]) for row in rows)
+    if revision not in REVISIONS:
+        raise db.trouble(
+            f"has the revision {revision or '(none)'}, and HubGuard knows only those of JupyterHub "
+            + " and ".join(REVISIONS.values()),
+            "Upgrade HubGuard, or the hub's database if the hub is waiting for that.",
+        )
+    return revision
+
+
+def has_shares(connection: Connection) -> bool:
+    """Whether there are tables of shares. A hub from 5.0 on makes them at its start, and not by a revision."""
+    return sa.inspect(connection).has_table(shares.name)
+
+
+def as_name(db: ReadOnly, name: Any) -> str:
+    """A user's name. Raises HubDBError for none."""
+    if not isinstance(name, str) or not name:
+        raise db.trouble("holds a user without a name", "Nothing is concluded from it.")
+    return name
+
+
+def as_time(db: ReadOnly, value: Any) -> datetime | None:
+    """A time as the driver gives it, UTC-aware: the hub writes UTC, without saying so. Raises HubDBError for no time."""
+    if value is None:
+        return None
+    try:
+        at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise db.trouble(f"holds {str(value)[:40]!r} where a time belongs", "Nothing is concluded from it.") from None
+    return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
+
+
+def as_object(text: str | None) -> Mapping[str, object] | None:
+    """What the hub keeps as JSON; it writes nothing for an empty object, and None stands for what can't be read."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,99 @@
+"""The nouns of the journal: the lease, the stance, exemptions, entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from hubguard.model import OutcomeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Exemption:
+    """Somebody has asked to keep a server, or all of a user's (``server`` None), until a time.
+
+    ``ended_at`` and ``ended_by`` are set when it was ended early.
+    """
+
+    id: int
+    user: str
+    server: str | None
+    until: datetime
+    actor: str
+    why: str
+    made_at: datetime
+    ended_at: datetime | None = None
+    ended_by: str | None = None
+
+    def covers(self, user: str, server: str, now: datetime) -> bool:
+        """Whether that server is to be kept at ``now``."""
+        return (
+            self.user == user
+            and self.server in (None, server)
+            and now < self.until
+            and (self.ended_at is None or now < self.ended_at)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stance:
+    """Whether HubGuard may act, as people have set it. Each ``*_by``/``*_at``/``*_why`` tells of the last change, or None.
+
+    ``armed`` None: nobody has armed it or disarmed it yet (it observes).
+    """
+
+    armed: bool | None = None
+    armed_by: str | None = None
+    armed_at: datetime | None = None
+    armed_why: str | None = None
+    held: bool = False
+    held_by: str | None = None
+    held_at: datetime | None = None
+    held_why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to act on one hub. ``fence`` rises with every change of holder; requests carry it and old ones are refused.
+
+    ``address`` is the URL where the holder's API is reached, or "". ``expires_at`` is when it lapses unless renewed.
+    """
+
+    holder: str
+    address: str
+    fence: int
+    generation: float
+    taken_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
+
+    ``event`` is one of: intent, outcome, armed, observing, held, resumed, kept, released, braked, brake-over, finding,
+    cleared (a finding is over), cycle, lease, note. ``outcome`` is set for outcomes only. ``started`` is the run of the
+    server that was meant. ``fence`` is 0 for what people did without a lease.
+    """
+
+    id: int
+    at: datetime
+    event: str
+    actor: str
+    fence: int
+    user: str | None = None
+    server: str | None = None
+    started: datetime | None = None
+    action: str | None = None
+    reason: str | None = None
+    outcome: OutcomeKind | None = None
+    detail: str = ""
+    refers_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """How often acting on one run has failed since it last worked, and when last."""
+
+    count: int
+    last_at: datetime

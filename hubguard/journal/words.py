@@ -1,0 +1,67 @@
+"""Journal entries and exemptions in sentences, for pages, the terminal and JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubguard.journal.model import Entry, Exemption
+from hubguard.model import ActionKind
+from hubguard.words import as_json, kept_label, stamp
+
+_KIND_WORDS: dict[str, tuple[str, str]] = {
+    ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}"),
+    ActionKind.INTERRUPT_SPAWN.value: ("interrupt the start of {}", "interrupting the start of {}"),
+    ActionKind.DELETE_USER.value: ("delete the user {}", "deleting the user {}"),
+    ActionKind.CHECK_ROUTES.value: ("have the hub check its routes", "having the hub check its routes"),
+    ActionKind.START_AND_STOP.value: ("start and stop {}", "starting and stopping {}"),
+    ActionKind.END_BACKEND.value: ("end the backend of {}", "ending the backend of {}"),
+}
+
+
+def exemption_text(exemption: Exemption) -> str:
+    """One line for a terminal."""
+    why = f": {exemption.why}" if exemption.why else ""
+    kept = kept_label(exemption.user, exemption.server)
+    return f"{exemption.id:>4}  {kept}  until {stamp(exemption.until)}  {exemption.actor}{why}"
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """A journal entry as the API gives it."""
+    plain: dict[str, Any] = as_json(entry)
+    return plain
+
+
+def entry_sentence(entry: Entry) -> str:
+    """What happened, in words, without the time and who did it."""
+    whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
+    detail = f": {entry.detail}" if entry.detail else ""
+    do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
+    if entry.event == "intent":
+        why = f" ({entry.reason})" if entry.reason else ""
+        return f"going to {do.format(whose)}{why}"
+    if entry.event == "outcome":
+        kind = entry.outcome.value if entry.outcome else "ended"
+        return f"{doing.format(whose)}: {kind}{f', {entry.detail}' if entry.detail else ''}"
+    if entry.event in {"kept", "released"} and entry.user is not None:
+        kept = kept_label(entry.user, entry.server)
+        return f"keeps {kept} {entry.detail}" if entry.event == "kept" else f"no longer keeps {kept}{detail}"
+    words = {
+        "armed": "armed HubGuard",
+        "observing": "set HubGuard to observe only",
+        "held": "put acting on hold",
+        "resumed": "resumed acting",
+        "braked": "holds back",
+        "brake-over": "no longer holds back",
+    }.get(entry.event)
+    if words:
+        return words + detail
+    if f" {whose}: " in detail:
+        whose = ""  # what drifts is named in the detail, after its kind
+    if entry.event == "cleared":
+        return f"over: {whose}{detail}" if whose else f"over{detail}"
+    return f"{whose}{detail}" if whose and entry.event in {"note", "finding"} else entry.detail or entry.event
+
+
+def entry_text(entry: Entry) -> str:
+    """One line for a terminal."""
+    return f"{stamp(entry.at)}  {entry.event:<9}  {entry.actor}: {entry_sentence(entry)}"

@@ -1,1 +1,0 @@
-"""Assembles a Snapshot from the clients. Never acts."""

@@ -1,8 +1,0 @@
-"""Pruning straight in the hub's database, for the day the hub won't start; refused while a hub uses it."""
-
-from hubguard.offline.apply import Applied, apply_offline
-from hubguard.offline.in_use import why_in_use
-from hubguard.offline.plan import plan_offline
-from hubguard.offline.restore import Restored, restore_offline
-
-__all__ = ["Applied", "Restored", "apply_offline", "plan_offline", "restore_offline", "why_in_use"]

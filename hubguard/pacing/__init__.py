@@ -1,0 +1,1 @@
+"""Limits and the budget: everything that is sent passes it. It sends nothing itself."""

@@ -1,0 +1,36 @@
+"""How the watched proxy stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+class WatchState(str, Enum):
+    """How the proxy stands, by the watch."""
+
+    OFF = "off"  # there is no proxy that can be watched, or it isn't wanted
+    STARTING = "starting"
+    FINE = "fine"
+    GONE = "gone"  # its API takes no connections
+    HANGS = "hangs"  # it takes connections and doesn't answer
+    WIPED = "wiped"  # it has lost its table, and the hub is asked to fill it again
+    DEAF = "deaf"  # its API answers, its public port doesn't
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyWatchStatus:
+    """What the proxy watch tells. ``since`` is when that state began, ``why`` one sentence.
+
+    ``wiped_at`` and ``restored_at`` are of the last time that the table was lost, None for never and for not yet restored;
+    ``missing`` are the paths that were still missing when it was last compared, in order.
+    """
+
+    state: WatchState = WatchState.OFF
+    since: datetime | None = None
+    why: str = ""
+    proxy_started_at: datetime | None = None
+    wiped_at: datetime | None = None
+    restored_at: datetime | None = None
+    missing: tuple[str, ...] = ()

@@ -1,0 +1,375 @@
+"""The part of the REST API that tells who is stale and why, and removes and restores users by a plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from hubguard.errors import ConfigError, HubError, HubGuardError, JournalError
+from hubguard.port import PrunePort
+from hubguard.prune import words as prune_words
+from hubguard.prune.decide.stale import LONGEST_S, checked
+from hubguard.prune.model import PruneReason, PruneRun, PruneVerdict, StaleCriteria
+from hubguard.web.auth import Caller
+from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
+from hubguard.web.openapi import Operation, Param, Refused
+
+ITEM_STATES = ("waiting", "done", "skipped", "failed", "unverified")
+
+PLANS_LISTED = 1000
+"""The newest plans that are told of; the journal has what was done by older ones."""
+
+CRITERIA = (
+    Param(
+        "inactive_for_s",
+        float,
+        "Stale is who was last active so many seconds ago; 0: nobody who ever was. Left out: as set.",
+        low=0,
+        high=LONGEST_S,
+    ),
+    Param(
+        "never_active_for_s",
+        float,
+        "Stale is who was never active and was made so many seconds ago; 0: nobody who wasn't. Left out: as set.",
+        low=0,
+        high=LONGEST_S,
+    ),
+    Param("groups", str, "Only members of one of these groups. Left out: as set.", low=1, high=255, many=True),
+    Param("roles", str, "Only users with one of these roles. Left out: as set.", low=1, high=255, many=True),
+    Param(
+        "names", str, "Only users whose name one of these globs matches. Left out: as set.", low=1, high=255, many=True
+    ),
+)
+
+_COUNT = Param("count", int, "How many users the plan has, as a check.", low=0, high=10_000_000, required=True)
+
+
+def criteria_of(asked: Mapping[str, Any], default: StaleCriteria) -> StaleCriteria:
+    """What a request asks for; what it leaves out is as in ``default``. Raises Refused (400)."""
+
+    def given(name: str) -> Any:
+        value = asked.get(name)
+        return getattr(default, name) if value is None else value
+
+    wanted = StaleCriteria(**{field.name: given(field.name) for field in fields(StaleCriteria)})
+    try:
+        return checked(wanted)
+    except ConfigError as error:
+        raise Refused(400, str(error)) from None
+
+
+def asker(who: Caller | None) -> str | None:
+    """The user who asks, who is never removed by their own wish; None for a service."""
+    return who.name if who is not None and who.kind == "user" else None
+
+
+def chosen(
+    verdicts: Iterable[PruneVerdict],
+    *,
+    search: str = "",
+    stale: bool | None = None,
+    reason: PruneReason | None = None,
+    sort: str = "idle",
+) -> list[PruneVerdict]:
+    """Those whose name contains ``search`` (whatever the case), who are ``stale`` or not, and have this first ``reason``.
+
+    ``sort`` is ``idle`` (longest first; who has no such time comes last) or ``name``, with ``-`` the other way round.
+    """
+    part = search.casefold()
+    kept = [
+        one
+        for one in verdicts
+        if (not part or part in one.account.name.casefold())
+        and stale in (None, one.stale)
+        and reason in (None, one.reason)
+    ]
+    by, down = sort.lstrip("-"), sort.startswith("-")
+    if by == "name":
+        return sorted(kept, key=lambda one: one.account.name, reverse=down)
+    known = [(one.idle_since, one.account.name, one) for one in kept if one.idle_since is not None]
+    known.sort(key=lambda row: row[:2], reverse=down)
+    return [one for _, _, one in known] + [one for one in kept if one.idle_since is None]
+
+
+def counted(verdicts: Iterable[PruneVerdict]) -> list[tuple[PruneReason, int]]:
+    """How many have which first reason, in the order of the reasons, without those that nobody has."""
+    by = Counter(one.reason for one in verdicts)
+    return [(reason, by[reason]) for reason in PruneReason if by[reason]]
+
+
+class UsersApi(Api):
+    """Every user, judged."""
+
+    operations = {
+        "get": Operation(
+            "Every user, each with why they are stale or kept, as read a few minutes ago at most; idle for longest first.",
+            prune_words.UserShape,
+            "read",
+            query=(
+                OFFSET,
+                LIMIT,
+                Param("search", str, "Part of the name, whatever the case.", default="", high=255),
+                Param("stale", bool, "Only who is stale; false: only who is kept."),
+                Param(
+                    "reason", str, "Only those with this first reason.", choices=tuple(one.value for one in PruneReason)
+                ),
+                *CRITERIA,
+            ),
+            listed=True,
+            paged=True,
+            fails=(409,),
+        )
+    }
+
+    async def get(self) -> None:
+        """See write_page."""
+        asked = self.query()
+        pruning = self.site.guard.pruning
+        report = await pruning.users(criteria_of(asked, pruning.default_criteria()), caller=asker(self.who))
+        reason = PruneReason(asked["reason"]) if asked["reason"] else None
+        rows = chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
+        now = self.site.guard.status().at
+        self.write_page(rows, asked, lambda one: prune_words.verdict_shape(one, now))
+
+
+class UserApi(Api):
+    """One user."""
+
+    operations = {
+        "get": Operation(
+            "Why that user would be removed or not, with all reasons, by a reading of now.",
+            prune_words.UserShape,
+            "read",
+            query=CRITERIA,
+            fails=(404, 409),
+        )
+    }
+
+    async def get(self, name: str) -> None:
+        """404 where the hub knows nobody by that name."""
+        pruning = self.site.guard.pruning
+        criteria = criteria_of(self.query(), pruning.default_criteria())
+        found = await pruning.user(name, criteria, caller=asker(self.who))
+        if found is None:
+            raise Refused(404, nobody(name))
+        self.write_json(prune_words.verdict_shape(found, self.site.guard.status().at))
+
+
+def nobody(name: str) -> str:
+    """What is said of a user whom the hub doesn't know."""
+    return f"The hub knows no user {name}: there never was one, or they were deleted."
+
+
+class PlanApi(Api):
+    """An endpoint about one plan, by its digest."""
+
+    async def known(self, digest: str) -> PruneRun:
+        """How the plan of that digest stands. Raises Refused (404) where there is none."""
+        return await known_run(self.site.guard.pruning, digest)
+
+
+async def known_run(pruning: PrunePort, digest: str) -> PruneRun:
+    """How the plan of that digest stands. Raises Refused (404) where there is none."""
+    try:
+        return await pruning.run(digest)
+    except (HubError, JournalError):
+        raise
+    except HubGuardError as error:
+        raise Refused(404, str(error)) from None
+
+
+class PlansApi(Api):
+    """What was planned, and planning."""
+
+    operations = {
+        "get": Operation(
+            "Plans and what came of them, newest first.",
+            prune_words.PruneRunShape,
+            "read",
+            query=(OFFSET, LIMIT),
+            listed=True,
+            paged=True,
+        ),
+        "post": Operation(
+            "Make a plan by a reading of now, and keep it until it is used or expires. Nobody is removed.",
+            prune_words.PrunePlanShape,
+            "prune and read",
+            body=(
+                *CRITERIA,
+                Param("listed", str, "Only these users, by name; an empty list is nobody.", low=1, high=255, many=True),
+            ),
+            fails=(409,),
+            status=201,
+        ),
+    }
+
+    async def get(self) -> None:
+        """See write_page."""
+        asked = self.query()
+        runs = await self.site.guard.pruning.runs(limit=PLANS_LISTED)
+        self.write_page(runs, asked, prune_words.run_shape)
+
+    async def post(self) -> None:
+        """The plan is in the journal."""
+        asked = self.body()
+        assert self.who is not None
+        pruning = self.site.guard.pruning
+        criteria = criteria_of(asked, pruning.default_criteria())
+        made = await pruning.plan(criteria, self.who.actor, caller=asker(self.who))
+        self.set_status(201)
+        self.set_header("Location", f"{self.site.prefix}api/v1/plans/{made.digest}")
+        self.write_json(prune_words.plan_shape(made))
+
+
+class OnePlanApi(PlanApi):
+    """One plan, whole, and how it stands."""
+
+    operations = {
+        "get": Operation("The whole plan, and how it stands.", prune_words.PruneStandingShape, "read", fails=(404,))
+    }
+
+    async def get(self, digest: str) -> None:
+        """See ``operations``."""
+        run = await self.known(digest)
+        plan = await self.site.guard.pruning.plan_of(digest)
+        self.write_json({"run": prune_words.run_shape(run), "plan": prune_words.plan_shape(plan)})
+
+
+class ItemsApi(PlanApi):
+    """The users of a plan."""
+
+    operations = {
+        "get": Operation(
+            "The users of a plan in its order, each with what came of it.",
+            prune_words.PruneItemShape,
+            "read",
+            query=(OFFSET, LIMIT, Param("state", str, "Only users that stand so.", choices=ITEM_STATES)),
+            listed=True,
+            fails=(404,),
+        )
+    }
+
+    async def get(self, digest: str) -> None:
+        """A list, with a ``Link`` to the next page where there may be one."""
+        asked = self.query()
+        await self.known(digest)
+        found = await self.site.guard.pruning.items(digest, **asked)
+        if len(found) == asked["limit"]:
+            self.link_next(**{**asked, "offset": asked["offset"] + asked["limit"]})
+        self.write_json([prune_words.item_shape(one) for one in found])
+
+
+class CsvApi(PlanApi):
+    """A plan as a table."""
+
+    operations = {"get": Operation("The users of a plan, with what came of each, as CSV.", None, "read", fails=(404,))}
+
+    async def get(self, digest: str) -> None:
+        """A file to save."""
+        await self.known(digest)
+        pruning = self.site.guard.pruning
+        text = prune_words.plan_csv(await pruning.plan_of(digest), await pruning.items(digest))
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="plan-{digest[:12]}.csv"')
+        self.finish(text)
+
+
+_ACKNOWLEDGED = Param(
+    "acknowledged", str, "The cautions that there are, each by its name.", default=(), low=1, high=255, many=True
+)
+
+
+class ApplyApi(PlanApi):
+    """Have a plan carried out."""
+
+    operations = {
+        "post": Operation(
+            "Carry out a plan: its undo file is written, and it is under way, when this answers.",
+            prune_words.PruneRunShape,
+            "prune and read",
+            body=(_COUNT, WHY, _ACKNOWLEDGED),
+            fails=(404, 409),
+            status=202,
+        )
+    }
+
+    async def post(self, digest: str) -> None:
+        """It is under way. 409 with the reason where it may not be."""
+        asked = self.body()
+        assert self.who is not None
+        await self.known(digest)
+        run = await self.site.guard.pruning.apply(
+            digest, asked["count"], self.who.actor, asked["why"], acknowledged=asked["acknowledged"]
+        )
+        self.set_status(202)
+        self.write_json(prune_words.run_shape(run))
+
+
+_SAYS = {
+    "pause": "Remove nobody more until resumed; whoever is being removed is finished.",
+    "resume": "Go on where it stopped. 409 names what must be acknowledged by now, as where the hub has another spawner.",
+    "cancel": "Remove nobody more, for good.",
+}
+
+
+class TurnApi(PlanApi):
+    """Pause, resume, cancel: the last part of the path says which. One subclass each, by ``turn_api``."""
+
+    word: ClassVar[str] = ""
+
+    async def post(self, digest: str) -> None:
+        """The journal has it. 409 where the plan doesn't stand so that it could be."""
+        asked = self.body()
+        why = asked.pop("why")
+        assert self.who is not None
+        await self.known(digest)
+        turn = getattr(self.site.guard.pruning, self.word)
+        self.write_json(prune_words.run_shape(await turn(digest, self.who.actor, why, **asked)))
+
+
+def turn_api(word: str) -> type[TurnApi]:
+    """The endpoint for one of pause, resume, cancel."""
+    body = (WHY, _ACKNOWLEDGED) if word == "resume" else (WHY,)
+    operation = Operation(_SAYS[word], prune_words.PruneRunShape, "prune and read", body=body, fails=(404, 409))
+    return type(f"{word.title()}Api", (TurnApi,), {"word": word, "operations": {"post": operation}})
+
+
+class RestoreApi(PlanApi):
+    """Bring back whom a plan removed."""
+
+    operations = {
+        "post": Operation(
+            "Bring back whom the plan removed, from its undo file, with the rights of the token in this request's"
+            " Authorization header; done when this answers. Who is there again is left as they are.",
+            prune_words.PruneRunShape,
+            "prune and read",
+            body=(
+                Param(
+                    "count", int, "How many users the plan removed, as a check.", low=0, high=10_000_000, required=True
+                ),
+                WHY,
+                Param("sha256", str, "The undo file's checksum (hex), where it is known.", low=64, high=64),
+            ),
+            fails=(404, 409),
+        )
+    }
+
+    async def post(self, digest: str) -> None:
+        """They are back, and the journal has each. 400 for a login by cookie: it has no rights at the hub to lend."""
+        asked = self.body()
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() not in {"token", "bearer"} or not token:
+            raise Refused(
+                400,
+                "Restoring takes a token of your own that may create users at the hub (admin:users), sent as"
+                " `Authorization: token …`. Nothing was done.",
+            )
+        assert self.who is not None
+        await self.known(digest)
+        run = await self.site.guard.pruning.restore(
+            digest, asked["count"], self.who.actor, asked["why"], token=token, sha256=asked["sha256"]
+        )
+        self.write_json(prune_words.run_shape(run))

@@ -1,0 +1,401 @@
+"""What people and the schedule ask of pruning: to look, to plan, to begin, to pause, to end, to bring back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.config import Settings
+from hubguard.cull.cycle import Cycles
+from hubguard.errors import BudgetExhausted, HubError, HubGuardError
+from hubguard.hub.api import HubAPI
+from hubguard.hub.database import HubDB
+from hubguard.model import Finding, FindingKind, Tally
+from hubguard.pacing.clock import Clock
+from hubguard.prune.decide import plan as prune_plan
+from hubguard.prune.decide import stale as prune_stale
+from hubguard.prune.model import (
+    Caution,
+    PruneItem,
+    PrunePlan,
+    PruneRun,
+    PruneState,
+    PruneVerdict,
+    StaleCriteria,
+    UsersReport,
+)
+from hubguard.prune.observe import AccountReader
+from hubguard.prune.plans import Plans, why_held
+from hubguard.prune.review import Review, Told
+from hubguard.prune.runner import PruneRunner
+from hubguard.prune.undo import Undo
+
+__all__ = ["PruneCycles", "Told"]
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+"""So often it is seen to that a plan goes on that waits for the hub, or was left by another guard."""
+
+IDLE_TICK_S = 30.0
+"""While none is under way, so often it is asked whether one is, and whether one is due by schedule."""
+
+SCHEDULE = "prune"
+"""Under this name the journal keeps when the last scheduled pruning was."""
+
+UNDER_WAY = (PruneState.RUNNING, PruneState.PAUSED)
+
+
+class PruneCycles:
+    """Implements PrunePort for one guard, and carries out one plan at a time.
+
+    ``books`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    ``armed`` is what the settings say about acting (None: people do), ``acting`` whether HubGuard may act by itself.
+    ``findings`` are what an operator should look at.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        hub: HubAPI,
+        database: HubDB | None,
+        cycles: Cycles,
+        clock: Clock,
+        chance: Callable[[], float],
+        *,
+        books: Callable[[], Books],
+        keeper: Callable[[], LeaseKeeper],
+        armed: Callable[[], bool | None],
+        acting: Callable[[], bool],
+        told: Told | None = None,
+    ) -> None:
+        self.findings: tuple[Finding, ...] = ()
+        self._settings = settings
+        self._cycles = cycles
+        self._clock = clock
+        self._books = books
+        self._keeper = keeper
+        self._acting = acting
+        self._beginning = asyncio.Lock()
+        reader = AccountReader(hub, database, clock)
+        self._review = Review(settings, hub, reader, clock, books, told or Told())
+        self._plans = Plans(books)
+        self._undo = Undo(settings, hub, reader, clock, books, keeper)
+        self._runner = PruneRunner(
+            settings, hub, self._review, self._plans, self._undo, cycles, clock, chance, armed=armed
+        )
+        self._under_way = True
+
+    @property
+    def tally(self) -> Tally:
+        """How users of plans were settled in this guard's life."""
+        return self._runner.tally
+
+    @property
+    def waiting(self) -> int:
+        """How many users of the plans under way aren't settled."""
+        return self._runner.waiting
+
+    # -- looking and planning -------------------------------------------------------------------------------------
+
+    def default_criteria(self) -> StaleCriteria:
+        """See PrunePort."""
+        prune = self._settings.prune
+        return StaleCriteria(
+            inactive_for_s=prune.inactive_for_s,
+            never_active_for_s=prune.never_active_for_s,
+            groups=tuple(prune.groups),
+            roles=tuple(prune.roles),
+            names=tuple(prune.names),
+        )
+
+    async def users(self, criteria: StaleCriteria | None = None, *, caller: str | None = None) -> UsersReport:
+        """See PrunePort."""
+        criteria = prune_stale.checked(criteria or self.default_criteria())
+        self._keeper()
+        return await self._review.users(criteria, caller)
+
+    async def user(
+        self, name: str, criteria: StaleCriteria | None = None, *, caller: str | None = None
+    ) -> PruneVerdict | None:
+        """See PrunePort."""
+        criteria = prune_stale.checked(criteria or self.default_criteria())
+        self._keeper()
+        return await self._review.user(name, criteria, caller)
+
+    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
+        """See PrunePort."""
+        criteria = prune_stale.checked(criteria)
+        self._keeper()
+        plan = await self._review.plan(criteria, actor, caller)
+        if not plan.deletions:
+            raise HubGuardError("Nobody is stale by these limits who isn't kept, so there is nothing to plan.")
+        await self._plans.keep(plan)
+        return plan
+
+    async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
+        """See PrunePort."""
+        return tuple(map(self._runner.with_pace, await self._plans.runs(limit)))
+
+    async def run(self, digest: str) -> PruneRun:
+        """See PrunePort."""
+        return self._runner.with_pace(await self._plans.run(digest))
+
+    async def plan_of(self, digest: str) -> PrunePlan:
+        """See PrunePort."""
+        return await self._plans.plan(digest)
+
+    async def items(
+        self, digest: str, *, state: str | None = None, offset: int = 0, limit: int | None = None
+    ) -> tuple[PruneItem, ...]:
+        """See PrunePort."""
+        return await self._plans.items(digest, state, offset, limit)
+
+    # -- beginning, pausing, ending, bringing back ----------------------------------------------------------------
+
+    async def apply(
+        self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
+    ) -> PruneRun:
+        """See PrunePort."""
+        keeper, books = self._keeper(), self._books()
+        async with self._beginning:
+            known = await books.call(books.journal.prune_run, digest)
+            plan = None if known is None else await self._plans.plan(digest)
+            refusal = prune_plan.refusal(plan, count=count, now=self._clock.now(), acknowledged=acknowledged)
+            if refusal is not None:
+                raise HubGuardError(refusal)
+            assert plan is not None
+            assert known is not None
+            if plan.offline:
+                raise HubGuardError("This plan is for a hub that doesn't run. Nothing was done; make one for this hub.")
+            if known.state is not PruneState.PLANNED:
+                raise HubGuardError(f"This plan was begun before, and is {known.state.value}. Nothing was done.")
+            await self._refuse_while_held(books)
+            if (brake := self._cycles.brake) is not None:
+                raise HubGuardError(
+                    f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was deleted."
+                )
+            cautions = await self._review.cautions()
+            if (missing := prune_plan.unacknowledged(cautions, acknowledged)) is not None:
+                raise HubGuardError(
+                    "Nothing was done: since this plan was made, the hub has changed, and this must be acknowledged by name."
+                    f" Make a new plan, which shows it. {missing}"
+                )
+            acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
+            return await self._begin(books, keeper, plan, actor, why, acknowledged)
+
+    async def _begin(
+        self,
+        books: Books,
+        keeper: LeaseKeeper,
+        plan: PrunePlan,
+        actor: str,
+        why: str,
+        acknowledged: tuple[str, ...] = (),
+    ) -> PruneRun:
+        """The undo file is on disk, and the plan under way. Raises HubGuardError, and then nothing is done."""
+        for other in await books.call(books.journal.prunes_under_way):
+            if other.state is PruneState.RUNNING:
+                raise HubGuardError(
+                    f"Another plan ({other.digest[:12]}) is being carried out. Nothing was done; wait for it, pause or"
+                    " cancel it."
+                )
+        written = await self._undo.write(plan)
+        now = self._clock.now()
+        run = await books.call(
+            books.journal.begin_prune,
+            plan.digest,
+            actor,
+            why,
+            str(written.path),
+            written.sha256,
+            now,
+            acknowledged=acknowledged,
+        )
+        if run is None:
+            # Nothing rests on it, and it holds what nobody should keep without need.
+            await asyncio.to_thread(written.path.unlink, missing_ok=True)
+            raise HubGuardError("Somebody else has begun this plan, or another, at this moment. Look at how it stands.")
+        log.info("Plan %s, to remove %d users, is carried out for %s (%s).", plan.digest[:12], run.count, actor, why)
+        self._runner.start(books, keeper, plan, run)
+        return run
+
+    async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
+        """See PrunePort."""
+        run = await self._turn(digest, (PruneState.RUNNING,), PruneState.PAUSED, actor, _by("paused", actor, why))
+        return self._runner.with_pace(run)
+
+    async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
+        """See PrunePort."""
+        keeper, books = self._keeper(), self._books()
+        run, plan = await self._plans.run(digest), await self._plans.plan(digest)
+        await self._refuse_while_held(books)
+        if run.state is PruneState.PAUSED:
+            cautions = await self._review.cautions()
+            known = self._runner.acknowledged(run).union(acknowledged)
+            if (missing := prune_plan.unacknowledged(cautions, known)) is not None:
+                raise HubGuardError(
+                    "Nothing was changed: since this plan was begun, the hub has changed, and this must be acknowledged by"
+                    f" name before it goes on. {missing}"
+                )
+            acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
+            await self._find_out(books, run)
+        run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
+        self._runner.start(books, keeper, plan, run)
+        return run
+
+    async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
+        """See PrunePort."""
+        states = (PruneState.PLANNED, *UNDER_WAY)
+        run = await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
+        await self._find_out(self._books(), run)
+        return await self._plans.run(digest)
+
+    async def _find_out(self, books: Books, run: PruneRun) -> None:
+        """Who is gone by that plan is settled so; a hub that doesn't tell is asked again later."""
+        try:
+            await self._runner.find_out(books, run)
+        except (HubError, BudgetExhausted) as error:
+            log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
+
+    async def _turn(
+        self,
+        digest: str,
+        from_states: tuple[PruneState, ...],
+        to: PruneState,
+        actor: str,
+        why: str,
+        acknowledged: tuple[str, ...] = (),
+    ) -> PruneRun:
+        books, now = self._books(), self._clock.now()
+        run = await books.call(
+            books.journal.turn_prune, digest, from_states, to, actor, why, now, acknowledged=acknowledged
+        )
+        self._runner.turned()
+        if run is None:
+            stands = await self._plans.run(digest)
+            if to is PruneState.RUNNING and stands.state in from_states:
+                raise HubGuardError("Another plan is being carried out. Nothing was changed; wait for it, or pause it.")
+            raise HubGuardError(
+                f"This plan is {stands.state.value}, so it can't be made {to.value}. Nothing was changed."
+            )
+        return run
+
+    async def _refuse_while_held(self, books: Books) -> None:
+        if not self._settings.prune.delete_users:
+            raise HubGuardError(
+                "HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before HubGuard's include, and"
+                " restart the hub. Nothing was done."
+            )
+        if (held := await why_held(books)) is not None:
+            raise HubGuardError(f"{held}. Nothing was done; resume first.")
+
+    async def restore(
+        self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
+    ) -> PruneRun:
+        """See PrunePort."""
+        self._keeper()
+        books = self._books()
+        async with self._beginning:
+            run, plan = await self._plans.run(digest), await self._plans.plan(digest)
+            if run.state in (PruneState.PAUSED, PruneState.CANCELLED) and self._runner.works_on(digest):
+                raise HubGuardError(
+                    "Whoever was being deleted when this plan was stopped isn't finished yet. Nobody was brought back; try"
+                    " again in a minute."
+                )
+            await self._runner.find_out(books, run)
+            run = await self._plans.run(digest)
+            try:
+                return await self._undo.restore(plan, run, count, actor, why, token=token, sha256=sha256)
+            finally:
+                self._review.forget()
+
+    # -- again and again ------------------------------------------------------------------------------------------
+
+    def begin_anew(self) -> None:
+        """What the journal tells of plans under way is looked at anew: another guard may have been at work since."""
+        self._runner.begin_anew()
+        self._under_way = True
+
+    def under_way(self) -> frozenset[int]:
+        """The ids of the intents that are being worked on here."""
+        return self._runner.under_way()
+
+    async def close(self) -> None:
+        """What is under way is left as it is: whoever holds the lease next goes on with it."""
+        await self._runner.close()
+
+    @property
+    def next_in_s(self) -> float:
+        """Seconds until the next :meth:`tick`: sooner while a plan is under way, which may wait for the hub."""
+        return TICK_S if self._under_way or self._runner.busy else IDLE_TICK_S
+
+    async def tick(self) -> None:
+        """What is under way goes on, and what is due by schedule begins. Raises HubGuardError."""
+        if self._runner.busy:
+            return
+        keeper, books = self._keeper(), self._books()
+        self._under_way = await self._runner.go_on(books, keeper)
+        if not self._under_way:
+            await self._runner.find_out_lately(books)
+            await self._prune_by_schedule(books, keeper)
+
+    async def _prune_by_schedule(self, books: Books, keeper: LeaseKeeper) -> None:
+        every_s, now = self._settings.prune.every_s, self._clock.now()
+        if every_s <= 0 or not self._acting() or not self._settings.prune.delete_users:
+            return
+        last = await books.call(books.journal.recall, SCHEDULE)
+        if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
+            return
+        if self._cycles.last is None or await why_held(books) is not None:
+            return
+        # Before it begins: one that ends in a defect isn't tried over and over.
+        await books.call(books.journal.remember, SCHEDULE, {}, now)
+        if (brake := self._cycles.brake) is not None:
+            await self._hold_back(books, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
+            return
+        if paused := await books.call(books.journal.prunes_under_way):
+            first = paused[0]
+            await self._hold_back(
+                books,
+                f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and what it has to do would be done"
+                " all the same. Resume or cancel it; the schedule goes on after that.",
+            )
+            return
+        criteria = prune_stale.checked(self.default_criteria())
+        plan = await self._review.plan(criteria, "hubguard", None, cap=self._settings.prune.run_cap)
+        if not plan.deletions:
+            self.findings = ()
+            return
+        await self._plans.keep(plan, scheduled=True, why="by schedule")
+        stale = len(plan.deletions) + plan.left_out
+        why = prune_plan.held(stale, plan.gain.users_before, self._settings.prune.share_cap)
+        if why is None:
+            acknowledged = tuple(self._settings.prune.acknowledged)
+            why = prune_plan.refusal(plan, count=len(plan.deletions), now=self._clock.now(), acknowledged=acknowledged)
+        if why is not None:
+            await self._hold_back(books, why)
+            return
+        self.findings = ()
+        async with self._beginning:
+            await self._begin(books, keeper, plan, "hubguard", "by schedule")
+
+    async def _hold_back(self, books: Books, why: str) -> None:
+        now = self._clock.now()
+        detail = f"Scheduled pruning removes nobody: {why}"
+        since = self.findings[0].since if self.findings else now
+        self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
+        log.warning("%s", detail)
+        await books.call(books.journal.note, "finding", "hubguard", 0, now, detail)
+
+
+def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:
+    """Those of the names that one of ``cautions`` has: nobody acknowledges beforehand what they haven't been told."""
+    return tuple(sorted({*acknowledged} & {caution.name for caution in cautions}))
+
+
+def _by(what: str, actor: str, why: str) -> str:
+    return f"{what} by {actor}" + (f": {why}" if why else "")

@@ -1,0 +1,201 @@
+"""What deleting users puts at risk: their storage, what can't be brought back, and what must be acknowledged before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import unquote
+
+from hubguard.prune.model import Caution, Protection, Storage, StorageFate
+
+UNKNOWN_SPAWNER = "unknown-spawner"
+USERS_IN_CONFIG = "users-in-config-unknown"
+TOKENS = "tokens-unknown"
+JOURNAL = "journal-unknown"
+"""The names of the cautions that aren't a spawner's."""
+
+OFFLINE_STORAGE = Storage(
+    StorageFate.KEPT,
+    None,
+    "Offline, only rows of the hub's database are deleted, and no spawner is asked: home folders, volumes and containers stay"
+    " behind, to be removed by hand.",
+)
+"""What becomes of storage offline, whatever the spawner."""
+
+_DOCKERS = "volumes, folders and containers"
+
+_KEEPING: Mapping[str, str] = {
+    "jupyterhub.spawner.LocalProcessSpawner": "home folders and the machine's own accounts",
+    "jupyterhub.spawner.SimpleLocalProcessSpawner": "the users' folders",
+    "dockerspawner.DockerSpawner": _DOCKERS,
+    "dockerspawner.dockerspawner.DockerSpawner": _DOCKERS,
+    "dockerspawner.SwarmSpawner": _DOCKERS,
+    "dockerspawner.swarmspawner.SwarmSpawner": _DOCKERS,
+    "dockerspawner.SystemUserSpawner": _DOCKERS,
+    "dockerspawner.systemuserspawner.SystemUserSpawner": _DOCKERS,
+    "systemdspawner.SystemdSpawner": "home folders",
+    "systemdspawner.systemdspawner.SystemdSpawner": "home folders",
+}
+"""Spawners that delete nothing of a user's, and what stays behind. Read in jupyterhub 6.1, dockerspawner 14, systemdspawner
+1.0: none of them has a delete_forever of its own."""
+
+_OF_ONE_USER = re.compile(r"\{(userid|\w*username|\w*user_server|pod_name)\}")
+
+
+def storage(classes: Sequence[str], settings: Mapping[str, object], overrides: bool | None) -> Storage:
+    """What becomes of a user's storage when a hub with that spawner deletes the user.
+
+    ``classes`` are the full names of the spawner's class and of those it is derived from, nearest first, and empty where they
+    aren't known; ``settings`` its traits as they are set, as far as they are told; ``overrides``, whether it has a
+    delete_forever other than JupyterHub's own, which does nothing; None: not known.
+    """
+    if not classes:
+        return Storage(
+            StorageFate.UNKNOWN,
+            None,
+            "Which spawner the hub has isn't known, so deleting a user may delete their storage, too.",
+        )
+    spawner = classes[0].rpartition(".")[2]
+    kube = any(name.startswith("kubespawner.") and name.endswith(".KubeSpawner") for name in classes)
+    if overrides is False:
+        return _kept(spawner, next((_KEEPING[name] for name in classes if name in _KEEPING), "folders and volumes"))
+    if kube:
+        return _kube(spawner, classes, settings)
+    if overrides is None and classes[0] in _KEEPING:
+        return _kept(spawner, _KEEPING[classes[0]])
+    if overrides:
+        why = f"{spawner} has code of its own for when a user is deleted, which may delete their storage; see what it does."
+    else:
+        why = f"Whether {spawner} deletes the storage of a user who is deleted isn't known; see its delete_forever."
+    return Storage(StorageFate.MAY_BE_DELETED, spawner, why)
+
+
+def _kept(spawner: str, what: str) -> Storage:
+    why = f"{spawner} deletes no storage: {what} of those who are deleted stay behind, to be removed by hand."
+    return Storage(
+        StorageFate.KEPT, spawner, why.replace("their storage of those who are deleted stay", "theirs stays")
+    )
+
+
+def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) -> Storage:
+    """KubeSpawner 0.17 and later asks for the claim of every server to be deleted, as long as delete_pvc isn't off."""
+    if settings.get("delete_pvc") is False:
+        if classes[0].startswith("kubespawner."):
+            why = f"{spawner} deletes no volumes here, since delete_pvc is off: their claims stay behind."
+            return Storage(StorageFate.KEPT, spawner, why)
+        why = (
+            f"delete_pvc is off, so KubeSpawner deletes no volumes; but {spawner}, which is made of it, may have code of its"
+            " own for when a user is deleted."
+        )
+        return Storage(StorageFate.MAY_BE_DELETED, spawner, why)
+    template = settings.get("pvc_name_template")
+    if not isinstance(template, str):
+        whose = "the volume claims of the user, with what is on their volumes"
+    elif not _OF_ONE_USER.search(template):
+        whose = f'the volume claim "{template}", which is everybody\'s and not only theirs'
+    elif "{user_server}" in template:
+        whose = "the volume claims of all the user's servers, with what is on their volumes"
+    elif "server}" in template or "servername}" in template:
+        # Versions differ in which templates they take for one claim that all servers share.
+        whose = "the volume claim of the user's default server, perhaps those of named ones, with what is on them"
+    else:
+        whose = "the user's volume claim, with what is on its volume"
+    why = f"{spawner} deletes {whose}, as soon as a user is deleted (delete_pvc is on, as by default)."
+    return Storage(StorageFate.DELETED, spawner, why)
+
+
+JOURNAL_UNKNOWN = Caution(
+    JOURNAL,
+    "HubGuard's own journal can't be opened: whom somebody asked to keep isn't known, nor whether acting is on hold, nor what"
+    " use HubGuard saw. Run this in the folder that HubGuard runs in, or set HUBGUARD_DB_URL.",
+)
+
+
+def cautions(
+    storage: Storage, protection: Protection, *, tokens_known: bool, journal_known: bool = True
+) -> tuple[Caution, ...]:
+    """What somebody has to acknowledge by name before users are deleted; empty: nothing.
+
+    ``tokens_known``: when tokens were last used can be read. ``journal_known``: HubGuard's own journal can.
+    """
+    found = []
+    if storage.at_risk:
+        found.append(Caution(storage.spawner or UNKNOWN_SPAWNER, storage.why))
+    if protection.in_config is None:
+        found.append(
+            Caution(
+                USERS_IN_CONFIG,
+                "Which users the hub's config names isn't known: they aren't kept, and come back at the hub's next start,"
+                " with nothing of what they had.",
+            )
+        )
+    if not tokens_known and protection.token_used_within_s > 0:
+        found.append(
+            Caution(
+                TOKENS, "When a user's tokens were last used can't be read: who only works by token may be deleted."
+            )
+        )
+    if not journal_known:
+        found.append(JOURNAL_UNKNOWN)
+    return tuple(found)
+
+
+def lost(
+    storage: Storage,
+    *,
+    offline: bool,
+    rows: bool,
+    named_servers: bool,
+    names: Iterable[str] = (),
+    reuses_ids: bool = False,
+) -> tuple[str, ...]:
+    """What can't be brought back, one sentence each.
+
+    ``rows``: the undo file will hold the rows of the hub's database. ``named_servers``: the hub's API can make a named
+    server that doesn't run (6.0 and later). ``names`` are those of the users of the plan. ``reuses_ids``: offline, somebody
+    new gets the number of one who goes.
+    """
+    if offline:
+        told = ["Tokens come back only where restoring is asked for them; what uses them fails until then."]
+        if reuses_ids:
+            told.append(
+                "The highest number (id) of all users goes, and SQLite gives it to the next new user: where volumes or"
+                " folders are named by {userid}, that stranger gets what stays behind. Remove or rename it before"
+                " anybody new comes."
+            )
+        return tuple(told)
+    found = []
+    if storage.at_risk:
+        sure = "is" if storage.fate is StorageFate.DELETED else "may be"
+        found.append(f"Storage that {sure} deleted with a user is gone for good: no undo file holds it.")
+    if unmakeable := sum(map(_not_made_by_api, names)):
+        found.append(
+            f"{unmakeable:,} of these users can't come back online at all: the hub's API makes nobody whose name holds a"
+            " slash, begins or ends with a blank, or is made of dots alone."
+        )
+    found += [
+        "Role assignments: the hub's API can't give roles, so they must be given anew in the hub's config.",
+        "What the spawner keeps to find a user's volume or backend again: it goes by its settings, as for a new user.",
+        "Tokens: whoever needs one makes a new one.",
+        "Shares, given and received: they must be given anew.",
+        "Auth state, and what the authenticator itself keeps of a user and deletes with them, such as a password.",
+        "The times of creation and last activity: who is brought back is new to the hub.",
+        "The hub's number (id) of a user: they get another, which matters where names of volumes are made of it.",
+        "The options that the default server was last started with.",
+        "Users whose name the authenticator doesn't take now: the hub's API doesn't make them.",
+    ]
+    if not named_servers:
+        found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
+    if rows:
+        found.append(
+            "All of these can be restored offline instead, from the same file with the hub stopped, but for deleted storage"
+            " and what an authenticator keeps outside the hub's own tables."
+        )
+    else:
+        found.append("Nor offline, any of these: the hub's database isn't read, so the undo file has no rows of it.")
+    return tuple(found)
+
+
+def _not_made_by_api(name: str) -> bool:
+    """Whether the hub refuses to make a user of that name, whatever its authenticator says (5.5, 6.1)."""
+    return "/" in name or name != name.strip() or not unquote(name).strip(".")

@@ -1,0 +1,86 @@
+"""A plan for a hub that doesn't run, made of its database alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hubguard.hub.accounts import read_accounts
+from hubguard.hub.database import SQLHubDB
+from hubguard.hub.nouns import ORMCounts
+from hubguard.journal.model import Exemption
+from hubguard.prune.decide import plan, stale
+from hubguard.prune.model import Protection, PrunePlan, StaleCriteria, Storage, Use
+from hubguard.prune.offline.database import Database
+
+
+def plan_offline(
+    url: str,
+    folder: Path,
+    criteria: StaleCriteria,
+    protection: Protection,
+    *,
+    now: datetime,
+    made_by: str,
+    life_s: float,
+    cap: int | None,
+    storage: Storage,
+    exemptions: Sequence[Exemption] = (),
+    uses: Mapping[str, Use] | None = None,
+    journal_known: bool = True,
+    housekeeping: bool,
+) -> PrunePlan:
+    """The plan to delete whom ``criteria`` ask for straight from the database at ``url``; it changes nothing.
+
+    A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
+    the most users it may have, None: all. ``journal_known``: ``exemptions`` and ``uses`` are what HubGuard's own journal has;
+    else that is a caution. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan without anybody
+    in it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't be read, and
+    OfflineRefused where it isn't one of JupyterHub 5 or 6.
+    """
+    criteria = stale.checked(criteria)
+    database = Database(url, folder)
+    with database.reader.transaction() as connection:
+        revision = database.tables(connection).revision
+    # Not by asyncio: at its end it would write out all that came of it, which takes a quarter of the time.
+    found = read_accounts(database.reader, None, None)
+    counts = asyncio.run(_counts(url, folder)) if housekeeping else None
+    verdicts = stale.judge(found.accounts, criteria, protection, exemptions, uses or {}, now)
+    highest = max((account.id or 0 for account in found.accounts), default=0)
+    named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
+    return plan.freeze(
+        verdicts,
+        criteria,
+        now,
+        made_by=made_by,
+        life_s=life_s,
+        cap=cap,
+        users_total=found.users_total,
+        storage=storage,
+        cautions=plan.cautions(storage, protection, tokens_known=True, journal_known=journal_known),
+        lost=plan.lost(
+            storage,
+            offline=True,
+            rows=True,
+            named_servers=named_servers,
+            # The next new user gets the number after the highest that is left.
+            reuses_ids=database.kind == "sqlite"
+            and any(verdict.stale and verdict.account.id == highest for verdict in verdicts),
+        ),
+        protection=protection,
+        rows_known=True,
+        offline=True,
+        database=database.place,
+        revision=revision,
+        housekeeping=counts,
+    )
+
+
+async def _counts(url: str, folder: Path) -> ORMCounts:
+    db = SQLHubDB(url, folder)
+    try:
+        return await db.orm_counts()
+    finally:
+        db.close()

@@ -1,0 +1,219 @@
+"""The pages on users: who is stale, who is kept and why, and what the reasons are for a single one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from hubguard import words
+from hubguard.errors import HubGuardError, JournalError
+from hubguard.journal.model import Entry, Exemption
+from hubguard.prune import words as prune_words
+from hubguard.prune.api import asker, chosen, counted, nobody
+from hubguard.prune.decide.stale import LONGEST_S
+from hubguard.prune.model import PruneReason, StaleCriteria, UsersReport
+from hubguard.status import Status
+from hubguard.times import DAY_S
+from hubguard.web.openapi import Refused
+from hubguard.web.page import ROWS, Page, whole
+
+SORTS = ("idle", "name")
+
+STALE_REASONS = (PruneReason.INACTIVE, PruneReason.NEVER_ACTIVE)
+
+KEPT_REASONS = tuple(reason for reason in PruneReason if reason not in STALE_REASONS)
+
+
+class PrunePage(Page):
+    """A page about users or plans. ``criteria`` stand in the address, in days, where they aren't those of the settings."""
+
+    tab = "users"
+
+    def common(self, status: Status) -> dict[str, Any]:
+        """What these templates may use besides what all may."""
+        return {**super().common(status), "pr": prune_words, "criteria_words": criteria_words}
+
+    def criteria(self, given: dict[str, str]) -> StaleCriteria:
+        """What ``given`` asks for, field by field; what is empty or makes no sense is as in the settings."""
+        default = self.site.guard.pruning.default_criteria()
+        shown = fields_of(default)
+        texts = {name: given.get(name, "").strip() or shown[name] for name in shown}
+        return replace(
+            default,
+            inactive_for_s=_seconds(texts["inactive"], default.inactive_for_s, shown["inactive"]),
+            never_active_for_s=_seconds(texts["never"], default.never_active_for_s, shown["never"]),
+            groups=_several(texts["group"], default.groups, shown["group"]),
+            roles=_several(texts["role"], default.roles, shown["role"]),
+            names=_several(texts["name"], default.names, shown["name"]),
+        )
+
+    def asked_fields(self) -> dict[str, str]:
+        """The criteria in the address, as they were written there; only those that are."""
+        return {name: text for name in FIELDS if (text := self.asked(name).strip())}
+
+
+FIELDS = ("inactive", "never", "group", "role", "name")
+"""The criteria as an address and a form have them; limits in days, several values with commas between them."""
+
+
+def fields_of(criteria: StaleCriteria) -> dict[str, str]:
+    """The criteria as an address and a form have them, by FIELDS."""
+    return {
+        "inactive": f"{criteria.inactive_for_s / DAY_S:g}",
+        "never": f"{criteria.never_active_for_s / DAY_S:g}",
+        "group": ", ".join(criteria.groups),
+        "role": ", ".join(criteria.roles),
+        "name": ", ".join(criteria.names),
+    }
+
+
+def criteria_words(criteria: StaleCriteria) -> str:
+    """Whom the criteria mean, as one sentence."""
+    limits = []
+    if criteria.inactive_for_s:
+        limits.append(f"inactive for {words.limit(criteria.inactive_for_s)}")
+    if criteria.never_active_for_s:
+        limits.append(f"never active, and made {words.limit(criteria.never_active_for_s)} ago")
+    parts = [" or ".join(limits)]
+    if criteria.groups:
+        parts.append(f"in the group {' or '.join(criteria.groups)}")
+    if criteria.roles:
+        parts.append(f"with the role {' or '.join(criteria.roles)}")
+    if criteria.names:
+        parts.append(f"named like {' or '.join(criteria.names)}")
+    if criteria.listed is not None:
+        parts.append(f"among {words.count(len(criteria.listed), 'user')} listed by name")
+    return f"{'; '.join(parts)}."
+
+
+def _seconds(text: str, default_s: float, shown: str) -> float:
+    """The limit that so many days are."""
+    if text == shown:
+        return default_s  # to the second, and not as it was rounded for the page
+    try:
+        days = float(text)
+    except ValueError:
+        return default_s
+    return days * DAY_S if math.isfinite(days) and 0 <= days * DAY_S <= LONGEST_S else default_s
+
+
+def _several(text: str, default: tuple[str, ...], shown: str) -> tuple[str, ...]:
+    if text == shown:
+        return default  # one of them may have a comma in it
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+class UsersPage(PrunePage):
+    """Every user, with why they are stale or kept; criteria, search, filter, order and page stand in the address."""
+
+    template = "prune/users.html"
+
+    async def get(self) -> None:
+        """See the class. What makes no sense in the address counts as not given."""
+        await self.show_users(self.asked_fields())
+
+    async def show_users(self, given: dict[str, str], refused: str = "") -> None:
+        """Answer with the page, by the criteria in ``given``; ``refused`` says why no plan was made."""
+        report, trouble = None, ""
+        try:
+            report = await self.site.guard.pruning.users(self.criteria(given), caller=asker(self.who))
+        except HubGuardError as error:
+            # The page is of use all the same: it says what is wrong, and keeps what was typed.
+            trouble = str(error)
+        status = self.site.guard.status()
+        search, show, sort = self.asked("search").strip(), self.asked("show"), self.asked("sort")
+        show = show if show in {"kept", "all", *(one.value for one in PruneReason)} else ""
+        sort = sort if sort.removeprefix("-") in SORTS else "idle"
+        verdicts = report.verdicts if report else ()
+        stale = {"": True, "kept": False}.get(show)
+        reason = PruneReason(show) if show not in {"", "kept", "all"} else None
+        found = chosen(verdicts, search=search, stale=stale, reason=reason, sort=sort)
+        pages = max(1, -(-len(found) // ROWS))
+        number = min(max(1, whole(self.asked("page"))), pages)
+        begin = (number - 1) * ROWS
+        stale_total = sum(one.stale for one in verdicts)
+        filters = {**given, "search": search, "show": show, "sort": "" if sort == "idle" else sort}
+        live = {
+            **self.common(status),
+            "report": report,
+            "trouble": trouble,
+            "rows": found[begin : begin + ROWS],
+            "begin": begin,
+            "found": len(found),
+            "stale_total": stale_total,
+            "counts": counted(verdicts),
+            "stale_reasons": STALE_REASONS,
+            "empty": empty_words(report, stale_total, search=search, show=show),
+            "given": given,
+            "sort": sort,
+            "filters": filters,
+            "number": number,
+            "pages": pages,
+        }
+        shown = {**fields_of(self.site.guard.pruning.default_criteria()), **given}
+        # Judging everybody anew every few seconds would show the same: users are read every few minutes only.
+        await self.show(
+            "users",
+            live,
+            poll=self.request.method == "GET",
+            live_every="60s",
+            refused=refused,
+            shown=shown,
+            search=search,
+            show=show,
+            reasons=(STALE_REASONS, KEPT_REASONS),
+        )
+
+
+def empty_words(report: UsersReport | None, stale: int, *, search: str, show: str) -> str:
+    """Why a table of users is empty."""
+    if report is None:
+        return "Nobody can be shown: the users couldn't be read."
+    if not report.users_total:
+        return "The hub has no users."
+    if search or show:
+        return f"No user matches. {words.count(stale, 'user')} of {report.users_total:,} are stale by these criteria."
+    return "Nobody is stale by these criteria: there is nobody to delete."
+
+
+class UserPage(PrunePage):
+    """One user: why they would be removed, or not, and what would go with them."""
+
+    template = "prune/user.html"
+
+    async def get(self, name: str) -> None:
+        """See the class. 404 for whom the hub doesn't know and the journal tells nothing of."""
+        status = self.site.guard.status()
+        given = self.asked_fields()
+        trouble, found = "", None
+        try:
+            found = await self.site.guard.pruning.user(name, self.criteria(given), caller=asker(self.who))
+        except HubGuardError as error:
+            trouble = str(error)
+        journal_trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
+        try:
+            entries = await self.site.guard.entries(limit=20, user=name)
+            exemptions = await self.site.guard.exemptions(user=name)
+        except JournalError as error:
+            journal_trouble = str(error)
+        if found is None and not entries and not trouble and not journal_trouble:
+            raise Refused(404, nobody(name))
+        # Each look asks the hub about this user: the page isn't asked for again by itself.
+        await self.show(
+            f"users/{quote(name, safe='')}",
+            {
+                **self.common(status),
+                "name": name,
+                "verdict": found,
+                "absent": trouble or nobody(name),
+                "trouble": trouble,
+                "given": given,
+                "exemptions": exemptions,
+                "entries": entries,
+                "journal_trouble": journal_trouble,
+            },
+            poll=False,
+            today=f"{status.at:%Y-%m-%d}",
+        )

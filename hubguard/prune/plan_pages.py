@@ -1,0 +1,215 @@
+"""The pages on plans of pruning: reviewed, begun, watched while they are carried out, and looked up later."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+
+from hubguard.errors import HubError, HubGuardError, JournalError
+from hubguard.model import OutcomeKind
+from hubguard.prune.api import ITEM_STATES, PLANS_LISTED, asker, known_run
+from hubguard.prune.model import PruneRun, PruneState
+from hubguard.prune.pages import FIELDS, PrunePage, UsersPage
+from hubguard.web.openapi import Param
+from hubguard.web.page import ROWS, whole
+
+TROUBLED = (OutcomeKind.FAILED, OutcomeKind.UNVERIFIED, OutcomeKind.SKIPPED)
+"""The ends that a person should look at, most telling first."""
+
+TROUBLED_SHOWN = 20
+"""So many of each of them stand above the list; their own list has them all."""
+
+MARKS = {
+    PruneState.PLANNED: "starting",
+    PruneState.RUNNING: "acting",
+    PruneState.PAUSED: "held",
+    PruneState.CANCELLED: "skipped",
+    PruneState.DONE: "done",
+}
+"""The shape for how a plan stands."""
+
+
+class PlansPage(PrunePage):
+    """Every plan, newest first: who, when, what came of it, and its undo file."""
+
+    template = "prune/plans.html"
+
+    async def get(self) -> None:
+        """See the class."""
+        status = self.site.guard.status()
+        runs, trouble = tuple[PruneRun, ...](), ""
+        try:
+            runs = await self.site.guard.pruning.runs(limit=PLANS_LISTED)
+        except HubGuardError as error:
+            trouble = str(error)
+        pages = max(1, -(-len(runs) // ROWS))
+        number = min(max(1, whole(self.asked("page"))), pages)
+        live = {
+            **self.common(status),
+            "runs": runs[(number - 1) * ROWS : number * ROWS],
+            "marks": MARKS,
+            "trouble": trouble,
+            "number": number,
+            "pages": pages,
+        }
+        await self.show("plans", live)
+
+
+class MakePlan(UsersPage):
+    """Where the form on the Users page is sent."""
+
+    needs = ("prune", "read")
+
+    async def get(self) -> None:
+        """Back to the Users page: this address was reloaded after something had been refused."""
+        self.redirect(self.here("users"), status=303)
+
+    async def post(self) -> None:
+        """The plan is made, and its page shows it; else the Users page once more, with what is wrong."""
+        given = {name: text for name in FIELDS if (text := self.get_body_argument(name, "").strip())}
+        assert self.who is not None
+        pruning = self.site.guard.pruning
+        try:
+            made = await pruning.plan(self.criteria(given), self.who.actor, caller=asker(self.who))
+        except (HubError, JournalError):
+            raise
+        except HubGuardError as error:
+            self.set_status(409)
+            await self.show_users(given, str(error))
+            return
+        self.redirect(self.here(f"plans/{made.digest}"), status=303)
+
+
+class PlanPage(PrunePage):
+    """One plan: the whole list with what goes, and the form that has it carried out; then what comes of it."""
+
+    template = "prune/plan.html"
+
+    async def get(self, digest: str) -> None:
+        """See the class. 404 where there is no such plan."""
+        await self.show_plan(digest)
+
+    async def show_plan(self, digest: str, *, trouble: str = "", why: str = "", typed: tuple[str, ...] = ()) -> None:
+        """Answer with the page; ``trouble`` says why nothing was done, ``why`` and ``typed`` are what was typed."""
+        pruning = self.site.guard.pruning
+        status, run = self.site.guard.status(), await known_run(pruning, digest)
+        begun = run.began_at is not None
+        wanted = self.asked("state")
+        wanted = wanted if begun and wanted in ITEM_STATES else ""
+        by_state = counts(run)
+        found = by_state[wanted] if wanted else run.count
+        pages = max(1, -(-found // ROWS))
+        number = min(max(1, whole(self.asked("page"))), pages)
+        begin = (number - 1) * ROWS
+        above = []
+        if begun and not wanted and number == 1:
+            for kind in TROUBLED:
+                if by_state[kind.value]:
+                    above.append((kind, await pruning.items(digest, state=kind.value, limit=TROUBLED_SHOWN)))
+        # Read anew by a refresh only before it is begun, when nothing else is to be seen: a plan may be of 50,000 users.
+        fragment = self.request.path.startswith(self.site.prefix + "fragments/")
+        plan = None if begun and fragment else await pruning.plan_of(digest)
+        live = {
+            **self.common(status),
+            "run": run,
+            "begun": begun,
+            "plan": plan,
+            "mark_of": MARKS[run.state],
+            "rows": await pruning.items(digest, state=wanted or None, offset=begin, limit=ROWS),
+            "begin": begin,
+            "found": found,
+            "by_state": by_state,
+            "restore": f"hubguard prune restore {shlex.quote(run.undo_file or '')} --count {run.done}",
+            "wanted": wanted,
+            "above": above,
+            "reasons": Counter(one.reason for one in plan.deletions) if plan else Counter(),
+            "number": number,
+            "pages": pages,
+        }
+        await self.show(
+            f"plans/{digest}", live, live_every="5s" if begun else "60s", trouble=trouble, why=why, typed=typed
+        )
+
+
+def counts(run: PruneRun) -> dict[str, int]:
+    """How many users of a plan stand how, by ITEM_STATES."""
+    return {
+        "waiting": run.count - run.settled,
+        "done": run.done,
+        "skipped": run.skipped,
+        "failed": run.failed,
+        "unverified": run.unverified,
+    }
+
+
+class ApplyPlan(PlanPage):
+    """Where the form on a plan's page is sent: carry it out."""
+
+    needs = ("prune", "read")
+
+    async def get(self, digest: str) -> None:
+        """Back to the plan: this address was reloaded after something had been refused."""
+        self.redirect(self.here(f"plans/{digest}"), status=303)
+
+    async def post(self, digest: str) -> None:
+        """It is under way, and its page shows how it goes; else the plan once more, with what is wrong."""
+        count = self.get_body_argument("count", "").strip().replace(",", "")
+        why = self.why()
+        name = Param("acknowledged", str, "", high=255)
+        typed = tuple(str(name.checked(one.strip())) for one in self.get_body_arguments("acknowledged"))
+        assert self.who is not None
+        pruning = self.site.guard.pruning
+        await known_run(pruning, digest)
+        try:
+            if not (count.isascii() and count.isdigit() and len(count) < 9):
+                raise HubGuardError(
+                    "Nothing was done: type the number of users, as it stands in the sentence above it."
+                )
+            acknowledged = tuple(dict.fromkeys(one for one in typed if one))
+            await pruning.apply(digest, int(count), self.who.actor, why, acknowledged=acknowledged)
+        except (HubError, JournalError):
+            raise
+        except HubGuardError as error:
+            self.set_status(409)
+            await self.show_plan(digest, trouble=str(error), why=why, typed=typed)
+            return
+        self.redirect(self.here(f"plans/{digest}"), status=303)
+
+
+class TurnPlan(PrunePage):
+    """Pause, resume or cancel a plan; all but pausing is confirmed on a page of its own."""
+
+    needs = ("prune", "read")
+    template = "prune/turn_plan.html"
+    words = ("pause", "resume", "cancel")
+
+    async def get(self, digest: str, word: str) -> None:
+        """The question, with what is left to do."""
+        await self.ask(digest, word)
+
+    async def ask(self, digest: str, word: str, *, trouble: str = "", why: str = "", typed: str = "") -> None:
+        """Answer with the question; ``trouble`` says why nothing was done, ``why`` and ``typed`` are what was typed."""
+        run = await known_run(self.site.guard.pruning, digest)
+        values = {**self.common(self.site.guard.status()), "word": word, "run": run, "left": run.count - run.settled}
+        values |= {"trouble": trouble, "why": why, "typed": typed}
+        self.finish(self.site.env.get_template(self.template).render(**values))
+
+    async def post(self, digest: str, word: str) -> None:
+        """It is done, and the plan's page shows it; or the question to resume once more, with what is in the way."""
+        assert self.who is not None
+        pruning, why = self.site.guard.pruning, self.why()
+        await known_run(pruning, digest)
+        if word != "resume":
+            await getattr(pruning, word)(digest, self.who.actor, why)
+        else:
+            typed = str(Param("acknowledged", str, "", high=1000).checked(self.get_body_argument("acknowledged", "")))
+            names = tuple(name for one in typed.split(",") if (name := one.strip()))
+            try:
+                await pruning.resume(digest, self.who.actor, why, acknowledged=names)
+            except (HubError, JournalError):
+                raise
+            except HubGuardError as error:
+                self.set_status(409)
+                await self.ask(digest, word, trouble=str(error), why=why, typed=typed)
+                return
+        self.redirect(self.here(f"plans/{digest}"), status=303)

@@ -1,0 +1,322 @@
+"""Who is stale: what is read of the users, judged by what the journal knows of them and by what people have asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from hubguard.act.lease import Books
+from hubguard.config import Settings
+from hubguard.errors import HubError, HubRefused
+from hubguard.hub.api import HubAPI
+from hubguard.hub.nouns import Account
+from hubguard.inhub.named_users import unpacked
+from hubguard.journal.model import Exemption
+from hubguard.model import Source
+from hubguard.pacing.clock import Clock
+from hubguard.prune.act import Looked
+from hubguard.prune.decide import plan as prune_plan
+from hubguard.prune.decide import stale
+from hubguard.prune.decide.risks import TOKENS
+from hubguard.prune.model import (
+    Caution,
+    Deletion,
+    Protection,
+    PrunePlan,
+    PruneVerdict,
+    Saved,
+    StaleCriteria,
+    Storage,
+    UsersReport,
+)
+from hubguard.prune.observe import AHEAD_S, AccountReader, AccountsRead
+
+log = logging.getLogger(__name__)
+
+READ_LASTS_S = 300.0
+"""Users as they were read so lately are shown as they are. Every plan and every deletion reads anew."""
+
+JUDGED_LASTS_S = 10.0
+"""Leafing through a list doesn't judge everybody for each of its pages: 50,000 users take a third of a second."""
+
+LEARN_S = 600.0
+"""For so long pages go by what the hub told of its spawner and our scopes. Every plan asks anew."""
+
+AHEAD = 50
+"""So many users of a plan are read ahead at once at most: what is deleted within AHEAD_S where a hub is fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the include tells of the hub's config. ``named`` are the users it names, None where that isn't known.
+
+    ``classes`` are the full names of the spawner's class and those it is made of, nearest first; empty: not known.
+    ``settings`` are those of its settings that decide what becomes of storage. ``overrides``: it has code of its own for
+    what is done when a user is deleted; None: not known.
+    """
+
+    named: frozenset[str] | None = None
+    classes: tuple[str, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=dict, hash=False)
+    overrides: bool | None = None
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any] | None) -> Told:
+        """As the include has written it; what it didn't tell isn't known."""
+        told = told or {}
+        return cls(
+            unpacked(told),
+            tuple(map(str, told.get("classes") or ())),
+            dict(told.get("settings") or {}),
+            told.get("overrides"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Verdicts that hold for some seconds, with what they rest on, and when (monotonic) they were made."""
+
+    read: AccountsRead
+    criteria: StaleCriteria
+    caller: str | None
+    exemptions: tuple[Exemption, ...]
+    verdicts: tuple[PruneVerdict, ...]
+    at_s: float
+
+
+class Review:
+    """Judges users, makes plans of those that are stale, and looks at each of them again before they are deleted.
+
+    ``books`` gives the journal, and raises HubGuardError with why, where it can't be used now; so does all that asks it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        hub: HubAPI,
+        reader: AccountReader,
+        clock: Clock,
+        books: Callable[[], Books],
+        told: Told,
+    ) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._reader = reader
+        self._clock = clock
+        self._books = books
+        self._told = told
+        self._read: AccountsRead | None = None
+        self._reading = asyncio.Lock()
+        self._judged: _Judged | None = None
+        self._spawner: str | None = None
+        self._spawner_at_s = float("-inf")
+
+    def forget(self) -> None:
+        """Users are read anew for whoever asks next."""
+        self._read = self._judged = None
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    async def users(self, criteria: StaleCriteria, caller: str | None) -> UsersReport:
+        """Everybody, as PrunePort has it."""
+        read = await self._read_lately(criteria)
+        verdicts = await self._judge_lately(read, criteria, caller)
+        storage = await self._storage(LEARN_S)
+        notes = []
+        if read.since is not None:
+            notes.append(
+                f"Only users who weren't active since {read.since:%Y-%m-%d} are listed: more would cost the hub too much"
+                " by way of its API. Give HubGuard the hub's database (HubGuard.hub_db_url) to see all."
+            )
+        notes += [caution.why for caution in await self._cautions(storage, LEARN_S)]
+        return UsersReport(
+            read_at=read.at,
+            criteria=criteria,
+            verdicts=verdicts,
+            users_total=read.users_total,
+            source=read.source.value,
+            whole=read.since is None,
+            storage=storage,
+            notes=tuple(notes),
+            took_s=read.took_s,
+        )
+
+    async def user(self, name: str, criteria: StaleCriteria, caller: str | None) -> PruneVerdict | None:
+        """One of them, as PrunePort has it."""
+        try:
+            account = await self._reader.one(name)
+        except HubRefused:
+            # Without the right to see tokens, the rest can be told all the same.
+            account = await self._reader.one(name, tokens=False)
+        if account is None:
+            return None
+        books, now = self._books(), self._clock.now()
+        exemptions = await books.call(books.journal.exemptions, now, user=name)
+        uses = await books.call(books.journal.uses, name)
+        return stale.judge([account], criteria, self._protection(caller), exemptions, uses, now)[0]
+
+    async def _read_lately(self, criteria: StaleCriteria) -> AccountsRead:
+        async with self._reading:
+            now, lasts = self._clock.now(), timedelta(seconds=READ_LASTS_S)
+            since, read = stale.since(criteria, now), self._read
+            fresh = read is not None and abs(now - read.at) < lasts
+            if read is None or not fresh or (read.since is not None and read.since < since - lasts):
+                self._read = read = await self._reader.read(since)
+            return read
+
+    async def _judge_lately(
+        self, read: AccountsRead, criteria: StaleCriteria, caller: str | None
+    ) -> tuple[PruneVerdict, ...]:
+        books, now_s = self._books(), self._clock.monotonic_s()
+        # These are asked for each time: who has just exempted somebody sees it.
+        exemptions = await books.call(books.journal.exemptions, self._clock.now())
+        had = self._judged
+        if (
+            had is not None
+            and now_s - had.at_s < JUDGED_LASTS_S
+            and had.read is read
+            and (had.criteria, had.caller, had.exemptions) == (criteria, caller, exemptions)
+        ):
+            return had.verdicts
+        verdicts = await self._judge(read, criteria, caller, exemptions)
+        if self._read is read:
+            self._judged = _Judged(read, criteria, caller, exemptions, verdicts, now_s)
+        return verdicts
+
+    async def _judge(
+        self, read: AccountsRead, criteria: StaleCriteria, caller: str | None, exemptions: Sequence[Exemption]
+    ) -> tuple[PruneVerdict, ...]:
+        books, now = self._books(), self._clock.now()
+        uses = await books.call(books.journal.uses)
+        # In a thread, as all that takes a while with 50,000 users: others are answered meanwhile, and the lease renewed.
+        return await asyncio.to_thread(
+            stale.judge, read.accounts, criteria, self._protection(caller), exemptions, uses, now
+        )
+
+    def _protection(self, caller: str | None = None) -> Protection:
+        prune = self._settings.prune
+        return Protection(
+            groups=tuple(prune.protected_groups),
+            roles=tuple(prune.protected_roles),
+            names=tuple(prune.protected_names),
+            in_config=self._told.named,
+            token_used_within_s=prune.token_used_within_s,
+            callers=(caller,) if caller else (),
+        )
+
+    async def _storage(self, within_s: float) -> Storage:
+        """By the include's word, else by what the hub told of its spawner at most so long ago."""
+        spawner = None
+        if not self._told.classes:
+            try:
+                spawner = await self._spawner_class(within_s)
+            except HubError as error:
+                log.info("Which spawner the hub has isn't known: %s", error)
+        return self._storage_by(spawner)
+
+    def _storage_by(self, spawner: str | None) -> Storage:
+        classes = self._told.classes or ((spawner,) if spawner else ())
+        return prune_plan.storage(classes, self._told.settings, self._told.overrides)
+
+    async def _spawner_class(self, within_s: float) -> str | None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._spawner_at_s >= within_s:
+            self._spawner, self._spawner_at_s = await self._hub.spawner_class(), now_s
+        return self._spawner
+
+    async def _cautions(self, storage: Storage, within_s: float) -> tuple[Caution, ...]:
+        tokens_known = await self._reader.tokens_known(within_s=within_s)
+        return prune_plan.cautions(storage, self._protection(), tokens_known=tokens_known)
+
+    async def cautions(self) -> tuple[Caution, ...]:
+        """What it takes an acknowledgement for at this moment, whatever it did when a plan was made.
+
+        Raises HubError where the hub doesn't answer: what it would tell may be another thing than nothing.
+        """
+        spawner = None if self._told.classes else await self._spawner_class(0.0)
+        return await self._cautions(self._storage_by(spawner), 0.0)
+
+    # -- planning -------------------------------------------------------------------------------------------------
+
+    async def plan(
+        self, criteria: StaleCriteria, actor: str, caller: str | None, *, cap: int | None = None
+    ) -> PrunePlan:
+        """A plan by a reading of now, of ``cap`` users at most; it may have none. Raises HubGuardError."""
+        async with self._reading:
+            self._read = read = await self._reader.read(stale.since(criteria, self._clock.now()))
+        storage = await self._storage(0.0)
+        try:
+            startup_s = await self._hub.startup_s()
+        except HubError:
+            startup_s = None
+        try:
+            named_servers = int((await self._hub.version()).partition(".")[0]) >= 6
+        except ValueError:
+            named_servers = False
+        cautions = await self._cautions(storage, 0.0)
+        of_database = read.source is Source.HUB_DB
+        books = self._books()
+        exemptions = await books.call(books.journal.exemptions, self._clock.now())
+        verdicts = await self._judge(read, criteria, caller, exemptions)
+        names = [verdict.account.name for verdict in await asyncio.to_thread(prune_plan.chosen, verdicts, cap)]
+        lost = prune_plan.lost(storage, offline=False, rows=of_database, named_servers=named_servers, names=names)
+        return await asyncio.to_thread(
+            prune_plan.freeze,
+            verdicts,
+            criteria,
+            self._clock.now(),
+            made_by=actor,
+            life_s=self._settings.prune.plan_life_s,
+            cap=cap,
+            users_total=read.users_total,
+            storage=storage,
+            cautions=cautions,
+            lost=lost,
+            protection=self._protection(),
+            startup_s=startup_s,
+            rows_known=of_database,
+        )
+
+    # -- the second look ------------------------------------------------------------------------------------------
+
+    def look_anew(self) -> None:
+        """A plan begins or goes on, or the hub was away: no second look rests on what was read before now."""
+        self._reader.look_anew()
+
+    async def second_look(
+        self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: Saved | None
+    ) -> Looked:
+        """What that very user is now (see AccountReader.again), and what people have asked for meanwhile.
+
+        ``acknowledged`` names the cautions that are, for that plan. ``undo`` is what its undo file has of the user.
+        """
+        account, books = await self._account(plan, deletion, acknowledged), self._books()
+        exemptions = await books.call(books.journal.exemptions, self._clock.now(), user=deletion.user)
+        use = (await books.call(books.journal.uses, deletion.user)).get(deletion.user)
+        kept = prune_plan.protected(plan, self._protection())
+        why_not = stale.second_look(deletion, account, plan.criteria, kept, exemptions, use, self._clock.now())
+        if why_not is None and account is not None and undo is not None:
+            why_not = stale.unsaved(account, undo)
+        return Looked(account, why_not)
+
+    async def is_gone(self, deletion: Deletion) -> bool:
+        """Whether the hub's database proves that this very user is there no more."""
+        return await self._reader.is_gone(deletion.user, deletion.created)
+
+    async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
+        at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
+        ahead = min(AHEAD, math.ceil(self._settings.prune.rate * AHEAD_S) - 1)
+        following = [one.user for one in plan.deletions[at : at + ahead]]
+        try:
+            return await self._reader.again(deletion.user, following)
+        except HubRefused:
+            # Only where somebody has acknowledged that tokens can't be seen may it go on without.
+            if TOKENS not in acknowledged and self._settings.prune.token_used_within_s:
+                raise
+            return await self._reader.one(deletion.user, tokens=False)

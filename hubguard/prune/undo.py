@@ -1,0 +1,176 @@
+"""The way back of each plan: the undo file that is written before it begins, and bringing back from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.config import Settings
+from hubguard.errors import HubGuardError, UndoError
+from hubguard.hub.api import HubAPI
+from hubguard.hub.nouns import UndoUser
+from hubguard.model import NOT_TRIED, Outcome, OutcomeKind
+from hubguard.pacing.clock import Clock
+from hubguard.prune import undo_file
+from hubguard.prune.decide import stale
+from hubguard.prune.model import PrunePlan, PruneRun, PruneState, Saved, UndoHead
+from hubguard.prune.observe import AccountReader
+from hubguard.prune.plans import why_held
+from hubguard.prune.restore import Restorer
+
+UNDO_FOLDER = "hubguard-undo"
+
+
+class Undo:
+    """Writes undo files, and brings users back from them. Files are read and written in threads of their own.
+
+    ``books`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        hub: HubAPI,
+        reader: AccountReader,
+        clock: Clock,
+        books: Callable[[], Books],
+        keeper: Callable[[], LeaseKeeper],
+    ) -> None:
+        self._folder = Path(settings.prune.undo_folder or UNDO_FOLDER).absolute()
+        self._hub = hub
+        self._reader = reader
+        self._clock = clock
+        self._books = books
+        self._keeper = keeper
+        self._saved: tuple[str | None, Mapping[str, Saved]] = (None, {})
+
+    async def write(self, plan: PrunePlan) -> undo_file.Written:
+        """The undo file of all users of ``plan`` who are still there is on disk. Raises HubGuardError where it isn't."""
+        names = [deletion.user for deletion in plan.deletions]
+        now = self._clock.now()
+        users = await self._reader.undo_users(names)
+        there = await asyncio.to_thread(_saved, users)
+        if not there:
+            raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")
+        place = revision = ""
+        if (database := self._reader.database) is not None:
+            place, revision = database.place, (await database.accounts(None, names[:1])).revision
+        head = UndoHead(plan.digest, now, plan.made_by, database=place, revision=revision)
+        written = await asyncio.to_thread(undo_file.write, self._folder, head, users)
+        self._saved = (written.sha256, there)
+        return written
+
+    async def saved(self, run: PruneRun) -> Mapping[str, Saved]:
+        """What is in the undo file of ``run``, by the names of its users. Raises UndoError."""
+        if self._saved[0] is None or self._saved[0] != run.undo_sha256:
+            _, users = await _read(run)
+            self._saved = (run.undo_sha256, await asyncio.to_thread(_saved, users))
+        return self._saved[1]
+
+    async def restore(
+        self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
+    ) -> PruneRun:
+        """Those whom ``plan`` deleted are there again, as PrunePort has it; how it stands now.
+
+        Who came back when it was asked for before counts as back. The journal has each user as soon as it is known what came
+        of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
+        """
+        books = self._books()
+        if run.state is PruneState.RUNNING:
+            raise HubGuardError("This plan is being carried out. Nobody was brought back; pause or cancel it first.")
+        if (held := await why_held(books)) is not None:
+            raise HubGuardError(f"{held}. Nobody was brought back; resume first.")
+        if sha256 is not None and sha256 != run.undo_sha256:
+            raise UndoError(
+                "The undo file you have isn't the one that was written for this plan. Nobody was brought back."
+            )
+        deleted = await self._deleted_by(books, plan)
+        if count != len(deleted):
+            raise HubGuardError(f"This plan deleted {len(deleted):,} users, not {count:,}. Nobody was brought back.")
+        head, users = await _read(run)
+        chosen = [user for user in users if user.name in deleted]
+        what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
+        await books.call(books.journal.note, "note", actor, 0, self._clock.now(), what)
+        record = _Record(books, self._clock, plan.digest, actor, len(chosen), run.restored)
+        async with self._hub.with_token(token) as hub:
+            outcomes = await Restorer(hub, confirm=self._may_restore).restore(
+                chosen, since=head.made_at, begin=record.begin, progress=record.settle
+            )
+        untried = [outcome.detail for _, outcome in outcomes if outcome.detail.startswith(NOT_TRIED)]
+        if untried and len(untried) == len(outcomes):
+            raise HubGuardError(f"Nobody was brought back: {untried[0]}")
+        return await record.end()
+
+    async def _deleted_by(self, books: Books, plan: PrunePlan) -> frozenset[str]:
+        """The users whom that plan deleted, those among them of whom it wasn't sure then and who are gone."""
+        names = set()
+        for one in await books.call(books.journal.pruned, plan.digest):
+            user = plan.deletions[one.position].user
+            unsure = one.outcome.kind is OutcomeKind.UNVERIFIED
+            if one.outcome.kind is OutcomeKind.DONE or (unsure and await self._hub.get_user(user) is None):
+                names.add(user)
+        return frozenset(names)
+
+    async def _may_restore(self) -> None:
+        self._keeper()
+        if (held := await why_held(self._books())) is not None:
+            raise HubGuardError(held)
+
+
+class _Record:
+    """Writes down a restoring while it goes on: a kill of the guard leaves in the journal what was begun, and who is back.
+
+    ``before`` is how many were brought back when it was asked for earlier.
+    """
+
+    def __init__(self, books: Books, clock: Clock, digest: str, actor: str, count: int, before: int) -> None:
+        self._books = books
+        self._clock = clock
+        self._digest = digest
+        self._actor = actor
+        self._count = count
+        self._before = before
+        self._begun = self._done = 0
+        self._sure = True
+        self._known: list[tuple[str, Outcome]] = []
+        self._writing = asyncio.Lock()
+
+    async def begin(self, names: Sequence[str]) -> None:
+        """The journal says that these are next."""
+        first, self._begun = self._begun + 1, self._begun + len(names)
+        what = f"about to bring back users {first:,} to {self._begun:,} of {self._count:,} of plan {self._digest[:12]}"
+        detail = f"{what}, from {names[0]} to {names[-1]}"
+        await self._books.call(self._books.journal.note, "note", self._actor, 0, self._clock.now(), detail)
+
+    async def settle(self, name: str, outcome: Outcome) -> None:
+        """The journal has what came of that user; of those that are known at the same time it is told together."""
+        self._known.append((name, outcome))
+        self._done += outcome.kind is OutcomeKind.DONE
+        self._sure = (
+            self._sure and outcome.kind is not OutcomeKind.UNVERIFIED and not outcome.detail.startswith(NOT_TRIED)
+        )
+        async with self._writing:
+            known, self._known = self._known, []
+            if known:
+                await self._write(known, max(self._before, self._done))
+
+    async def end(self) -> PruneRun:
+        """How the plan stands. Where each was looked at and read, those that were found back are all that are."""
+        return await self._write([], self._done if self._sure else max(self._before, self._done))
+
+    async def _write(self, known: Sequence[tuple[str, Outcome]], restored: int) -> PruneRun:
+        note, now = self._books.journal.note_restored, self._clock.now()
+        return await self._books.call(note, self._digest, known, restored, self._actor, now)
+
+
+def _saved(users: Iterable[UndoUser]) -> dict[str, Saved]:
+    """Without what is nobody's, which has no name."""
+    return {user.name: stale.saved(user) for user in users if user.name}
+
+
+async def _read(run: PruneRun) -> tuple[UndoHead, tuple[UndoUser, ...]]:
+    if run.undo_file is None:
+        raise UndoError(f"Plan {run.digest[:12]} has no undo file: it was never begun.")
+    return await asyncio.to_thread(undo_file.read, Path(run.undo_file), sha256=run.undo_sha256)

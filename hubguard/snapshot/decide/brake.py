@@ -1,0 +1,333 @@
+"""How much acting is safe now: what HubGuard sees is compared with what it has seen before.
+
+Each cycle :func:`look` takes what was seen and what is remembered. It gives a brake where acting on it may do harm, the
+moment from which idle clocks count after an outage, and the memory for the next cycle. That memory is a value that goes
+through JSON, so that it outlives the guard. Our own clock may jump: that keeps no brake on, and accepts nothing in a
+person's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from hubguard.model import Finding, FindingKind, Server, Source
+from hubguard.snapshot.decide.activity import ALIVE, by_server
+from hubguard.snapshot.decide.feed import Feed, limit_s
+from hubguard.snapshot.decide.memory import Down, Population, Watch
+from hubguard.snapshot.model import Brake, BrakeReason, Snapshot
+
+AHEAD_S = 60.0
+"""So far may our clock be ahead of the hub's: everybody looks idle for so much longer than they are."""
+
+ACCEPTABLE = frozenset({BrakeReason.POPULATION, BrakeReason.OVER_CAP})
+"""What a person may let HubGuard go on with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """The limits; the fields mean what the settings of ``HubGuardCull`` of the same names say."""
+
+    plan_cap: int = 1000
+    population_fall: float = 0.2
+    outage_s: float = 120.0
+    hub_activity_interval_s: float = 300.0
+    pending_limit_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one cycle saw, before it acts.
+
+    ``hub_answered``: the hub's API gave an answer in this cycle. ``proxy_answered`` None means that HubGuard has no access
+    to the proxy, or didn't ask since the hub didn't answer. ``generation`` is the start of the hub that runs us, in seconds
+    since the epoch, 0 where we run by ourselves. ``deleted_users`` counts those that HubGuard has deleted since the last
+    look. ``due`` is how many actions the plan would have without its cap. ``resumed_at`` is when a person last resumed,
+    None for never. ``skew_s`` is by how much our clock is ahead of the hub's, None where that isn't known.
+    """
+
+    now: datetime
+    snapshot: Snapshot
+    hub_answered: bool
+    proxy_answered: bool | None = None
+    generation: float = 0.0
+    deleted_users: int = 0
+    due: int = 0
+    resumed_at: datetime | None = None
+    skew_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a look comes to. ``brake`` is the most serious objection, None where nothing is in the way of acting.
+
+    No idle clock counts from before ``clock_from``; None: there was no outage. ``watch`` is for the next look.
+    """
+
+    watch: Watch
+    brake: Brake | None
+    clock_from: datetime | None
+    findings: tuple[Finding, ...] = ()
+
+
+def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
+    """How much acting is safe after this look. Of several objections the most serious one is the brake.
+
+    A person who resumes lets go on what they were shown, and nothing else: neither what a more serious brake has hidden
+    from the start, nor what comes up later.
+    """
+    now, accepted = seen.now, _accepted(watch, seen)
+    restarted = seen.hub_answered and watch.generation > 0 and seen.generation not in {0, watch.generation}
+    recovered = _recovered(watch, seen, caution, restarted=restarted)
+    gap_s = 0.0 if watch.looked_at is None else max(0.0, (now - watch.looked_at).total_seconds())
+    gone = {BrakeReason.CHECKING} if restarted else set()
+    after = Watch(
+        looked_at=now,
+        gap_s=gap_s if seen.hub_answered else watch.gap_s,
+        hub_seen_at=now if seen.hub_answered else watch.hub_seen_at,
+        generation=seen.generation if seen.hub_answered else watch.generation,
+        hub_down=_down(watch.hub_down, seen.hub_answered, now),
+        proxy_down=_down(watch.proxy_down, seen.proxy_answered, now),
+        clock_from=now if recovered else watch.clock_from and min(watch.clock_from, now),
+        resumed_at=seen.resumed_at,
+        since={reason: min(at, now) for reason, at in watch.since.items() if reason not in accepted | gone},
+        population=_population(watch, seen, caution, accepted=BrakeReason.POPULATION in accepted),
+        cap_accepted=_cap_accepted(watch, seen, caution, accepted=BrakeReason.OVER_CAP in accepted),
+        feed=_feed(watch, seen, caution, gap_s, anew=restarted or recovered),
+    )
+    objections = _objections(after, seen, caution)
+    holding = [(reason, *words) for reason, words in objections.items() if words is not None]
+    first = holding[0][0] if holding else None
+    # Nobody can accept what they weren't shown, so that an acceptable objection begins when it is.
+    begun = {reason for reason, *_ in holding if reason is first or reason not in ACCEPTABLE} | after.since.keys()
+    since = {reason: after.since.get(reason, now) for reason in objections if reason in begun}
+    shown = seen.snapshot.users_total if first is BrakeReason.POPULATION else after.population.shown
+    after = replace(after, since=since, population=replace(after.population, shown=shown))
+    brake = None
+    if holding:
+        reason, why, ends = holding[0]
+        brake = Brake(reason, since[reason], why, ends, acceptable=reason in ACCEPTABLE)
+    return Judgement(after, brake, after.clock_from, _findings(after, seen, caution))
+
+
+# -- what is remembered -------------------------------------------------------------------------------------------
+
+
+def _accepted(watch: Watch, seen: Look) -> set[BrakeReason]:
+    """The objections that a person has just accepted by resuming after they were shown.
+
+    Each time of resuming counts once, so that one from a clock that was ahead doesn't count again and again.
+    """
+    at = seen.resumed_at
+    if at is None or at == watch.resumed_at:
+        return set()
+    # A time that lies ahead of now is from before our clock was put back, and can't be compared.
+    return {
+        reason
+        for reason in ACCEPTABLE & watch.since.keys()
+        if watch.since[reason] < at or watch.since[reason] > seen.now
+    }
+
+
+def _down(before: Down | None, answered: bool | None, now: datetime) -> Down | None:
+    if answered is None:
+        return before
+    if answered:
+        return None
+    return Down(now, 1) if before is None else Down(min(before.since, now), before.looks + 1)
+
+
+def _recovered(watch: Watch, seen: Look, caution: Caution, *, restarted: bool) -> bool:
+    """Whether hub or proxy is just back from an outage.
+
+    A time in which nobody looked is our own, and no outage, unless a new hub runs us by now: the old one took us with it.
+    Then it was gone from when the next look was due until the new one started.
+    """
+    for down, answered in ((watch.hub_down, seen.hub_answered), (watch.proxy_down, seen.proxy_answered)):
+        if answered and down is not None and down.is_outage(seen.now, caution.outage_s):
+            return True
+    if not restarted or watch.hub_seen_at is None:
+        return False
+    return seen.generation - watch.hub_seen_at.timestamp() - watch.gap_s >= caution.outage_s
+
+
+def _population(watch: Watch, seen: Look, caution: Caution, *, accepted: bool) -> Population:
+    population, total = watch.population.without(seen.deleted_users), seen.snapshot.users_total
+    if accepted:
+        population = population.accepted()
+    if total is None or population.has_fallen(total, caution.population_fall):
+        return population
+    return population.followed(total, seen.now)
+
+
+def _cap_accepted(watch: Watch, seen: Look, caution: Caution, *, accepted: bool) -> bool:
+    over = seen.due > caution.plan_cap or not _due_counts(seen)
+    return over and (accepted or watch.cap_accepted)
+
+
+def _feed(watch: Watch, seen: Look, caution: Caution, gap_s: float, *, anew: bool) -> Feed:
+    interval_s = caution.hub_activity_interval_s
+    if interval_s <= 0 or (seen.proxy_answered is None and seen.hub_answered):
+        return Feed()
+    feed = watch.feed.started_anew() if anew else watch.feed
+    if seen.snapshot.routes is None or not _whole(seen):
+        return feed
+    # A gap much longer than the last one was a pause of ours or a jump of the clock: nobody watched the feed for so long.
+    passed_s = min(gap_s, max(limit_s(interval_s) / 2, 2 * watch.gap_s))
+    return feed.looked(seen.snapshot.servers, seen.snapshot.routes, seen.now, passed_s, interval_s)
+
+
+# -- what is objected to --------------------------------------------------------------------------------------------
+
+
+def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason, tuple[str, str] | None]:
+    """The words (why, ends) of all that speaks against acting, most serious first.
+
+    None: if it stood before, then it still does, but it doesn't hold back now.
+    """
+    found: dict[BrakeReason, tuple[str, str] | None] = {}
+    if not _whole(seen):
+        found[BrakeReason.INCOMPLETE] = _incomplete(seen)
+    if seen.skew_s is not None and seen.skew_s > AHEAD_S:
+        found[BrakeReason.CLOCK] = _ahead(seen.skew_s)
+    if (count := _checking(seen)) != 0:
+        began = after.since.get(BrakeReason.CHECKING, seen.now if count else None)
+        short = began is not None and (seen.now - began).total_seconds() < caution.pending_limit_s
+        found[BrakeReason.CHECKING] = _still_checking(count) if short else None
+    population, total = after.population, seen.snapshot.users_total
+    if total is None:
+        found[BrakeReason.POPULATION] = None
+    elif population.has_fallen(total, caution.population_fall):
+        found[BrakeReason.POPULATION] = _fallen(population.reference or 0, total)
+    down = after.proxy_down
+    if seen.proxy_answered is False and down is not None and down.is_outage(seen.now, caution.outage_s):
+        found[BrakeReason.PROXY_DOWN] = _proxy_down(down.since)
+    if after.feed.frozen_since is not None:
+        found[BrakeReason.FROZEN] = _frozen(after.feed.frozen_since)
+    if not _due_counts(seen):
+        found[BrakeReason.OVER_CAP] = None
+    elif seen.due > caution.plan_cap and not after.cap_accepted:
+        found[BrakeReason.OVER_CAP] = _over_cap(seen.due, caution.plan_cap)
+    return found
+
+
+def _whole(seen: Look) -> bool:
+    return seen.hub_answered and seen.snapshot.complete
+
+
+def _checking(seen: Look) -> int | None:
+    """How many servers a hub that has just started is still checking; None where only the hub's database was read."""
+    reading = seen.snapshot.reading(Source.HUB_API)
+    if not _whole(seen) or reading is None or reading.detail == ALIVE:
+        return None
+    return sum(server.pending == "check" for server in seen.snapshot.servers)
+
+
+def _due_counts(seen: Look) -> bool:
+    """Whether what is due was counted over servers whose state the hub knows."""
+    return _whole(seen) and not _checking(seen)
+
+
+def _incomplete(seen: Look) -> tuple[str, str]:
+    reading = seen.snapshot.reading(Source.HUB_API)
+    detail = reading.detail if reading is not None and not reading.complete else ""
+    return (
+        f"the list of servers is incomplete: {detail or 'the hub did not answer'}",
+        "It ends by itself as soon as the hub tells of all its servers.",
+    )
+
+
+def _ahead(skew_s: float) -> tuple[str, str]:
+    return (
+        f"our clock is {skew_s:.0f} s ahead of the hub's, so that everybody looks idle for longer than they are",
+        "It ends by itself once the clocks of both machines are right; set them by NTP.",
+    )
+
+
+def _still_checking(count: int | None) -> tuple[str, str]:
+    which = "its servers" if count is None else _number(count, "server")
+    return (
+        f"the hub has just started and is still checking {which}",
+        "It ends by itself when the hub is done with that, or when they are stuck in it for too long.",
+    )
+
+
+def _fallen(reference: int, total: int) -> tuple[str, str]:
+    return (
+        f"the hub has {_number(total, 'user')} where it had {reference:,}, and HubGuard didn't delete the others",
+        "It ends by itself when they are back. If they are meant to be gone, resume: then the lower number counts.",
+    )
+
+
+def _proxy_down(since: datetime) -> tuple[str, str]:
+    return (
+        f"the proxy hasn't answered since {_time(since)}, so that nobody's use of their server can be seen",
+        "It ends by itself when the proxy answers again; all idle clocks then start anew. Where HubGuard has no way to the"
+        " proxy's API, set HubGuard.read_proxy to False.",
+    )
+
+
+def _frozen(since: datetime) -> tuple[str, str]:
+    return (
+        f"the hub hasn't taken over activity that the proxy saw at {_time(since)}, so that people look idle who aren't",
+        "It ends by itself once the hub has taken over what the proxy saw; restarting the hub usually cures it.",
+    )
+
+
+def _over_cap(due: int, cap: int) -> tuple[str, str]:
+    return (
+        f"{due:,} actions are due at once, more than the {cap:,} of HubGuardCull.plan_cap",
+        f"It ends by itself when no more than {cap:,} are due. If all of them are right, resume: each cycle then does"
+        " so many.",
+    )
+
+
+def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]:
+    if (since := after.feed.frozen_since) is not None:
+        return (Finding(FindingKind.ACTIVITY_FROZEN, since, _missed(after.feed.missed, since)),)
+    limit = limit_s(caution.hub_activity_interval_s)
+    ready = [server for server in seen.snapshot.servers if server.ready]
+    if not ready or not _whole(seen) or caution.hub_activity_interval_s <= 0:
+        return ()
+    if _is_told(ready, seen):
+        return ()
+    # Times that lie ahead are somebody's wrong clock, and don't show that anything advances.
+    known = [t for s in ready for t in (s.last_activity, s.started) if t and (t - seen.now).total_seconds() <= AHEAD_S]
+    newest = max(known, default=None)
+    if newest is None or (seen.now - newest).total_seconds() <= limit:
+        return ()
+    detail = (
+        f"The hub has noted no activity on any server since {_time(newest)}, and the proxy doesn't tell whether there was"
+        " any: nobody may be there, or the hub may have stopped noting it. Give HubGuard access to the proxy's API."
+    )
+    return (Finding(FindingKind.CANT_TELL, newest, detail),)
+
+
+def _is_told(ready: list[Server], seen: Look) -> bool:
+    """Whether the proxy tells of traffic, or would if it answered and had its table."""
+    if seen.snapshot.routes is None:
+        return seen.proxy_answered is not None
+    routes = by_server(seen.snapshot.routes)
+    times = [routes[server.key].last_activity for server in ready if server.key in routes]
+    return not times or any(times)
+
+
+def _missed(count: int, since: datetime) -> str:
+    if not count:
+        return (
+            f"The hub missed activity that the proxy saw at {_time(since)}. Whether it takes over activity again is known"
+            " when two looks in a row have shown it."
+        )
+    return (
+        f"The proxy has seen activity on {_number(count, 'server')} that the hub hasn't taken over, the oldest of"
+        f" {_time(since)}, so that people look idle who aren't. Look for errors in the hub's log and restart it; or, where"
+        " its last_activity_interval is longer than HubGuardCull.hub_activity_interval_s, set that right."
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"

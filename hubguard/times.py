@@ -1,0 +1,44 @@
+"""Times as people write them, in forms, in requests and on the command line."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, time, timezone
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{3}(\d{3})?)?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
+# Spelled out, since versions of Python differ in what else they take for a time.
+
+
+def moment(text: str) -> datetime:
+    """The time that ``text`` names, in UTC: ``2026-12-01T18:00``, with seconds and a zone where given (else UTC).
+
+    A date alone stands for the last second of that day, so that what lasts until then lasts over the day. Raises ValueError.
+    """
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+        return datetime.combine(datetime.fromisoformat(text), time(23, 59, 59), timezone.utc)
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text!r} is no time such as 2026-12-01 or 2026-12-01T18:00")
+    at = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+    try:
+        return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError(f"{text!r} lies beyond the years that can be counted") from None
+
+
+def span_s(text: str) -> float:
+    """The seconds that ``text`` names: a number with one of s, min, h, d, w behind it. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?) ?(s|min|h|d|w)", text, re.ASCII)
+    if found is None:
+        raise ValueError(f"{text!r} is no span such as 90min, 12h, 7d or 2w")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+HOUR_S = 3600.0
+
+
+DAY_S = 86400.0
+
+
+YEAR_S = 366 * DAY_S

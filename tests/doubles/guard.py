@@ -1,0 +1,284 @@
+"""Doubles for the pages' tests: a guard with made-up servers, and logins that no hub has to vouch for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from doubles.drift import planned
+from doubles.prune import FakePruning
+from tornado.web import RequestHandler
+
+from hubguard.cull.decide.judge import CullPolicy, judge_all
+from hubguard.cull.decide.judge import plan as plan_cull
+from hubguard.cull.model import CycleReport, Known, UserVerdict
+from hubguard.drift.model import DriftKind, DriftReport, Repaired, RepairPlan
+from hubguard.errors import HubGuardError, HubUnreachable
+from hubguard.journal.exemptions import NoSuchExemption
+from hubguard.journal.model import Entry, Exemption, Failures, Lease, Stance
+from hubguard.model import Action, Outcome, OutcomeKind, Reading, Server, Source
+from hubguard.pacing.model import BudgetUse
+from hubguard.snapshot.model import Snapshot
+from hubguard.status import Mode, Status
+from hubguard.web.auth import Caller
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
+POLICY = CullPolicy(idle_timeout_s=7200, max_age_s=0, admin_servers=False)
+
+WHY = {
+    Mode.STARTING: "HubGuard is starting: the hub's servers are being read for the first time.",
+    Mode.ACTING: "Servers that are due are stopped.",
+    Mode.OBSERVING: "Nothing is stopped until an admin arms HubGuard.",
+    Mode.HELD: "ann has put acting on hold: exam until 5 pm",
+    Mode.BRAKED: "HubGuard holds back, since the list of servers is incomplete: page 3 of 7 didn't come.",
+    Mode.STANDBY: "Another guard (hub-2:81 at http://10.0.0.7:8080) holds the lease and acts for this hub.",
+    Mode.TROUBLED: "A setting is wrong, so nothing is done. HubGuardCull.idle_timeout_s: must be at least 0, not -5",
+}
+
+
+def minutes(number: float) -> timedelta:
+    return timedelta(minutes=number)
+
+
+def made_up(count: int) -> tuple[Server, ...]:
+    """Servers of all kinds, idle between nothing and four hours."""
+    servers = []
+    for i in range(count):
+        name = "gpu" if i % 7 == 3 else ""
+        servers.append(
+            Server(
+                user=f"student-{i:05d}",
+                name=name,
+                ready=i % 11 != 5,
+                pending="spawn" if i % 11 == 5 else None,
+                started=NOW - minutes(300 + i % 500),
+                last_activity=None if i % 13 == 7 else NOW - minutes(i * 37 % 240),
+                admin=i % 17 == 2,
+            )
+        )
+    return tuple(sorted(servers, key=lambda server: server.key))
+
+
+def report_of(
+    servers: Sequence[Server],
+    *,
+    policy: CullPolicy = POLICY,
+    incomplete: str = "",
+    outcomes: Sequence[Outcome] = (),
+    failures: dict[Any, Failures] | None = None,
+    skipped_why: str = "",
+    users: Sequence[UserVerdict] = (),
+) -> CycleReport:
+    """A cycle over ``servers`` a minute before NOW; ``outcomes`` are those of the first planned actions."""
+    at = NOW - minutes(1)
+    reading = Reading(Source.HUB_API, at, not incomplete, 0.25, incomplete)
+    known = {run: Known(failures=failed) for run, failed in (failures or {}).items()}
+    verdicts = judge_all(servers, policy, known, NOW)
+    plan = plan_cull(verdicts, policy, NOW, users)
+    done: tuple[tuple[Action, Outcome], ...] = tuple(zip(plan.actions, outcomes, strict=False))
+    snapshot = Snapshot(at, tuple(servers), (reading,))
+    return CycleReport(at, at + timedelta(seconds=3), snapshot, verdicts, plan, done, skipped_why, tuple(users))
+
+
+@dataclass
+class FakeGuard:
+    """A GuardPort whose state a test sets; what it was asked to do is in ``asked``."""
+
+    state: Status
+    journal: list[Entry] = field(default_factory=list)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    kept: list[Exemption] = field(default_factory=list)
+    fails: Exception | None = None
+    found: DriftReport | None = None
+    plans: dict[str, RepairPlan] = field(default_factory=dict)
+    pruning: FakePruning = field(default_factory=FakePruning)
+
+    def status(self) -> Status:
+        return self.state
+
+    def change(self, **fields: Any) -> None:
+        """Another state from now on."""
+        if "mode" in fields and "why" not in fields:
+            fields["why"] = WHY[fields["mode"]]
+        self.state = replace(self.state, **fields)
+
+    def write(self, event: str, **fields: Any) -> Entry:
+        """One more entry in the journal."""
+        entry = Entry(
+            id=len(self.journal) + 1, at=NOW, event=event, actor=fields.pop("actor", "hubguard"), fence=1, **fields
+        )
+        self.journal.append(entry)
+        return entry
+
+    async def cycle(self, asked_by: str, **overrides: Any) -> CycleReport:
+        self._do("cycle", asked_by, overrides)
+        assert self.state.last_cycle is not None
+        return self.state.last_cycle
+
+    async def arm(self, actor: str, why: str) -> None:
+        self._do("arm", actor, why)
+        self.change(mode=Mode.ACTING, stance=Stance(armed=True, armed_by=actor, armed_at=NOW, armed_why=why))
+
+    async def observe(self, actor: str, why: str) -> None:
+        self._do("observe", actor, why)
+        self.change(mode=Mode.OBSERVING, stance=Stance(armed=False, armed_by=actor, armed_at=NOW, armed_why=why))
+
+    async def hold(self, actor: str, why: str) -> None:
+        self._do("hold", actor, why)
+        held = replace(self.state.stance, held=True, held_by=actor, held_at=NOW, held_why=why)
+        self.change(mode=Mode.HELD, why=f"{actor} has put acting on hold: {why}", stance=held)
+
+    async def resume(self, actor: str, why: str) -> None:
+        self._do("resume", actor, why)
+        brake = None if self.state.brake is not None and self.state.brake.acceptable else self.state.brake
+        mode = Mode.BRAKED if brake else Mode.ACTING
+        self.change(mode=mode, stance=replace(self.state.stance, held=False), brake=brake)
+
+    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
+        self._do("exempt", actor, why, user, server, until)
+        if not self.state.at < until <= self.state.at + timedelta(days=30):
+            raise HubGuardError("An exemption ends within 30 d (HubGuard.longest_exemption_s). Nothing was changed.")
+        made = Exemption(len(self.kept) + 1, user, server, until, actor, why, self.state.at)
+        self.kept.append(made)
+        return made
+
+    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
+        self._do("end_exemption", exemption_id, actor, why)
+        for i, one in enumerate(self.kept):
+            if one.id == exemption_id and one.covers(one.user, one.server or "", self.state.at):
+                self.kept[i] = replace(one, ended_at=self.state.at, ended_by=actor)
+                return self.kept[i]
+        raise NoSuchExemption(f"There is no exemption {exemption_id}. Nothing was changed.")
+
+    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
+        if self.fails:
+            raise self.fails
+        found = [
+            one
+            for one in reversed(self.kept)
+            if user in (None, one.user) and (ended or one.covers(one.user, one.server or "", self.state.at))
+        ]
+        return tuple(found)
+
+    async def entries(
+        self,
+        *,
+        before_id: int | None = None,
+        limit: int = 100,
+        user: str | None = None,
+        server: str | None = None,
+        event: str | None = None,
+    ) -> tuple[Entry, ...]:
+        if self.fails:
+            raise self.fails
+        found = [
+            entry
+            for entry in reversed(self.journal)
+            if (before_id is None or entry.id < before_id)
+            and (user is None or entry.user == user)
+            and (server is None or (entry.server or "") == server)
+            and (event is None or entry.event == event)
+        ]
+        return tuple(found[:limit])
+
+    def drift(self) -> DriftReport | None:
+        return self.found
+
+    async def look_for_drift(self) -> DriftReport:
+        self._do("look")
+        if self.found is None:
+            raise HubGuardError("The hub gave no answer, so nothing could be looked at.")
+        return self.found
+
+    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
+        plan = planned(self.found, ids, kinds)
+        self.plans[plan.digest] = plan
+        return plan
+
+    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
+        plan = self.plans.get(digest)
+        if plan is None:
+            raise HubGuardError("There is no such plan any more: look at it anew. Nothing was done.")
+        if count != len(plan.repairs):
+            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
+        if self.state.stance.held:
+            raise HubGuardError("Acting is on hold. Nothing was done.")
+        self._do("repair", digest, count, actor, why)
+        assert self.found is not None
+        under_way = tuple(Repaired(one, actor, NOW) for one in plan.repairs)
+        self.found = replace(self.found, repaired=under_way + self.found.repaired)
+        return plan
+
+    def tell_outlived(self, user: str, server: str, detail: str) -> None:
+        self.asked.append(("outlived", user, server, detail))
+
+    def _do(self, *asked: Any) -> None:
+        if self.fails:
+            raise self.fails
+        self.asked.append(asked)
+
+
+def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **report: Any) -> FakeGuard:
+    """A guard that has just had a cycle over ``servers``."""
+    return FakeGuard(
+        Status(
+            at=NOW,
+            mode=mode,
+            why=WHY[mode],
+            stance=Stance(armed=mode is Mode.ACTING or None),
+            armed=mode in {Mode.ACTING, Mode.BRAKED},
+            started_at=NOW - timedelta(days=2),
+            holder="hub-1:4711",
+            lease=Lease("hub-1:4711", "http://127.0.0.1:8080", 3, 0.0, NOW - minutes(60), NOW + timedelta(seconds=20)),
+            holds_lease=mode is not Mode.STANDBY,
+            hub_version="6.1.1",
+            last_cycle=report_of(servers, **report),
+            last_good_cycle_at=NOW - minutes(1),
+            next_cycle_at=NOW + timedelta(seconds=23),
+            budget=BudgetUse(1, 10, 10, 20.0, 10, "closed", 1234, 5, 1.5),
+        )
+    )
+
+
+def done(*details: str) -> list[Outcome]:
+    return [Outcome(OutcomeKind.DONE, detail) for detail in details]
+
+
+CALLERS = {
+    "reader": Caller("rita", "user", frozenset({"custom:hubguard:read"})),
+    "actor": Caller("ann", "user", frozenset({"custom:hubguard:act"}), admin=True),
+    "pruner": Caller("pat", "user", frozenset({"custom:hubguard:prune", "custom:hubguard:read"})),
+    "deleter": Caller("del", "user", frozenset({"delete:users"})),
+    "stopper": Caller("stan", "user", frozenset({"delete:servers"})),
+    "filtered": Caller(
+        "fil", "user", frozenset({"custom:hubguard:read!user=fil", "admin:servers!group=a", "list:users"})
+    ),
+    "nobody": Caller("nora", "user", frozenset({"access:services!service=hubguard"})),
+    "service": Caller("report", "service", frozenset({"custom:hubguard:act"})),
+}
+
+
+class FakeAuth:
+    """An AuthPort: a token, or the login cookie ``login``, is the key of CALLERS. ``down``: the hub doesn't answer."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.lookups: list[bool] = []
+
+    async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
+        self.lookups.append(fresh)
+        if self.down:
+            raise HubUnreachable("The hub doesn't tell who you are: try again when it answers.")
+        header = handler.request.headers.get("Authorization", "")
+        return CALLERS.get(header.partition(" ")[2] if header else handler.get_cookie("login") or "")
+
+    def session(self, handler: RequestHandler) -> str | None:
+        return None if handler.request.headers.get("Authorization") else handler.get_cookie("login")
+
+    def login_url(self, handler: RequestHandler) -> str:
+        return f"/hub/login?next={handler.request.uri}"
+
+    def callback(self) -> None:
+        return None

@@ -1,0 +1,809 @@
+"""Pruning and restoring straight in a hub's database: what it leaves, what it brings back, and whom it leaves alone."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from conftest import HUB_PYTHON
+from offline_hubs import delete, dump, fill
+
+from hubguard.errors import HubGuardError, OfflineRefused, UndoError
+from hubguard.prune import undo_file
+from hubguard.prune.decide.plan import OFFLINE_STORAGE, from_dict, to_dict
+from hubguard.prune.model import Protection, PrunePlan, StaleCriteria
+from hubguard.prune.offline import Applied, Restored, apply_offline, plan_offline, restore_offline
+from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
+
+DAY_S = 86400.0
+LAST_USED = datetime.now(timezone.utc).replace(tzinfo=None)
+NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)
+"""Nothing was written for two hours."""
+
+STALE = StaleCriteria(inactive_for_s=100 * DAY_S, never_active_for_s=100 * DAY_S)
+UNSEEN = [HUB_NOT_ASKED.name, PROCESSES_NOT_SEEN]
+CREDENTIALS = {"api_tokens", "oauth_codes", "share_codes"}
+MARIADB = ("mariadbd", "mariadb-install-db")
+NUMBERS = range(6)
+HUBS = [
+    ("sqlite", 0),
+    *(pytest.param("sqlite", number, marks=pytest.mark.long) for number in NUMBERS[1:]),
+    pytest.param("postgresql", 0, marks=pytest.mark.long),
+    pytest.param("mariadb", 0, marks=pytest.mark.long),
+]
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a SQLite database of each population, not to be touched."""
+    folder = tmp_path_factory.mktemp("offline")
+    fill(HUB_PYTHON, [(f"sqlite:///{folder / f'{number}.sqlite'}", number) for number in NUMBERS], LAST_USED)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_mariadb_database() -> Iterator[Callable[[], str]]:
+    """Makes an empty database and gives its URL, on a MariaDB server of our own that listens on a socket file only."""
+    server, install = (shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in MARIADB)
+    if server is None or install is None:
+        pytest.skip("MariaDB's server isn't installed: nothing is tried on it")
+    asked = subprocess.run([HUB_PYTHON, "-c", "import pymysql"], capture_output=True, check=False)
+    if asked.returncode or not find_spec("pymysql"):
+        pytest.skip("pymysql isn't installed: nothing is tried on MariaDB")
+    # A socket's path may have about a hundred characters, and pytest's own folders are long.
+    folder = Path(tempfile.mkdtemp(prefix="hubguard-my-"))
+    data, socket_file, account = f"--datadir={folder / 'data'}", folder / "socket", f"--user={getpass.getuser()}"
+    try:
+        made = subprocess.run(
+            [install, "--no-defaults", data, account, "--auth-root-authentication-method=normal"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert made.returncode == 0, made.stderr
+        with subprocess.Popen(
+            [server, "--no-defaults", data, account, "--skip-networking", f"--socket={socket_file}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                address = sa.make_url("mysql+pymysql://root@localhost").set(query={"unix_socket": str(socket_file)})
+                numbers = itertools.count(1)
+                engine = sa.create_engine(address, poolclass=sa.NullPool)
+                until_s = time.monotonic() + 60
+                while not socket_file.exists() and process.poll() is None and time.monotonic() < until_s:
+                    time.sleep(0.1)
+
+                def make() -> str:
+                    name = f"test_{next(numbers)}"
+                    with engine.connect() as connection:
+                        connection.exec_driver_sql(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+                    return address.set(database=name).render_as_string(hide_password=False)
+
+                yield make
+            finally:
+                process.terminate()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def new_hub(filled: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str, int], str]]:
+    """``new_hub(kind, number)`` is the URL of a database of its own with that population."""
+    made = 0
+
+    def make(kind: str = "sqlite", number: int = 0) -> str:
+        nonlocal made
+        made += 1
+        if kind == "sqlite":
+            folder = tmp_path / f"hub{made}"
+            folder.mkdir()
+            return f"sqlite:///{shutil.copy(filled / f'{number}.sqlite', folder / 'jupyterhub.sqlite')}"
+        url = str(request.getfixturevalue(f"new_{kind}_database")())
+        fill(HUB_PYTHON, [(url, number)], LAST_USED)
+        return url
+
+    return make
+
+
+def plan_for(url: str, *, housekeeping: bool = False, criteria: StaleCriteria = STALE, **options: Any) -> PrunePlan:
+    return plan_offline(
+        url,
+        Path(),
+        criteria,
+        options.pop("protection", Protection()),
+        now=NOW,
+        made_by="tester",
+        life_s=DAY_S,
+        cap=options.pop("cap", None),
+        storage=OFFLINE_STORAGE,
+        housekeeping=housekeeping,
+        **options,
+    )
+
+
+def apply(url: str, plan: PrunePlan, undo_folder: Path, **options: Any) -> Applied:
+    settings: dict[str, Any] = {
+        "count": len(plan.deletions),
+        "acknowledged": [*(caution.name for caution in plan.cautions), *UNSEEN],
+        "protection": Protection(),
+        "now": lambda: NOW,
+        "actor": "tester",
+        "hub_api_url": None,
+        **options,
+    }
+    return apply_offline(url, Path(), plan, undo_folder=undo_folder, **settings)
+
+
+def restore(url: str, applied: Applied, **options: Any) -> Restored:
+    assert applied.undo_file is not None
+    settings: dict[str, Any] = {
+        "with_tokens": True,
+        "now": lambda: NOW,
+        "hub_api_url": None,
+        "acknowledged": UNSEEN,
+        **options,
+    }
+    return restore_offline(url, Path(), applied.undo_file, **settings)
+
+
+def execute(url: str, *statements: str) -> None:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+
+
+def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(statement)]
+
+
+# -- what is left, and what comes back ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "number"), HUBS)
+def test_it_leaves_exactly_what_the_hubs_own_orm_leaves(
+    new_hub: Callable[[str, int], str], tmp_path: Path, kind: str, number: int
+) -> None:
+    url, twin = new_hub(kind, number), new_hub(kind, number)
+    plan = plan_for(url)
+    applied = apply(url, plan, tmp_path / "undo")
+    assert len(applied.deleted) > 3
+    delete(HUB_PYTHON, twin, applied.deleted)
+    left, expected = dump(url), dump(twin)
+    for table in expected:
+        assert left[table] == expected[table], table
+
+
+@pytest.mark.parametrize("housekeeping", [True, False])
+@pytest.mark.parametrize(("kind", "number"), HUBS)
+def test_restoring_with_tokens_is_the_identity_table_by_table(
+    new_hub: Callable[[str, int], str], tmp_path: Path, kind: str, number: int, housekeeping: bool
+) -> None:
+    url = new_hub(kind, number)
+    before = dump(url)
+    applied = apply(url, plan_for(url, housekeeping=housekeeping), tmp_path / "undo")
+    assert applied.deleted
+    assert dump(url) != before
+    restored = restore(url, applied)
+    assert set(restored.restored) == set(applied.deleted)
+    assert restored.skipped == ()
+    assert restored.rows == applied.rows
+    after = dump(url)
+    for table in before:
+        assert after[table] == before[table], table
+    again = restore(url, applied)
+    assert again.restored == ()
+    assert len(again.skipped) == len(applied.deleted)
+    assert not again.rows
+    assert dump(url) == before
+
+
+def test_only_tokens_and_codes_stay_away_unless_asked_for(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    before = dump(url)
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    gone = dump(url)
+    restore(url, applied, with_tokens=False)
+    after = dump(url)
+    for table in before:
+        assert after[table] == (gone if table in CREDENTIALS else before)[table], table
+    assert any(gone[table] != before[table] for table in CREDENTIALS)
+
+
+# -- what has changed in the meantime -------------------------------------------------------------------------------------
+
+
+def test_who_came_back_or_became_an_admin_or_runs_something_is_left_alone(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    first, second, third, fourth, *_others = (deletion.user.replace("'", "''") for deletion in plan.deletions)
+    execute(
+        url,
+        f"UPDATE users SET last_activity = '{LAST_USED - timedelta(minutes=9)}' WHERE name = '{first}'",
+        f"UPDATE users SET admin = 1 WHERE name = '{second}'",
+        f"UPDATE users SET name = 'renamed' WHERE name = '{third}'",
+        "INSERT INTO servers (id, port) VALUES (4000, 1)",
+        f"INSERT INTO spawners (user_id, name, server_id) SELECT id, 'new', 4000 FROM users WHERE name = '{fourth}'",
+    )
+    before = dump(url)
+    applied = apply(url, plan, tmp_path / "undo")
+    assert sorted(name for name, _ in applied.skipped) == sorted(d.user for d in plan.deletions[:4])
+    assert all(why for _, why in applied.skipped)
+    assert sorted(applied.deleted) == sorted(d.user for d in plan.deletions[4:])
+    restore(url, applied)
+    assert dump(url) == before
+
+
+def test_whoever_joined_a_group_that_the_plan_protected_is_kept_whatever_is_set_now(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url, protection=Protection(groups=("tutors",)))
+    joined = plan.deletions[0]
+    execute(
+        url,
+        "INSERT INTO groups (id, name) VALUES (77, 'tutors')",
+        f"INSERT INTO user_group_map (user_id, group_id) VALUES ({joined.id}, 77)",
+    )
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.skipped == ((joined.user, "the user is in a protected group"),)
+
+
+def test_a_second_time_the_same_plan_deletes_nobody(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    apply(url, plan, tmp_path / "undo")
+    left = dump(url)
+    again = apply(url, plan, tmp_path / "undo", now=lambda: NOW + timedelta(seconds=1))
+    assert again.deleted == ()
+    assert again.undo_file is None
+    assert again.backup is None
+    assert dump(url) == left
+
+
+def test_reused_numbers_give_nothing_of_one_user_to_another(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    names = ask(url, "SELECT id, name FROM users")
+    memberships = (
+        "SELECT u.name, g.name FROM user_group_map m JOIN users u ON u.id = user_id JOIN groups g ON g.id = group_id"
+    )
+    shares = (
+        "SELECT o.name, s.name, u.name, g.name FROM shares JOIN users o ON o.id = owner_id JOIN spawners s ON "
+        "s.id = spawner_id AND s.user_id = o.id LEFT JOIN users u ON u.id = shares.user_id "
+        "LEFT JOIN groups g ON g.id = group_id"
+    )
+    tokens = "SELECT hashed, u.name FROM api_tokens t LEFT JOIN users u ON u.id = t.user_id"
+    before = [sorted(ask(url, question), key=str) for question in (memberships, shares, tokens)]
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    freed = [id_ for id_, name in names if name in applied.deleted]
+    execute(
+        url,
+        *(f"INSERT INTO users (id, name, cookie_id) VALUES ({id_}, 'new-{id_}', 'new-{id_}')" for id_ in freed),
+        *(f"INSERT INTO spawners (user_id, name) VALUES ({id_}, '')" for id_ in freed),
+        "UPDATE groups SET id = id + 30",
+        "UPDATE user_group_map SET group_id = group_id + 30",
+        "UPDATE shares SET group_id = group_id + 30",
+    )
+    restored = restore(url, applied)
+    assert set(restored.restored) == set(applied.deleted)
+    assert [sorted(ask(url, question), key=str) for question in (memberships, shares, tokens)] == before
+    assert ask(url, "SELECT count(*) FROM users") == [(len(names) + len(freed),)]
+    again = dump(url)
+    restore(url, applied)
+    assert dump(url) == again
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_nobody_comes_back_to_what_a_stranger_of_their_number_has_left(
+    new_hub: Callable[[], str], tmp_path: Path, theirs: bool
+) -> None:
+    """Who deletes users by bare SQL leaves rows that whoever gets their number next inherits: an admin's role, say."""
+    url = new_hub()
+    roles = "SELECT u.name, r.name FROM user_role_map m JOIN users u ON u.id = user_id JOIN roles r ON r.id = role_id"
+    groups = (
+        "SELECT u.name, g.name FROM user_group_map m JOIN users u ON u.id = user_id JOIN groups g ON g.id = group_id"
+    )
+    before = [sorted(ask(url, question)) for question in (roles, groups)]
+    ids = {name: id_ for id_, name in ask(url, "SELECT id, name FROM users")}
+    of_group = dict(ask(url, "SELECT user_id, group_id FROM user_group_map"))
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    member = next(ids[name] for name in applied.deleted if ids[name] in of_group)
+    left = (
+        f"INSERT INTO user_group_map (user_id, group_id) VALUES ({member}, {of_group[member]})"
+        if theirs
+        else f"INSERT INTO user_role_map (user_id, role_id, managed_by_auth)"
+        f" SELECT {member}, id, 0 FROM roles WHERE name = 'admin'"
+    )
+    execute(url, left, f"INSERT INTO shares (owner_id, created_at) VALUES ({max(ids.values()) + 1}, '2025-01-01')")
+    restored = restore(url, applied)
+    assert set(restored.restored) == set(applied.deleted)
+    assert [sorted(ask(url, question)) for question in (roles, groups)] == before
+    now = {name: id_ for id_, name in ask(url, "SELECT id, name FROM users")}
+    assert member not in now.values()
+    assert max(ids.values()) + 1 not in now.values()
+
+
+def test_memberships_that_the_undo_file_hasnt_keep_everybody_away(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    execute(
+        url,
+        "CREATE TRIGGER generous AFTER INSERT ON users BEGIN INSERT INTO user_role_map (user_id, role_id, managed_by_auth)"
+        " SELECT new.id, id, 0 FROM roles WHERE name = 'admin'; END",
+    )
+    left = dump(url)
+    with pytest.raises(OfflineRefused, match="other roles than the undo file"):
+        restore(url, applied)
+    assert dump(url) == left
+
+
+def test_a_group_or_role_that_is_gone_is_told_and_not_made(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    execute(url, "DELETE FROM user_group_map WHERE group_id = 1", "DELETE FROM groups WHERE id = 1")
+    restored = restore(url, applied)
+    assert any("zoo" in note for note in restored.notes)
+    assert ask(url, "SELECT name FROM groups WHERE name = 'zoo'") == []
+
+
+def test_rows_that_led_nowhere_never_become_somebodys(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url, housekeeping=True), tmp_path / "undo")
+    execute(url, "INSERT INTO users (id, name, cookie_id) VALUES (5001, 'newcomer', 'n')")
+    restored = restore(url, applied)
+    assert ask(url, "SELECT * FROM user_role_map WHERE user_id = 5001") == []
+    assert any("somebody's now" in note for note in restored.notes)
+
+
+# -- when it doesn't ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_plan_says_that_a_stranger_gets_the_highest_number_where_it_goes(
+    new_hub: Callable[..., str], tmp_path: Path
+) -> None:
+    for kind, goes in (("sqlite", True), ("sqlite", False), ("postgresql", True)):
+        url = new_hub(kind)
+        names = dict(ask(url, "SELECT id, name FROM users"))
+        stale = plan_for(url).deletions[0]
+        number = max(names) + 1
+        kept = "true" if kind == "postgresql" else "1"
+        admin = "false" if goes and kind == "postgresql" else "0" if goes else kept
+        execute(
+            url,
+            f"INSERT INTO users (id, name, admin, created, last_activity, cookie_id) SELECT {number}, 'last', {admin},"
+            f" created, last_activity, 'last' FROM users WHERE id = {stale.id}",
+        )
+        told = any("{userid}" in sentence for sentence in plan_for(url).lost)
+        assert told == (goes and kind == "sqlite")
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    file = Path(sa.make_url(url).database or "")
+    before, written_at = dump(url), file.stat().st_mtime_ns
+    plan = plan_for(url, housekeeping=True)
+    dry = apply(url, plan, tmp_path / "undo", dry_run=True)
+    assert dump(url) == before
+    assert file.stat().st_mtime_ns == written_at
+    assert not (tmp_path / "undo").exists()
+    assert list(file.parent.iterdir()) == [file]
+    done = apply(url, plan, tmp_path / "undo")
+    assert (dry.deleted, dry.rows) == (done.deleted, done.rows)
+    left = dump(url)
+    assert restore(url, done, dry_run=True).rows == done.rows
+    assert dump(url) == left
+
+
+def test_a_hub_may_be_started_during_a_dry_run(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    """A hub that finds its SQLite file locked ends at its start (6.1)."""
+    url = new_hub()
+    file = sa.make_url(url).database or ""
+    plan = plan_for(url)
+    tried = []
+
+    def write(step: str) -> None:
+        with closing(sqlite3.connect(file, timeout=0)) as hub:
+            hub.execute("UPDATE users SET cookie_id = cookie_id")
+            hub.commit()
+        tried.append(step)
+
+    dry = apply(url, plan, tmp_path / "undo", dry_run=True, progress=write)
+    assert "Deleting" in tried
+    assert dry.deleted
+    done = apply(url, plan, tmp_path / "undo")
+    restore(url, done, dry_run=True, progress=write)
+    assert tried.count("Bringing back") == 1
+
+
+def test_the_copy_is_the_database_as_it_was_and_its_owners_alone(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    before = dump(url)
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    assert applied.backup is not None
+    assert applied.undo_file is not None
+    assert dump(f"sqlite:///{applied.backup}") == before
+    for file in (applied.backup, applied.undo_file):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def refused(url: str, folder: Path, said: str, plan: PrunePlan | None = None, **options: Any) -> None:
+    before = dump(url)
+    with pytest.raises(HubGuardError, match=said):
+        apply(url, plan or plan_for(url), folder, **options)
+    assert dump(url) == before
+    assert not list(folder.glob("*"))
+    assert not list(Path(sa.make_url(url).database or "").parent.glob("*before-prune*"))
+
+
+def test_a_plan_that_doesnt_fit_is_refused(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, other, undo = new_hub(), new_hub(), tmp_path / "undo"
+    plan = plan_for(url)
+    assert from_dict(to_dict(plan)) == plan
+    refused(url, undo, "users, not", count=1)
+    refused(url, undo, "expired", now=lambda: NOW + timedelta(days=2))
+    refused(url, undo, "made for a running hub", replace(plan, offline=False))
+    refused(other, undo, "isn't the one that the plan is for", plan)
+    refused(url, undo, "acknowledged", acknowledged=())
+    execute(other, "UPDATE alembic_version SET version_num = '0eee8c825d24'")
+    with pytest.raises(OfflineRefused, match="0eee8c825d24.*JupyterHub 5 and JupyterHub 6"):
+        plan_for(other)
+
+
+def test_a_database_that_was_written_lately_is_refused_with_how_long_to_wait(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    file, plan = Path(sa.make_url(url).database or ""), plan_for(url)
+    os.utime(file, (NOW.timestamp() - 300, NOW.timestamp() - 300))
+    refused(url, undo, "wait 30 s", plan)
+    os.utime(file, (NOW.timestamp() + 300, NOW.timestamp() + 300))
+    refused(url, undo, "wait 630 s", plan)
+    os.utime(file, (NOW.timestamp() + 331, NOW.timestamp() + 331))
+    assert any("ahead of this machine's clock" in note for note in apply(url, plan, undo, dry_run=True).notes)
+    os.utime(file, (NOW.timestamp() - 331, NOW.timestamp() - 331))
+    execute(url, f"UPDATE api_tokens SET last_activity = '{(NOW - timedelta(seconds=10)).replace(tzinfo=None)}'")
+    os.utime(file, (NOW.timestamp() - 331, NOW.timestamp() - 331))
+    refused(url, undo, "api_tokens.last_activity, 10 s ago.*wait 320 s", plan)
+
+
+def test_a_database_that_somebody_has_open_or_locked_is_refused(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    file, plan = sa.make_url(url).database or "", plan_for(url)
+    code = "import sys; held = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        refused(url, undo, f"process {holder.pid} .*no way around", plan)
+        holder.stdin.close()
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM users").fetchone()
+        refused(url, undo, "can't be locked", plan)
+    assert apply(url, plan, undo).deleted
+
+
+def test_whoever_has_the_very_file_open_is_seen_by_whatever_path(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    """A hub in a container has another path for the file that it serves from; so has one by another link."""
+    url, undo = new_hub(), tmp_path / "undo"
+    plan, other = plan_for(url), tmp_path / "of-the-hub.sqlite"
+    os.link(sa.make_url(url).database or "", other)
+    code = "import sys; held = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, other], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        other.unlink()
+        refused(url, undo, f"open in process {holder.pid} ", plan)
+        holder.stdin.close()
+    assert apply(url, plan, undo).deleted
+
+
+def test_without_an_address_of_the_hub_that_has_to_be_acknowledged(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan = plan_for(url)
+    of_plan = [caution.name for caution in plan.cautions]
+    refused(url, undo, "hub-not-asked: .*8081", plan, acknowledged=[*of_plan, PROCESSES_NOT_SEEN])
+    assert cautions(url, Path(), hub_api_url=None)[0] == HUB_NOT_ASKED
+    applied = apply(url, plan, undo)
+    assert HUB_NOT_ASKED.why in applied.notes
+    left = dump(url)
+    with pytest.raises(OfflineRefused, match="hub-not-asked"):
+        restore(url, applied, acknowledged=[PROCESSES_NOT_SEEN])
+    assert dump(url) == left
+    nowhere = "http://127.0.0.1:9/hub/api"
+    assert restore(url, applied, also_at=[nowhere], acknowledged=[PROCESSES_NOT_SEEN]).restored
+
+
+def test_processes_that_cant_be_looked_into_have_to_be_acknowledged(
+    new_hub: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan = plan_for(url)
+    known = [*(caution.name for caution in plan.cautions), HUB_NOT_ASKED.name]
+    monkeypatch.setattr("hubguard.prune.offline.in_use._FIRST_NAMESPACE", "pid:[1]")
+    refused(url, undo, "processes-not-seen: .*outside this container", plan, acknowledged=known)
+
+    def closed(process: Any) -> list[str]:
+        raise PermissionError
+
+    monkeypatch.setattr("hubguard.prune.offline.in_use._open_in", closed)
+    refused(url, undo, r"processes-not-seen: .*\d processes of other accounts", plan, acknowledged=known)
+    assert apply(url, plan, undo).deleted
+
+
+def test_a_time_far_ahead_doesnt_hide_what_was_written_now(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    file, plan = Path(sa.make_url(url).database or ""), plan_for(url)
+    lately, ahead = (str((NOW + timedelta(seconds=by_s)).replace(tzinfo=None)) for by_s in (-10, 10**8))
+    execute(
+        url,
+        f"UPDATE users SET last_activity = '{lately}' WHERE id = (SELECT min(id) FROM users)",
+        f"UPDATE users SET last_activity = '{ahead}' WHERE id = (SELECT max(id) FROM users)",
+    )
+    os.utime(file, (LAST_USED.timestamp(), LAST_USED.timestamp()))
+    refused(url, undo, "users.last_activity, 10 s ago", plan)
+
+
+@pytest.mark.parametrize(
+    ("answer", "in_use"),
+    [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", True),
+        ("HTTP/1.1 503 Busy\r\nX-JupyterHub-Version: 6.1\r\nContent-Length: 0\r\n\r\n", True),
+        ("HTTP/1.1 503 No hub\r\nContent-Length: 0\r\n\r\n", False),
+        ("nonsense", True),
+        ("", True),
+        (None, False),
+    ],
+)
+def test_a_hub_that_answers_in_any_way_is_running_and_a_proxy_without_one_isnt(
+    new_hub: Callable[[], str], tmp_path: Path, answer: str | None, in_use: bool
+) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/hub/api"
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(4096)
+                        client.sendall((answer or "").encode())
+
+        if answer is None:
+            listener.close()
+        else:
+            threading.Thread(target=serve, daemon=True).start()
+        if in_use:
+            refused(url, tmp_path / "undo", "The hub answers", plan, hub_api_url=address)
+        else:
+            assert apply(url, plan, tmp_path / "undo", hub_api_url=address).deleted
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.long
+def test_another_connection_to_postgresql_is_named_and_refused(new_hub: Callable[..., str], tmp_path: Path) -> None:
+    url = new_hub("postgresql")
+    plan = plan_for(url)
+    engine = sa.create_engine(url, connect_args={"application_name": "my-hub"}, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        refused(url, tmp_path / "undo", r"process \d+, my-hub of the account.*or disconnect", plan)
+
+
+@pytest.mark.long
+def test_a_connection_lost_at_the_commit_isnt_told_as_nothing_changed(
+    new_hub: Callable[..., str], tmp_path: Path
+) -> None:
+    url = new_hub("postgresql")
+    plan = plan_for(url)
+
+    def lose(connection: sa.Connection) -> None:
+        if connection.in_transaction() and list((tmp_path / "undo").glob("undo-*")):
+            raise sa.exc.OperationalError("COMMIT", None, Exception("server closed the connection"))
+
+    sa.event.listen(sa.Engine, "commit", lose)
+    try:
+        with pytest.raises(OfflineRefused, match="isn't known") as raised:
+            apply(url, plan, tmp_path / "undo")
+    finally:
+        sa.event.remove(sa.Engine, "commit", lose)
+    assert "Nothing was changed" not in str(raised.value)
+
+
+def test_an_undo_file_that_was_changed_brings_nobody_back(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    left = dump(url)
+    assert applied.undo_file is not None
+    applied.undo_file.write_bytes(applied.undo_file.read_bytes().replace(b"claim-", b"claim_", 1))
+    with pytest.raises(UndoError):
+        restore(url, applied)
+    assert dump(url) == left
+
+
+def test_an_undo_file_of_another_database_is_refused_unless_asked_for(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url, other = new_hub(), new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    left = dump(other)
+    with pytest.raises(OfflineRefused, match="isn't the one that the undo file was made of.*--from-other-database"):
+        restore(other, applied)
+    assert dump(other) == left
+    told = restore(other, applied, from_other_database=True)
+    assert set(told.restored) | {name for name, _ in told.skipped} == set(applied.deleted)
+
+
+def test_nobody_comes_back_as_an_admin(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    assert applied.undo_file is not None
+    head, users = undo_file.read(applied.undo_file)
+    forged = []
+    for user in users:
+        rows = dict(user.rows or {})
+        rows["users"] = tuple({**row, "admin": True} for row in rows.get("users", ()))
+        forged.append(replace(user, rows=rows))
+    written = undo_file.write(tmp_path / "forged", head, forged)
+    assert restore(url, replace(applied, undo_file=written.path)).restored
+    admins = {name for (name,) in ask(url, "SELECT name FROM users WHERE admin")}
+    assert not admins & set(applied.deleted)
+
+
+def test_without_room_for_the_undo_file_nothing_is_deleted(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    (tmp_path / "undo").write_text("not a folder")
+    before, plan = dump(url), plan_for(url)
+    with pytest.raises(UndoError):
+        apply(url, plan, tmp_path / "undo")
+    assert dump(url) == before
+    assert not list(Path(sa.make_url(url).database or "").parent.glob("*before-prune*"))
+
+
+def test_what_other_tables_say_stays_and_is_told(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    execute(url, "CREATE TABLE users_info (username TEXT)", "CREATE TABLE mine (x TEXT)")
+    notes = " ".join(apply(url, plan_for(url), tmp_path / "undo").notes)
+    assert "mine" in notes
+    assert "users_info (NativeAuthenticator's" in notes
+    assert "volumes" in notes
+
+
+# -- killed on the way ----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys, json
+from datetime import datetime
+from pathlib import Path
+import sqlalchemy as sa
+from hubguard.prune.decide.plan import from_dict
+from hubguard.prune.offline import apply_offline, restore_offline
+from hubguard.prune.model import Protection
+
+def events(left):
+    def step(*_, **__):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
+        sa.event.listen(sa.Engine, name, step)
+    for name in ("fsync", "link", "open", "unlink"):
+        def wrapped(*args, _was=getattr(os, name), **options):
+            step()
+            return _was(*args, **options)
+        setattr(os, name, wrapped)
+    sys.addaudithook(lambda name, _: step() if name == "sqlite3.connect" else None)
+
+order = json.load(sys.stdin)
+now = datetime.fromisoformat(order["now"])
+at = 0
+while True:
+    at += 1
+    Path(order["file"]).write_bytes(Path(order["template"]).read_bytes())
+    child = os.fork()
+    if not child:
+        left = [at]
+        events(left)
+        if order["undo"]:
+            restore_offline(order["url"], Path(), Path(order["undo"]), with_tokens=True, now=lambda: now, hub_api_url=None,
+                acknowledged=order["unseen"])
+        else:
+            plan = from_dict(order["plan"])
+            apply_offline(order["url"], Path(), plan, count=len(plan.deletions), protection=Protection(),
+                acknowledged=[*(c.name for c in plan.cautions), *order["unseen"]],
+                undo_folder=Path(order["folder"]) / str(at), now=lambda: now, actor="x", hub_api_url=None)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(status, flush=True)
+    with sa.create_engine(order["url"], poolclass=sa.NullPool).connect() as connection:
+        tables = sorted(sa.inspect(connection).get_table_names())
+        rows = {t: sorted(str(r) for r in connection.exec_driver_sql(f'SELECT * FROM "{t}"').all()) for t in tables}
+    print(json.dumps(rows), flush=True)
+    whole = any(Path(order["folder"]).glob(f"{at}/undo-*.jsonl"))
+    print(json.dumps(whole), flush=True)
+    for leftover in Path(order["file"]).parent.glob("jupyterhub.sqlite*"):
+        leftover.unlink()
+    if status == 0:
+        break
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["apply", "restore"])
+def test_killed_at_any_step_the_database_is_as_before_or_as_after(
+    new_hub: Callable[[], str], tmp_path: Path, what: str
+) -> None:
+    url = new_hub()
+    file = Path(sa.make_url(url).database or "")
+    plan = plan_for(url, housekeeping=True)
+    undo = None
+    if what == "restore":
+        undo = str(apply(url, plan, tmp_path / "done").undo_file)
+    template = Path(shutil.copy(file, tmp_path / "template.sqlite"))
+    order = {
+        "url": url,
+        "file": str(file),
+        "template": str(template),
+        "folder": str(tmp_path),
+        "now": NOW.isoformat(),
+        "plan": to_dict(plan),
+        "undo": undo,
+        "unseen": UNSEEN,
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    steps = [tuple(lines[first : first + 3]) for first in range(0, len(lines), 3)]
+    before, after = steps[0][1], steps[-1][1]
+    assert len(steps) > 30
+    assert before != after
+    assert {status for status, _, _ in steps[:-1]} == {signal.SIGKILL}
+    assert steps[-1][0] == 0
+    for _, rows, whole in steps:
+        assert rows in (before, after)
+        assert rows == before or what == "restore" or whole

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import fields, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from hubguard.hub.nouns import Account, AccountServer
+from hubguard.model import Outcome, OutcomeKind
+from hubguard.prune import words as prune_words
+from hubguard.prune.decide.plan import OFFLINE_STORAGE, freeze, from_dict
+from hubguard.prune.decide.stale import judge
+from hubguard.prune.model import (
+    Deletion,
+    Protection,
+    PruneItem,
+    PrunePlan,
+    PruneReason,
+    PruneRun,
+    PruneState,
+    PruneVerdict,
+    StaleCriteria,
+    StorageFate,
+    Use,
+)
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
+DAY_S = 86400.0
+ASKED = StaleCriteria(180 * DAY_S, 90 * DAY_S)
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+ANN = Account("ann", admin=False, created=ago(900), last_activity=ago(230), id=3)
+
+
+def said(account: Account, criteria: StaleCriteria = ASKED, use: Use | None = None, **protection: Any) -> str:
+    uses = {} if use is None else {account.name: use}
+    (verdict,) = judge([account], criteria, Protection(**protection), (), uses, NOW)
+    return prune_words.verdict_sentence(verdict, NOW)
+
+
+def planned(*accounts: Account, **more: Any) -> PrunePlan:
+    given: dict[str, Any] = {
+        "made_by": "x",
+        "life_s": 3600.0,
+        "cap": None,
+        "users_total": 5000,
+        "storage": OFFLINE_STORAGE,
+        "cautions": (),
+        "lost": (),
+    }
+    return freeze(judge(accounts, ASKED, Protection(), (), {}, NOW), ASKED, NOW, **given | more)
+
+
+# -- sentences ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sentence_says_why_somebody_is_stale_and_by_which_limit() -> None:
+    assert said(ANN) == "Stale: last active 230 d ago; the limit is 180 d."
+    assert said(replace(ANN, last_activity=None)) == "Stale: made 900 d ago, and never active since; the limit is 90 d."
+
+
+def test_a_sentence_says_why_the_hubs_own_time_doesnt_count() -> None:
+    stopped = Use(ago(200), ((ago(20), ago(20)),))
+    assert said(replace(ANN, last_activity=ago(20)), use=stopped) == (
+        "Stale: last active 200 d ago; the limit is 180 d"
+        " (the hub has 20 d ago, which is when HubGuard stopped a server of theirs)."
+    )
+
+
+def test_a_sentence_says_when_somebody_who_is_kept_can_be_stale() -> None:
+    assert said(replace(ANN, last_activity=ago(3))) == "Kept: last active 3 d ago, so stale in 177 d at the earliest."
+    never = replace(ANN, last_activity=None, created=ago(40))
+    assert said(never) == "Kept: made 40 d ago, and never active since, so stale in 50 d at the earliest."
+
+
+def test_a_sentence_has_all_that_keeps_somebody() -> None:
+    busy = replace(ANN, admin=True, token_used_at=ago(2), servers=(AccountServer("", active=True),))
+    assert said(busy, token_used_within_s=30 * DAY_S, callers=("ann",)) == (
+        "Kept: they are an admin; a server of theirs runs or is pending; a token of theirs was used 2 d ago;"
+        " they are the one who asks."
+    )
+
+
+def test_a_sentence_says_what_wasnt_asked_for() -> None:
+    assert said(ANN, StaleCriteria(never_active_for_s=1)) == "Kept: those who were ever active aren't asked for."
+    never = replace(ANN, last_activity=None)
+    assert said(never, StaleCriteria(inactive_for_s=1)) == "Kept: those who were never active aren't asked for."
+    assert said(ANN, replace(ASKED, names=("b*",))) == (
+        "Kept: they aren't among the groups, roles or names that are asked for."
+    )
+
+
+def test_what_cant_be_told_is_said_so() -> None:
+    assert said(replace(ANN, groups=None), groups=("staff",)) == (
+        "Kept: their groups or roles aren't told, and it depends on them."
+    )
+    assert said(replace(ANN, created=None, last_activity=None)) == (
+        "Kept: neither their activity nor their creation is known."
+    )
+
+
+@pytest.mark.parametrize("reason", list(PruneReason))
+def test_every_reason_has_words_and_a_sentence(reason: PruneReason) -> None:
+    stale = reason in {PruneReason.INACTIVE, PruneReason.NEVER_ACTIVE}
+    for times in ((None, None), (ago(300), ago(120)), (ago(300), None)):
+        for account in (ANN, replace(ANN, last_activity=None), replace(ANN, token_used_at=ago(1))):
+            said = prune_words.verdict_sentence(PruneVerdict(account, stale, (reason,), *times), NOW)
+            assert said.startswith("Stale: " if stale else "Kept: ")
+            assert said.endswith(".")
+            assert "None" not in said
+    assert prune_words.reason_words(reason)
+
+
+def test_every_state_and_fate_has_its_own_word() -> None:
+    assert len({prune_words.state_words(state) for state in PruneState}) == len(PruneState)
+    assert len({prune_words.fate_words(fate) for fate in StorageFate}) == len(StorageFate)
+    (deletion,) = planned(ANN).deletions
+    items = [PruneItem(0, deletion), *(PruneItem(0, deletion, Outcome(kind, "x")) for kind in OutcomeKind)]
+    assert len({prune_words.item_words(item) for item in items}) == len(OutcomeKind) + 1
+
+
+def test_what_goes_with_a_user_is_said_as_far_as_it_is_told() -> None:
+    servers = (AccountServer("", active=False), AccountServer("x", active=False))
+    full = replace(ANN, servers=servers, servers_whole=True, tokens=1, shares=0, groups=("a",), roles=("user", "x"))
+    assert prune_words.goes_with(full) == "2 servers, 1 token, 1 group, 2 roles"
+    (deletion,) = planned(full).deletions
+    assert prune_words.goes_with(deletion) == prune_words.goes_with(full)
+    assert prune_words.goes_with(replace(ANN, servers=servers)) == ""
+
+
+def test_a_plan_is_said_in_a_sentence_with_what_is_gained() -> None:
+    people = [replace(ANN, name=f"u{n}") for n in range(4)] + [replace(ANN, name="n", last_activity=None)]
+    plan = planned(*people, cap=4, startup_s=12.34, rows_known=True)
+    assert prune_words.plan_sentence(plan) == (
+        "Deletes 4 of 5,000 users: 3 inactive, 1 never active. 1 more stale user left for another plan."
+    )
+    assert prune_words.gain_sentence(plan) == (
+        "4,996 users are left; at least 4 rows less in the hub's database; the hub's last start took 12.3 s."
+    )
+    fewer = planned(*people, users_total=203)
+    assert prune_words.gain_sentence(fewer) == "198 users are left; 1 page of the hub's list instead of 2."
+    assert prune_words.plan_sentence(planned()) == "Deletes 0 of 5,000 users."
+
+
+RUN = PruneRun("d" * 64, PruneState.PLANNED, NOW, NOW + timedelta(hours=1), "ann", 1000)
+
+
+def test_a_run_is_said_in_a_sentence() -> None:
+    assert prune_words.run_sentence(RUN) == "Planned; it can be begun until 2026-03-01 13:00:00 UTC."
+    running = replace(RUN, state=PruneState.RUNNING, done=400, skipped=2, failed=1, unverified=3, left_s=120.0)
+    assert prune_words.run_sentence(running) == (
+        "Running; 400 of 1,000 users deleted, 2 kept, 1 failed, 3 not verified, done in about 2 min."
+    )
+    paused = replace(running, state=PruneState.PAUSED, why="acting is on hold.")
+    assert prune_words.run_sentence(paused) == (
+        "Paused: acting is on hold; 400 of 1,000 users deleted, 2 kept, 1 failed, 3 not verified."
+    )
+    done = replace(RUN, state=PruneState.DONE, done=1000, restored=10)
+    assert prune_words.run_sentence(done) == "Done; 1,000 of 1,000 users deleted, 10 brought back."
+
+
+# -- values ---------------------------------------------------------------------------------------------------------------
+
+
+def names_of(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def test_the_shapes_have_all_that_is_known_as_json() -> None:
+    full = replace(ANN, servers=(AccountServer("", active=False, last_activity=ago(300)),), groups=("a",), shares=2)
+    (verdict,) = judge([full], ASKED, Protection(), (), {}, NOW)
+    shape = json.loads(json.dumps(prune_words.verdict_shape(verdict, NOW), allow_nan=False))
+    assert names_of(Account) - {"name"} <= set(shape)
+    assert names_of(PruneVerdict) - {"account"} <= set(shape)
+    assert names_of(AccountServer) == set(shape["servers"][0])
+    assert shape["user"] == "ann"
+    assert shape["last_activity"] == "2025-07-14T12:00:00+00:00"
+    assert shape["idle_s"] == 230 * DAY_S
+    assert shape["sentence"].startswith("Stale: ")
+    run = json.loads(json.dumps(prune_words.run_shape(RUN), allow_nan=False))
+    assert names_of(PruneRun) | {"settled", "sentence"} == set(run)
+    plan = planned(full)
+    item = PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.SKIPPED, "an admin by now"), NOW)
+    told = json.loads(json.dumps(prune_words.item_shape(item), allow_nan=False))
+    assert names_of(Deletion) | {"index", "state", "detail", "at"} == set(told)
+    assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-03-01T12:00:00+00:00")
+
+
+def test_a_plan_of_the_api_is_one_that_can_be_saved_and_read() -> None:
+    plan = planned(ANN)
+    assert from_dict(json.loads(json.dumps(prune_words.plan_shape(plan)))) == plan
+
+
+def test_a_time_ahead_of_ours_is_no_negative_idleness() -> None:
+    (verdict,) = judge([replace(ANN, last_activity=ago(-1))], ASKED, Protection(), (), {}, NOW)
+    assert prune_words.verdict_shape(verdict, NOW)["idle_s"] == 0.0
+
+
+# -- for a spreadsheet ----------------------------------------------------------------------------------------------------
+
+
+def table(plan: PrunePlan, items: list[PruneItem] | None = None) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(prune_words.plan_csv(plan, items or ()), newline="")))
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(name: str) -> None:
+    odd = replace(ANN, name=name, groups=(name, "x"), roles=(name,))
+    plan = planned(replace(odd, servers=(AccountServer(name, active=False),), servers_whole=True))
+    item = PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.FAILED, name), NOW)
+    (row,) = table(plan, [item])
+    assert [row[field] for field in ("user", "servers", "roles", "detail")] == [f"'{name}"] * 4
+    assert row["groups"] == f"'{name}; x"
+
+
+@pytest.mark.parametrize("name", ["ann", "a/b?c#%", "żółć", 'say "x", then\ny', " x ", "a=b"])
+def test_other_names_are_as_they_are_in_a_spreadsheet(name: str) -> None:
+    (row,) = table(planned(replace(ANN, name=name)))
+    assert row["user"] == name
+
+
+def test_a_spreadsheet_has_a_header_and_a_line_for_each_user_with_what_came_of_them() -> None:
+    servers = (AccountServer("", active=False), AccountServer("gpu", active=False))
+    bob = replace(ANN, name="bob", servers=servers, servers_whole=True, groups=(), tokens=0)
+    plan = planned(ANN, bob)
+    before = table(plan)
+    assert [(row["user"], row["state"], row["at"]) for row in before] == [
+        ("ann", "waiting", ""),
+        ("bob", "waiting", ""),
+    ]
+    assert (before[0]["servers"], before[0]["tokens"], before[0]["id"]) == ("", "", "3")
+    assert (before[1]["servers"], before[1]["tokens"]) == ("(default); gpu", "0")
+    items = [PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.DONE, "gone"), NOW), PruneItem(1, plan.deletions[1])]
+    assert [row["state"] for row in table(plan, items)] == ["done", "waiting"]
+    assert table(planned()) == []
+    assert prune_words.plan_csv(planned()).startswith("user,reason,")

@@ -1,0 +1,449 @@
+"""The command, without a hub: one clear line for each thing that is wrong, and the right exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from doubles.guard import CALLERS, NOW, POLICY, FakeAuth, guard_with, made_up, minutes
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+from hubguard import cli
+from hubguard.act.lease import HUB
+from hubguard.dashboard.routes import make_application
+from hubguard.journal.store import open_journal
+from hubguard.model import Server
+
+HUBLESS = {"JUPYTERHUB_API_TOKEN": "sikrit-token", "JUPYTERHUB_API_URL": "http://127.0.0.1:9/hub/api"}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, and nothing in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "JUPYTERHUB_API_TOKEN",
+        "JUPYTERHUB_API_URL",
+        "HUBGUARD_DB_URL",
+        "HUBGUARD_CONFIG",
+        "CONFIGPROXY_API_URL",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def begun() -> None:
+    """The guard's journal is in this folder."""
+    open_journal("sqlite:///hubguard.sqlite").close()
+
+
+@pytest.fixture
+def hubless(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HUBLESS.items():
+        monkeypatch.setenv(name, value)
+
+
+class Said:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def runs(*words: str) -> Said:
+        try:
+            code = cli.main(words)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        assert HUBLESS["JUPYTERHUB_API_TOKEN"] not in out + err
+        return Said(code, out, err)
+
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["cull"], "--once"),
+        (["cull", "--once", "--rate", "-1"], "argument --rate: invalid number from 0.1 to 1000 value: '-1'"),
+        (["cull", "--once", "--rate", "nan"], "argument --rate: invalid number from 0.1 to 1000 value: 'nan'"),
+        (["cull", "--once", "--rate", "0.01"], "argument --rate: invalid number from 0.1 to 1000 value: '0.01'"),
+        (["cull", "--once", "--timeout", "1e12"], "argument --timeout: invalid number above 0 and up to a year value"),
+        (
+            ["cull", "--once", "--timeout", "-5"],
+            "argument --timeout: invalid number above 0 and up to a year value: '-5'",
+        ),
+        (["cull", "--once", "--concurrency", "0"], "argument --concurrency: invalid count from 1 to 500 value: '0'"),
+        (["seed", "--users", "many"], "argument --users"),
+        (["db", "drop"], "invalid choice: 'drop'"),
+    ],
+)
+def test_wrong_usage_is_named_and_exits_2(run, words: list[str], says: str):
+    said = run(*words)
+    assert said.code == 2
+    assert says in said.err
+
+
+@pytest.mark.parametrize("words", [["serve"], ["cull", "--once"]])
+def test_without_a_token_it_says_which_variable_is_missing(run, begun, words: list[str]):
+    said = run(*words)
+    assert said.code == 2
+    assert said.err.startswith("hubguard: JUPYTERHUB_API_TOKEN: is not set.")
+    assert said.err.count("\n") == 1
+
+
+def test_a_wrong_api_url_is_named(run, begun, hubless, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUPYTERHUB_API_URL", "localhost:8081")
+    said = run("cull", "--once")
+    assert said.code == 2
+    assert said.err.startswith("hubguard: JUPYTERHUB_API_URL: 'localhost:8081' is no URL")
+
+
+def test_an_unreachable_hub_fails_and_says_so(run, begun, hubless):
+    said = run("cull", "--once", "--timeout", "600", "--json")
+    assert said.code == 1
+    report = json.loads(said.out)
+    assert report["actions"] == []
+    assert "http://127.0.0.1:9/hub/api" in report["sources"][0]["detail"]
+
+
+def test_a_wrong_setting_is_named_before_anything_is_done(run, hubless, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("c.HubGuardCull.idle_timeout = 5\n")
+    said = run("cull", "--once", "--config", "mine.py")
+    assert said.code == 2
+    assert said.err.startswith("hubguard: HubGuardCull.idle_timeout: no such setting")
+    assert not (tmp_path / "hubguard.sqlite").exists()
+
+
+def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path: Path):
+    unless = ", unless HubGuard.armed is set in the guard's config\n"
+    assert run("hold", "an exam").out == f"acting is on hold, observing only{unless}"
+    journal = open_journal("sqlite:///hubguard.sqlite")
+    assert journal.stance().held
+    assert journal.stance().held_why == "an exam"
+    journal.close()
+    resumed = run("resume").out
+    assert resumed.startswith(f"not on hold, observing only{unless}")
+    assert "held back for so far is accepted" in resumed
+    assert run("arm", "we are ready").out == f"not on hold, armed{unless}"
+    assert run("observe").out == f"not on hold, observing only{unless}"
+    lines = run("journal", "--json").out.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["observing", "armed", "resumed", "held"]
+    assert "an exam" in run("journal").out
+
+
+@pytest.mark.parametrize(("armed", "words"), [(True, "armed"), (False, "observing only")])
+def test_what_the_config_says_of_acting_overrules_what_people_set(run, begun, tmp_path: Path, armed: bool, words: str):
+    (tmp_path / "mine.py").write_text(f"c.HubGuard.armed = {armed}\n")
+    for command in ("hold", "resume", "arm", "observe"):
+        said = run(command, "--config", "mine.py")
+        assert f", {words} (HubGuard.armed is {armed} in the config)\n" in said.out, said.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["hold", "an exam"], ["arm"], ["journal"], ["cull", "--once"]),
+        *(["keep", "ada", "--for", "1d"], ["keep", "--list"], ["keep", "--end", "1"], ["explain", "ada"]),
+    ],
+)
+def test_incident_a_command_in_another_folder_than_the_hubs_began_a_journal_of_its_own(
+    run, hubless, tmp_path: Path, words: list[str]
+):
+    """A hold that held nobody, and a cull by default settings beside the guard at work. November 2026.
+
+    The default database is relative to the folder that the hub runs in; run elsewhere, a command made a new one there.
+    """
+    said = run(*words)
+    assert said.code == 2
+    assert "HUBGUARD_DB_URL" in said.err
+    assert not (tmp_path / "hubguard.sqlite").exists()
+
+
+def test_a_held_hub_is_left_alone_even_by_name_and_exits_3(run, begun, hubless):
+    run("hold")
+    assert run("cull", "--once", "--timeout", "600").code in {1, 3}
+
+
+def test_a_database_that_cannot_be_used_is_one_line(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HUBGUARD_DB_URL", "postgresql://me:hunter2@127.0.0.1:9/x")
+    said = run("hold")
+    assert said.code == 1
+    assert "hunter2" not in said.err
+    assert said.err.startswith("hubguard: ")
+
+
+def test_config_check_tells_before_a_deploy(run, tmp_path: Path):
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text("from hubguard.inhub import register\nregister(c)\nc.HubGuardCull.idle_timeout_s = 60.0\n")
+    good = run("config", "check", str(file))
+    assert good.code == 0
+    assert "HubGuard is registered as a service" in good.out
+    file.write_text(file.read_text() + "c.HubGuardCull.idle_timeout_s = -1\n")
+    bad = run("config", "check", str(file))
+    assert bad.code == 1
+    assert "HubGuardCull.idle_timeout_s: -1 is out of range" in bad.out
+
+
+def test_config_check_notices_that_later_lines_throw_the_include_away(run, tmp_path: Path):
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text("from hubguard.inhub import register\nregister(c)\nc.JupyterHub.services = []\n")
+    said = run("config", "check", str(file))
+    assert said.code == 1
+    assert "isn't among the services in the end" in said.out
+
+
+def test_config_check_names_a_file_that_fails(run, tmp_path: Path):
+    (tmp_path / "broken.py").write_text("c.JupyterHub.services = [\n")
+    said = run("config", "check", "broken.py")
+    assert said.code == 1
+    assert "broken.py" in said.out
+    assert "SyntaxError" in said.out
+
+
+def test_config_show_hides_the_password(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HUBGUARD_DB_URL", "postgresql://me:hunter2@db/x")
+    said = run("config", "show")
+    assert said.code == 0
+    assert "hunter2" not in said.out
+    assert "HubGuardCull.idle_timeout_s = 3600.0\n" in said.out
+
+
+def test_config_install_writes_the_include_once_and_never_over_another_file(run, tmp_path: Path):
+    assert run("config", "install", str(tmp_path)).code == 0
+    assert "register(c)" in (tmp_path / "50-hubguard.py").read_text()
+    assert run("config", "install", str(tmp_path)).code == 0
+    (tmp_path / "50-hubguard.py").write_text("# mine\n")
+    assert run("config", "install", str(tmp_path)).code == 2
+    assert (tmp_path / "50-hubguard.py").read_text() == "# mine\n"
+    assert run("config", "install", str(tmp_path / "nowhere")).code == 2
+
+
+def test_db_status_and_upgrade(run):
+    assert run("db", "status").code == 4
+    assert run("db", "upgrade").code == 0
+    assert run("db", "status").code == 0
+
+
+def test_the_doctor_says_what_to_do_about_each_thing_that_is_missing(run):
+    said = run("doctor", "--json")
+    assert said.code == 1
+    checks = {check["subject"]: check for check in json.loads(said.out)}
+    assert checks["hub"]["finding"] == "wrong"
+    assert "JUPYTERHUB_API_TOKEN" in checks["hub"]["what"]
+    assert checks["settings"]["finding"] == "fine"
+    assert all(check["do"] for check in checks.values() if check["finding"] != "fine")
+
+
+def test_the_doctor_tells_an_unreachable_hub_in_one_line(run, hubless):
+    said = run("doctor")
+    assert said.code == 1
+    assert said.out.count("127.0.0.1:9") >= 1
+
+
+def test_seeding_a_database_that_is_not_given_is_named(run):
+    said = run("seed", "--users", "3")
+    assert said.code == 2
+    assert "--hub-db" in said.err
+
+
+def test_without_a_guard_and_without_a_policy_nothing_is_stopped_by_defaults(run, hubless, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HUBGUARD_DB_URL", f"sqlite:///{tmp_path}/mine.sqlite")
+    said = run("cull", "--once")
+    assert said.code == 2
+    assert said.err.startswith("hubguard: --config: is needed, or --timeout")
+
+
+def kept(run) -> list[dict[str, object]]:
+    return json.loads(run("keep", "--list", "--json").out)
+
+
+@pytest.mark.parametrize(
+    ("words", "user", "server", "why"),
+    [
+        (["ada", "--for", "7d", "an exam"], "ada", None, "an exam"),
+        (["--for", "2w", "ada/gpu", "an exam"], "ada", "gpu", "an exam"),
+        (["ada/", "an exam", "--for", "90min"], "ada", "", "an exam"),
+        (["--for", "1h", "żółć"], "żółć", None, ""),
+        (["a%2Fb/c%2fd", "--for", "1h"], "a/b", "c/d", ""),
+        (["a/b/c", "--for", "1h"], "a", "b/c", ""),
+        (["100%", "--for", "1h"], "100%", None, ""),
+    ],
+)
+def test_a_server_is_kept_with_hub_and_guard_down(
+    run, begun, words: list[str], user: str, server: str | None, why: str
+):
+    said = run("keep", *words)
+    assert (said.code, said.err) == (0, "")
+    (one,) = kept(run)
+    assert (one["user"], one["server"], one["why"]) == (user, server, why)
+    assert str(one["actor"]).endswith("(command)")
+
+
+def test_what_is_kept_is_listed_and_ended(run, begun):
+    assert run("keep", "--list").out == "nothing is kept\n"
+    run("keep", "ada", "--for", "7d", "exam")
+    run("keep", "bo/gpu", "--for", "1h")
+    assert [one["id"] for one in kept(run)] == [2, 1]
+    assert "bo/gpu" in run("keep", "--list").out
+    assert "all servers of ada" in run("keep", "--list").out
+    assert run("keep", "--end", "1", "it is over").out == "no longer kept: all servers of ada\n"
+    assert [one["user"] for one in kept(run)] == ["bo"]
+    again = run("keep", "--end", "1")
+    assert again.code == 1
+    assert again.err.startswith("hubguard: Exemption 1 is over already")
+    entries = [json.loads(line) for line in run("journal", "--json").out.splitlines()]
+    assert [entry["event"] for entry in entries] == ["released", "kept", "kept"]
+    assert "it is over" in entries[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["keep"], "--for --until --list --end"),
+        (["keep", "ada"], "--for --until --list --end"),
+        (["keep", "ada", "--for", "7"], "invalid span such as 90min, 12h, 7d or 2w"),
+        (["keep", "ada", "--for", "-7d"], "--for"),
+        (["keep", "ada", "--for", "0h"], "invalid span"),
+        (["keep", "ada", "--for", "9999w"], "invalid span"),
+        (["keep", "ada", "--until", "soon"], "invalid time such as 2026-12-01 or 2026-12-01T18:00"),
+        (["keep", "ada", "--until", "2020-01-01"], "--until: 2020-01-01 23:59 UTC is over already"),
+        (["keep", "ada", "--until", "9999-12-31"], "30 days at the longest (HubGuard.longest_exemption_s)"),
+        (["keep", "ada", "--for", "31d"], "30 days at the longest (HubGuard.longest_exemption_s)"),
+        (["keep", "--for", "1d"], "needs a USER"),
+        (["keep", "/gpu", "--for", "1d"], "USER"),
+        (["keep", "ada", "--list"], "takes no USER"),
+        (["keep", "--end", "1", "why", "more"], "takes no USER"),
+        (["keep", "--end", "0"], "number of an exemption"),
+        (["keep", "--end", str(2**62 + 1)], "number of an exemption"),
+        (["keep", "ada", "why", "--for", "1d", "more"], "unrecognized arguments: more"),
+        (["keep", "ada", "--for", "1d", "--forever"], "unrecognized arguments: --forever"),
+        (["hold", "an exam", "--now"], "unrecognized arguments: --now"),
+    ],
+)
+def test_keeping_what_makes_no_sense_is_wrong_usage_and_keeps_nothing(run, begun, words: list[str], says: str):
+    said = run(*words)
+    assert said.code == 2
+    assert says in said.err
+    assert kept(run) == []
+
+
+def test_the_longest_exemption_is_the_one_of_the_settings(run, begun, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("c.HubGuard.longest_exemption_s = 3600.0\n")
+    assert run("keep", "ada", "--for", "61min", "--config", "mine.py").code == 2
+    assert run("keep", "ada", "--for", "1h", "--config", "mine.py").code == 0
+
+
+def test_an_exemption_that_does_not_exist_is_named(run, begun):
+    said = run("keep", "--end", str(2**62))
+    assert said.code == 1
+    assert said.err.startswith(f"hubguard: There is no exemption {2**62}")
+
+
+def test_a_name_that_no_journal_can_hold_is_one_line(run, begun):
+    said = run("keep", "x" * 256, "--for", "1h")
+    assert said.code == 1
+    assert said.err.startswith("hubguard: ")
+    assert "255" in said.err
+    assert kept(run) == []
+
+
+def test_without_a_guard_nobody_can_explain_and_it_says_so(run, begun, hubless):
+    said = run("explain", "ada/gpu")
+    assert said.code == 1
+    assert said.err.startswith("hubguard: No guard runs for this hub")
+
+
+@pytest.fixture
+async def guarded(begun, hubless):
+    """A guard's API, with made-up servers, at the address in the journal."""
+    server = HTTPServer(
+        make_application(
+            guard_with([*made_up(5), Server("a/ł b", "x/y%", True, None, NOW - minutes(900), NOW - minutes(300))]),
+            Trusting(),
+            prefix="/services/hubguard/",
+            hub_prefix="/hub/",
+            policy=POLICY,
+        )
+    )
+    sockets = bind_sockets(0, "127.0.0.1")
+    server.add_sockets(sockets)
+    address = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/services/hubguard/"
+    journal = open_journal("sqlite:///hubguard.sqlite")
+    journal.take_lease(HUB, "hub-1:4711", address, 0.0, datetime.now(timezone.utc), 600.0)
+    journal.close()
+    yield address
+    server.stop()
+    await server.close_all_connections()
+
+
+class Trusting(FakeAuth):
+    """Takes the service's own token for one that may act."""
+
+    async def caller(self, handler, *, fresh):
+        ours = handler.request.headers.get("Authorization") == f"token {HUBLESS['JUPYTERHUB_API_TOKEN']}"
+        return CALLERS["actor" if ours else "nobody"]
+
+
+async def test_the_running_guard_explains_a_server_of_any_name(run, guarded):
+    said = await asyncio.to_thread(run, "explain", "a%2Fł b/x%2Fy%")
+    assert (said.code, said.err) == (0, "")
+    first, why = said.out.splitlines()[:2]
+    assert first == "a/ł b/x/y%: due"
+    assert why == "Idle for 5 h, over the limit of 2 h; stopped in the next cycle."
+    assert "Idle since" in said.out
+    told = json.loads((await asyncio.to_thread(run, "explain", "a%2Fł b/x%2Fy%", "--json")).out)
+    assert told["explanation"] == why
+
+
+async def test_a_server_that_does_not_run_is_named(run, guarded):
+    said = await asyncio.to_thread(run, "explain", "nobody")
+    assert said.code == 1
+    assert said.err == "hubguard: nobody isn't running, as of HubGuard's last look at the hub.\n"
+
+
+def test_config_check_names_rules_that_can_never_have_a_say(run, tmp_path: Path):
+    rules = (
+        "[{'name': 'all', 'never': True}, {'name': 'gpu', 'users': 'a*', 'idle_timeout_s': 60},"
+        " {'name': 'none', 'users': [], 'never': True}]"
+    )
+    (tmp_path / "mine.py").write_text(f"c.HubGuardCull.rules = {rules}\n")
+    said = run("config", "check", "mine.py")
+    assert said.code == 0
+    assert said.out.count("warning rules") == 2
+    assert 'The rule "gpu" is never used: the earlier rule "all" matches all that it matches.' in said.out
+    assert 'The rule "none" can never match: its list of users is empty.' in said.out
+    (tmp_path / "mine.py").write_text("c.HubGuardCull.rules = [{'name': 'all', 'nevr': True}]\n")
+    wrong = run("config", "check", "mine.py")
+    assert wrong.code == 1
+    assert "HubGuardCull.rules[0].nevr: no such field" in wrong.out
+    assert "warning rules" not in wrong.out
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("", "users who aren't admins are deleted from the hub"),
+        ("", "no server of theirs runs and they haven't been active for 30 d\n"),
+        ("c.HubGuardCull.admin_users = True\n", "users, admins too, are deleted"),
+        (
+            "c.HubGuardCull.user_idle_timeout_s = 0\nc.HubGuardCull.user_max_age_s = 7200\n",
+            "they were created 2 h ago, active or not",
+        ),
+        ("c.HubGuardCull.user_idle_timeout_s = 0\n", "nobody ever is"),
+    ],
+)
+def test_config_check_and_doctor_say_plainly_that_users_are_deleted(run, tmp_path: Path, lines: str, says: str):
+    (tmp_path / "mine.py").write_text(f"c.HubGuardCull.users = True\n{lines}")
+    for words in (["config", "check", "mine.py"], ["doctor", "--config", "mine.py"]):
+        assert says in run(*words).out
+    (tmp_path / "mine.py").write_text(lines)
+    assert "deleted" not in run("config", "check", "mine.py").out

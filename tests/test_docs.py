@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from doubles.drift import report_with
+from doubles.guard import guard_with, made_up
+
+from hubguard import cli, config
+from hubguard.cull.decide import rules
+from hubguard.cull.decide.judge import CullPolicy, judge
+from hubguard.cull.hook import Hooked, load_hook
+from hubguard.cull.model import Known
+from hubguard.dashboard.metrics import registry
+from hubguard.drift import cycle as drift_cycle
+from hubguard.model import Server, Tally
+from hubguard.snapshot.decide import brake
+from hubguard.snapshot.model import BrakeReason, Evidence
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOW = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.M)
+INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)", re.S)
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Every block of code, fenced or indented, without its indentation."""
+    yield from (code for _, code in FENCE.findall(text))
+    for block in INDENTED.findall(FENCE.sub("", text)):
+        code = textwrap.dedent(block).strip("\n")
+        if code:
+            yield code
+
+
+def config_of(block: str) -> str:
+    """The Python in a block; in one of YAML that is what stands below the line that ends with a bar."""
+    _, bar, below = block.partition("|\n")
+    return textwrap.dedent(below) if bar and block.startswith("hub:") else block
+
+
+def configs() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        codes = [config_of(block) for block in blocks(text) if "c.HubGuard" in block and "$ " not in block]
+        codes += [code for code in INLINE.findall(FENCE.sub("", text)) if re.match(r"c\.HubGuard\w*\.\w+ = ", code)]
+        found += [(page.name, code) for code in codes]
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        lines = [line.strip() for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+        lines += [" ".join(code.split()) for code in INLINE.findall(FENCE.sub("", text))]
+        for line in lines:
+            if command := re.match(r"(?:sudo )?(?:[A-Z_]+=\S+ +)*(?:\S*/)?(hubguard +[a-z].*)", line):
+                found.append((page.name, command[1]))
+    return found
+
+
+def test_the_docs_hold_examples_of_both_kinds():
+    """Else the tests below would try nothing."""
+    assert {"README.md", "culling.md", "drift.md", "install.md", "pruning.md"} <= {page for page, _ in configs()}
+    pages = {page for page, _ in commands()}
+    assert {
+        "README.md",
+        "culling.md",
+        "drift.md",
+        "install.md",
+        "proxy-outage.md",
+        "pruning.md",
+        "reference.md",
+    } <= pages
+    assert any("register(c)" in code for _, code in configs())
+
+
+@pytest.mark.parametrize(("page", "code"), configs())
+def test_every_config_in_the_docs_is_right_and_each_of_its_rules_has_a_say(page: str, code: str, tmp_path: Path):
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text(code)
+    sections = config.sections_of(config.read_file(file))
+    settings = config.load(sections, environ={})
+    assert sections
+    assert settings.errors == ()
+    assert rules.analyse(rules.parse(settings.cull.rules)[0]) == ()
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: str, command: str):
+    # "(--for 7d | --until DATE)": the first stands for all. "[WHY]": all that may be there is.
+    plain = re.sub(r"\(([^|)]*)\|[^)]*\)", r"\1", command.replace("\\|", "|")).replace("[/SERVER]", "/SERVER")
+    words = shlex.split(re.sub(r"[\[\]]", " ", plain), comments=True)[1:]
+    words = ["5" if re.fullmatch("[A-Z_]+(/[A-Z]+)?|…", word) else word for word in words]
+    if re.fullmatch(r"hubguard config [a-z]+", command):
+        words.append("--help")  # only its name is told, and that has to be right
+        with pytest.raises(SystemExit, match="0"):
+            cli._parser().parse_args(words)
+        return
+    arguments, rest = cli._parser().parse_known_args(words)
+    # As main() has it: the reason may stand behind the options.
+    assert rest == [] or (arguments.command == "keep" and not arguments.why and len(rest) == 1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_setting_that_the_docs_name_is_there(page: Path):
+    known = {name for name, _, _ in config.settings_table()}
+    named = re.findall(r"\b(HubGuard(?:Cull|Drift|Budget)?\.[a-z_]+)\b", page.read_text())
+    assert [name for name in named if name not in known] == []
+
+
+def test_every_setting_that_stands_alone_on_the_page_about_culling_is_there():
+    known = {name.split(".")[1] for name, _, _ in config.settings_table()} | rules._READERS.keys()
+    of_others = {"allowed_users", "delete_pvc", "inactive_limit", "last_activity", "last_activity_interval"}
+    of_others |= {"load_groups", "load_roles", "user_options"}
+    text = FENCE.sub("", (ROOT / "docs" / "culling.md").read_text())
+    named = {name for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text) if not name.startswith("hubguard_")}
+    assert len(named) > 10
+    assert named - known - of_others == set()
+
+
+def test_every_metric_that_the_docs_name_is_there():
+    guard = guard_with(made_up(20))
+    guard.change(recent=Tally(done=3, failed=1))
+    guard.found = report_with()
+    families = {metric.name: metric.type for metric in registry(guard.status, guard.drift).collect()}
+    there = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
+    named = {
+        name for page in PAGES for name in re.findall(r"\bhubguard_[a-z_]+", page.read_text()) if "config" not in name
+    }
+    assert len(named) > 5
+    assert named - there == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_page_or_a_heading_leads_somewhere(page: Path):
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text()))
+    for link in (link for link in links if "://" not in link):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if heading:
+            assert heading in {anchor(line) for line in target.read_text().splitlines() if line.startswith("#")}, link
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+
+
+def test_the_page_about_culling_tells_of_every_brake_in_the_order_of_seriousness():
+    text = (ROOT / "docs" / "culling.md").read_text()
+    table = re.findall(r"^\| `([a-z-]+)` \|", text[text.index("| reason |") : text.index("Only `population`")], re.M)
+    assert sorted(table) == sorted(reason.value for reason in BrakeReason)
+    in_code = re.findall(r"found\[BrakeReason\.(\w+)\]", inspect.getsource(brake._objections))
+    assert table == [BrakeReason[name].value for name in dict.fromkeys(in_code)]
+
+
+def test_the_page_about_culling_tells_of_every_field_that_a_rule_may_have():
+    text = (ROOT / "docs" / "culling.md").read_text()
+    assert [field for field in rules._READERS if f"`{field}`" not in text] == []
+
+
+def example_rules() -> tuple[rules.Rule, ...]:
+    (code,) = [code for _, code in configs() if '"biology class"' in code]
+    scope: dict[str, dict[str, object]] = {}
+
+    class Section:
+        def __setattr__(self, name: str, value: object) -> None:
+            scope[name] = value  # type: ignore[assignment]
+
+    exec(code, {"c": type("C", (), {"HubGuardCull": Section()})()})
+    read, errors = rules.parse(scope["rules"])  # type: ignore[arg-type]
+    assert errors == ()
+    return read
+
+
+def server(name: str = "", **fields: object) -> Server:
+    known = {"admin": False, "groups": (), "roles": ("user",), "options": {}}
+    return Server("ada", name, True, None, NOW, NOW, **(known | fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("of", "at", "rule"),
+    [
+        (
+            server(roles=("long-experiments", "user"), options={"profile": "gpu-a"}),
+            "2026-11-20T12:00",
+            "long experiments",
+        ),
+        (server(options={"profile": "gpu-a"}, groups=("bio-101-b",)), "2026-11-20T10:00", "GPU"),
+        (server(groups=("bio-101-b",)), "2026-11-20T08:45", "biology class"),  # Friday, 09:45 in Berlin
+        (server(groups=("bio-101-b",)), "2026-11-20T11:15", None),  # 12:15 in Berlin: it is over
+        (server(groups=("bio-101-b",)), "2026-11-19T10:00", None),  # Thursday
+        (server(groups=("hpc",)), "2026-11-21T06:59", "nights"),  # Saturday, from Friday's evening
+        (server(groups=("hpc",)), "2026-11-21T07:00", None),
+        (server(groups=("hpc",)), "2026-11-21T21:00", None),
+        (server("x", admin=True), "2026-11-20T12:00", "admins"),
+        (server("tmp-1"), "2026-11-20T12:00", "scratch"),
+        (server("x"), "2026-11-20T12:00", "other named servers"),
+        (server(), "2026-11-20T12:00", None),
+    ],
+)
+def test_the_rules_of_the_example_match_what_the_page_says(of: Server, at: str, rule: str | None):
+    found, certain = rules.first_match(example_rules(), of, datetime.fromisoformat(f"{at}+00:00"))
+    assert (found.name if found else None, certain) == (rule, True)
+
+
+async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (code,) = [code for code in blocks((ROOT / "docs" / "culling.md").read_text()) if "campus_policy.py" in code]
+    (name,) = [code for _, code in configs() if "HubGuardCull.hook" in code]
+    (tmp_path / "campus_policy.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hook = Hooked(load_hook(name.split('"')[1]))
+    training = {"image": "hub.example.edu/keep-while-training:1"}
+    due = [
+        judge(
+            Server(user, "", True, None, NOW - timedelta(days=3), NOW - idle, options=options),
+            CullPolicy(idle_timeout_s=3600, max_age_s=0),
+            Known(),
+            NOW,
+        )
+        for user, idle, options in (
+            ("ada", timedelta(hours=2), None),
+            ("exam-7", timedelta(hours=2), {}),
+            ("bob", timedelta(hours=47), training),
+            ("cid", timedelta(hours=49), training),
+        )
+    ]
+    assert {verdict.evidence for verdict in due} == {Evidence.HUB}
+    answers = await hook.ask(due, NOW)
+    said = {user: answer for (user, _), answer in answers.items()}
+    assert said == {"ada": (True, ""), "exam-7": (False, ""), "bob": (False, ""), "cid": (True, "")}
+
+
+def test_the_page_about_drift_says_how_many_at_once_are_doubted():
+    assert (drift_cycle.TOO_MANY, drift_cycle.TOO_LARGE_A_SHARE) == (3, 0.2)
+    assert "more than three servers, and more than a fifth of all" in (ROOT / "docs" / "drift.md").read_text()

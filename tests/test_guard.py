@@ -1,0 +1,684 @@
+"""The guard in virtual time: a hub in memory, a journal in memory, and everything that can happen to both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from doubles.hub import MemoryHub, Request, Stops
+from inline_books import InlineBooks
+from virtual_time import VirtualClock
+
+from hubguard import config, words
+from hubguard.act.lease import HUB
+from hubguard.cull import shapes as cull_shapes
+from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
+from hubguard.guard import Guard
+from hubguard.journal.model import Entry
+from hubguard.journal.store import open_journal
+from hubguard.model import OutcomeKind, Server, User
+from hubguard.once import exit_code
+from hubguard.pacing.budget import Budget
+from hubguard.status import Mode, Status
+
+ARMED = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 600.0}}
+
+
+@dataclass
+class World:
+    clock: VirtualClock
+    hub: MemoryHub
+    books: InlineBooks
+    guard: Guard
+    status: Status | None = None  # as it was at the end of for_s
+
+    def server(
+        self, user: str, idle_s: float, *, name: str = "", stops: Stops = Stops.WORKS, stop_s: float = 0.0
+    ) -> None:
+        now = self.clock.now()
+        seen = now - timedelta(seconds=idle_s)
+        started = now - timedelta(days=1)
+        self.hub.add(
+            Server(user, name, ready=True, pending=None, started=started, last_activity=seen),
+            stops=stops,
+            stop_s=stop_s,
+        )
+
+    def stopped(self) -> list[str]:
+        return [request.user for request in self.hub.requests if request.call == "stop"]
+
+    def entries(self, event: str) -> list[Entry]:
+        return list(reversed(self.books.journal.entries(event=event, limit=1000)))
+
+    async def for_s(self, seconds: float) -> None:
+        """The guard lives for ``seconds``."""
+        await self.clock.run(self._live(seconds))
+
+    async def _live(self, seconds: float) -> None:
+        task = asyncio.ensure_future(self.guard.run())
+        await self.clock.sleep(seconds)
+        assert not task.done(), task.exception()
+        self.status = self.guard.status()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture
+async def world() -> MakeWorld:
+    async def make(
+        *layers: dict[str, dict[str, object]],
+        books: InlineBooks | None = None,
+        clock: VirtualClock | None = None,
+        **options: object,
+    ) -> World:
+        settings = config.load(*(layers or (ARMED,)), environ={})
+        clock = clock or VirtualClock()
+        budget = Budget(
+            rate=settings.budget.rate, burst=settings.budget.burst, concurrency=settings.budget.concurrency, clock=clock
+        )
+        hub = MemoryHub(clock=clock, budget=budget)
+        books = books or await InlineBooks.open()
+        books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
+
+        async def open_books() -> InlineBooks:
+            return books
+
+        holder = str(options.pop("holder", "here"))
+        guard = Guard(
+            settings, hub, budget, open_books, clock, lambda: 0.5,
+            holder=holder, address="http://here/", generation=float(options.pop("generation", 0.0)), **options,
+        )  # fmt: skip
+        return World(clock, hub, books, guard)
+
+    return make
+
+
+async def test_idle_servers_are_stopped_in_the_first_cycle_and_the_others_left(world: MakeWorld):
+    w = await world()
+    w.server("idle", 700)
+    w.server("busy", 10)
+    await w.for_s(30)
+    assert w.stopped() == ["idle"]
+    assert w.hub.backends == {("busy", "")}
+    assert w.status.mode is Mode.ACTING
+    (intent,), (outcome,) = w.entries("intent"), w.entries("outcome")
+    assert (intent.user, intent.reason, outcome.outcome) == ("idle", "idle", OutcomeKind.DONE)
+    assert outcome.refers_to == intent.id
+
+
+async def test_a_first_install_only_observes_and_the_journal_says_what_it_would_do_once(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}})
+    w.server("idle", 700)
+    await w.for_s(600)
+    assert w.stopped() == []
+    assert w.status.mode is Mode.OBSERVING
+    (note,) = w.entries("note")
+    assert note.user == "idle"
+    assert "would be stopped" in note.detail
+
+
+async def test_arming_takes_effect_within_a_moment(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 3600.0}})
+    w.server("idle", 700)
+
+    async def arm() -> None:
+        task = asyncio.ensure_future(w.guard.run())
+        await w.clock.sleep(30)
+        await w.guard.arm("ada", "we have seen enough")
+        await w.clock.sleep(5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await w.clock.run(arm())
+    assert w.stopped() == ["idle"]
+
+
+async def test_a_person_who_asks_for_a_cycle_gets_it_even_from_an_observer(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 3600.0}})
+    w.server("idle", 700)
+
+    async def ask() -> None:
+        task = asyncio.ensure_future(w.guard.run())
+        await w.clock.sleep(1)
+        dry = await w.guard.cycle("ada", dry_run=True)
+        assert [action.user for action in dry.plan.actions] == ["idle"]
+        assert w.stopped() == []
+        await w.guard.cycle("ada")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await w.clock.run(ask())
+    assert w.stopped() == ["idle"]
+    assert w.entries("intent")[0].actor == "ada"
+
+
+async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
+    w = await world()
+    w.books.journal.hold("bob", "an exam", w.clock.now())
+    w.server("idle", 700)
+
+    async def ask() -> str:
+        task = asyncio.ensure_future(w.guard.run())
+        await w.clock.sleep(1)
+        report = await w.guard.cycle("ada")
+        w.status = w.guard.status()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return report.skipped_why
+
+    assert await w.clock.run(ask()) == "acting is on hold"
+    assert w.stopped() == []
+    assert w.status.mode is Mode.HELD
+
+
+async def test_a_hold_in_the_middle_of_a_cycle_stops_the_rest_of_it(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"concurrency": 1}})
+    for number in range(20):
+        w.server(f"u{number:02}", 700, stop_s=2)
+
+    async def hold() -> None:
+        task = asyncio.ensure_future(w.guard.run())
+        await w.clock.sleep(7)
+        w.books.journal.hold("bob", "from a terminal", w.clock.now())
+        await w.clock.sleep(120)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await w.clock.run(hold())
+    assert 1 <= len(w.stopped()) <= 5
+    assert len(w.entries("intent")) == len(w.entries("outcome")) == len(w.stopped())
+
+
+async def test_a_user_who_comes_back_between_list_and_stop_keeps_the_server(world: MakeWorld):
+    w = await world()
+    w.server("ada", 700)
+
+    def comes_back(request: Request) -> None:
+        if request.call == "list":
+            asyncio.get_running_loop().call_soon(lambda: w.hub.change("ada", last_activity=w.clock.now()))
+
+    w.hub.fault = comes_back
+    w.hub.takes_s = 0.2
+    await w.for_s(30)
+    assert w.stopped() == []
+
+
+@pytest.mark.long
+async def test_a_failed_stop_is_not_repeated_before_its_back_off_and_the_others_go_on(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 10.0, "retry_base_s": 60.0}})
+    w.server("bad", 900, stops=Stops.POLL_RAISES)
+    w.server("good", 700)
+    await w.for_s(3600)
+    tries = [request.at_s for request in w.hub.requests if request.call == "stop" and request.user == "bad"]
+    assert "good" in w.stopped()
+    assert 2 <= len(tries) < 40, "360 cycles, and hardly any of them asked again"
+    failed = [entry for entry in w.entries("outcome") if entry.user == "bad"]
+    assert {entry.outcome for entry in failed} == {OutcomeKind.FAILED}
+
+
+async def test_a_204_that_changed_nothing_is_a_failure_not_a_success(world: MakeWorld):
+    w = await world()
+    w.server("ghost", 700, stops=Stops.GHOST)
+    await w.for_s(90)
+    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.FAILED]
+
+
+async def test_a_server_that_comes_back_ready_after_a_202_is_a_failure(world: MakeWorld):
+    w = await world()
+    w.server("ada", 700, stops=Stops.COMES_BACK)
+    await w.for_s(90)
+    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.FAILED]
+
+
+async def test_a_stop_whose_answer_is_lost_is_settled_by_reading_not_by_asking_again(world: MakeWorld):
+    w = await world()
+    w.server("ada", 700, stops=Stops.ANSWER_LOST)
+    await w.for_s(300)
+    assert w.stopped() == ["ada"]
+    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.DONE]
+
+
+async def test_a_slow_stop_is_waited_for(world: MakeWorld):
+    w = await world()
+    w.server("slow", 700, stop_s=25)
+    await w.for_s(60)
+    assert w.stopped() == ["slow"]
+    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.DONE]
+
+
+@pytest.mark.parametrize(
+    "error", [HubUnreachable("refused"), HubBusy("429"), HubRefused("403"), HubGuardError("a new kind")]
+)
+async def test_half_a_list_stops_nothing_and_the_status_says_why(world: MakeWorld, error: HubGuardError):
+    w = await world()
+    w.server("idle", 700)
+
+    def fault(request: Request) -> HubError | None:
+        return error if request.call == "list" else None  # type: ignore[return-value]
+
+    w.hub.fault = fault
+    await w.for_s(300)
+    status = w.status
+    assert w.stopped() == []
+    assert status.mode is Mode.BRAKED
+    assert str(error) in status.why
+    w.hub.fault = None
+    await w.for_s(60)
+    assert w.stopped() == [], (
+        "nobody's activity could be seen during the outage, so that idle clocks start anew after it"
+    )
+    await w.for_s(700)
+    assert w.stopped() == ["idle"]
+
+
+async def test_a_token_without_the_scope_to_stop_is_tried_once_a_cycle_not_once_a_server(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"concurrency": 2}})
+    for number in range(50):
+        w.server(f"u{number}", 700)
+    w.hub.fault = lambda request: HubRefused("delete:servers is missing") if request.call == "stop" else None
+    await w.for_s(30)
+    assert len(w.stopped()) <= 2
+
+
+async def test_never_more_requests_than_the_budget_in_any_second(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"rate": 5.0, "burst": 3, "concurrency": 50}})
+    for number in range(100):
+        w.server(f"u{number:03}", 700, stops=Stops.POLL_RAISES if number % 3 else Stops.WORKS)
+    await w.for_s(600)
+    times = [request.at_s for request in w.hub.requests]
+    assert len(set(w.stopped())) == 100
+    for window_s in (1, 10, 60):
+        assert max(sum(t <= u < t + window_s for u in times) for t in times) <= 5 * window_s + 3
+
+
+async def test_a_wrong_setting_is_named_and_nothing_is_done(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardCull": {"idle_timeout": 1}})
+    w.server("idle", 9000)
+    await w.for_s(300)
+    status = w.status
+    assert status.mode is Mode.TROUBLED
+    assert "HubGuardCull.idle_timeout" in status.why
+    assert w.hub.requests == []
+    with pytest.raises(HubGuardError, match="HubGuardCull.idle_timeout"):
+        await w.guard.cycle("ada")
+
+
+async def test_two_guards_on_one_journal_never_act_at_once(world: MakeWorld):
+    first = await world(holder="first")
+    second = await world(books=first.books, clock=first.clock, holder="second")
+    for w in (first, second):
+        for number in range(30):
+            w.server(f"u{number}", 700)
+
+    async def both() -> None:
+        tasks = [asyncio.ensure_future(w.guard.run()) for w in (first, second)]
+        await first.clock.sleep(200)
+        second.status = second.guard.status()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    await first.clock.run(both())
+    assert len(first.stopped()) == 30
+    assert second.hub.requests == []
+    assert second.status.mode is Mode.STANDBY
+
+
+async def test_a_guard_of_a_newer_hub_takes_over_at_once_and_the_old_one_says_it_is_superseded(world: MakeWorld):
+    old = await world({**ARMED, "HubGuardBudget": {"rate": 2.0}}, holder="old", generation=100.0)
+    new = await world(books=old.books, clock=old.clock, holder="new", generation=200.0)
+    for w in (old, new):
+        for number in range(60):
+            w.server(f"u{number:02}", 700)
+
+    async def both() -> float:
+        first = asyncio.ensure_future(old.guard.run())
+        await old.clock.sleep(15)
+        took_over_s = old.clock.monotonic_s()
+        second = asyncio.ensure_future(new.guard.run())
+        await old.guard.superseded.wait()
+        await old.clock.sleep(100)
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        return took_over_s
+
+    took_over_s = await old.clock.run(both())
+    new_stops = [request for request in new.hub.requests if request.call == "stop"]
+    assert new_stops
+    assert [request for request in old.hub.requests if request.call == "stop" and request.at_s > took_over_s + 2] == []
+
+
+async def test_what_a_crash_left_open_is_settled_by_looking_and_never_sent_again_blindly(world: MakeWorld):
+    w = await world()
+    w.server("gone", 700)
+    w.server("alive", 900)
+    journal, now = w.books.journal, w.clock.now()
+    lease = journal.take_lease(HUB, "crashed", "", 0.0, now, 30)
+    assert lease is not None
+    (dry,) = [await w.clock.run(_dry(w))]
+    for action in dry:
+        journal.intend(HUB, lease, action, "hubguard", now, asked=False, armed=True)
+    await w.clock.run(w.hub.stop_server("gone", ""))
+    w.hub.requests.clear()
+    await w.for_s(50)
+    assert w.stopped() == [], "alive is backing off, gone is gone"
+    assert {entry.user: entry.outcome for entry in w.entries("outcome")} == {
+        "gone": OutcomeKind.DONE,
+        "alive": OutcomeKind.UNVERIFIED,
+    }
+
+
+async def _dry(w: World):
+    from hubguard.cull.decide.judge import judge_all, plan
+
+    servers = await w.hub.list_servers()
+    return plan(judge_all(servers, w.guard.policy, {}, w.clock.now()), w.guard.policy, w.clock.now()).actions
+
+
+async def test_a_journal_that_cannot_be_used_stops_everything_and_is_tried_again(world: MakeWorld):
+    w = await world()
+    w.server("idle", 700)
+    real, failing = w.books.call, True
+
+    async def call(function, *args, **kwargs):
+        if failing:
+            raise JournalError("The disk is full.")
+        return await real(function, *args, **kwargs)
+
+    w.books.call = call  # type: ignore[method-assign]
+    await w.for_s(60)
+    assert w.status.mode is Mode.TROUBLED
+    assert "The disk is full." in w.status.why
+    assert w.stopped() == []
+    failing = False
+    await w.for_s(60)
+    assert w.stopped() == ["idle"]
+
+
+async def test_taking_over_from_a_culler_arms_and_says_so(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
+    w.server("idle", 700)
+    await w.for_s(30)
+    assert w.stopped() == ["idle"]
+    (entry,) = w.entries("armed")
+    assert "jupyterhub-idle-culler" in entry.detail
+
+
+async def test_a_takeover_does_not_arm_again_what_a_person_has_set_to_observe(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
+    w.books.journal.observe("ada", "not yet", w.clock.now())
+    w.server("idle", 700)
+    await w.for_s(30)
+    assert w.stopped() == []
+
+
+async def test_beside_a_running_culler_it_only_observes_even_when_armed(world: MakeWorld):
+    w = await world(observe_only="jupyterhub-idle-culler is running, too")
+    w.server("idle", 700)
+    await w.for_s(30)
+    assert w.stopped() == []
+    assert "jupyterhub-idle-culler is running" in w.status.why
+
+
+async def test_a_defect_in_one_cycle_does_not_end_the_guard(world: MakeWorld, monkeypatch: pytest.MonkeyPatch):
+    w = await world()
+    w.server("idle", 700)
+
+    def defect(request: Request) -> None:
+        if request.at_s < 30:
+            raise ZeroDivisionError
+
+    w.hub.fault = defect
+    await w.for_s(120)
+    assert w.stopped() == ["idle"]
+
+
+async def test_the_lease_is_given_up_at_the_end_so_that_the_next_guard_need_not_wait(world: MakeWorld):
+    w = await world()
+    await w.for_s(10)
+    assert open_journal  # the journal is still open, by the fixture
+    lease = w.books.journal.take_lease(HUB, "next", "", 0.0, w.clock.now(), 30)
+    assert lease is not None
+
+
+@pytest.mark.long
+async def test_the_journal_forgets_what_is_older_than_its_setting(world: MakeWorld):
+    w = await world({"HubGuard": {"journal_days": 10, "lease_s": 3600.0}, "HubGuardCull": {"every_s": 3600.0}})
+    w.books.journal.note("note", "ada", 0, w.clock.now() - timedelta(days=9), "yesterday's news")
+    await w.for_s(3600)
+    assert len(w.entries("note")) == 1
+    await w.for_s(2 * 86400)
+    assert w.entries("note") == []
+
+
+async def test_a_missing_optional_scope_is_said_with_the_feature_that_lacks_it(world: MakeWorld):
+    w = await world(features={"list:services": "noticing another culler", "list:users": "finding servers"})
+    await w.for_s(30)
+    assert w.status.notes == ("No noticing another culler: the service's role lacks the scope list:services.",)
+
+
+async def test_arming_what_the_config_keeps_observing_is_refused_and_the_setting_named(world: MakeWorld):
+    w = await world({"HubGuard": {"armed": False}})
+
+    async def arm() -> None:
+        task = asyncio.ensure_future(w.guard.run())
+        await w.clock.sleep(5)
+        with pytest.raises(HubGuardError, match="HubGuard.armed is False"):
+            await w.guard.arm("ada", "")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await w.clock.run(arm())
+    assert w.entries("armed") == []
+
+
+async def test_observing_what_the_config_has_armed_is_refused_and_hold_is_named(world: MakeWorld):
+    w = await world()
+    with pytest.raises(HubGuardError, match="use hold"):
+        await w.guard.observe("ada", "")
+
+
+@pytest.mark.long
+async def test_servers_that_cannot_be_stopped_do_not_keep_the_others_running_for_hours(world: MakeWorld):
+    """Each failed stop takes a minute to verify, and its back-off is over when the next cycle comes."""
+    w = await world()
+    for number in range(300):
+        w.server(f"ghost{number:03}", 5000, stops=Stops.GHOST)
+    for number in range(50):
+        w.server(f"good{number:02}", 700)
+    await w.for_s(3600)
+    assert {user for user, _ in w.hub.backends if user.startswith("good")} == set()
+
+
+async def test_a_name_that_the_journal_cannot_hold_keeps_no_other_server_running(world: MakeWorld):
+    w = await world()
+    w.server("eve", 5000, name="x" * 256)
+    for number in range(50):
+        w.server(f"u{number}", 700)
+    await w.for_s(50)
+    assert w.hub.backends == {("eve", "x" * 256)}
+
+
+async def test_an_observer_shows_its_servers_whatever_their_names(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}})
+    w.server("eve", 5000, name="a\0b")
+    w.server("idle", 700)
+    await w.for_s(50)
+    assert w.status.mode is Mode.OBSERVING
+    assert [note.user for note in w.entries("note")] == ["idle"]
+
+
+@pytest.mark.long
+async def test_a_hub_that_comes_and_goes_does_not_fill_the_journal_of_an_observer(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}})
+    w.server("idle", 700)
+    w.hub.fault = lambda request: HubUnreachable("down") if request.at_s % 600 > 300 else None
+    await w.for_s(6 * 3600)
+    assert len(w.entries("note")) == 1
+
+
+async def test_a_cycle_is_told_even_when_the_journal_cannot_forget(world: MakeWorld, monkeypatch: pytest.MonkeyPatch):
+    w = await world()
+    w.server("idle", 700)
+
+    def forget(before: object) -> int:
+        raise JournalError("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(w.books.journal, "forget", forget)
+    await w.for_s(50)
+    assert w.stopped() == ["idle"]
+    assert w.status.mode is Mode.ACTING
+
+
+async def test_a_cull_by_name_that_was_cut_short_does_not_exit_as_if_all_were_done(world: MakeWorld):
+    w = await world()
+    w.server("idle", 700)
+    w.hub.fault = lambda request: HubRefused("403") if request.call == "get" else None
+    report = await w.clock.run(w.guard.once("ada"))
+    assert exit_code(words.as_json(cull_shapes.cycle(report)), dry_run=False) == 1
+
+
+async def test_requests_that_a_slow_journal_held_up_do_not_go_out_all_at_once(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"rate": 5.0, "burst": 1}})
+    for number in range(20):
+        w.server(f"u{number:02}", 700)
+    real, slow_until_s = w.books.call, 20.0
+
+    async def call(function, *args, **kwargs):
+        if function.__name__ == "intend" and w.clock.monotonic_s() < slow_until_s:
+            await w.clock.sleep(slow_until_s - w.clock.monotonic_s())
+        return await real(function, *args, **kwargs)
+
+    w.books.call = call  # type: ignore[method-assign]
+    await w.for_s(120)
+    times = sorted(request.at_s for request in w.hub.requests)
+    assert len(set(w.stopped())) == 20
+    assert max(sum(t <= u < t + 1 for u in times) for t in times) <= 5 + 1
+
+
+async def test_a_restart_does_not_say_again_what_would_be_stopped(world: MakeWorld):
+    first = await world({"HubGuardCull": {"idle_timeout_s": 600.0}})
+    first.server("idle", 700)
+    await first.for_s(60)
+    second = await world(
+        {"HubGuardCull": {"idle_timeout_s": 600.0}}, books=first.books, clock=first.clock, holder="next"
+    )
+    second.server("idle", 760)
+    second.hub._records = first.hub._records
+    await second.for_s(60)
+    assert len(second.entries("note")) == 1
+
+
+async def test_a_mended_role_shows_without_a_restart(world: MakeWorld):
+    w = await world(features={"list:services": "noticing another culler"})
+    await w.for_s(30)
+    assert len(w.status.notes) == 1
+    w.hub.scopes = frozenset({"list:services"})
+    await w.for_s(700)
+    assert w.status.notes == ()
+
+
+def failing_once(w: World, name: str, when: Callable[[], bool] = lambda: True) -> list[bool]:
+    """The journal's method of that name fails the first time that ``when`` holds; what is returned says whether it has."""
+    real, failed = w.books.call, []
+
+    async def call(function, *args, **kwargs):
+        if function.__name__ == name and not failed and when():
+            failed.append(True)
+            raise JournalError("the journal is locked")
+        return await real(function, *args, **kwargs)
+
+    w.books.call = call  # type: ignore[method-assign]
+    return failed
+
+
+async def test_one_failure_to_read_what_the_journal_remembers_delays_a_cycle_and_no_more(world: MakeWorld):
+    w = await world()
+    w.server("idle", 700)
+    failed = failing_once(w, "recall")
+    await w.for_s(200)
+    assert failed
+    assert w.stopped() == ["idle"]
+
+
+async def test_one_failure_to_arm_in_the_place_of_a_culler_delays_it_and_no_more(world: MakeWorld):
+    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
+    w.server("idle", 700)
+    failed = failing_once(w, "arm")
+    await w.for_s(200)
+    assert failed
+    assert w.stopped() == ["idle"]
+
+
+async def test_an_outage_between_two_long_cycles_is_seen_and_nobody_active_before_it_is_stopped(world: MakeWorld):
+    w = await world({"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 900.0, "every_s": 600.0}})
+    w.server("ann", 30)
+    w.hub.fault = lambda _: HubUnreachable("down") if 330 <= w.clock.monotonic_s() <= 1190 else None
+
+    async def use() -> None:
+        while True:
+            if not 330 <= w.clock.monotonic_s() <= 1500:  # the hub's first update comes 300 s after its start
+                w.hub.change("ann", last_activity=w.clock.now())
+            await w.clock.sleep(290)
+
+    task = asyncio.ensure_future(use())
+    await w.for_s(2500)
+    task.cancel()
+    assert w.status.clock_from is not None
+    assert w.stopped() == []
+
+
+USERS = {
+    "HubGuard": {"armed": True},
+    "HubGuardCull": {"idle_timeout_s": 1800.0, "users": True, "user_idle_timeout_s": 1800.0},
+}
+
+
+def deleted(w: World) -> list[str]:
+    return [request.user for request in w.hub.requests if request.call == "delete"]
+
+
+async def test_users_are_not_deleted_at_the_first_look_after_an_outage(world: MakeWorld):
+    w = await world(USERS)
+    now = w.clock.now()
+    w.hub.add_user(User("ann", False, (), (), now - timedelta(days=9), now - timedelta(seconds=60)))
+    w.hub.fault = lambda _: HubUnreachable("down") if 120 <= w.clock.monotonic_s() <= 3720 else None
+    await w.for_s(3900)
+    assert deleted(w) == []
+    await w.for_s(3600)
+    assert deleted(w) == ["ann"]
+
+
+async def test_its_own_deletions_are_no_loss_of_users_even_when_the_journal_fails_meanwhile(world: MakeWorld):
+    w = await world(USERS)
+    now = w.clock.now()
+    for number in range(40):
+        at = now - timedelta(days=1) if number < 20 else now + timedelta(days=3)
+        w.hub.add_user(User(f"u{number}", False, (), (), now - timedelta(days=9), at))
+    failed = failing_once(w, "remember", lambda: len(deleted(w)) == 20)
+    await w.for_s(3600)
+    assert failed
+    assert len(deleted(w)) == 20
+    assert w.status.brake is None
+
+
+async def test_many_stops_at_once_are_verified_by_one_list(world: MakeWorld):
+    w = await world({**ARMED, "HubGuardBudget": {"concurrency": 50, "rate": 1000.0, "burst": 100}})
+    for number in range(40):
+        w.server(f"u{number:02}", 700, stops=Stops.GHOST if number == 7 else Stops.WORKS)
+    await w.for_s(70)
+    calls = [request.call for request in w.hub.requests if request.at_s < 5]
+    assert calls.count("stop") == 40
+    assert calls.count("get") < 60, "40 second looks, and hardly any more"
+    assert calls.count("list") >= 2
+    outcomes = {entry.user: entry.outcome for entry in w.entries("outcome")}
+    assert outcomes.pop("u07") is OutcomeKind.FAILED
+    assert set(outcomes.values()) == {OutcomeKind.DONE}
+    assert len(outcomes) == 39

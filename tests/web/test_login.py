@@ -1,0 +1,246 @@
+"""Who is it? The real login against a hub that vouches, denies, dawdles, talks nonsense or is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.web import Application, RequestHandler, create_signed_value
+
+from hubguard.errors import HubUnreachable
+from hubguard.pacing.budget import Budget, Lane
+from hubguard.web import auth
+from hubguard.web.auth import Caller, HubLogin, rights
+
+SECRET = b"s" * 32
+ANN = {"kind": "user", "name": "ann", "admin": True, "scopes": ["access:services!service=hubguard", "delete:servers"]}
+
+
+class Hub:
+    """The one address of a hub that the login needs."""
+
+    def __init__(self) -> None:
+        self.answer: Any = ANN
+        self.status = 200
+        self.delay_s = 0.0
+        self.asked: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.url = ""
+
+    async def user(self, request: web.Request) -> web.Response:
+        self.asked.append(request.headers["Authorization"])
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(self.delay_s)
+        finally:
+            self.at_once -= 1
+        if isinstance(self.answer, str):
+            return web.Response(status=self.status, text=self.answer)
+        return web.json_response(self.answer, status=self.status)
+
+
+@asynccontextmanager
+async def serving(hub: Hub, port: int = 0) -> AsyncIterator[int]:
+    app = web.Application()
+    app.router.add_get("/hub/api/user", hub.user)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
+    await site.start()
+    try:
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Hub]:
+    made = Hub()
+    async with serving(made) as port:
+        made.url = f"http://127.0.0.1:{port}/hub/api"
+        yield made
+
+
+def login_at(url: str, **settings: Any) -> HubLogin:
+    return HubLogin(api_url=url, token="ours-0123456789", prefix="/services/hubguard/", hub_prefix="/hub/", **settings)
+
+
+@pytest.fixture
+def login(hub: Hub) -> HubLogin:
+    return login_at(hub.url)
+
+
+class _Wire(HTTPConnection):
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        pass
+
+
+def request(token: str | None = None, cookie: str | None = None, session: str = "s1", **headers: str) -> RequestHandler:
+    sent = HTTPHeaders(headers)
+    if token:
+        sent["Authorization"] = f"token {token}"
+    cookies = [f"jupyterhub-session-id={session}"]
+    if cookie:
+        signed = create_signed_value(SECRET, "service-hubguard", cookie).decode()
+        cookies.append(f"service-hubguard={signed}")
+    sent["Cookie"] = "; ".join(cookies)
+    sent["Host"] = "hub.example.org"
+    line = RequestStartLine("GET", "/services/hubguard/servers?q=a", "HTTP/1.1")
+    made = HTTPServerRequest(start_line=line, headers=sent, connection=_Wire())
+    return RequestHandler(Application(cookie_secret=SECRET), made)
+
+
+async def test_a_token_is_vouched_for_by_the_hub_and_its_scopes_are_the_callers(login: HubLogin, hub: Hub) -> None:
+    caller = await login.caller(request("hers"), fresh=False)
+    assert caller == Caller("ann", "user", frozenset(ANN["scopes"]), admin=True)
+    assert rights(caller.scopes).act
+    assert hub.asked == ["token hers"]
+
+
+async def test_who_was_just_told_is_not_asked_for_again_but_for_changes(login: HubLogin, hub: Hub) -> None:
+    for _ in range(5):
+        await login.caller(request("hers"), fresh=False)
+    assert len(hub.asked) == 1
+    await login.caller(request("hers"), fresh=True)
+    assert len(hub.asked) == 2
+
+
+async def test_rights_that_were_taken_away_are_gone_with_the_next_change_that_is_tried(
+    login: HubLogin, hub: Hub
+) -> None:
+    await login.caller(request("hers"), fresh=False)
+    hub.status = 403
+    assert await login.caller(request("hers"), fresh=True) is None
+    assert await login.caller(request("hers"), fresh=False) is None
+
+
+async def test_another_session_of_the_browser_is_another_question(login: HubLogin, hub: Hub) -> None:
+    """A logout at the hub ends the session; what was known under it no longer counts."""
+    await login.caller(request(cookie="hers"), fresh=False)
+    hub.status = 403
+    assert await login.caller(request(cookie="hers", session="s2"), fresh=False) is None
+
+
+async def test_without_access_to_the_service_no_scope_counts(login: HubLogin, hub: Hub) -> None:
+    for access in ([], ["access:services!service=other"], ["access:servers"]):
+        hub.answer = {**ANN, "scopes": [*access, "admin:servers", "custom:hubguard:act"]}
+        caller = await login.caller(request(f"hers{access}"), fresh=False)
+        assert caller is not None
+        assert caller.scopes == frozenset()
+    hub.answer = {**ANN, "scopes": ["access:services", "custom:hubguard:act"]}
+    caller = await login.caller(request("all"), fresh=False)
+    assert caller is not None
+    assert rights(caller.scopes).act
+
+
+async def test_with_the_hub_gone_a_known_login_reads_on_and_changes_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "KNOWN_S", 0.0)
+    login = login_at(hub.url)
+    await login.caller(request("hers"), fresh=False)
+    login.hub_auth.api_url = "http://127.0.0.1:9/hub/api"
+    caller = await login.caller(request("hers"), fresh=False)
+    assert caller is not None
+    assert caller.name == "ann"
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("hers"), fresh=True)
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("nobody-knows"), fresh=False)
+    monkeypatch.setattr(auth, "HUB_DOWN_S", 0.0)
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("hers"), fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [(500, "oops"), (503, "busy"), (429, "slow down"), (404, "?"), (200, "not json"), (302, ""), (400, "{}")],
+)
+async def test_an_answer_that_is_none_names_nobody(login: HubLogin, hub: Hub, status: int, answer: str) -> None:
+    hub.status, hub.answer = status, answer
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("hers"), fresh=False)
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"name": None}, {"name": 5, "scopes": ["admin:servers"]}, None, 7])
+async def test_json_that_names_nobody_names_nobody(login: HubLogin, hub: Hub, answer: Any) -> None:
+    hub.answer = answer
+    assert await login.caller(request("hers"), fresh=False) is None
+
+
+async def test_a_hub_that_hangs_is_given_up(login: HubLogin, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "LOOKUP_S", 0.1)
+    hub.delay_s = 5
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("hers"), fresh=False)
+
+
+async def test_a_flood_of_made_up_tokens_gets_little_of_the_budget(hub: Hub) -> None:
+    hub.status, hub.delay_s = 403, 0.01
+    budget = Budget(rate=1000, burst=1000, concurrency=50)
+    login = login_at(hub.url, lane=lambda: budget.slot(Lane.RESERVED, safe=True))
+    asked: list[Awaitable[Caller | None]] = [login.caller(request(f"made-up-{i}"), fresh=False) for i in range(30)]
+    assert set(await asyncio.gather(*asked)) == {None}
+    assert hub.most_at_once <= auth.LOOKUPS_AT_ONCE
+    assert budget.use().requests == 30
+    assert budget.use().failures == 0
+
+
+async def test_an_open_breaker_is_a_hub_that_does_not_answer(hub: Hub) -> None:
+    budget = Budget(rate=1000, burst=1000, concurrency=5, breaker_failures=2, breaker_open_s=600)
+    login = login_at(hub.url, lane=lambda: budget.slot(Lane.RESERVED, safe=True))
+    hub.status = 500
+    for _ in range(5):
+        with pytest.raises(HubUnreachable):
+            await login.caller(request("hers"), fresh=True)
+    assert len(hub.asked) < 5
+
+
+async def test_a_cookie_that_nobody_signed_is_nothing(login: HubLogin, hub: Hub) -> None:
+    handler = request(Cookie="x")
+    handler.request.headers["Cookie"] = "service-hubguard=hers; jupyterhub-session-id=s"
+    assert login.session(handler) is None
+    assert await login.caller(handler, fresh=False) is None
+    assert hub.asked == []
+
+
+def test_a_token_in_the_header_is_no_session_even_beside_a_cookie(login: HubLogin) -> None:
+    assert login.session(request(cookie="hers")) == "hers"
+    assert login.session(request("other", cookie="hers")) is None
+    assert login.session(request()) is None
+
+
+def test_the_way_to_the_login_comes_back_to_our_own_callback_whatever_the_environment_says(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTERHUB_OAUTH_CALLBACK_URL", "/services/other/oauth_callback")
+    monkeypatch.setenv("JUPYTERHUB_CLIENT_ID", "service-other")
+    url = login_at(hub.url).login_url(request())
+    assert url.startswith("/hub/api/oauth2/authorize?")
+    assert "client_id=service-hubguard&redirect_uri=%2Fservices%2Fhubguard%2Foauth_callback" in url
+    assert "state=" in url
+
+
+async def test_tokens_are_neither_logged_nor_in_errors(
+    login: HubLogin, hub: Hub, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    for status, answer in ((200, ANN), (403, ANN), (500, "oops"), (200, "not json")):
+        hub.status, hub.answer = status, answer
+        for handler in (request("sesame"), request(cookie="sesame")):
+            if answer is ANN:
+                await login.caller(handler, fresh=True)
+                continue
+            with pytest.raises(HubUnreachable) as raised:
+                await login.caller(handler, fresh=True)
+            told = "".join(traceback.format_exception(raised.value))
+            assert "sesame" not in told.replace('request("sesame")', "")
+    assert "sesame" not in caplog.text
+    assert "ours-0123456789" not in caplog.text
