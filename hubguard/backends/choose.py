@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
+from typing_extensions import override
+
 from hubguard.backends import http
 from hubguard.backends.confirmed import Confirmed
 from hubguard.backends.model import Backend
@@ -41,7 +43,7 @@ def open_backends(setting: str, place: Place) -> Backends | None:
     return _confirmed(module.open_backends(place), place)
 
 
-class ByTheHub:
+class ByTheHub(Backends):
     """Backends by the class of the hub's spawner, which the hub is asked for at the first look; until then, "http".
 
     For a service that no include has told anything. Not at its start: what the budget has learned isn't in force by then.
@@ -53,30 +55,31 @@ class ByTheHub:
         self._chosen: Backends | None = None
 
     @property
+    @override
     def kind(self) -> str:
-        """See Backends."""
         return "http" if self._chosen is None else self._chosen.kind
 
     @property
+    @override
     def whole(self) -> bool:
-        """See Backends."""
         return self._chosen is not None and self._chosen.whole
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Raises HubError, too, where the hub can't be asked; the next look asks it again."""
+        """Raises HubError, too, where the hub can't be asked; the next look asks it again."""
         if self._chosen is None:
             name = await self._spawner_class()
             self._chosen = _by_spawner(replace(self._place, spawner=() if name is None else (name,)))
         return await self._chosen.look(expected)
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends."""
         if self._chosen is None:
             raise BackendError(f"Nothing was ended: what runs {backend.user}'s server hasn't been looked at yet.")
         await self._chosen.end(backend)
 
+    @override
     async def close(self) -> None:
-        """See Backends."""
         if self._chosen is not None:
             await self._chosen.close()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from typing_extensions import override
+
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected
 from hubguard.model import Key
@@ -22,7 +24,7 @@ NAMED_BY = {
 """By kind, where a spawner's state names the backend, so that the one that serves is looked up, not recognised."""
 
 
-class Confirmed:
+class Confirmed(Backends):
     """Implements Backends: ``inner``'s, where those that seem gone are asked at their targets by ``http`` at each look.
 
     One that answers there is alive, with a Backend of ``http``'s kind in place of ``inner``'s: it is never ended. One that
@@ -39,20 +41,23 @@ class Confirmed:
         self._seen = False
 
     @property
+    @override
     def kind(self) -> str:
-        """See Backends; that of ``inner``."""
+        """That of ``inner``."""
         return self._inner.kind
 
     @property
+    @override
     def whole(self) -> bool:
-        """See Backends; that of ``inner``."""
+        """That of ``inner``."""
         return self._inner.whole
 
     def __repr__(self) -> str:
         return f"<Confirmed {self._inner!r}>"
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Takes as long as ``inner``'s, and as ``http``'s where any seems gone."""
+        """Takes as long as ``inner``'s, and as ``http``'s where any seems gone."""
         told = await self._inner.look(expected)
         whole = self._inner.whole
         of: dict[Key, list[Backend]] = {}
@@ -76,12 +81,13 @@ class Confirmed:
         found = [backend for backends in of.values() for backend in backends]
         return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends. What only answers at its target can't be ended: raises BackendError."""
+        """What only answers at its target can't be ended: raises BackendError."""
         await (self._http if backend.kind == self._http.kind else self._inner).end(backend)
 
+    @override
     async def close(self) -> None:
-        """See Backends."""
         try:
             await self._inner.close()
         finally:

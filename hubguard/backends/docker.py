@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 import aiohttp
+from typing_extensions import override
 from yarl import URL
 
 from hubguard.backends.model import Backend
@@ -79,7 +80,7 @@ class _Details:
     networks: frozenset[str]
 
 
-class DockerBackends:
+class DockerBackends(Backends):
     """Implements Backends.
 
     A look is one list of all containers; details are read of those that are new, or have started, stopped or grown older by
@@ -106,8 +107,9 @@ class DockerBackends:
     def __repr__(self) -> str:
         return f"<DockerBackends {self._where}>"
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Containers that have stopped are told of, too: DockerSpawner keeps them by default.
+        """Containers that have stopped are told of, too: DockerSpawner keeps them by default.
 
         Where a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before
         this hub's URL or network changed: then it can't be told.
@@ -152,8 +154,9 @@ class DockerBackends:
         found += [backend for backend in strangers if backend.key not in running]
         return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends. It is stopped, and removed only where DockerSpawner itself would do so (``remove``)."""
+        """It is stopped, and removed only where DockerSpawner itself would do so (``remove``)."""
         container, _, run = backend.id.partition("@")
         if not _CONTAINER_ID.fullmatch(container):
             raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")
@@ -187,8 +190,9 @@ class DockerBackends:
         if self._place.settings.get("remove") is True:
             await self._remove(container)
 
+    @override
     async def close(self) -> None:
-        """See Backends. It may be used again afterwards, and opens new connections then."""
+        """It may be used again afterwards, and opens new connections then."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()

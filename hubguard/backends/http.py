@@ -14,6 +14,7 @@ from datetime import datetime
 from urllib.parse import quote
 
 import aiohttp
+from typing_extensions import override
 from yarl import URL
 
 from hubguard.backends.model import Backend
@@ -51,7 +52,7 @@ class _Answer:
     again_s: float
 
 
-class HTTPBackends:
+class HTTPBackends(Backends):
     """Implements Backends by asking; it can end nothing, and proves nothing.
 
     One that answers is asked again some two minutes later, all others at each look. ``jitter`` gives numbers from 0 to 1.
@@ -80,8 +81,9 @@ class HTTPBackends:
         self._session: aiohttp.ClientSession | None = None
         self._one_look = asyncio.Lock()
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Takes some 23 s at most, however many there are and however slow they are."""
+        """Takes some 23 s at most, however many there are and however slow they are."""
         async with self._one_look:
             wanted = {(one.user, one.server): one for one in expected}
             now_s = self._clock.monotonic_s()
@@ -109,8 +111,8 @@ class HTTPBackends:
             "HubGuardDrift.backend to what runs the servers."
         )
 
+    @override
     async def close(self) -> None:
-        """See Backends."""
         if self._session is not None:
             await self._session.close()
             self._session = None

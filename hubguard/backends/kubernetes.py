@@ -13,11 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+from typing_extensions import override
 from yarl import URL
 
 from hubguard.backends.kubernetes_models import Pod, PodList, read_pod, read_pod_list
 from hubguard.backends.model import Backend
-from hubguard.backends.port import Expected, Place
+from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
 from hubguard.hub.http import in_words, quotable
 from hubguard.hub.models import read_retry_after
@@ -56,7 +57,7 @@ def open_backends(place: Place) -> KubernetesBackends:
     return KubernetesBackends(place)
 
 
-class KubernetesBackends:
+class KubernetesBackends(Backends):
     """Backends over pods; see the port. What KubeSpawner goes by is what this goes by: namespace and component label.
 
     A pod is proved to be this hub's by these and the API URL in its environment. A look is one list, from the API server's
@@ -87,8 +88,8 @@ class KubernetesBackends:
     def __repr__(self) -> str:
         return f"<KubernetesBackends {self._host()}>"
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends."""
         account = self._account()
         try:
             pods = await asyncio.wait_for(self._list(account), LOOK_TIMEOUT_S)
@@ -101,8 +102,9 @@ class KubernetesBackends:
             )
         return self._told(pods, expected, account.namespace)
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends. The pod gets the grace that it was made with."""
+        """The pod gets the grace that it was made with."""
         name = backend.name.removeprefix("pod ")
         if backend.kind != self.kind or not POD_NAME.fullmatch(name):
             raise BackendError(f"{backend.name} isn't a pod, so it can't be ended as one. Nothing was ended.")
@@ -127,8 +129,9 @@ class KubernetesBackends:
                 f"The pod {name} was replaced by another while it was to be ended. Nothing was ended; look again."
             )
 
+    @override
     async def close(self) -> None:
-        """See Backends. It may be used again afterwards, and opens new connections then."""
+        """It may be used again afterwards, and opens new connections then."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()

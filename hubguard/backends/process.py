@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+from typing_extensions import override
 
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
@@ -75,7 +76,7 @@ class _Known:
         return f"{self.process.pid}:{self.began:.2f}"
 
 
-class ProcessBackends:
+class ProcessBackends(Backends):
     """Implements Backends over psutil. A look is one pass over the processes, in a thread.
 
     It is whole when every process that could be a server could be read, and servers of this hub were seen here at all:
@@ -92,17 +93,19 @@ class ProcessBackends:
         self._one_pass = asyncio.Lock()
 
     @property
+    @override
     def whole(self) -> bool:
-        """See Backends; as of the last look, and False before the first."""
+        """As of the last look, and False before the first."""
         return self._whole
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends."""
         async with self._one_pass:
             return await asyncio.to_thread(self._look, tuple(expected))
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends. Returns when it and those of its children that carry the same proof are gone, 6 s later at most."""
+        """Returns when it and those of its children that carry the same proof are gone, 6 s later at most."""
         family = await asyncio.to_thread(self._family, backend)
         try:
             await asyncio.to_thread(self._signal, family[:1], backend.key, psutil.Process.terminate)
@@ -115,8 +118,9 @@ class ProcessBackends:
                 "End it by hand, or run HubGuard as the hub is run."
             ) from error
 
+    @override
     async def close(self) -> None:
-        """See Backends."""
+        pass
 
     # looking
 

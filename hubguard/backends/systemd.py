@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psutil
+from typing_extensions import override
 
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
@@ -71,7 +72,7 @@ class _Claim:
     api_url: str
 
 
-class SystemdBackends:
+class SystemdBackends(Backends):
     """Implements Backends. A look is one call of systemctl, and the environment of each unit's main process.
 
     A unit is proved by its name, which must be what the hub's template makes of the user, and by the API URL in its
@@ -90,8 +91,9 @@ class SystemdBackends:
         self._template = template if isinstance(template, str) and template else DEFAULT_TEMPLATE
         self._told: dict[tuple[str, str, int], _Claim] = {}
 
+    @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """See Backends. Units that nobody expects are told of while they live only.
+        """Units that nobody expects are told of while they live only.
 
         Where a unit's process can't be read, its name tells the user, and there is no proof. Where a server's own isn't seen
         to run, another hub's may be it, from before this hub's URL changed, if the server's state or its own name says so:
@@ -153,8 +155,9 @@ class SystemdBackends:
                 )
         return tuple(sorted(found.values(), key=lambda backend: (*backend.key, backend.id)))
 
+    @override
     async def end(self, backend: Backend) -> None:
-        """See Backends. systemd gives it the unit's own time to stop, by default 90 s, and then kills all of it."""
+        """Systemd gives it the unit's own time to stop, by default 90 s, and then kills all of it."""
         name, _, run = backend.id.rpartition("@")
         if not _UNIT.fullmatch(name):
             raise BackendError(f"{printable(backend.id)!r} isn't the id of a unit, so nothing was ended.")
@@ -172,8 +175,9 @@ class SystemdBackends:
             )
         await self._systemctl("stop", "--no-block", "--no-ask-password", "--", name)
 
+    @override
     async def close(self) -> None:
-        """See Backends."""
+        pass
 
     def _names(self, user: str | None = None) -> tuple[str, re.Pattern[str]]:
         """What systemctl finds the hub's units by, and what matches their names, with the user's as the group "user".

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
+from typing_extensions import override
 from yarl import URL
 
 from hubguard.errors import (
@@ -26,6 +27,7 @@ from hubguard.errors import (
     HubRefused,
     HubUnreachable,
 )
+from hubguard.hub.api import HubAPI
 from hubguard.hub.http import LONGEST_QUOTE, checked_token, checked_url, in_words, printable, quotable
 from hubguard.hub.models import (
     Page,
@@ -71,7 +73,7 @@ def tell(slot: Slot, error: HubError | None) -> None:
     slot.failed(overload=overload)
 
 
-class HTTPHubAPI:
+class HTTPHubAPI(HubAPI):
     """The hub behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
 
     ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
@@ -112,28 +114,29 @@ class HTTPHubAPI:
     ) -> None:
         await self.close()
 
+    @override
     async def close(self) -> None:
-        """See HubAPI."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
 
     @property
+    @override
     def skew_s(self) -> float | None:
-        """See HubAPI."""
         return self._skew_s
 
+    @override
     async def list_servers(self) -> tuple[Server, ...]:
-        """See HubAPI."""
         users = await self._all_pages(_listing("list its servers", state="active", sort="id"), read_users)
         return tuple(sorted((server for user in users.values() for server in user.servers), key=lambda s: s.key))
 
+    @override
     async def count_users(self) -> int:
-        """See HubAPI."""
         return (await self._page(_listing("count its users"), read_users, 0, limit=1)).total
 
+    @override
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
-        """See HubAPI. Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
+        """Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
         what = "list its users"
         users = None
         if inactive_since is not None:
@@ -143,8 +146,8 @@ class HTTPHubAPI:
         wanted = (user for user in users.values() if inactive_since is None or _inactive(user, inactive_since))
         return tuple(sorted(wanted, key=lambda user: user.name))
 
+    @override
     async def get_server(self, user: str, name: str) -> Server | None:
-        """See HubAPI."""
         call = _Call("GET", f"/users/{_quoted(user)}", f"read {_label(user, name)}", "read:servers", known=(200, 404))
         answer = await self._read(call)
         if answer.status == 404:
@@ -152,8 +155,8 @@ class HTTPHubAPI:
         servers = _understood(lambda: read_user(answer.json, of=user)).servers
         return next((server for server in servers if server.name == name), None)
 
+    @override
     async def get_user(self, name: str, *, stopped: bool = False) -> User | None:
-        """See HubAPI."""
         what, scope = f"read the user {printable(name)}", "read:servers and read:users"
         query = {"include_stopped_servers": "1"} if stopped else None
         answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404), query=query))
@@ -161,34 +164,35 @@ class HTTPHubAPI:
             return None
         return _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
 
+    @override
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
-        """See HubAPI."""
         what = f"delete the user {printable(name)}"
         await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
 
+    @override
     async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
-        """See HubAPI."""
         what = f"list the tokens of {printable(user)}"
         answer = await self._read(_Call("GET", f"/users/{_quoted(user)}/tokens", what, "read:tokens", known=(200,)))
         return _understood(lambda: read_tokens(answer.json, of=user))
 
+    @override
     async def create_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
-        """See HubAPI."""
         # By way of POST /users, the hub would make its own kind of name of it, in lower case.
         what = f"make the user {printable(name)}"
         call = _Call("POST", f"/users/{_quoted(name)}", what, "admin:users", known=(201, 409))
         return (await self._once(call, confirm)).status == 201
 
+    @override
     async def add_to_group(
         self, group: str, users: Sequence[str], *, confirm: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """See HubAPI."""
         what = f"put {printable(', '.join(users))} into the group {printable(group)}"
         path = f"/groups/{_quoted(group)}/users"
         call = _Call("POST", path, what, "groups", known=(200,), body={"users": list(users)})
         answer = await self._once(call, confirm)
         _understood(lambda: read_text(answer.json, "name"))
 
+    @override
     async def create_server(
         self,
         user: str,
@@ -197,14 +201,13 @@ class HTTPHubAPI:
         *,
         confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """See HubAPI."""
         # Without a key "user_options", the hub would take the whole body for them.
         body = {"user_options": None if options is None else dict(options)}
         what = f"make {_label(user, name)}"
         await self._once(_Call("PUT", _server_path(user, name), what, "servers", known=(201, 409), body=body), confirm)
 
+    @override
     async def startup_s(self) -> float | None:
-        """See HubAPI."""
         call = _Call("GET", "/metrics", "tell its metrics", "read:metrics", known=(200,), json=False)
         try:
             answer = await self._read(call)
@@ -212,8 +215,9 @@ class HTTPHubAPI:
             return None
         return read_startup(answer.body.decode("utf-8", "replace"))
 
+    @override
     def with_token(self, token: str) -> HTTPHubAPI:
-        """See HubAPI. It has connections of its own."""
+        """It has connections of its own."""
         return HTTPHubAPI(
             self._api_url,
             token,
@@ -223,57 +227,59 @@ class HTTPHubAPI:
             ssl_context=self._ssl,
         )
 
+    @override
     async def stop_server(
         self, user: str, name: str, *, remove: bool = False, confirm: Callable[[], Awaitable[None]] | None = None
     ) -> bool:
-        """See HubAPI. ``remove`` says nothing about a default server."""
+        """``remove`` says nothing about a default server."""
         path = _server_path(user, name)
         body = {"remove": True} if remove and name else None
         call = _Call("DELETE", path, f"stop {_label(user, name)}", "delete:servers", known=(204, 202, 404), body=body)
         answer = await self._once(call, confirm)
         return answer.status != 202
 
+    @override
     async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
-        """See HubAPI."""
         # A 6.x hub would be content with start:servers, which a 5.x hub doesn't know.
         call = _Call("POST", _server_path(user, name), f"start {_label(user, name)}", "servers", known=(201, 202))
         return (await self._once(call, confirm)).status == 201
 
+    @override
     async def list_services(self) -> dict[str, tuple[str, ...]]:
-        """See HubAPI."""
         answer = await self._read(_SERVICES)
         return _understood(lambda: read_services(answer.json))
 
+    @override
     async def service_prefixes(self) -> dict[str, str]:
-        """See HubAPI."""
         answer = await self._read(_SERVICES)
         return _understood(lambda: read_prefixes(answer.json))
 
+    @override
     async def list_routes(self) -> dict[str, Route]:
-        """See HubAPI. The hub asks the proxy for the whole table for each page."""
+        """The hub asks the proxy for the whole table for each page."""
         table = _Call("GET", "/proxy", "list the proxy's routes", "proxy", known=(200,))
         return await self._all_pages(table, read_hub_routes)
 
+    @override
     async def check_routes(self, *, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
-        """See HubAPI."""
         call = _Call("POST", "/proxy", "check the proxy's routes", "proxy", known=(200,), timeout_s=timeout_s)
         await self._once(call, confirm)
 
+    @override
     async def version(self) -> str:
-        """See HubAPI."""
         answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
         return _understood(lambda: read_text(answer.json, "version"))
 
+    @override
     async def spawner_class(self) -> str | None:
-        """See HubAPI."""
         try:
             answer = await self._read(_Call("GET", "/info", "tell its spawner's class", "read:hub", known=(200,)))
         except HubRefused:
             return None
         return _understood(lambda: read_text(read_part(answer.json, "spawner"), "class"))
 
+    @override
     async def whoami(self) -> tuple[str, frozenset[str]]:
-        """See HubAPI."""
         answer = await self._read(_Call("GET", "/user", "tell whose token this is", "", known=(200,)))
         scopes = answer.json.get("scopes") if isinstance(answer.json, dict) else None
         if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):

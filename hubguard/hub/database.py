@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
+from typing_extensions import override
 
 from hubguard.hub.accounts import read_accounts, read_undo_users, read_users_made
 from hubguard.hub.nouns import Accounts, ORMCounts, UndoUser
@@ -200,7 +201,7 @@ class HubDB(Protocol):
         """It isn't read any more."""
 
 
-class SQLHubDB:
+class SQLHubDB(HubDB):
     """Implements HubDB for a hub on SQLite, PostgreSQL, MySQL or MariaDB, in a thread of its own, one call at a time.
 
     ``url`` is the hub's ``db_url``. A relative SQLite file is one below ``folder``: give the folder that the hub runs in
@@ -213,33 +214,34 @@ class SQLHubDB:
         self.place = self._db.place
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hub-db")
 
+    @override
     async def read(self) -> HubState:
-        """See HubDB."""
         return await self._call(self._read)
 
+    @override
     async def inactive_users(self, since: datetime) -> tuple[User, ...]:
-        """See HubDB."""
         return await self._call(lambda: self._inactive_users(since.astimezone(timezone.utc)))
 
+    @override
     async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
-        """See HubDB."""
         until = None if since is None else since.astimezone(timezone.utc)
         return await self._call(lambda: read_accounts(self._db, until, names))
 
+    @override
     async def users_made(self, names: Sequence[str]) -> dict[str, datetime | None]:
-        """See HubDB."""
         return await self._call(lambda: read_users_made(self._db, names))
 
+    @override
     async def undo_users(self, names: Sequence[str]) -> tuple[UndoUser, ...]:
-        """See HubDB."""
         return await self._call(lambda: read_undo_users(self._db, names))
 
+    @override
     async def orm_counts(self) -> ORMCounts:
-        """See HubDB."""
         return await self._call(self._orm_counts)
 
+    @override
     def close(self) -> None:
-        """See HubDB. A call that is under way ends by itself."""
+        """A call that is under way ends by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _call(self, function: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import aiohttp
 import psutil
+from typing_extensions import override
 
 from hubguard.errors import BudgetExhausted
 from hubguard.hub.http import checked_token, checked_url, in_words
@@ -71,7 +72,7 @@ class Canary(Protocol):
         ...
 
 
-class HTTPCanary:
+class HTTPCanary(Canary):
     """A canary at configurable-http-proxy, the one in Node or the one in Python.
 
     ``name`` tells it from those of other guards. ``timeout_s`` is for one exchange, with connecting. The token is in no
@@ -113,8 +114,8 @@ class HTTPCanary:
     def __repr__(self) -> str:
         return f"<HTTPCanary {self.path} at {self._api_url}>"
 
+    @override
     async def plant(self) -> Sighting:
-        """See Canary."""
         self._nonce = secrets.token_hex(8)
         body = json.dumps({"target": self._target, "hubguard": self._nonce}).encode()
 
@@ -123,8 +124,8 @@ class HTTPCanary:
 
         return await self._ask("POST", body, judged)
 
+    @override
     async def check(self) -> Sighting:
-        """See Canary."""
 
         def judged(status: int, answer: bytes) -> Sighting:
             if status == 404:
@@ -142,8 +143,8 @@ class HTTPCanary:
 
         return await self._ask("GET", b"", judged)
 
+    @override
     async def public(self) -> bool | None:
-        """See Canary."""
         if self._public_url is None:
             return None
         async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
@@ -156,13 +157,13 @@ class HTTPCanary:
                 slot.failed(overload=False)
         return answers
 
+    @override
     async def broken(self) -> None:
-        """See Canary."""
         if self._wire is not None:
             await self._wire.ended()
 
+    @override
     async def listens(self) -> bool:
-        """See Canary."""
         wire = _Wire()
         try:
             await _in_time(asyncio.get_running_loop().create_connection(lambda: wire, self._host, self._port), 1.0)
@@ -172,12 +173,13 @@ class HTTPCanary:
             wire.close()
         return True
 
+    @override
     async def started_at(self) -> datetime | None:
-        """See Canary. It looks through the machine's connections, in a thread."""
+        """It looks through the machine's connections, in a thread."""
         return await asyncio.to_thread(_started_at, self._host, self._port)
 
+    @override
     async def remove(self) -> None:
-        """See Canary."""
         if self._nonce and self._wire is not None:
             with contextlib.suppress(BudgetExhausted, asyncio.TimeoutError):
                 await _in_time(self._ask("DELETE", b"", lambda *_: Sighting(Word.MISSING)), 1.0)

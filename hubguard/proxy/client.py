@@ -10,6 +10,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 import aiohttp
+from typing_extensions import override
 from yarl import URL
 
 from hubguard.errors import (
@@ -60,7 +61,7 @@ def tell(slot: Slot, error: ProxyError | None) -> None:
     )
 
 
-class HTTPProxyAPI:
+class HTTPProxyAPI(ProxyAPI):
     """configurable-http-proxy behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
 
     ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
@@ -105,8 +106,8 @@ class HTTPProxyAPI:
         if session is not None:
             await session.close()
 
+    @override
     async def routes(self) -> dict[str, Route]:
-        """See ProxyAPI."""
         table = await self._read("")
         if not isinstance(table, dict):
             raise ProxyGarbled(
@@ -115,8 +116,9 @@ class HTTPProxyAPI:
         self._gave_a_table = True
         return table
 
+    @override
     async def route(self, path: str) -> Route | None:
-        """See ProxyAPI. Where the API can't be asked for that one route, or hasn't shown yet that it is one, it reads all."""
+        """Where the API can't be asked for that one route, or hasn't shown yet that it is one, it reads all."""
         if not self._gave_a_table or any(part in ("", ".", "..") for part in path.split("/")[1:]):
             return (await self.routes()).get(path)
         route = await self._read(path)
