@@ -1,1 +1,2 @@
-"""Lease, attempt and verification: nothing outside is changed except through here. It knows no feature."""
+"""The lease, the mandate, attempts and their verification. Nothing outside changes except through here, and it knows
+no feature."""

@@ -1,1 +1,1 @@
-"""Pages, API and metrics that concern all features at once. Nothing imports it except `app`."""
+"""Pages, API and metrics that concern every feature. Only the app imports it."""

@@ -1,1 +1,1 @@
-"""The hub: its REST API and its database, ports and clients. It decides nothing."""
+"""The hub's REST API and its database: ports and clients. It decides nothing."""

@@ -1,4 +1,4 @@
-"""What the include runs inside the hub's process: registers the service and its role, and tells it what it needs to know.
+"""What the include runs inside the hub's process. It imports nothing heavy and never keeps a hub from starting.
 
 Imports nothing heavier than model and errors, and raises nothing: HubGuard never keeps a hub from starting.
 """

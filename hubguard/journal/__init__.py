@@ -1,1 +1,1 @@
-"""What HubGuard remembers: intents, outcomes, stance and lease, in a SQL database. Decides nothing, and asks no hub."""
+"""What HubGuard remembers, in a SQL database. It asks no hub and knows no feature."""

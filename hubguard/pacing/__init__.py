@@ -1,1 +1,1 @@
-"""Limits and the budget: everything that is sent passes it. It sends nothing itself."""
+"""Limits and the budget that every request passes. It sends nothing itself."""

@@ -1,1 +1,1 @@
-"""Watches the proxy by a canary route and has a lost table restored. It knows no feature."""
+"""Watches the proxy through a canary route and has a lost table restored. It knows no feature."""

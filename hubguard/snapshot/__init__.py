@@ -1,1 +1,1 @@
-"""What the hub looks like now, read once a minute for everyone, and whether acting is safe. It changes nothing outside."""
+"""Reads the hub once a minute for everyone and judges whether acting is safe. It changes nothing outside."""

@@ -1,1 +1,2 @@
-"""Throwaway hubs with seeded users and little servers: for the demo, the tests and the benchmarks."""
+"""Throwaway hubs with seeded users and small servers, for the demo, tests and benchmarks. No real hub's process
+imports it."""

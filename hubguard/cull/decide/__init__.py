@@ -1,1 +1,1 @@
-"""Decides which servers are due. Values in, values out; no clock, no I/O."""
+"""Decides which servers and users are due. It reads no clock and does no I/O."""

@@ -1,1 +1,1 @@
-"""Compares what the sources say and follows it over time. Values in, values out; no clock, no I/O."""
+"""Compares what the sources say and follows it over time. It reads no clock and does no I/O."""

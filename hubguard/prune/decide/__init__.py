@@ -1,1 +1,1 @@
-"""Decides who is stale, what a plan holds and what it risks. Values in, values out; no clock, no I/O."""
+"""Decides who is stale, what a plan holds and what it risks. It reads no clock and does no I/O."""

@@ -1,4 +1,5 @@
-"""Pruning straight in the hub's database, for the day the hub won't start; refused while a hub uses it."""
+"""Prunes and restores in the hub's database while the hub is down. It needs no guard, and refuses while a hub uses
+the database."""
 
 from hubguard.prune.offline.apply import Applied, apply_offline
 from hubguard.prune.offline.in_use import why_in_use

@@ -1,1 +1,1 @@
-"""Judges snapshots: real use, outages, the brake. Values in, values out; no clock, no I/O."""
+"""Judges snapshots: real use, outages, the brake. It reads no clock and does no I/O."""
