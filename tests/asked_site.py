@@ -60,6 +60,20 @@ class Site:
         return await self.ask(path, token, method="POST", body=body)
 
 
+def serve(guard: FakeGuard, auth: FakeAuth, policy: CullPolicy = POLICY, **settings: Any) -> tuple[HTTPServer, str]:
+    """The application on a free port, and its URL. ``settings`` are make_application's."""
+    app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy, **settings)
+    sockets = bind_sockets(0, "127.0.0.1")
+    server = HTTPServer(app)
+    server.add_sockets(sockets)
+    return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
+
+
+async def end(server: HTTPServer) -> None:
+    server.stop()
+    await server.close_all_connections()
+
+
 @asynccontextmanager
 async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
     """A function that serves a guard; what it served is gone at the end. ``settings`` are make_application's."""
@@ -68,14 +82,10 @@ async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
 
         def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
             auth = FakeAuth()
-            app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy, **settings)
-            sockets = bind_sockets(0, "127.0.0.1")
-            server = HTTPServer(app)
-            server.add_sockets(sockets)
+            server, url = serve(guard, auth, policy, **settings)
             servers.append(server)
-            return Site(guard, auth, session, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}")
+            return Site(guard, auth, session, url)
 
         yield make
     for server in servers:
-        server.stop()
-        await server.close_all_connections()
+        await end(server)

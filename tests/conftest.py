@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from hubguard.staging.hub import TestbedHub
 
-pytest_plugins = ["databases"] if importlib.util.find_spec("databases") else []
+pytest_plugins = ["databases", "browsing"]
 
 # The interpreter that runs the hubs under test, so that the same suite runs against another JupyterHub.
 HUB_PYTHON = os.environ.get("HUBGUARD_TEST_HUB_PYTHON") or sys.executable

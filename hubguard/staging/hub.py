@@ -98,7 +98,6 @@ class TestbedHub:
         self._environment = dict(environment or {})
         self._hub: subprocess.Popen[bytes] | None = None
         self._proxy: subprocess.Popen[bytes] | None = None
-        self._session: aiohttp.ClientSession | None = None
         self._port = self._hub_port = self._proxy_api_port = 0
 
     async def __aenter__(self) -> TestbedHub:
@@ -258,9 +257,6 @@ class TestbedHub:
         try:
             await self._end_everything()
         finally:
-            if self._session is not None:
-                await self._session.close()
-                self._session = None
             shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _end_everything(self) -> None:
@@ -291,13 +287,13 @@ class TestbedHub:
         ``request`` goes to aiohttp: ``json``, ``params``, ``data``. Raises aiohttp.ClientError or asyncio.TimeoutError where
         no answer comes within a minute.
         """
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=60)
-            )
         headers = {"Authorization": f"token {token or self.token}", **(headers or {})}
         url = URL(f"{self.api_url}/{path.lstrip('/')}", encoded=True)
-        async with self._session.request(method, url, headers=headers, **request) as response:
+        # A session for each request, so that a hub outlives the event loop that it was started in.
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session,
+            session.request(method, url, headers=headers, **request) as response,
+        ):
             body = await response.text()
         try:
             return Answer(response.status, json.loads(body) if body else None)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from browsing import CHROMIUM, MODES, NAMELESS, UNREADABLE, launched, refreshed, visiting
+from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
 from doubles.drift import NOW, PROVED, drift_of, one_of_each, report_with, settled
 from doubles.guard import FakeGuard, guard_with, made_up, minutes
 from playwright.async_api import Browser, expect
@@ -17,13 +16,7 @@ from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
 SERVERS = made_up(12)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with launched() as one:
-        yield one
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 def drifting() -> FakeGuard:
@@ -47,8 +40,8 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
     )
     async with visiting(browser, guard, color_scheme=theme, viewport={"width": width, "height": 800}) as visit:
         everything = "&".join(f"kind={kind.value}" for kind in DriftKind)
-        for path in ("drift?asked=2", f"beliefs/{long}/y", "beliefs/student-00003/gpu", f"repairs?{everything}", ""):
-            page = await visit.open(path)
+        paths = ("drift?asked=2", f"beliefs/{long}/y", "beliefs/student-00003/gpu", f"repairs?{everything}", "")
+        async for path, page in visit.each(paths):
             await page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
             assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert await page.evaluate(UNREADABLE) == [], path
@@ -58,7 +51,6 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
             assert len(ids) == len(set(ids)), path
             if await page.locator("#live").count():
                 await refreshed(page)
-            await page.close()
         assert visit.complaints == []
 
 

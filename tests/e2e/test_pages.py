@@ -4,94 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
-from browsing import MODES
-from doubles.guard import NOW, POLICY, FakeAuth, FakeGuard, guard_with, made_up, minutes, report_of
+from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
+from doubles.guard import NOW, POLICY, guard_with, made_up, minutes, report_of
 from guarded import OBSERVING, mode, servers
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
+from playwright.async_api import Browser, Page, expect
 
 from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known
-from hubguard.dashboard.routes import make_application
 from hubguard.journal.model import Stance
 from hubguard.model import Finding, FindingKind, Server, Tally
 from hubguard.snapshot.model import Brake, BrakeReason
 from hubguard.staging.hub import TestbedHub
 from hubguard.status import Mode
 
-CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-ARGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-PREFIX = "/services/hubguard/"
 EVERY_PAGE = (
     *("", "servers", "servers/student-00003/gpu", "exemptions", "exemptions/1", "journal"),
     *("actions/arm", "actions/resume"),
 )
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        launched = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield launched
-        await launched.close()
-
-
-@dataclass
-class Visit:
-    """The pages over a fake guard, as someone with a browser sees them; what the browser complains of is collected."""
-
-    guard: FakeGuard
-    auth: FakeAuth
-    url: str
-    context: BrowserContext
-    server: HTTPServer
-    complaints: list[str] = field(default_factory=list)
-
-    async def open(self, path: str = "") -> Page:
-        page = await self.context.new_page()
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        await page.goto(self.url + path)
-        return page
-
-
-@asynccontextmanager
-async def visiting(browser: Browser, guard: FakeGuard, **settings: object) -> AsyncIterator[Visit]:
-    auth = FakeAuth()
-    sockets = bind_sockets(0, "127.0.0.1")
-    server = HTTPServer(make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=POLICY))
-    server.add_sockets(sockets)
-    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
-    context = await browser.new_context(**settings)  # type: ignore[arg-type]
-    await context.add_cookies([{"name": "login", "value": "actor", "url": url}])
-    try:
-        yield Visit(guard, auth, url, context, server)
-    finally:
-        await context.close()
-        server.stop()
-        await server.close_all_connections()
-
-
-async def refreshed(page: Page) -> None:
-    """Have the live part asked for now, and wait for the answer to be shown."""
-    async with page.expect_response(lambda answer: "/fragments/" in answer.url):
-        await page.evaluate("document.getElementById('live').dispatchEvent(new CustomEvent('hg:now'))")
-    await page.wait_for_timeout(50)
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.mark.parametrize(("theme", "width"), MODES)
@@ -115,47 +52,12 @@ async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser
         )
     viewport = {"width": width, "height": 800}
     async with visiting(browser, guard, color_scheme=theme, viewport=viewport) as visit:
-        for path in EVERY_PAGE:
-            page = await visit.open(path)
+        async for path, page in visit.each(EVERY_PAGE):
             assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
-            assert await unreadable(page) == [], path
+            assert await page.evaluate(UNREADABLE) == [], path
             if await page.locator("#live").count():
                 await refreshed(page)
-            await page.close()
         assert visit.complaints == []
-
-
-async def unreadable(page: Page) -> list[str]:
-    """Texts whose contrast with what is behind them is below WCAG AA (4.5)."""
-    found: list[str] = await page.evaluate(
-        """() => {
-        const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-        const rgba = (colour) => {
-            canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-            return [...canvas.getImageData(0, 0, 1, 1).data];
-        };
-        const light = (colour) => {
-            const [r, g, b] = rgba(colour).map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
-            return .2126 * r + .7152 * g + .0722 * b;
-        };
-        const behind = (element) => {
-            for (; element; element = element.parentElement) {
-                const colour = getComputedStyle(element).backgroundColor;
-                if (rgba(colour)[3] === 255) return colour;
-            }
-        };
-        const bad = [];
-        for (const element of document.querySelectorAll("body *")) {
-            const own = [...element.childNodes].some(n => n.nodeType === 3 && n.nodeValue.trim());
-            if (!own || !element.offsetParent) continue;
-            const a = light(getComputedStyle(element).color), b = light(behind(element));
-            const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-            if (contrast < 4.5) bad.push(`${contrast.toFixed(2)}: ${element.textContent.trim().slice(0, 40)}`);
-        }
-        return bad;
-    }"""
-    )
-    return found
 
 
 async def test_the_theme_picked_at_the_hub_wins_over_the_systems(browser: Browser) -> None:
@@ -333,17 +235,11 @@ async def test_a_refresh_leaves_the_form_to_keep_a_server_as_it_was_filled_in(br
 async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser) -> None:
     async with visiting(browser, guard_with(made_up(5))) as visit:
         await visit.guard.exempt("ann", "exam", user="student-00003", server=None, until=NOW + minutes(900))
-        for path in EVERY_PAGE:
-            page = await visit.open(path)
-            nameless = await page.evaluate(
-                """() => [...document.querySelectorAll("a, button, input:not([type=hidden]), select, summary")]
-                .filter(e => !(e.textContent.trim() || e.labels?.length || e.ariaLabel)).map(e => e.outerHTML)"""
-            )
-            assert nameless == []
+        async for path, page in visit.each(EVERY_PAGE):
+            assert await page.evaluate(NAMELESS) == [], path
             await page.keyboard.press("Tab")
             await expect(page.get_by_text("Skip to content")).to_be_focused()
             assert await page.locator("h1").count() == 1
-            await page.close()
 
 
 # -- a real hub ------------------------------------------------------------------------------------------------------------

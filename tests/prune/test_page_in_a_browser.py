@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-from browsing import CHROMIUM, MODES, NAMELESS, UNREADABLE, launched, refreshed, visiting
+from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
 from doubles.guard import FakeGuard, guard_with, made_up
 from doubles.prune import FakePruning, made_up_users, one_of_each, plan_of, verdict_of
 from playwright.async_api import Browser, expect
@@ -15,13 +13,7 @@ from hubguard.model import OutcomeKind
 from hubguard.prune.model import PruneReason, PruneState
 from hubguard.status import Mode
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with launched() as one:
-        yield one
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 def pruning(verdicts: object = None) -> FakeGuard:
@@ -44,7 +36,7 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
     async with visiting(
         browser, guard, login="pruner", color_scheme=theme, viewport={"width": width, "height": 800}
     ) as visit:
-        for path in (
+        paths = (
             f"users?show=all&search=&group={long}",
             f"users/{long}",
             f"plans/{planned.digest}",
@@ -52,8 +44,8 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
             f"plans/{begun.digest}/cancel",
             "plans",
             "",
-        ):
-            page = await visit.open(path)
+        )
+        async for path, page in visit.each(paths):
             await page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
             assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert await page.evaluate(UNREADABLE) == [], path
@@ -63,7 +55,6 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
             assert len(ids) == len(set(ids)), path
             if await page.locator("#live[hx-get]").count():
                 await refreshed(page)
-            await page.close()
         assert visit.complaints == []
 
 
