@@ -26,7 +26,9 @@ from datetime import datetime, timedelta, timezone
 from bench import looking
 from bench.contenders import BenchError
 from hubguard.backends.model import Backend
-from hubguard.drift.decide.follow import DriftPolicy, follow, narrowed, plan_repairs, suspects
+from hubguard.drift.decide.follow import DriftPolicy, follow, suspects
+from hubguard.drift.decide.narrowed import narrowed
+from hubguard.drift.decide.repair import plan_repairs
 from hubguard.drift.model import Drift, World
 from hubguard.errors import HubGuardError
 from hubguard.hub.nouns import ORMCounts

@@ -32,6 +32,7 @@ from hubguard.proxy.canary import Canary
 from hubguard.proxy.client import ProxyAPI
 from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.model import ProxyWatchStatus
+from hubguard.proxy.table import ExpectedRoutes
 from hubguard.prune.cycle import PruneCycles, Told
 from hubguard.snapshot.observe import Observer
 from hubguard.status import Mode, Status
@@ -100,8 +101,9 @@ class Guard:
         self._watch: ProxyWatch | None = None
         self._drifts: DriftCycles | None = None
         if world is not None:
+            table = ExpectedRoutes(lambda: self._watch_status().state)
             self._drifts = DriftCycles(
-                settings, hub, world, backends, self._cycles, clock, chance, watch=self._watch_status
+                settings, hub, world, backends, self._cycles, clock, chance, table=table, watch=self._watch_status
             )
             if canary is not None and proxy is not None and not settings.errors:
                 self._watch = ProxyWatch(
@@ -110,7 +112,7 @@ class Guard:
                     hub,
                     budget,
                     clock,
-                    expected=self._drifts.expected_routes,
+                    expected=table.expected,
                     may_act=self._may_restore,
                     record=self._record_restore,
                 )
@@ -535,9 +537,7 @@ class Guard:
 
     def drift(self) -> DriftReport | None:
         """See GuardPort."""
-        report = None if self._drifts is None else self._drifts.report
-        # The proxy stands as it stands now, whenever the last look was.
-        return None if report is None else replace(report, watch=self._watch_status())
+        return None if self._drifts is None else self._drifts.report
 
     async def look_for_drift(self) -> DriftReport:
         """See GuardPort."""

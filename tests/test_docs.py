@@ -18,7 +18,7 @@ from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.hook import Hooked, load_hook
 from hubguard.cull.model import Known
 from hubguard.dashboard.metrics import registry
-from hubguard.drift import cycle as drift_cycle
+from hubguard.drift.decide import repair as drift_repair
 from hubguard.model import Server, Tally
 from hubguard.snapshot.decide import brake
 from hubguard.snapshot.model import BrakeReason, Evidence
@@ -246,5 +246,5 @@ async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_say
 
 
 def test_the_page_about_drift_says_how_many_at_once_are_doubted():
-    assert (drift_cycle.TOO_MANY, drift_cycle.TOO_LARGE_A_SHARE) == (3, 0.2)
+    assert (drift_repair.TOO_MANY, drift_repair.TOO_LARGE_A_SHARE) == (3, 0.2)
     assert "more than three servers, and more than a fifth of all" in (ROOT / "docs" / "drift.md").read_text()

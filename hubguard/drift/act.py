@@ -14,7 +14,7 @@ from hubguard.act.lease import LeaseKeeper
 from hubguard.act.verify import FIRST_REREAD_S, LONGEST_REREAD_S, Verifier
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected
-from hubguard.drift.decide.follow import began_before, still_there
+from hubguard.drift.decide.repair import began_before, still_there
 from hubguard.drift.model import ROUTE_KINDS, Drift, DriftKind, Repair, RepairPlan
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI

@@ -10,7 +10,7 @@ from hubguard import words
 from hubguard.drift import beliefs
 from hubguard.drift import words as drift_words
 from hubguard.drift.api import KIND, STATES
-from hubguard.drift.decide.follow import remedy
+from hubguard.drift.decide.repair import remedy
 from hubguard.drift.model import Drift, DriftKind, DriftReport, RepairPlan
 from hubguard.errors import HubError, HubGuardError, JournalError
 from hubguard.journal.model import Entry

@@ -11,7 +11,7 @@ from typing import Any
 
 from hubguard import words
 from hubguard.backends.model import Backend
-from hubguard.drift.decide.follow import remedy
+from hubguard.drift.decide.repair import remedy
 from hubguard.drift.model import (
     REMEDIES,
     ROUTE_KINDS,

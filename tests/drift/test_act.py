@@ -18,7 +18,8 @@ from hubguard.act.lease import HUB, LeaseKeeper
 from hubguard.act.verify import CHANGED_NOTHING
 from hubguard.backends.model import Backend
 from hubguard.drift.act import NAMED, START_S, Repairer
-from hubguard.drift.decide.follow import DriftPolicy, follow, plan_repairs
+from hubguard.drift.decide.follow import DriftPolicy, follow
+from hubguard.drift.decide.repair import plan_repairs
 from hubguard.drift.model import Drift, DriftKind, Repair, RepairPlan, World
 from hubguard.errors import (
     BackendError,

@@ -21,15 +21,18 @@ from virtual_time import VirtualClock
 
 from hubguard import config
 from hubguard.drift.act import Repairer
-from hubguard.drift.cycle import DRIFT, LAST_REPAIRS, NEWS, REMEMBERED, TOO_LARGE_A_SHARE, TOO_MANY
+from hubguard.drift.decide.memory import REMEMBERED
+from hubguard.drift.looks import DRIFT
 from hubguard.drift.model import Drift, DriftKind, DriftReport
 from hubguard.drift.observe import WorldObserver
+from hubguard.drift.repairs import LAST_REPAIRS
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubGuardError, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry
 from hubguard.model import OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
+from hubguard.snapshot.cycle import NEWS
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
 EVERYTHING = [kind.value for kind in (*DriftKind,) if kind not in (DriftKind.ORM_DANGLING, DriftKind.ACTIVITY_FROZEN)]
@@ -558,7 +561,7 @@ async def test_each_failed_stop_is_followed_by_a_longer_pause():
     assert gaps[0] >= 50
 
 
-@pytest.mark.parametrize(("servers", "at_most"), [(10, TOO_MANY), (40, round(40 * TOO_LARGE_A_SHARE))])
+@pytest.mark.parametrize(("servers", "at_most"), [(10, 3), (40, 8)])
 @pytest.mark.parametrize("more", [0, 1])
 async def test_where_too_many_seem_dead_at_once_none_is_stopped_by_itself(servers: int, at_most: int, more: int):
     s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}})
@@ -612,14 +615,15 @@ async def test_nothing_is_repaired_by_itself_while_the_watch_says_that_the_proxy
     assert watch is not None
     drifts = s.guard._drifts
     assert drifts is not None
-    status = drifts._watch
-    drifts._watch = lambda: _as(status(), state)
+    repairs = drifts._repairs
+    status = repairs._watch
+    repairs._watch = lambda: _as(status(), state)
 
     async def story() -> None:
         await s.clock.sleep(200)
         assert len(s.raised()) == 2
         assert s.asked("check-routes", "stop") == []
-        drifts._watch = status
+        repairs._watch = status
         await s.clock.sleep(100)
 
     await s.live(story)
@@ -1070,16 +1074,17 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
         await s.clock.sleep(100)
         drifts = s.guard._drifts
         assert drifts is not None
-        assert drifts.expected_routes() == {"/": None, "/user/ann": ("ann", ""), "/user/bob": ("bob", "")}
+        table = drifts._looks._table
+        assert table.expected() == {"/": None, "/user/ann": ("ann", ""), "/user/bob": ("bob", "")}
         await s.hub.stop_server("bob", "")
         await s.clock.sleep(40)
-        assert drifts.expected_routes() == {"/": None, "/user/ann": ("ann", "")}
+        assert table.expected() == {"/": None, "/user/ann": ("ann", "")}
         # As a look sees it that comes between the loss and the watch's next word.
         s.hub.routes.clear()
-        drifts._watch, status = lambda: _as(status(), WatchState.FINE), drifts._watch
+        table._state, state = lambda: WatchState.FINE, table._state
         await s.guard.look_for_drift()
-        drifts._watch = status
-        assert drifts.expected_routes() == {"/": None, "/user/ann": ("ann", "")}
+        table._state = state
+        assert table.expected() == {"/": None, "/user/ann": ("ann", "")}
         await s.clock.sleep(10)
         assert s.proxy.table.keys() >= {"/", "/user/ann"}
 

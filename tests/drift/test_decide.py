@@ -8,16 +8,9 @@ from typing import Any
 import pytest
 
 from hubguard.backends.model import Backend
-from hubguard.drift.decide.follow import (
-    DriftPolicy,
-    follow,
-    narrowed,
-    plan_repairs,
-    remedy,
-    shown,
-    still_there,
-    suspects,
-)
+from hubguard.drift.decide.follow import DriftPolicy, follow, shown, suspects
+from hubguard.drift.decide.narrowed import narrowed
+from hubguard.drift.decide.repair import plan_repairs, remedy, still_there
 from hubguard.drift.model import Drift, DriftKind, World
 from hubguard.hub.nouns import ORMCounts
 from hubguard.model import ActionKind, Reading, Route, Server, Source

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubguard.backends.model import Backend
-from hubguard.drift.decide.follow import DriftPolicy, follow, narrowed, plan_repairs, shown, still_there, suspects
+from hubguard.drift.decide.follow import DriftPolicy, follow, shown, suspects
+from hubguard.drift.decide.narrowed import narrowed
+from hubguard.drift.decide.repair import plan_repairs, still_there
 from hubguard.drift.model import Drift, DriftKind, World
 from hubguard.hub.nouns import ORMCounts
 from hubguard.model import Reading, Route, Server, Source

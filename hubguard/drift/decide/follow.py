@@ -1,21 +1,17 @@
-"""When a difference between the sources is drift, and what repairs it.
+"""When a difference between the sources is drift.
 
-One look shows differences (see ``differences``); :func:`follow` takes them from look to look, and raises those that last.
+One look shows differences (``compare``). :func:`follow` takes them from look to look, and raises those that last.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from hubguard.backends.model import Backend
-from hubguard.drift.decide.compare import TWO_RUNS, Comparison, Difference, DriftKey, has_subdomains, user_prefix
-from hubguard.drift.decide.evidence import SOURCES
-from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, RepairPlan, World
-from hubguard.model import Action, ActionKind, Key, Reading, Source, same_run
+from hubguard.drift.decide.compare import Comparison, Difference, DriftKey
+from hubguard.drift.model import Drift, DriftKind, World
+from hubguard.model import Key, same_run
 
 MOST = 5000
 """So many differences of one kind are followed at most: a table of 50,000 routes that was wiped is one thing to repair."""
@@ -251,156 +247,3 @@ def _in_order(drifts: Iterable[Drift]) -> tuple[Drift, ...]:
 def _order(key: DriftKey) -> tuple[str, str, str, str]:
     kind, user, server, subject = key
     return (kind.value, user or "", server or "", subject)
-
-
-# -- what can't be told -----------------------------------------------------------------------------------------------
-
-
-def narrowed(world: World) -> tuple[str, ...]:
-    """What can't be told by this look, and why: one sentence each, for an operator; () where all can."""
-    if (why := _lack(world, (Source.HUB_API,), world.servers is not None)) is not None:
-        return (f"Nothing can be told of servers and routes: {why}.", *_of_database(world))
-    return (*_of_routes(world), *_of_backends(world), *_of_database(world))
-
-
-def _of_routes(world: World) -> Iterable[str]:
-    why = _lack(world, (Source.PROXY, Source.HUB_ROUTES), world.routes is not None)
-    if why is not None:
-        yield f"Routes that are missing, stale or wrong can't be told: {why}."
-        return
-    proxy = world.reading(Source.PROXY)
-    if proxy is None or not proxy.complete:
-        yield (
-            "Routes are judged by what the hub tells of the proxy's table, which leaves out routes that aren't the hub's"
-            " and, with a proxy such as Traefik, is the hub's own copy."
-        )
-    if (why := _lack(world, (Source.HUB_DB,), world.targets is not None)) is not None:
-        yield f"Whether routes lead to the right place can't be told: {why}."
-    if world.prefixes is None:
-        yield "Missing routes of services can't be told: the hub doesn't say which services have one."
-    if has_subdomains(world.routes or {}, user_prefix(world.base_url)):
-        yield "Missing routes of the hub and its services can't be told: this hub gives users subdomains."
-
-
-def _of_backends(world: World) -> Iterable[str]:
-    if (why := _lack(world, (Source.BACKEND,), world.backends is not None)) is not None:
-        yield f"Servers that are dead, and backends that outlived theirs, can't be told: {why}."
-        return
-    backends = world.backends or ()
-    if not world.whole:
-        yield (
-            "Backends that nobody expects can't be told: only those of servers that the hub calls ready are looked at, and"
-            " what its spawner reports after a stop."
-        )
-    if count := sum(one.alive is None for one in backends):
-        yield f"Whether they live can't be told of {_count(count, 'backend')}: their evidence is unclear."
-    if count := sum(bool(one.alive) and not one.proof and one.kind != "http" for one in backends):
-        yield f"{_count(count, 'live backend')} can't be proved to be this hub's, and HubGuard never ends such."
-
-
-def _of_database(world: World) -> Iterable[str]:
-    if (why := _lack(world, (Source.HUB_DB,), world.orm is not None)) is not None:
-        yield f"Rows of the hub's database that lead nowhere can't be told: {why}."
-
-
-def _lack(world: World, sources: Sequence[Source], told: bool) -> str | None:
-    """Why none of ``sources`` can be used, one clause; None where one can."""
-    readings: list[Reading] = [one for one in map(world.reading, sources) if one is not None]
-    if told and any(one.complete for one in readings):
-        return None
-    wrong = [f"{SOURCES[one.source]}: {one.detail.rstrip('.') or 'incomplete'}" for one in readings if not one.complete]
-    if wrong:
-        return "; ".join(wrong)
-    name = SOURCES[sources[0]]
-    verb = "tell" if sources[0] is Source.BACKEND else "tells"
-    return f"{name} {verb} nothing of that" if readings else f"nothing reads {name}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-# -- repairs ----------------------------------------------------------------------------------------------------------
-
-
-def remedy(drift: Drift) -> ActionKind | None:
-    """What repairs it; None where it can only be reported.
-
-    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or that
-    began hardly before the run beside which it lives, or where what is pending is no start.
-    """
-    if drift.kind is DriftKind.SERVER_ORPHAN:
-        if drift.backend is None or not drift.backend.proof:
-            return None
-        if drift.started is not None and not began_before(drift.backend, drift.started):
-            return None
-    if drift.kind is DriftKind.PENDING_STUCK and drift.subject != "spawn":
-        return None
-    return REMEDIES.get(drift.kind)
-
-
-def began_before(backend: Backend, run: datetime) -> bool:
-    """Whether ``backend`` is surely of an earlier run than the one that was started then."""
-    return backend.started is not None and backend.started < run - TWO_RUNS
-
-
-def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600.0) -> RepairPlan:
-    """What repairs these, made at ``now`` and good for ``lasts_s`` seconds (ten minutes, as a plan of stops is).
-
-    One check of routes for all that it mends comes first, then one repair for each of the others, as given. What has no
-    remedy is left out, and what is given twice counts once. The digest is the same for the same repairs, whenever made.
-    """
-    given = {drift.id: drift for drift in drifts if remedy(drift) is not None}
-    routes = sorted((id_ for id_, drift in given.items() if drift.kind in ROUTE_KINDS))
-    repairs = []
-    if routes:
-        reason = min((given[id_].kind for id_ in routes), key=list(DriftKind).index)
-        action = Action("", "", None, None, reason.value, kind=ActionKind.CHECK_ROUTES)
-        repairs.append(Repair(action, tuple(routes)))
-    for id_, drift in given.items():
-        if drift.kind not in ROUTE_KINDS:
-            action = Action(
-                drift.user or "", drift.server or "", drift.started, None, drift.kind.value, kind=REMEDIES[drift.kind]
-            )
-            backend = drift.backend if action.kind is ActionKind.END_BACKEND else None
-            repairs.append(Repair(action, (id_,), backend))
-    return RepairPlan(now, now + timedelta(seconds=lasts_s), tuple(repairs), _digest(repairs))
-
-
-def _digest(repairs: Sequence[Repair]) -> str:
-    text = json.dumps([asdict(one) for one in repairs], default=str, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
-    """Why ``repair`` isn't to be done any more, one clause, by what a fresh look shows; "" where it is.
-
-    It is while one of what it repairs is among ``drifts``, of the same run and the same backend.
-    """
-    wanted = set(repair.drifts)
-    there = [drift for drift in drifts if drift.id in wanted]
-    if not there:
-        return _gone(repair, drifts)
-    if repair.action.kind is ActionKind.CHECK_ROUTES:
-        return ""
-    why = ""
-    for drift in there:
-        if not same_run(drift.started, repair.action.started):
-            why = "the server has been started again since"
-        elif repair.backend is not None and (drift.backend is None or drift.backend.id != repair.backend.id):
-            why = f"{repair.backend.name} is no longer the one that it is about"
-        elif remedy(drift) is None:
-            why = "it can't be repaired by HubGuard any more"
-        else:
-            return ""
-    return why
-
-
-def _gone(repair: Repair, drifts: Sequence[Drift]) -> str:
-    if repair.action.kind is ActionKind.CHECK_ROUTES:
-        return "none of these routes differs any more"
-    for drift in drifts:
-        same = (drift.user, drift.server) == (repair.action.user, repair.action.name)
-        if same and ONE_IN_TWO_WORDS.get(drift.kind) == repair.action.reason:
-            return f"it is a {drift.kind.value} by now"
-    return f"{repair.action.label} no longer differs: what the sources say of it agrees, or can't be told now"

@@ -1,0 +1,121 @@
+"""What repairs a difference, whether it still should, and when too many at once are more likely a source's mistake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+
+from hubguard.backends.model import Backend
+from hubguard.drift.decide.compare import TWO_RUNS
+from hubguard.drift.decide.follow import ONE_IN_TWO_WORDS
+from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, RepairPlan
+from hubguard.model import Action, ActionKind, same_run
+
+TOO_MANY = 3
+TOO_LARGE_A_SHARE = 0.2
+"""Above both (a number of servers, and a share of the hub's), it is more likely that the source is wrong than that so many
+servers have lost their backend at once. HubGuard then repairs none of them unless asked."""
+
+GONE_KINDS = frozenset({DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST})
+"""Both mean that no backend is seen, so they count together."""
+
+
+def remedy(drift: Drift) -> ActionKind | None:
+    """What repairs it; None where it can only be reported.
+
+    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or that
+    began hardly before the run beside which it lives, or where what is pending is no start.
+    """
+    if drift.kind is DriftKind.SERVER_ORPHAN:
+        if drift.backend is None or not drift.backend.proof:
+            return None
+        if drift.started is not None and not began_before(drift.backend, drift.started):
+            return None
+    if drift.kind is DriftKind.PENDING_STUCK and drift.subject != "spawn":
+        return None
+    return REMEDIES.get(drift.kind)
+
+
+def began_before(backend: Backend, run: datetime) -> bool:
+    """Whether ``backend`` is surely of an earlier run than the one that was started then."""
+    return backend.started is not None and backend.started < run - TWO_RUNS
+
+
+def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600.0) -> RepairPlan:
+    """What repairs these, made at ``now`` and good for ``lasts_s`` seconds (ten minutes, as a plan of stops is).
+
+    One check of routes for all that it mends comes first, then one repair for each of the others, as given. What has no
+    remedy is left out, and what is given twice counts once. The digest is the same for the same repairs, whenever made.
+    """
+    given = {drift.id: drift for drift in drifts if remedy(drift) is not None}
+    routes = sorted((id_ for id_, drift in given.items() if drift.kind in ROUTE_KINDS))
+    repairs = []
+    if routes:
+        reason = min((given[id_].kind for id_ in routes), key=list(DriftKind).index)
+        action = Action("", "", None, None, reason.value, kind=ActionKind.CHECK_ROUTES)
+        repairs.append(Repair(action, tuple(routes)))
+    for id_, drift in given.items():
+        if drift.kind not in ROUTE_KINDS:
+            action = Action(
+                drift.user or "", drift.server or "", drift.started, None, drift.kind.value, kind=REMEDIES[drift.kind]
+            )
+            backend = drift.backend if action.kind is ActionKind.END_BACKEND else None
+            repairs.append(Repair(action, (id_,), backend))
+    return RepairPlan(now, now + timedelta(seconds=lasts_s), tuple(repairs), _digest(repairs))
+
+
+def _digest(repairs: Sequence[Repair]) -> str:
+    text = json.dumps([asdict(one) for one in repairs], default=str, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
+    """Why ``repair`` isn't to be done any more, one clause, by what a fresh look shows; "" where it is.
+
+    It is while one of what it repairs is among ``drifts``, of the same run and the same backend.
+    """
+    wanted = set(repair.drifts)
+    there = [drift for drift in drifts if drift.id in wanted]
+    if not there:
+        return _gone(repair, drifts)
+    if repair.action.kind is ActionKind.CHECK_ROUTES:
+        return ""
+    why = ""
+    for drift in there:
+        if not same_run(drift.started, repair.action.started):
+            why = "the server has been started again since"
+        elif repair.backend is not None and (drift.backend is None or drift.backend.id != repair.backend.id):
+            why = f"{repair.backend.name} is no longer the one that it is about"
+        elif remedy(drift) is None:
+            why = "it can't be repaired by HubGuard any more"
+        else:
+            return ""
+    return why
+
+
+def _gone(repair: Repair, drifts: Sequence[Drift]) -> str:
+    if repair.action.kind is ActionKind.CHECK_ROUTES:
+        return "none of these routes differs any more"
+    for drift in drifts:
+        same = (drift.user, drift.server) == (repair.action.user, repair.action.name)
+        if same and ONE_IN_TWO_WORDS.get(drift.kind) == repair.action.reason:
+            return f"it is a {drift.kind.value} by now"
+    return f"{repair.action.label} no longer differs: what the sources say of it agrees, or can't be told now"
+
+
+def doubted(drifts: Sequence[Drift], servers: int) -> tuple[DriftKind, ...]:
+    """The kinds of which there are too many at once to believe the source, on a hub with this many servers.
+
+    ``drifts`` are all that are shown: the suspected count too, since the same source reports them. Kinds of routes are never
+    doubted: checking routes destroys nothing.
+    """
+    limit = max(TOO_MANY, TOO_LARGE_A_SHARE * servers)
+    counts = Counter(drift.kind for drift in drifts)
+    gone = sum(counts[kind] for kind in GONE_KINDS)
+    return tuple(
+        kind for kind in DriftKind if kind not in ROUTE_KINDS and (gone if kind in GONE_KINDS else counts[kind]) > limit
+    )
