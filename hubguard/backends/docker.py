@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
 from typing_extensions import override
-from yarl import URL
 
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
-from hubguard.hub.http import LONGEST_QUOTE, in_words, printable
+from hubguard.hub.http import LONGEST_QUOTE, Answer, Failure, HTTPClient, NoAnswer, in_words, printable, quotable
 from hubguard.model import Key
 
 LARGEST_ANSWER = 64 * 1024 * 1024
@@ -101,7 +100,8 @@ class DockerBackends(Backends):
         self._network = network if isinstance(network, str) and network else None
         self._shared_url = not _is_unique(self._api_url)
         self._seen: dict[str, tuple[str, _Details]] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._http: HTTPClient | None = None
+        self._base = ""
         self._where = place.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
     def __repr__(self) -> str:
@@ -161,10 +161,10 @@ class DockerBackends(Backends):
         if not _CONTAINER_ID.fullmatch(container):
             raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")
         self._seen.pop(container, None)
-        answer = await self._read(f"/containers/{container}/json", f"tell of {backend.name}", missing_is_fine=True)
-        if answer is None:
+        found = await self._read(f"/containers/{container}/json", f"tell of {backend.name}", missing_is_fine=True)
+        if found is None:
             return
-        details = _details(answer)
+        details = _details(found)
         alive = _ALIVE.get(details.state)
         if alive is False:
             return
@@ -182,20 +182,20 @@ class DockerBackends(Backends):
                 f"{backend.name} is {printable(details.state)[:40]!r}, so it wasn't ended. Let it run first, or end it by"
                 f" hand: docker rm -f {container[:12]}"
             )
-        status, body = await self._ask(
+        answer = await self._ask(
             "POST", f"/containers/{container}/stop?t={GRACE_S}", timeout_s=self._timeout_s + GRACE_S
         )
-        if status not in (204, 304, 404):  # 304: it has stopped already; 404: it is gone
-            raise self._failed(f"stop {backend.name}", status, body)
+        if answer.status not in (204, 304, 404):  # 304: it has stopped already; 404: it is gone
+            raise self._failed(f"stop {backend.name}", answer)
         if self._place.settings.get("remove") is True:
             await self._remove(container)
 
     @override
     async def close(self) -> None:
         """It may be used again afterwards, and opens new connections then."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._http = self._http, None
+        if client is not None:
+            await client.close()
 
     async def _remove(self, container: str) -> None:
         # It has ended, as was asked. One that can't be removed stays listed, and DockerSpawner removes it when it starts
@@ -268,61 +268,45 @@ class DockerBackends(Backends):
 
     async def _read(self, path: str, what: str, *, missing_is_fine: bool = False) -> object:
         """The engine's answer from JSON; None where there is no such container and that is fine. Raises BackendError."""
-        status, body = await self._ask("GET", path)
-        if status == 404 and missing_is_fine:
+        answer = await self._ask("GET", path)
+        if answer.status == 404 and missing_is_fine:
             return None
-        if status != 200:
-            raise self._failed(what, status, body)
-        try:
-            answer: object = json.loads(body)
-        except (ValueError, RecursionError):
-            answer = None
-        if answer is None:
+        if answer.status != 200:
+            raise self._failed(what, answer)
+        if answer.json is None:
             raise BackendError(
                 f"The Docker engine at {self._where} answered with what isn't JSON. Is DOCKER_HOST its API?"
             )
-        return answer
+        return answer.json
 
-    def _failed(self, what: str, status: int, body: bytes) -> BackendError:
-        try:
-            message = json.loads(body)["message"]
-        except (ValueError, RecursionError, TypeError, KeyError, IndexError):
-            message = ""
-        said = printable(" ".join(str(message).split()))[:LONGEST_QUOTE]
+    def _failed(self, what: str, answer: Answer) -> BackendError:
+        message = answer.json.get("message") if isinstance(answer.json, dict) else None
+        said = quotable(str(message or ""))
         return _Refused(
-            f"The Docker engine at {self._where} failed to {printable(what)} ({status}{': ' if said else ''}{said})."
+            f"The Docker engine at {self._where} failed to {printable(what)}"
+            f" ({answer.status}{': ' if said else ''}{said})."
         )
 
-    async def _ask(self, method: str, path: str, *, timeout_s: float | None = None) -> tuple[int, bytes]:
-        """The status and body of its answer. Raises BackendError where there is none."""
-        timeout_s = timeout_s or self._timeout_s
-        session, base = self._open_session()
-        body = bytearray()
-        try:
-            async with session.request(
-                method,
-                URL(base + path, encoded=True),
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-            ) as response:
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > LARGEST_ANSWER:
-                        response.close()
-                        raise BackendError("The Docker engine's answer is larger than 64 MiB, so it isn't used.")
-                return response.status, bytes(body)
-        except asyncio.TimeoutError:
-            problem = f"didn't answer within {timeout_s:g} s: it hangs or is overloaded"
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            problem = f"can't be reached ({printable(in_words(error))[:LONGEST_QUOTE]})"
-            if isinstance(error, PermissionError) or isinstance(getattr(error, "os_error", None), PermissionError):
-                problem += "; whom it lets in is in the group docker, and HubGuard's user isn't"
+    async def _ask(self, method: str, path: str, *, timeout_s: float | None = None) -> Answer:
+        """The engine's answer. Raises BackendError if there is none."""
+        client = self._http = self._http or self._client()
+        answer = await client.exchange(method, self._base + path, timeout_s=timeout_s)
+        if not isinstance(answer, NoAnswer):
+            return answer
+        if answer.why is Failure.TOO_LARGE:
+            raise BackendError(f"The Docker engine was asked for containers, and {answer.detail}, so it isn't used.")
+        if answer.why is Failure.TIMEOUT:
+            problem = f"didn't answer within {answer.timeout_s:g} s: it hangs or is overloaded"
+        else:
+            problem = f"can't be reached ({answer.detail})"
+        if answer.denied:
+            problem += "; whom it lets in is in the group docker, and HubGuard's user isn't"
         raise BackendError(
             f"The Docker engine at {self._where} {problem}. What its containers do isn't known until then."
         )
 
-    def _open_session(self) -> tuple[aiohttp.ClientSession, str]:
-        """The session, and what its URLs begin with. Raises BackendError where DOCKER_HOST can't be used."""
+    def _client(self) -> HTTPClient:
+        """Raises BackendError if DOCKER_HOST can't be used."""
         environ = self._place.environ
         secure = bool(environ.get("DOCKER_TLS_VERIFY") or environ.get("DOCKER_CERT_PATH"))
         try:
@@ -330,26 +314,20 @@ class DockerBackends(Backends):
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
+        connector: Callable[[], aiohttp.BaseConnector]
         if parts.scheme == "unix":
-            base = "http://docker"
+            self._base = "http://docker"
+            connector = partial(aiohttp.UnixConnector, path=parts.netloc + parts.path, limit=AT_ONCE + 1)
         elif parts.scheme in ("tcp", "http", "https") and parts.hostname:
             secure = secure or parts.scheme == "https"
             default = 2376 if secure else 2375
-            base = f"{'https' if secure else 'http'}://{parts.netloc if port else f'{parts.netloc}:{default}'}"
+            self._base = f"{'https' if secure else 'http'}://{parts.netloc if port else f'{parts.netloc}:{default}'}"
+            connector = partial(aiohttp.TCPConnector, limit=AT_ONCE + 1, ssl=self._tls() if secure else True)
         else:
             raise BackendError(
                 f"DOCKER_HOST is {printable(self._where)!r}, which HubGuard can't use: it must begin with unix:// or tcp://."
             )
-        if self._session is None:
-            connector: aiohttp.BaseConnector
-            if parts.scheme == "unix":
-                connector = aiohttp.UnixConnector(path=parts.netloc + parts.path, limit=AT_ONCE + 1)
-            else:
-                connector = aiohttp.TCPConnector(limit=AT_ONCE + 1, ssl=self._tls() if secure else True)
-            self._session = aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers={"User-Agent": "hubguard"}
-            )
-        return self._session, base
+        return HTTPClient(timeout_s=self._timeout_s, largest=LARGEST_ANSWER, connector=connector, resend=True)
 
     def _tls(self) -> ssl.SSLContext:
         folder = self._place.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from hubguard.backends.kubernetes_models import Pod, PodList, read_pod, read_pod
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
-from hubguard.hub.http import in_words, quotable
+from hubguard.hub.http import Answer, Failure, HTTPClient, NoAnswer, quotable
 from hubguard.hub.models import read_retry_after
 from hubguard.pacing.clock import Clock, SystemClock
 
@@ -80,8 +79,8 @@ class KubernetesBackends(Backends):
         self._account_folder = account
         self._timeout_s = request_timeout_s
         self._clock = clock or SystemClock()
-        self._session: aiohttp.ClientSession | None = None
-        self._session_ca = b""
+        self._http: HTTPClient | None = None
+        self._http_ca = b""
         self._not_before_s = 0.0
         self._version = ""
 
@@ -112,7 +111,7 @@ class KubernetesBackends(Backends):
         answer = await self._ask(account, "GET", "get", name)
         if answer.status == 404:
             return
-        pod = read_pod(answer.json())
+        pod = read_pod(answer.json)
         if pod.uid != backend.id or pod.leaving:
             # A uid is never given twice: ours is gone, and another goes by its name; or it is ended already.
             return
@@ -132,9 +131,9 @@ class KubernetesBackends(Backends):
     @override
     async def close(self) -> None:
         """It may be used again afterwards, and opens new connections then."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._http = self._http, None
+        if client is not None:
+            await client.close()
 
     def _told(self, pods: Sequence[Pod], expected: Sequence[Expected], namespace: str) -> tuple[Backend, ...]:
         found, others = [], []
@@ -233,7 +232,7 @@ class KubernetesBackends(Backends):
         *,
         query: Mapping[str, str] | None = None,
         body: Any = None,
-    ) -> _Answer:
+    ) -> Answer:
         """The answer: 200, 202, or 404, 409 and 410 where ``verb`` can do with them. Raises BackendError for all others."""
         if (wait_s := self._not_before_s - self._clock.monotonic_s()) > 0:
             raise BackendError(
@@ -242,46 +241,30 @@ class KubernetesBackends(Backends):
             )
         path = f"/api/v1/namespaces/{quote(account.namespace, safe='')}/pods{'/' + name if name else ''}"
         url = URL(f"{account.host}{path}", encoded=True).with_query(query or {})
-        result = await self._exchange(account, method, url, body)
-        if isinstance(result, BackendError):
-            raise result
-        if result.status in (200, 202) or result.status in EXPECTED[verb]:
-            return result
-        raise self._refusal(account, verb, result)
+        answer = await (await self._client(account)).exchange(method, str(url), json=body)
+        if isinstance(answer, NoAnswer):
+            raise self._unanswered(account, answer)
+        if answer.status in (200, 202) or answer.status in EXPECTED[verb]:
+            return answer
+        raise self._refusal(account, verb, answer)
 
-    async def _exchange(self, account: _Account, method: str, url: URL, body: Any) -> _Answer | BackendError:
-        """The answer, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
-        received = bytearray()
-        try:
-            session = await self._open_session(account)
-            async with session.request(
-                method,
-                url,
-                json=body,
-                headers={"Authorization": f"Bearer {account.token}", "Accept": "application/json"},
-                allow_redirects=False,
-            ) as response:
-                async for chunk in response.content.iter_any():
-                    received += chunk
-                    if len(received) > LARGEST_ANSWER:
-                        response.close()
-                        return BackendError(
-                            f"The list of pods is larger than {LARGEST_ANSWER // 2**20} MiB, so it isn't used."
-                        )
-                return _Answer(response.status, received, response.headers.get("Retry-After"))
-        except asyncio.TimeoutError:
+    def _unanswered(self, account: _Account, nothing: NoAnswer) -> BackendError:
+        if nothing.why is Failure.TOO_LARGE:
+            return BackendError(
+                f"The Kubernetes API server was asked for pods, and {nothing.detail}, so it isn't used."
+            )
+        if nothing.why is Failure.TIMEOUT:
             return BackendError(
                 f"The Kubernetes API server at {account.host} didn't answer within {self._timeout_s:g} s, so nothing is known"
                 " of the pods. It hangs or is overloaded, or a network policy keeps HubGuard from it."
             )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return BackendError(
-                f"No answer from the Kubernetes API server at {account.host}"
-                f" ({quotable(in_words(error), account.token)}), so nothing is known of the pods."
-            )
+        return BackendError(
+            f"No answer from the Kubernetes API server at {account.host} ({nothing.detail}), so nothing is known of the"
+            " pods."
+        )
 
-    def _refusal(self, account: _Account, verb: str, answer: _Answer) -> BackendError:
-        said = quotable(answer.message(), account.token)
+    def _refusal(self, account: _Account, verb: str, answer: Answer) -> BackendError:
+        said = quotable(_message(answer), account.token)
         said = f": {said}" if said else ""
         if answer.status == 429:
             wait_s = min(max(read_retry_after(answer.retry_after) or 1.0, 0.0), LONGEST_WAIT_S)
@@ -335,21 +318,27 @@ class KubernetesBackends(Backends):
             " pod of the cluster, with automountServiceAccountToken on?"
         )
 
-    async def _open_session(self, account: _Account) -> aiohttp.ClientSession:
-        if self._session is not None and account.ca != self._session_ca:
+    async def _client(self, account: _Account) -> HTTPClient:
+        if self._http is None or account.ca != self._http_ca:
             await self.close()
-        if self._session is None:
-            context = ssl.create_default_context(cadata=account.ca.decode("ascii"))
-            # Python 3.13 demands an Authority Key Identifier, which the certificates of many clusters don't have.
-            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=2, ssl=context),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                headers={"User-Agent": "hubguard"},
+
+            def connector() -> aiohttp.BaseConnector:
+                context = ssl.create_default_context(cadata=account.ca.decode("ascii"))
+                # Python 3.13 demands an Authority Key Identifier, which the certificates of many clusters don't have.
+                context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+                return aiohttp.TCPConnector(limit=2, ssl=context)
+
+            self._http = HTTPClient(
+                timeout_s=self._timeout_s,
+                largest=LARGEST_ANSWER,
+                scheme="Bearer",
+                headers={"Accept": "application/json"},
+                connector=connector,
+                resend=True,
             )
-            self._session_ca = account.ca
-        return self._session
+            self._http_ca = account.ca
+        self._http.token = account.token
+        return self._http
 
 
 EXPECTED: Mapping[str, frozenset[int]] = {
@@ -370,24 +359,11 @@ class _Account:
     ca: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytearray = field(repr=False)
-    retry_after: str | None
-
-    def json(self) -> Any:
-        """None where it is none. What can't be read isn't quoted: pods carry their users' tokens."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-
-    def message(self) -> str:
-        """The words of a Status, "" where it is none."""
-        status = self.json()
-        message = status.get("message") if isinstance(status, dict) and status.get("kind") == "Status" else None
-        return message if isinstance(message, str) else ""
+def _message(answer: Answer) -> str:
+    """The words of a Status, "" if it is none."""
+    status = answer.json
+    message = status.get("message") if isinstance(status, dict) and status.get("kind") == "Status" else None
+    return message if isinstance(message, str) else ""
 
 
 def _only(uid: str) -> dict[str, Any]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import aiohttp
 from typing_extensions import override
-from yarl import URL
 
 from hubguard.errors import (
-    BudgetExhausted,
     ConfigError,
     HubBusy,
     HubError,
@@ -28,7 +23,17 @@ from hubguard.errors import (
     HubUnreachable,
 )
 from hubguard.hub.api import HubAPI
-from hubguard.hub.http import LONGEST_QUOTE, checked_token, checked_url, in_words, printable, quotable
+from hubguard.hub.http import (
+    Answer,
+    Failure,
+    HTTPClient,
+    NoAnswer,
+    checked_token,
+    checked_url,
+    printable,
+    repeated,
+    spend,
+)
 from hubguard.hub.models import (
     Page,
     read_page,
@@ -45,32 +50,21 @@ from hubguard.hub.models import (
 )
 from hubguard.hub.routes import read_hub_routes
 from hubguard.model import Route, Server, User
-from hubguard.pacing.budget import Budget, Lane, Slot
+from hubguard.pacing.budget import Budget, Lane
 
 T = TypeVar("T")
 
 RETRIES = 2
-"""So often a read is repeated when the hub was busy or the connection broke. What changes something is never repeated."""
+"""Retries of a read when the hub is busy or the connection breaks. What changes something is never repeated."""
 
 LARGEST_ANSWER = 64 * 1024 * 1024
-"""Bytes. 200 users with a few servers each take well under one of these 64 MiB."""
+"""Maximum bytes of an answer. 200 users with a few servers each take well under one of these 64 MiB."""
 
 OVERLAP = 2
-"""So many of a page are asked for again with the next one, 1 % of 200: one may have left in between."""
+"""Users of a page that are read again with the next one, 1 % of 200: one may have left in between."""
 
 STEPS_BACK = 10
-"""So often a list is read again from further back, where more have left; each step is four times the last."""
-
-
-def tell(slot: Slot, error: HubError | None) -> None:
-    """Tell the budget what came of a request: nothing worse than ``error``, or None where all went well."""
-    if error is None:
-        slot.succeeded()
-        return
-    if isinstance(error, HubBusy) and error.retry_after_s is not None:
-        slot.retry_after(error.retry_after_s)
-    overload = isinstance(error, (HubBusy, HubUnreachable)) or (isinstance(error, HubFailed) and error.status >= 500)
-    slot.failed(overload=overload)
+"""Maximum steps back in a list of which more users have left than the overlap; each step is four times the last."""
 
 
 class HTTPHubAPI(HubAPI):
@@ -95,12 +89,18 @@ class HTTPHubAPI(HubAPI):
         ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
         """
         self._api_url = checked_url("JUPYTERHUB_API_URL", api_url, "http://127.0.0.1:8081/hub/api")
-        self._token = checked_token("JUPYTERHUB_API_TOKEN", token, "the token of a service or user of the hub")
+        token = checked_token("JUPYTERHUB_API_TOKEN", token, "the token of a service or user of the hub")
         self._budget = budget
         self._page_size = page_size
         self._timeout_s = request_timeout_s
         self._ssl = ssl_context
-        self._session: aiohttp.ClientSession | None = None
+        self._http = HTTPClient(
+            timeout_s=request_timeout_s,
+            largest=LARGEST_ANSWER,
+            token=token,
+            headers={"Accept": "application/jupyterhub-pagination+json"},
+            ssl_context=ssl_context,
+        )
         self._skew_s: float | None = None
 
     def __repr__(self) -> str:
@@ -116,9 +116,7 @@ class HTTPHubAPI(HubAPI):
 
     @override
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._http.close()
 
     @property
     @override
@@ -345,67 +343,38 @@ class HTTPHubAPI(HubAPI):
         answer = await self._read(replace(listing, query=query))
         return _understood(lambda: read_page(answer.json, read_items, asked_offset=offset))
 
-    async def _read(self, call: _Call) -> _Answer:
-        failed: HubError | None = None
-        for _ in range(RETRIES + 1):
-            try:
-                return await self._once(call)
-            except _TooSlow:
-                # Asking again is no help to a hub that is too slow already.
-                raise
-            except (HubBusy, HubUnreachable) as error:
-                failed = error
-            except BudgetExhausted:
-                if failed is None:
-                    raise
-                break
-        assert failed is not None
-        raise failed
+    async def _read(self, call: _Call) -> Answer:
+        # Asking again doesn't help a hub that is too slow already.
+        return await repeated(lambda: self._once(call), RETRIES, (HubBusy, _NoConnection))
 
-    async def _once(self, call: _Call, confirm: Callable[[], Awaitable[None]] | None = None) -> _Answer:
+    async def _once(self, call: _Call, confirm: Callable[[], Awaitable[None]] | None = None) -> Answer:
         lane = Lane.RESERVED if call.safe else Lane.ACT
-        async with self._budget.slot(lane, safe=call.safe, kind=call.kind) as slot:
-            if confirm is not None:
-                await confirm()
-            slot.begins()
-            result = await self._exchange(call)
-            if isinstance(result, _Answer):
-                result = self._judged(call, result)
-            tell(slot, result if isinstance(result, HubError) else None)
-        if isinstance(result, HubError):
-            raise result
-        return result
+        return await spend(
+            self._budget.slot(lane, safe=call.safe, kind=call.kind), lambda: self._exchange(call), confirm
+        )
 
-    async def _exchange(self, call: _Call) -> _Answer | HubError:
-        """The answer, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
-        url = URL(self._api_url + call.path + _query(call.query), encoded=True)
-        timeout_s = call.timeout_s or self._timeout_s
-        try:
-            async with self._open_session().request(
-                call.method,
-                url,
-                json=call.body,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-            ) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > LARGEST_ANSWER:
-                        response.close()
-                        return HubGarbled(f"The hub was asked to {call.what}, and its answer is larger than 64 MiB.")
-                return _Answer(response.status, bytes(body), response.headers.get("Retry-After"))
-        except asyncio.TimeoutError:
-            return _TooSlow(
-                f"The hub didn't {call.what} within {timeout_s:g} s: it hangs or is overloaded, or the network is."
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+    async def _exchange(self, call: _Call) -> Answer | HubError:
+        url = self._api_url + call.path + _query(call.query)
+        answer = await self._http.exchange(call.method, url, json=call.body, timeout_s=call.timeout_s)
+        if isinstance(answer, NoAnswer):
+            return self._unanswered(call, answer)
+        skew_s = read_skew(answer.date, answer.sent_at)
+        self._skew_s = self._skew_s if skew_s is None else skew_s
+        return self._judged(call, answer)
+
+    def _unanswered(self, call: _Call, nothing: NoAnswer) -> HubError:
+        if nothing.why is Failure.TOO_LARGE:
+            return HubGarbled(f"The hub was asked to {call.what}, and {nothing.detail}.")
+        if nothing.why is Failure.TIMEOUT:
             return HubUnreachable(
-                f"The hub didn't {call.what}: no answer from {self._api_url} ({self._cut(in_words(error))})."
-                " Is it running, and is this its API's URL?"
+                f"The hub didn't {call.what} within {nothing.timeout_s:g} s: it hangs or is overloaded, or the network is."
             )
+        return _NoConnection(
+            f"The hub didn't {call.what}: no answer from {self._api_url} ({nothing.detail})."
+            " Is it running, and is this its API's URL?"
+        )
 
-    def _judged(self, call: _Call, answer: _Answer) -> _Answer | HubError:
+    def _judged(self, call: _Call, answer: Answer) -> Answer | HubError:
         status, said = answer.status, self._said(answer)
         if status in (401, 403):
             missing = f"lacks the scope {call.scope}, or " if call.scope else ""
@@ -435,45 +404,11 @@ class HTTPHubAPI(HubAPI):
         hint = f" Redirects aren't followed. Is {self._api_url} the API's URL?" if 300 <= status < 400 else ""
         return HubFailed(f"The hub failed to {call.what} ({status}{said}).{hint}", status=status)
 
-    def _said(self, answer: _Answer) -> str:
+    def _said(self, answer: Answer) -> str:
         said = answer.json.get("message") if isinstance(answer.json, dict) else None
         if answer.json is None:
-            said = answer.body[: 4 * LONGEST_QUOTE].decode("utf-8", "replace")
-        return f": {self._cut(said)}" if isinstance(said, str) and said.strip() else ""
-
-    def _cut(self, text: str) -> str:
-        return quotable(text, self._token)
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # How many are in flight is the budget's business: a second queue here would count as the hub's time.
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl or True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                headers={
-                    "Authorization": f"token {self._token}",
-                    "Accept": "application/jupyterhub-pagination+json",
-                    "User-Agent": "hubguard",
-                },
-                middlewares=(self._send_once,),
-            )
-        return self._session
-
-    async def _send_once(
-        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """Without this, aiohttp repeats a GET or DELETE by itself when the connection breaks, past the budget."""
-        sent_at = datetime.now(timezone.utc)
-        try:
-            response = await send(request)
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            reason = in_words(error)
-        else:
-            skew_s = read_skew(response.headers.get("Date"), sent_at)
-            self._skew_s = self._skew_s if skew_s is None else skew_s
-            return response
-        raise aiohttp.ClientError(reason)
+            said = answer.start()
+        return f": {self._http.quotable(said)}" if isinstance(said, str) and said.strip() else ""
 
 
 def internal_ssl_context(location: str) -> ssl.SSLContext:
@@ -530,19 +465,6 @@ class _Call:
         return "user" if self.safe and self.path.startswith("/users/") and self.path.count("/") == 2 else None
 
 
-class _Answer:
-    """What came back. ``json`` is the decoded body, or None where it is none."""
-
-    def __init__(self, status: int, body: bytes, retry_after: str | None) -> None:
-        self.status = status
-        self.body = body
-        self.retry_after = retry_after
-        try:
-            self.json: Any = json.loads(body) if body else None
-        except (ValueError, RecursionError):
-            self.json = None
-
-
 _SERVICES = _Call("GET", "/services", "list its services", "list:services and read:services", known=(200,))
 
 
@@ -568,8 +490,8 @@ def _understood(read: Callable[[], T]) -> T:
     raise nonsense
 
 
-class _TooSlow(HubUnreachable):
-    """No answer in time."""
+class _NoConnection(HubUnreachable):
+    """There was no connection, or it broke before an answer."""
 
 
 def _is_hubs(answer: Any, status: int) -> bool:

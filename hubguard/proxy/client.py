@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import ssl
 from types import TracebackType
 from typing import Protocol
 from urllib.parse import quote
 
-import aiohttp
 from typing_extensions import override
-from yarl import URL
 
 from hubguard.errors import (
-    BudgetExhausted,
     ProxyError,
     ProxyFailed,
     ProxyGarbled,
     ProxyRefused,
     ProxyUnreachable,
 )
-from hubguard.hub.http import LONGEST_QUOTE, checked_token, checked_url, in_words, quotable
+from hubguard.hub.http import Answer, Failure, HTTPClient, NoAnswer, checked_token, checked_url, repeated, spend
 from hubguard.hub.routes import read_route, read_routes
 from hubguard.model import Route
-from hubguard.pacing.budget import Budget, Destination, Lane, Slot
+from hubguard.pacing.budget import Budget, Destination, Lane
 
 LARGEST_ANSWER = 64 * 1024 * 1024
-"""Bytes. A table of 10,000 routes takes about 2 MB of these 64 MiB."""
+"""Maximum bytes of an answer. A table of 10,000 routes takes about 2 MB of these 64 MiB."""
+
+RETRIES = 1
+"""Retries of a read when the connection breaks: the proxy closes one that was idle for 5 s, even as it is used again."""
 
 
 class ProxyAPI(Protocol):
@@ -51,16 +49,6 @@ class ProxyAPI(Protocol):
         ...
 
 
-def tell(slot: Slot, error: ProxyError | None) -> None:
-    """Tell the budget what came of a request: nothing worse than ``error``, or None where all went well."""
-    if error is None:
-        slot.succeeded()
-        return
-    slot.failed(
-        overload=isinstance(error, ProxyUnreachable) or (isinstance(error, ProxyFailed) and error.status >= 500)
-    )
-
-
 class HTTPProxyAPI(ProxyAPI):
     """configurable-http-proxy behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
 
@@ -82,11 +70,14 @@ class HTTPProxyAPI(ProxyAPI):
         ``ssl_context`` is for hubs with internal SSL. Raises ConfigError for a URL or token that can't be one.
         """
         self._api_url = checked_url("CONFIGPROXY_API_URL", api_url, "http://127.0.0.1:8001")
-        self._token = checked_token("CONFIGPROXY_AUTH_TOKEN", token, "the token that the proxy and the hub have")
+        token = checked_token("CONFIGPROXY_AUTH_TOKEN", token, "the token that the proxy and the hub have")
         self._budget = budget
-        self._timeout_s = request_timeout_s
-        self._ssl = ssl_context
-        self._session: aiohttp.ClientSession | None = None
+        self._http = HTTPClient(
+            timeout_s=request_timeout_s,
+            largest=LARGEST_ANSWER,
+            token=token,
+            ssl_context=ssl_context,
+        )
         self._gave_a_table = False
 
     def __repr__(self) -> str:
@@ -102,9 +93,7 @@ class HTTPProxyAPI(ProxyAPI):
 
     async def close(self) -> None:
         """Close all connections. It may be used again afterwards, and opens new ones then."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._http.close()
 
     @override
     async def routes(self) -> dict[str, Route]:
@@ -126,55 +115,33 @@ class HTTPProxyAPI(ProxyAPI):
         return route
 
     async def _read(self, path: str) -> dict[str, Route] | Route | None:
-        """The table where ``path`` is empty, else the route; None where there is none."""
-        broken: ProxyError | None = None
-        for _ in range(2):
-            try:
-                return await self._once(path)
-            except _Broken as error:
-                # The proxy closes a connection that it hasn't seen used for 5 s, maybe just when it is used again.
-                broken = error
-            except BudgetExhausted:
-                if broken is None:
-                    raise
-                break
-        assert broken is not None
-        raise broken
+        """The table if ``path`` is empty, else the route; None if there is none."""
+        return await repeated(lambda: self._once(path), RETRIES, _Broken)
 
     async def _once(self, path: str) -> dict[str, Route] | Route | None:
-        async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
-            slot.begins()
-            result = await self._exchange(path)
-            tell(slot, result if isinstance(result, ProxyError) else None)
-        if isinstance(result, ProxyError):
-            raise result
-        return result
+        slot = self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY)
+        return await spend(slot, lambda: self._exchange(path))
 
     async def _exchange(self, path: str) -> dict[str, Route] | Route | ProxyError | None:
-        """What it says, or the error, which is returned: raised in here, it would drag aiohttp's, with our headers, along."""
-        url = URL(f"{self._api_url}/api/routes{quote(path, safe='/')}", encoded=True)
-        body = bytearray()
-        try:
-            async with self._open_session().get(url, allow_redirects=False) as response:
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > LARGEST_ANSWER:
-                        response.close()
-                        return ProxyGarbled("The proxy's answer is larger than 64 MiB, so it isn't used.")
-                return self._judged(path, response.status, bytes(body))
-        except asyncio.TimeoutError:
+        answer = await self._http.exchange("GET", f"{self._api_url}/api/routes{quote(path, safe='/')}")
+        return self._unanswered(answer) if isinstance(answer, NoAnswer) else self._judged(path, answer)
+
+    def _unanswered(self, nothing: NoAnswer) -> ProxyError:
+        if nothing.why is Failure.TOO_LARGE:
+            return ProxyGarbled(f"The proxy was asked for its routes, and {nothing.detail}, so it isn't used.")
+        if nothing.why is Failure.TIMEOUT:
             return ProxyUnreachable(
-                f"The proxy didn't answer within {self._timeout_s:g} s: it hangs or is overloaded, or the network is."
+                f"The proxy didn't answer within {nothing.timeout_s:g} s: it hangs or is overloaded, or the network is."
                 " When servers were last used is only known from the hub until it answers."
             )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            kind = _Broken if isinstance(error, _ConnectionLost) else ProxyUnreachable
-            return kind(
-                f"No answer from the proxy's API at {self._api_url} ({self._cut(in_words(error))})."
-                " Is it running, and is this its API's URL?"
-            )
+        kind = _Broken if nothing.why is Failure.LOST else ProxyUnreachable
+        return kind(
+            f"No answer from the proxy's API at {self._api_url} ({nothing.detail})."
+            " Is it running, and is this its API's URL?"
+        )
 
-    def _judged(self, path: str, status: int, body: bytes) -> dict[str, Route] | Route | ProxyError | None:
+    def _judged(self, path: str, answer: Answer) -> dict[str, Route] | Route | ProxyError | None:
+        status = answer.status
         if status in (401, 403):
             return ProxyRefused(
                 f"The proxy refused to show its routes ({status}): the token isn't its own. Set CONFIGPROXY_AUTH_TOKEN to"
@@ -185,49 +152,17 @@ class HTTPProxyAPI(ProxyAPI):
         if status != 200:
             hint = f" Is {self._api_url} the URL of its API?" if status < 500 else ""
             return ProxyFailed(f"The proxy failed to show its routes ({status}).{hint}", status=status)
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
+        if answer.json is None:
             return ProxyGarbled(
-                f"The proxy's answer isn't JSON: {self._cut(body[: 4 * LONGEST_QUOTE].decode('utf-8', 'replace'))}."
+                f"The proxy's answer isn't JSON: {self._http.quotable(answer.start())}."
                 f" Is {self._api_url} the URL of its API?"
             )
         try:
-            return read_route(answer, path) if path else read_routes(answer)
+            return read_route(answer.json, path) if path else read_routes(answer.json)
         except ProxyGarbled as error:
             # On its way lie answers that may echo our own headers.
             return error.with_traceback(None)
 
-    def _cut(self, text: str) -> str:
-        return quotable(text, self._token)
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # How many are in flight is the budget's business: a second queue here would count as the proxy's time.
-                connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl or True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-                headers={"Authorization": f"token {self._token}", "User-Agent": "hubguard"},
-                middlewares=(_send_once,),
-            )
-        return self._session
-
 
 class _Broken(ProxyUnreachable):
     """The connection was there, and broke before an answer."""
-
-
-class _ConnectionLost(aiohttp.ClientError):
-    """Like aiohttp's own, without the request in it."""
-
-
-async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Without this, aiohttp repeats a GET by itself when the connection breaks, past the budget."""
-    try:
-        return await send(request)
-    except aiohttp.ClientConnectorError as error:
-        lost: aiohttp.ClientError = aiohttp.ClientError(in_words(error))
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        lost = _ConnectionLost(in_words(error))
-    raise lost

@@ -13,7 +13,7 @@ from types import TracebackType
 from urllib.parse import unquote
 
 from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable
-from hubguard.hub.client import tell
+from hubguard.hub.http import tell
 from hubguard.hub.routes import route_path
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane

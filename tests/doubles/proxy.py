@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from hubguard.errors import ProxyError, ProxyUnreachable
+from hubguard.hub.http import tell
 from hubguard.hub.routes import route_path
 from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.pacing.clock import Clock, SystemClock
 from hubguard.proxy.canary import NOWHERE, PREFIX
-from hubguard.proxy.client import tell
 from hubguard.proxy.decide import Sighting, Word
 
 
