@@ -43,6 +43,11 @@ def to_plain(value: object) -> Any:
     return _wire_of(type(value)).serializer.to_python(value, mode="json", warnings=False)
 
 
+def to_values(value: object) -> Any:
+    """``value`` with dicts for its dataclasses, and times and enums as they are."""
+    return _wire_of(type(value)).serializer.to_python(value, mode="python", warnings=False)
+
+
 def to_json(value: object, *, indent: int | None = None) -> str:
     """``value`` as JSON, in ASCII."""
     return json.dumps(to_plain(value), indent=indent, allow_nan=False)
@@ -68,7 +73,7 @@ def refusal(error: ValidationError, what: str) -> str:
         case "unexpected_keyword_argument":
             return f"{field}: is unknown"
         case "enum":
-            return f"{field}: must be {first['ctx']['expected']}, not {got}"
+            return f"{field}: must be one of {first['ctx']['expected'].replace(' or ', ', ')}, not {got}"
         case kind:
             wanted = _WANTED.get(kind) or re.sub("^Input should ", "must ", first["msg"].removeprefix("Value error, "))
             return f"{field}: {wanted}, not {got}"

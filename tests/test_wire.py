@@ -89,7 +89,7 @@ def test_whole_numbers_count_as_numbers() -> None:
         ({"parts": [], "counts": []}, "thing.counts: must be an object, not []"),
         ({"parts": [], "counts": {"red": 1.0}}, "thing.counts.red: must be a whole number, not 1.0"),
         ({"parts": [], "counts": {"red": True}}, "thing.counts.red: must be a whole number, not True"),
-        ({"parts": [], "counts": {"pink": 1}}, "thing.counts.pink: must be 'red' or 'blue', not 'pink'"),
+        ({"parts": [], "counts": {"pink": 1}}, "thing.counts.pink: must be one of 'red', 'blue', not 'pink'"),
         ({"parts": ["x" * 99]}, f"thing.parts[0]: must be an object, not '{'x' * 59}…"),
     ],
 )

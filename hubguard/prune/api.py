@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from hubguard.errors import ConfigError, HubError, HubGuardError, JournalError
 from hubguard.port import PrunePort
 from hubguard.prune import words as prune_words
+from hubguard.prune.decide.plan import PrunePlanShape, to_shape
 from hubguard.prune.decide.stale import LONGEST_S, checked
 from hubguard.prune.model import PruneReason, PruneRun, PruneVerdict, StaleCriteria
 from hubguard.web.auth import Caller
@@ -131,7 +132,7 @@ class UsersApi(Api):
         reason = PruneReason(asked["reason"]) if asked["reason"] else None
         rows = chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
         now = self.site.guard.status().at
-        self.write_page(rows, asked, lambda one: prune_words.verdict_shape(one, now))
+        self.write_page(rows, asked, lambda one: prune_words.user_shape(one, now))
 
 
 class UserApi(Api):
@@ -154,7 +155,7 @@ class UserApi(Api):
         found = await pruning.user(name, criteria, caller=asker(self.who))
         if found is None:
             raise Refused(404, nobody(name))
-        self.write_json(prune_words.verdict_shape(found, self.site.guard.status().at))
+        self.write_json(prune_words.user_shape(found, self.site.guard.status().at))
 
 
 def nobody(name: str) -> str:
@@ -194,7 +195,7 @@ class PlansApi(Api):
         ),
         "post": Operation(
             "Make a plan by a reading of now, and keep it until it is used or expires. Nobody is removed.",
-            prune_words.PrunePlanShape,
+            PrunePlanShape,
             "prune and read",
             body=(
                 *CRITERIA,
@@ -220,7 +221,7 @@ class PlansApi(Api):
         made = await pruning.plan(criteria, self.who.actor, caller=asker(self.who))
         self.set_status(201)
         self.set_header("Location", f"{self.site.prefix}api/v1/plans/{made.digest}")
-        self.write_json(prune_words.plan_shape(made))
+        self.write_json(to_shape(made))
 
 
 class OnePlanApi(PlanApi):
@@ -234,7 +235,7 @@ class OnePlanApi(PlanApi):
         """See ``operations``."""
         run = await self.known(digest)
         plan = await self.site.guard.pruning.plan_of(digest)
-        self.write_json({"run": prune_words.run_shape(run), "plan": prune_words.plan_shape(plan)})
+        self.write_json(prune_words.PruneStandingShape(prune_words.run_shape(run), to_shape(plan)))
 
 
 class ItemsApi(PlanApi):

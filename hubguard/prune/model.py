@@ -53,19 +53,27 @@ class StaleCriteria:
 
 
 @dataclass(frozen=True, slots=True)
-class Protection:
-    """Who is kept whatever anybody asks for, besides admins, the exempted, and those of whom something runs.
+class PlanProtection:
+    """Who is kept by the settings: members of the groups, holders of the roles, names that a glob in ``names`` matches.
 
-    ``groups``, ``roles``, ``names`` (globs) are the operator's. ``in_config`` are the users that the hub's config names, who
-    would come back at its next start; None: not known. ``token_used_within_s``: who has a token that was used so lately; 0:
-    tokens keep nobody. ``callers`` are the users who ask, by name.
+    ``token_used_within_s``: users with a token that was used within so many seconds; 0: tokens keep nobody.
     """
 
     groups: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    in_config: frozenset[str] | None = None
     token_used_within_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protection(PlanProtection):
+    """Who is kept whatever the criteria, besides admins, the exempted and those with a running server.
+
+    ``in_config`` are the users that the hub's config names, who would come back at its next start; None: unknown. ``callers``
+    are the users who make the plan.
+    """
+
+    in_config: frozenset[str] | None = None
     callers: tuple[str, ...] = ()
 
 
@@ -195,7 +203,7 @@ class PrunePlan:
     cautions: tuple[Caution, ...] = ()
     lost: tuple[str, ...] = ()
     left_out: int = 0
-    protection: Protection = Protection()
+    protection: PlanProtection = PlanProtection()
     offline: bool = False
     database: str = ""
     revision: str = ""

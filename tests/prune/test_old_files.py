@@ -20,7 +20,7 @@ from hubguard.prune.model import (
     Caution,
     Deletion,
     Gain,
-    Protection,
+    PlanProtection,
     PruneReason,
     PruneState,
     StaleCriteria,
@@ -65,7 +65,7 @@ def test_an_online_plan_is_read_and_keeps_its_digest() -> None:
         groups=("a",),
     )
     assert plan.kept == {PruneReason.ACTIVE: 1, PruneReason.ADMIN: 1}
-    assert plan.protection == Protection(groups=("staff",), names=("vip-*",), token_used_within_s=60.0)
+    assert plan.protection == PlanProtection(groups=("staff",), names=("vip-*",), token_used_within_s=60.0)
     assert plan.gain == Gain(401, 398, 3, 2, {"users": 3, "user_group_map": 5}, 2.0)
     assert (plan.storage.fate, plan.storage.spawner) == (StorageFate.DELETED, "KubeSpawner")
     assert [caution.name for caution in plan.cautions] == ["KubeSpawner", "tokens-unknown"]
@@ -98,7 +98,7 @@ def test_an_old_plan_that_was_changed_is_refused(name: str) -> None:
 
     with pytest.raises(ValueError, match="digest doesn't fit"):
         from_dict({**data, "made_by": "ann"})
-    with pytest.raises(ValueError, match="isn't what it was"):
+    with pytest.raises(ValueError, match="has changed since"):
         from_dict({**data, "count": data["count"] + 1})
     with pytest.raises(ValueError, match="make it again"):
         from_dict({**data, "more": 1})

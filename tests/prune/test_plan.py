@@ -26,7 +26,16 @@ from hubguard.prune.decide.plan import (
     to_dict,
 )
 from hubguard.prune.decide.stale import judge
-from hubguard.prune.model import Caution, Protection, PrunePlan, PruneReason, StaleCriteria, Storage, StorageFate
+from hubguard.prune.model import (
+    Caution,
+    PlanProtection,
+    Protection,
+    PrunePlan,
+    PruneReason,
+    StaleCriteria,
+    Storage,
+    StorageFate,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 ASKED = StaleCriteria(86400.0, 86400.0, names=("*",))
@@ -141,13 +150,13 @@ def test_the_digest_is_of_all_that_a_plan_says(more: dict[str, Any]) -> None:
 
 
 def test_a_plan_keeps_what_kept_users_when_it_was_made_beside_what_does_now() -> None:
-    then = Protection(("staff", "z"), ("r",), ("a*",), frozenset({"ann"}), 60.0, ("bob",))
+    then = Protection(("staff", "z"), ("r",), ("a*",), 60.0, in_config=frozenset({"ann"}), callers=("bob",))
     plan = planned(user("ann"), protection=then)
-    assert plan.protection == Protection(("staff", "z"), ("r",), ("a*",), None, 60.0)
+    assert plan.protection == PlanProtection(("staff", "z"), ("r",), ("a*",), 60.0)
     assert from_dict(as_file(plan)) == plan
-    now = Protection(("b",), (), ("x",), frozenset({"cleo"}), 5.0, ("dan",))
+    now = Protection(("b",), (), ("x",), 5.0, in_config=frozenset({"cleo"}), callers=("dan",))
     assert protected(plan, now) == Protection(
-        ("b", "staff", "z"), ("r",), ("a*", "x"), frozenset({"cleo"}), 60.0, ("dan",)
+        ("b", "staff", "z"), ("r",), ("a*", "x"), 60.0, in_config=frozenset({"cleo"}), callers=("dan",)
     )
     assert protected(planned(user("ann")), now) == now
 
@@ -207,12 +216,12 @@ def test_a_plan_with_a_deletion_more_less_or_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("data", [None, [], "x", {}, {"format": "hubguard-undo"}, 3])
 def test_what_is_no_plan_is_told_from_one(data: object) -> None:
-    with pytest.raises(ValueError, match=r"^this is no plan of HubGuard's"):
+    with pytest.raises(ValueError, match=r"^this isn't a HubGuard plan"):
         from_dict(data)
 
 
 def test_a_plan_of_another_version_is_refused_as_such() -> None:
-    with pytest.raises(ValueError, match="the version 2"):
+    with pytest.raises(ValueError, match="version 2"):
         from_dict({**as_file(planned(user("ann"))), "version": 2})
 
 

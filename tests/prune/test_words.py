@@ -12,7 +12,7 @@ import pytest
 from hubguard.hub.nouns import Account, AccountServer
 from hubguard.model import Outcome, OutcomeKind
 from hubguard.prune import words as prune_words
-from hubguard.prune.decide.plan import OFFLINE_STORAGE, freeze, from_dict
+from hubguard.prune.decide.plan import OFFLINE_STORAGE, freeze, from_dict, to_shape
 from hubguard.prune.decide.stale import judge
 from hubguard.prune.model import (
     Deletion,
@@ -27,6 +27,8 @@ from hubguard.prune.model import (
     StorageFate,
     Use,
 )
+from hubguard.wire import to_json
+from hubguard.words import json_text
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 DAY_S = 86400.0
@@ -116,24 +118,15 @@ def test_every_reason_has_words_and_a_sentence(reason: PruneReason) -> None:
             assert said.startswith("Stale: " if stale else "Kept: ")
             assert said.endswith(".")
             assert "None" not in said
-    assert prune_words.reason_words(reason)
+    assert prune_words.REASON_WORDS[reason]
 
 
 def test_every_state_and_fate_has_its_own_word() -> None:
-    assert len({prune_words.state_words(state) for state in PruneState}) == len(PruneState)
-    assert len({prune_words.fate_words(fate) for fate in StorageFate}) == len(StorageFate)
+    assert len({prune_words.STATE_WORDS[state] for state in PruneState}) == len(PruneState)
+    assert len({prune_words.FATE_WORDS[fate] for fate in StorageFate}) == len(StorageFate)
     (deletion,) = planned(ANN).deletions
     items = [PruneItem(0, deletion), *(PruneItem(0, deletion, Outcome(kind, "x")) for kind in OutcomeKind)]
-    assert len({prune_words.item_words(item) for item in items}) == len(OutcomeKind) + 1
-
-
-def test_what_goes_with_a_user_is_said_as_far_as_it_is_told() -> None:
-    servers = (AccountServer("", active=False), AccountServer("x", active=False))
-    full = replace(ANN, servers=servers, servers_whole=True, tokens=1, shares=0, groups=("a",), roles=("user", "x"))
-    assert prune_words.goes_with(full) == "2 servers, 1 token, 1 group, 2 roles"
-    (deletion,) = planned(full).deletions
-    assert prune_words.goes_with(deletion) == prune_words.goes_with(full)
-    assert prune_words.goes_with(replace(ANN, servers=servers)) == ""
+    assert len({prune_words.ITEM_WORDS[item.state] for item in items}) == len(OutcomeKind) + 1
 
 
 def test_a_plan_is_said_in_a_sentence_with_what_is_gained() -> None:
@@ -177,31 +170,31 @@ def names_of(kind: type) -> set[str]:
 def test_the_shapes_have_all_that_is_known_as_json() -> None:
     full = replace(ANN, servers=(AccountServer("", active=False, last_activity=ago(300)),), groups=("a",), shares=2)
     (verdict,) = judge([full], ASKED, Protection(), (), {}, NOW)
-    shape = json.loads(json.dumps(prune_words.verdict_shape(verdict, NOW), allow_nan=False))
+    shape = json.loads(to_json(prune_words.user_shape(verdict, NOW)))
     assert names_of(Account) - {"name"} <= set(shape)
     assert names_of(PruneVerdict) - {"account"} <= set(shape)
     assert names_of(AccountServer) == set(shape["servers"][0])
     assert shape["user"] == "ann"
-    assert shape["last_activity"] == "2025-07-14T12:00:00+00:00"
+    assert shape["last_activity"] == "2025-07-14T12:00:00Z"
     assert shape["idle_s"] == 230 * DAY_S
     assert shape["sentence"].startswith("Stale: ")
-    run = json.loads(json.dumps(prune_words.run_shape(RUN), allow_nan=False))
+    run = json.loads(to_json(prune_words.run_shape(RUN)))
     assert names_of(PruneRun) | {"settled", "sentence"} == set(run)
     plan = planned(full)
     item = PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.SKIPPED, "an admin by now"), NOW)
-    told = json.loads(json.dumps(prune_words.item_shape(item), allow_nan=False))
+    told = json.loads(to_json(prune_words.item_shape(item)))
     assert names_of(Deletion) | {"index", "state", "detail", "at"} == set(told)
-    assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-03-01T12:00:00+00:00")
+    assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-03-01T12:00:00Z")
 
 
 def test_a_plan_of_the_api_is_one_that_can_be_saved_and_read() -> None:
     plan = planned(ANN)
-    assert from_dict(json.loads(json.dumps(prune_words.plan_shape(plan)))) == plan
+    assert from_dict(json.loads(json_text(to_shape(plan)))) == plan
 
 
 def test_a_time_ahead_of_ours_is_no_negative_idleness() -> None:
     (verdict,) = judge([replace(ANN, last_activity=ago(-1))], ASKED, Protection(), (), {}, NOW)
-    assert prune_words.verdict_shape(verdict, NOW)["idle_s"] == 0.0
+    assert prune_words.user_shape(verdict, NOW).idle_s == 0.0
 
 
 # -- for a spreadsheet ----------------------------------------------------------------------------------------------------

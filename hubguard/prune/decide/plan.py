@@ -7,9 +7,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import Any
 
 from hubguard.errors import ConfigError
 from hubguard.hub.nouns import Account, ORMCounts
@@ -19,19 +19,21 @@ from hubguard.prune.model import (
     Caution,
     Deletion,
     Gain,
+    PlanProtection,
     Protection,
     PrunePlan,
     PruneReason,
     PruneVerdict,
     StaleCriteria,
     Storage,
-    StorageFate,
 )
+from hubguard.wire import Malformed, extended, read, to_plain, to_values
 
 __all__ = [
     "OFFLINE_STORAGE",
     "cautions",
     "chosen",
+    "digest_of",
     "freeze",
     "from_dict",
     "held",
@@ -40,13 +42,12 @@ __all__ = [
     "refusal",
     "storage",
     "to_dict",
+    "to_shape",
     "unacknowledged",
 ]
 
-T = TypeVar("T")
-
-NOBODY = Protection()
-"""Nobody is kept."""
+NOBODY = PlanProtection()
+"""Keeps nobody."""
 
 FORMAT = "hubguard-prune-plan"
 VERSION = 1
@@ -86,7 +87,7 @@ def freeze(
     storage: Storage,
     cautions: Sequence[Caution],
     lost: Sequence[str],
-    protection: Protection = NOBODY,
+    protection: PlanProtection = NOBODY,
     startup_s: float | None = None,
     rows_known: bool = False,
     offline: bool = False,
@@ -111,7 +112,7 @@ def freeze(
         made_at=now,
         expires_at=now + timedelta(seconds=life_s),
         made_by=made_by,
-        criteria=criteria,
+        criteria=_with_floats(criteria),
         deletions=tuple(map(_deletion, deleted)),
         kept=dict(kept),
         gain=Gain(
@@ -120,19 +121,28 @@ def freeze(
             pages_before=math.ceil(users_total / PAGE),
             pages_after=math.ceil(after / PAGE),
             rows=_rows([verdict.account for verdict in deleted]) if rows_known else None,
-            startup_s=startup_s,
+            startup_s=None if startup_s is None else float(startup_s),
         ),
         storage=storage,
         cautions=tuple(cautions),
         lost=tuple(lost),
         left_out=sum(verdict.stale for verdict in verdicts) - len(deleted),
-        protection=replace(protection, in_config=None, callers=()),
+        protection=extended(PlanProtection, protection, token_used_within_s=float(protection.token_used_within_s)),
         offline=offline,
         database=database,
         revision=revision,
         housekeeping=housekeeping,
     )
-    return replace(plan, digest=_digest(to_dict(plan)))
+    return replace(plan, digest=digest_of(plan))
+
+
+def _with_floats(criteria: StaleCriteria) -> StaleCriteria:
+    """A limit that was given as 86400 is digested as 86400.0, which is what a file has."""
+    return replace(
+        criteria,
+        inactive_for_s=float(criteria.inactive_for_s),
+        never_active_for_s=float(criteria.never_active_for_s),
+    )
 
 
 def _longest_idle_first(verdict: PruneVerdict) -> tuple[bool, datetime | None, str]:
@@ -169,224 +179,85 @@ def _rows(accounts: Sequence[Account]) -> dict[str, int]:
 # -- as a file ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageShape(Storage):
+    """What becomes of users' storage. ``at_risk``: the plan has a caution about it."""
+
+    at_risk: bool = field()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunePlanShape(PrunePlan):
+    """A frozen plan, in a file and in the API.
+
+    ``count`` is the number of users to delete, and ``reasons`` counts them by reason, as ``kept`` counts those who are kept.
+    """
+
+    format: str
+    version: int
+    count: int
+    reasons: Mapping[PruneReason, int] = field(hash=False)
+    storage: StorageShape = field()
+
+
+def to_shape(plan: PrunePlan) -> PrunePlanShape:
+    """The plan as a file and the API have it."""
+    return extended(
+        PrunePlanShape,
+        plan,
+        format=FORMAT,
+        version=VERSION,
+        count=len(plan.deletions),
+        reasons=dict(Counter(deletion.reason for deletion in plan.deletions)),
+        storage=extended(StorageShape, plan.storage, at_risk=plan.storage.at_risk),
+    )
+
+
 def to_dict(plan: PrunePlan) -> dict[str, Any]:
-    """The plan as JSON has it, for a file and for the API; times are ISO, in UTC. ``count`` and ``reasons`` are sums."""
-    criteria, gain = plan.criteria, plan.gain
-    reasons = Counter(deletion.reason for deletion in plan.deletions)
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "digest": plan.digest,
-        "made_at": _iso(plan.made_at),
-        "expires_at": _iso(plan.expires_at),
-        "made_by": plan.made_by,
-        "offline": plan.offline,
-        "database": plan.database,
-        "revision": plan.revision,
-        "criteria": criteria_dict(criteria),
-        "count": len(plan.deletions),
-        "reasons": _by_reason(reasons),
-        "kept": _by_reason(plan.kept),
-        "left_out": plan.left_out,
-        "protection": {
-            "groups": list(plan.protection.groups),
-            "roles": list(plan.protection.roles),
-            "names": list(plan.protection.names),
-            "token_used_within_s": float(plan.protection.token_used_within_s),
-        },
-        "gain": {
-            "users_before": gain.users_before,
-            "users_after": gain.users_after,
-            "pages_before": gain.pages_before,
-            "pages_after": gain.pages_after,
-            "rows": None if gain.rows is None else dict(sorted(gain.rows.items())),
-            "startup_s": None if gain.startup_s is None else float(gain.startup_s),
-        },
-        "storage": storage_dict(plan.storage),
-        "cautions": [asdict(caution) for caution in plan.cautions],
-        "lost": list(plan.lost),
-        "housekeeping": None if plan.housekeeping is None else asdict(plan.housekeeping),
-        "deletions": [deletion_dict(deletion) for deletion in plan.deletions],
-    }
-
-
-def criteria_dict(criteria: StaleCriteria) -> dict[str, Any]:
-    """The criteria as JSON has them."""
-    return {
-        "inactive_for_s": float(criteria.inactive_for_s),
-        "never_active_for_s": float(criteria.never_active_for_s),
-        "groups": list(criteria.groups),
-        "roles": list(criteria.roles),
-        "names": list(criteria.names),
-        "listed": None if criteria.listed is None else list(criteria.listed),
-    }
-
-
-def storage_dict(storage: Storage) -> dict[str, Any]:
-    """What becomes of storage, as JSON has it."""
-    return {"fate": storage.fate.value, "spawner": storage.spawner, "at_risk": storage.at_risk, "why": storage.why}
-
-
-def deletion_dict(deletion: Deletion) -> dict[str, Any]:
-    """One deletion as JSON has it."""
-    return {
-        "user": deletion.user,
-        "id": deletion.id,
-        "created": _iso(deletion.created),
-        "last_activity": _iso(deletion.last_activity),
-        "reason": deletion.reason.value,
-        "idle_since": _iso(deletion.idle_since),
-        "servers": _listed(deletion.servers),
-        "groups": _listed(deletion.groups),
-        "roles": _listed(deletion.roles),
-        "tokens": deletion.tokens,
-        "shares": deletion.shares,
-    }
-
-
-def _iso(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(timezone.utc).isoformat()
-
-
-def _listed(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else list(names)
-
-
-def _by_reason(counts: Mapping[PruneReason, int]) -> dict[str, int]:
-    return {reason.value: counts[reason] for reason in sorted(counts, key=lambda reason: reason.value)}
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over all of a plan's dict but the digest itself."""
-    text = json.dumps({**data, "digest": ""}, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    """The plan as JSON has it."""
+    data: dict[str, Any] = to_plain(to_shape(plan))
+    return data
 
 
 def from_dict(data: object) -> PrunePlan:
-    """The plan that :func:`to_dict` made ``data`` of, whoever wrote it down in between.
+    """The plan that :func:`to_dict` made ``data`` of.
 
-    Raises ValueError with one line: it isn't a plan, of another version of HubGuard, or not what it was when it was made.
+    Raises ValueError with one line when ``data`` isn't a plan, has another version or has changed since the plan was made.
     """
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-        raise ValueError("this is no plan of HubGuard's; make one with hubguard prune plan -o FILE")
+        raise ValueError("this isn't a HubGuard plan; make one with hubguard prune plan -o FILE")
     if data.get("version") != VERSION:
         raise ValueError(
-            f"this plan has the version {data.get('version')!r}, and HubGuard knows {VERSION}; make it again"
+            f"this plan has version {data.get('version')!r}, and this HubGuard reads version {VERSION}; make it again"
         )
     try:
-        plan = _plan(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, ConfigError) as error:
-        raise ValueError(f"this is no whole plan: {type(error).__name__}: {error}; make it again") from error
-    again = to_dict(plan)
-    if again != dict(data) or plan.digest != _digest(again):
-        raise ValueError("this plan isn't what it was when it was made: its digest doesn't fit it; make it again")
+        if missing := sorted({field.name for field in fields(PrunePlanShape)} - data.keys()):
+            raise Malformed(f"plan.{missing[0]}: is missing")
+        shape = read(PrunePlanShape, data, "plan")
+        checked(shape.criteria)
+    except (Malformed, ConfigError) as error:
+        raise ValueError(f"this plan is damaged: {error}; make it again") from None
+    names = [deletion.user for deletion in shape.deletions]
+    if names != sorted(set(names)):
+        raise ValueError("this plan is damaged: its users aren't in order, or one is in it twice; make it again")
+    plan = extended(PrunePlan, shape, storage=extended(Storage, shape.storage))
+    if to_shape(plan) != shape or plan.digest != digest_of(plan):
+        raise ValueError("this plan has changed since it was made: its digest doesn't fit; make it again")
     return plan
 
 
-def _plan(data: Mapping[str, Any]) -> PrunePlan:
-    gain, storage, housekeeping = data["gain"], data["storage"], data["housekeeping"]
-    protection = data["protection"]
-    criteria = StaleCriteria(
-        inactive_for_s=_number(data["criteria"]["inactive_for_s"]),
-        never_active_for_s=_number(data["criteria"]["never_active_for_s"]),
-        groups=_texts(data["criteria"]["groups"]),
-        roles=_texts(data["criteria"]["roles"]),
-        names=_texts(data["criteria"]["names"]),
-        listed=_known(_texts, data["criteria"]["listed"]),
-    )
-    checked(criteria)
-    deletions = tuple(map(_to_deletion, data["deletions"]))
-    names = [deletion.user for deletion in deletions]
-    if names != sorted(set(names)):
-        raise ValueError("its users aren't in order, or one is in it twice")
-    return PrunePlan(
-        digest=_text(data["digest"]),
-        made_at=_time(data["made_at"]),
-        expires_at=_time(data["expires_at"]),
-        made_by=_text(data["made_by"]),
-        criteria=criteria,
-        deletions=deletions,
-        kept=_counts(data["kept"], PruneReason),
-        gain=Gain(
-            users_before=_whole(gain["users_before"]),
-            users_after=_whole(gain["users_after"]),
-            pages_before=_whole(gain["pages_before"]),
-            pages_after=_whole(gain["pages_after"]),
-            rows=_known(lambda rows: _counts(rows, _text), gain["rows"]),
-            startup_s=_known(_number, gain["startup_s"]),
-        ),
-        storage=Storage(StorageFate(storage["fate"]), _known(_text, storage["spawner"]), _text(storage["why"])),
-        cautions=tuple(Caution(_text(one["name"]), _text(one["why"])) for one in data["cautions"]),
-        lost=_texts(data["lost"]),
-        left_out=_whole(data["left_out"]),
-        protection=Protection(
-            groups=_texts(protection["groups"]),
-            roles=_texts(protection["roles"]),
-            names=_texts(protection["names"]),
-            token_used_within_s=_number(protection["token_used_within_s"]),
-        ),
-        offline=data["offline"] is True,
-        database=_text(data["database"]),
-        revision=_text(data["revision"]),
-        housekeeping=None
-        if housekeeping is None
-        else ORMCounts(**{field.name: _whole(housekeeping[field.name]) for field in fields(ORMCounts)}),
-    )
+def digest_of(plan: PrunePlan) -> str:
+    """SHA-256 (hex) over all of a plan but the digest itself.
+
+    Times are digested as the first version wrote them, with ``+00:00``: plans of then must keep their digest.
+    """
+    values = to_values(replace(to_shape(plan), digest=""))
+    text = json.dumps(values, sort_keys=True, default=_digested_time)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _to_deletion(data: Mapping[str, Any]) -> Deletion:
-    return Deletion(
-        user=_text(data["user"]),
-        created=_known(_time, data["created"]),
-        last_activity=_known(_time, data["last_activity"]),
-        reason=PruneReason(data["reason"]),
-        idle_since=_known(_time, data["idle_since"]),
-        id=_known(_whole, data["id"]),
-        servers=_known(_texts, data["servers"]),
-        groups=_known(_texts, data["groups"]),
-        roles=_known(_texts, data["roles"]),
-        tokens=_known(_whole, data["tokens"]),
-        shares=_known(_whole, data["shares"]),
-    )
-
-
-def _known(read: Callable[[Any], T], value: object) -> T | None:
-    return None if value is None else read(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.60} is no text")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{value!r:.60} is no list")
-    return tuple(map(_text, value))
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.60} is no whole number")
-    return value
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise TypeError(f"{value!r:.60} is no number")
-    return float(value)
-
-
-def _time(value: object) -> datetime:
-    at = datetime.fromisoformat(_text(value))
-    if at.tzinfo is None:
-        raise ValueError(f"{value!r:.60} has no time zone")
-    return at.astimezone(timezone.utc)
-
-
-def _counts(value: Mapping[str, object], key: Callable[[str], T]) -> dict[T, int]:
-    return {key(name): _whole(count) for name, count in value.items()}
+def _digested_time(at: datetime) -> str:
+    return at.astimezone(timezone.utc).isoformat()
 
 
 # -- who is kept now --------------------------------------------------------------------------------------------------------
