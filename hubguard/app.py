@@ -70,7 +70,7 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
     told = place.registration
     circumstances = Circumstances()
     layers: list[Mapping[str, Mapping[str, object]]] = []
-    errors = [str(line) for line in told.get("errors", ())]
+    errors = [ConfigError(setting, text) for setting, text in told.get("errors", ())]
     culler = told.get("idle_culler")
     if culler:
         circumstances, taken_over = _beside_a_culler(culler)
@@ -87,8 +87,9 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
         try:
             layers.append(sections_of(read_file(config_file)))
         except ConfigError as error:
-            errors.append(str(error))
+            errors.append(error)
     settings = load(*layers, environ=environ)
+    circumstances = replace(circumstances, notes=(*circumstances.notes, *settings.notes))
     return replace(settings, errors=(*errors, *settings.errors)), circumstances
 
 
@@ -130,7 +131,7 @@ def make_guard(
         try:
             hook = load_hook(settings.cull.hook)
         except ConfigError as error:
-            settings = replace(settings, errors=(*settings.errors, str(error)))
+            settings = replace(settings, errors=(*settings.errors, error))
     clock = SystemClock()
     world = None
     if drift:
@@ -202,11 +203,10 @@ async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIter
     if api_url and token and settings.guard.read_proxy:
         try:
             proxy = HTTPProxyAPI(api_url, token, budget)
-            if settings.drift.watch_proxy:
-                # The same after a restart, so that one that was left behind isn't joined by another each time.
-                name = hashlib.sha256(place.api_url.encode()).hexdigest()[:12]
-                public_url = told.get("proxy", {}).get("public_url")
-                canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None)
+            # The same after a restart, so that one that was left behind isn't joined by another each time.
+            name = hashlib.sha256(place.api_url.encode()).hexdigest()[:12]
+            public_url = told.get("proxy", {}).get("public_url")
+            canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None)
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)
     try:
@@ -248,6 +248,8 @@ async def serve(place: Place, config_file: Path | None) -> int:
     settings, circumstances = settings_for(place, config_file)
     for error in settings.errors:
         log.error("Nothing is done until this setting is right: %s", error)
+    for note in settings.notes:
+        log.warning("%s", note)
     budget = make_budget(settings)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -305,7 +307,8 @@ def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, 
     try:
         return settings, open_backends(settings.drift.backend, where)
     except HubGuardError as error:
-        return replace(settings, errors=(*settings.errors, str(error))), None
+        wrong = error if isinstance(error, ConfigError) else ConfigError("HubGuardDrift.backend", str(error))
+        return replace(settings, errors=(*settings.errors, wrong)), None
 
 
 def _application(guard: Guard, place: Place, budget: Budget) -> Application:

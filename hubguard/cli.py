@@ -26,7 +26,6 @@ from hubguard.console import (
     _configs,
     _count,
     _count_or_0,
-    _setting_and_text,
     _settings,
     _the_guards_journal,
 )
@@ -97,7 +96,7 @@ def _cull(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     if settings.errors:
-        raise ConfigError(*_setting_and_text(settings.errors[0]))
+        raise settings.errors[0]
     _the_guards_journal(settings)
     report = asyncio.run(
         once.cull(
@@ -216,6 +215,8 @@ def _config_show(arguments: argparse.Namespace) -> int:
             value = repr(without_password(getattr(holder, trait)))
         print(f"{name} = {value}" + ("" if value == default else f"  (default: {default})"))
         print(f"    {text}")
+    for note in settings.notes:
+        print(note, file=sys.stderr)
     for error in settings.errors:
         print(f"wrong: {error}", file=sys.stderr)
     return USAGE if settings.errors else FINE

@@ -6,7 +6,6 @@ and act on nothing.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +14,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
-from traitlets.config import Config, Configurable
+from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
-from hubguard.cull.decide import rules as cull_rules
 from hubguard.cull.settings import HubGuardCull
-from hubguard.drift.model import REMEDIES
 from hubguard.drift.settings import HubGuardDrift
 from hubguard.errors import ConfigError
 from hubguard.pacing.settings import HubGuardBudget
 from hubguard.prune.settings import HubGuardPrune
-from hubguard.times import DAY_S, HOUR_S, YEAR_S
+from hubguard.section import Section, closest
+from hubguard.times import DAY_S, YEAR_S
 
 
-class HubGuard(Configurable):
+class HubGuard(Section):
     """The service itself."""
 
     armed = Bool(
@@ -60,11 +58,6 @@ class HubGuard(Configurable):
         help="""What to do where jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
         it, and HubGuard goes on with its settings, armed. "refuse": it keeps running, and HubGuard only observes.""",
     ).tag(config=True)
-    lease_s = Float(
-        30.0,
-        help="""Seconds after which a guard that has gone silent loses the right to act to another one. It is renewed three
-        times as often. Range: 3 to 3600.""",
-    ).tag(config=True, low=3.0, high=3600.0)
     hub_db_url = Unicode(
         "",
         help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
@@ -73,8 +66,9 @@ class HubGuard(Configurable):
     ).tag(config=True)
     read_proxy = Bool(
         True,
-        help="""Whether the proxy's table is read, where the proxy is configurable-http-proxy: it knows of traffic minutes
-        before the hub does, and tells a quiet hub from one that has stopped noticing.""",
+        help="""Whether HubGuard reads the routes of a configurable-http-proxy, which knows of traffic minutes before the hub
+        does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its routes shows
+        within seconds.""",
     ).tag(config=True)
     longest_exemption_s = Float(
         30 * DAY_S,
@@ -86,15 +80,30 @@ class HubGuard(Configurable):
         (More than a year, so that a semester can be compared with the one a year before.)""",
     ).tag(config=True, low=8, high=36_600)
 
+    constants = ("lease_s",)
 
-SECTIONS: tuple[type[Configurable], ...] = (HubGuard, HubGuardCull, HubGuardDrift, HubGuardPrune, HubGuardBudget)
+    lease_s = 30.0
+    """Seconds after which a guard that has gone silent loses the right to act. It renews its lease three times as often."""
+
+    def problems(self) -> list[ConfigError]:
+        """Whether the URL is one."""
+        try:
+            parts = urlsplit(self.url)
+            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
+        except ValueError:
+            fine = False
+        return [] if fine else [ConfigError("HubGuard.url", f"{self.url!r} is no URL such as http://127.0.0.1:10101")]
+
+
+SECTIONS: tuple[type[Section], ...] = (HubGuard, HubGuardCull, HubGuardDrift, HubGuardPrune, HubGuardBudget)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings as they hold now. With ``errors``, HubGuard acts on nothing; each starts with the setting's name.
+    """All settings as they hold now. With ``errors``, HubGuard acts on nothing.
 
     ``errors`` is in the order of the sections, then by name; the wrong setting itself has its default value here.
+    ``notes`` are sentences on settings of older versions, which do nothing.
     """
 
     guard: HubGuard
@@ -102,7 +111,8 @@ class Settings:
     drift: HubGuardDrift
     prune: HubGuardPrune
     budget: HubGuardBudget
-    errors: tuple[str, ...] = ()
+    errors: tuple[ConfigError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -114,41 +124,33 @@ def load(
     Never raises for a wrong value: it is in ``errors``, with the name of the setting.
     """
     merged, errors = _from_environment(environ)
+    notes: list[str] = []
     known = {section.__name__: section for section in SECTIONS}
     for layer in layers:
         for name, values in layer.items():
             if name not in known:
-                errors.append(f"{name}: no such section of settings{_closest(name, list(known))}")
+                errors.append(ConfigError(name, f"no such section of settings{closest(name, list(known))}"))
                 continue
             merged.setdefault(name, {}).update(values)
-    made: dict[str, Any] = {}
-    for name, section in known.items():
-        instance = section()
-        made[name] = instance
+    sections: dict[str, Any] = {}
+    for name, kind in known.items():
+        section = sections[name] = kind()
         for trait, value in sorted(merged.get(name, {}).items()):
+            if note := kind.note_on_former(trait):
+                notes.append(note)
+                continue
             try:
-                _set(instance, trait, value)
+                _set(section, trait, value)
             except ConfigError as error:
-                errors.append(str(error))
-    guard, cull, drift, prune, budget = (made[section.__name__] for section in SECTIONS)
-    errors += [str(error) for error in _together(guard, cull)]
-    if 0 < prune.every_s < HOUR_S:
-        errors.append("HubGuardPrune.every_s: less than an hour is too often; 0 is for never")
-        prune.every_s = 0.0
-    if prune.every_s and not prune.delete_users:
-        errors.append(
-            "HubGuardPrune.every_s: nothing can be pruned by schedule while HubGuardPrune.delete_users is False"
-        )
-    reparable = [kind.value for kind in REMEDIES]
-    for kind in [kind for kind in drift.repair if kind not in reparable]:
-        errors.append(
-            f"HubGuardDrift.repair: {kind!r} is no kind of drift that can be repaired{_closest(kind, reparable)}"
-        )
-        drift.repair = []
-    if wrong := cull_rules.parse(cull.rules)[1]:
-        errors += [f"HubGuardCull.{error}" for error in wrong]
-        cull.rules = []
-    return Settings(guard, cull, drift, prune, budget, tuple(dict.fromkeys(errors)))
+                errors.append(error)
+        problems = section.problems()
+        errors += problems
+        for trait in {_trait_of(problem) for problem in problems}:
+            setattr(section, trait, kind.class_traits()[trait].default())
+    guard, cull, drift, prune, budget = sections.values()
+    return Settings(
+        guard, cull, drift, prune, budget, tuple({str(error): error for error in errors}.values()), tuple(notes)
+    )
 
 
 def read_file(path: Path) -> Config:
@@ -195,25 +197,25 @@ def settings_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, object]], list[str]]:
+def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, object]], list[ConfigError]]:
     found: dict[str, dict[str, object]] = {}
-    errors: list[str] = []
+    errors: list[ConfigError] = []
     if url := environ.get("HUBGUARD_DB_URL"):
         found["HubGuard"] = {"db_url": url}
     if text := environ.get("JUPYTERHUB_REQUEST_TIMEOUT"):
         try:
             found["HubGuardBudget"] = {"request_timeout_s": float(text)}
         except ValueError:
-            errors.append(f"JUPYTERHUB_REQUEST_TIMEOUT: {text!r} is not a number of seconds")
+            errors.append(ConfigError("JUPYTERHUB_REQUEST_TIMEOUT", f"{text!r} is not a number of seconds"))
     return found, errors
 
 
-def _set(instance: Configurable, name: str, value: object) -> None:
+def _set(instance: Section, name: str, value: object) -> None:
     section = type(instance).__name__
     traits = type(instance).class_own_traits(config=True)
     setting = f"{section}.{name}"
     if name not in traits:
-        raise ConfigError(setting, f"no such setting{_closest(name, list(traits))}")
+        raise ConfigError(setting, f"no such setting{closest(name, list(traits))}")
     trait = traits[name]
     if isinstance(value, bool) and isinstance(trait, (Float, Int)):
         raise ConfigError(setting, f"is a number, and {value!r} is not")
@@ -227,24 +229,9 @@ def _set(instance: Configurable, name: str, value: object) -> None:
         raise ConfigError(setting, f"{value!r} can't be used: {_first_line(error)}") from None
 
 
-def _together(guard: HubGuard, cull: HubGuardCull) -> list[ConfigError]:
-    """What is wrong with settings that are fine one by one."""
-    errors = []
-    if cull.retry_base_s > cull.retry_max_s:
-        errors.append(ConfigError("HubGuardCull.retry_base_s", "is longer than HubGuardCull.retry_max_s"))
-    try:
-        parts = urlsplit(guard.url)
-        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
-    except ValueError:
-        fine = False
-    if not fine:
-        errors.append(ConfigError("HubGuard.url", f"{guard.url!r} is no URL such as http://127.0.0.1:10101"))
-    return errors
-
-
-def _closest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names))}"
+def _trait_of(problem: ConfigError) -> str:
+    """``rules`` of ``HubGuardCull.rules[1].hours``."""
+    return problem.setting.split(".")[1].split("[")[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -58,11 +58,6 @@ def _actor() -> str:
         return "somebody (command)"
 
 
-def _setting_and_text(line: str) -> tuple[str, str]:
-    setting, _, text = line.partition(": ")
-    return setting, text
-
-
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:

@@ -183,15 +183,15 @@ def settings_of(options: Mapping[str, object], environ: Mapping[str, str]) -> Se
         sections,
         {
             "HubGuard": {"armed": True, "db_url": "sqlite://", "journal_days": JOURNAL_DAYS},
-            # Nobody is there to look and resume: brakes that wait for a person would hold it for ever.
-            "HubGuardCull": {"plan_cap": NO_CAP, "population_fall": 1.0},
+            "HubGuardCull": {"plan_cap": NO_CAP},
             "HubGuardBudget": {} if timeout_s is None else {"request_timeout_s": timeout_s},
         },
         environ={},
     )
     if settings.errors:
-        setting, _, text = settings.errors[0].partition(": ")
-        raise ConfigError(setting, text)
+        raise settings.errors[0]
+    # Like the cap: nobody is there to look and resume, so brakes that wait for a person would hold it forever.
+    settings.cull.population_fall = 1.0
     return settings
 
 

@@ -115,9 +115,12 @@ def as_text(checks: Sequence[Check]) -> str:
 
 def _settings(settings: Settings) -> list[Check]:
     checks = [
-        Check("settings", Finding.WRONG, error, "Mend it in the config file; HubGuard acts on nothing until then.")
+        Check(
+            "settings", Finding.WRONG, str(error), "Correct it in the config file; HubGuard acts on nothing until then."
+        )
         for error in settings.errors
     ] or [Check("settings", Finding.FINE, "all settings are right")]
+    checks += [Check("settings", Finding.WARNING, note) for note in settings.notes]
     # What load() takes the rules for; with errors in them there are none.
     checks += [
         Check("rules", Finding.WARNING, sentence, "Change it or its place in HubGuardCull.rules, or leave it out.")

@@ -15,11 +15,15 @@ class HubGuardError(Exception):
 
 
 class ConfigError(HubGuardError):
-    """A setting is wrong. ``setting`` names it as an operator writes it, e.g. ``HubGuardCull.idle_timeout_s``."""
+    """A setting, an option or a file is wrong. ``setting`` names it as an operator writes it; ``text`` says what is wrong.
 
-    def __init__(self, setting: str, message: str, *, detail: str = "") -> None:
-        super().__init__(f"{setting}: {message}", detail=detail)
+    For example ``HubGuardCull.idle_timeout_s``, ``--count`` or ``JUPYTERHUB_API_TOKEN``.
+    """
+
+    def __init__(self, setting: str, text: str, *, detail: str = "") -> None:
+        super().__init__(f"{setting}: {text}", detail=detail)
         self.setting = setting
+        self.text = text
 
 
 class JournalError(HubGuardError):

@@ -57,7 +57,7 @@ def place_from(environ: Mapping[str, str]) -> Place:
     try:
         told = json.loads(environ.get("HUBGUARD_REGISTRATION") or "{}")
     except ValueError:
-        told = {"errors": ["HUBGUARD_REGISTRATION: what the include passed on can't be read"]}
+        told = {"errors": [("HUBGUARD_REGISTRATION", "what the include passed on can't be read")]}
     return Place(
         api_url=api_url,
         token=token,

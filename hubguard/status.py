@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import Enum
 
 from hubguard.cull.model import CycleReport, Verdict
+from hubguard.errors import ConfigError
 from hubguard.journal.model import Lease, Stance
 from hubguard.model import Finding, Tally
 from hubguard.pacing.model import BudgetUse
@@ -29,7 +30,7 @@ class Mode(str, Enum):
 class Status:
     """Everything that pages, API and metrics tell about the guard itself at one moment.
 
-    ``why`` is one sentence. ``errors`` are wrong settings, each starting with the setting's name; ``notes`` are things an
+    ``why`` is one sentence. ``errors`` are wrong settings; ``notes`` are things an
     operator should know (a missing optional scope, a taken-over culler). ``last_cycle`` and ``next_cycle_at`` are None
     before the first cycle, ``lease`` where nobody has ever held it, ``last_good_cycle_at`` before one has succeeded.
     ``brake`` is set while HubGuard holds back. ``clock_from``: idle clocks were started anew then, after an outage.
@@ -51,7 +52,7 @@ class Status:
     last_cycle: CycleReport | None = None
     last_good_cycle_at: datetime | None = None
     next_cycle_at: datetime | None = None
-    errors: tuple[str, ...] = ()
+    errors: tuple[ConfigError, ...] = ()
     notes: tuple[str, ...] = ()
     budget: BudgetUse | None = None
     armed: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from constants import constants_by_the_hub
 
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import Population, SeededServer
@@ -18,13 +19,15 @@ from hubguard.staging.population import Population, SeededServer
 SNIPPET = Path(__file__).parents[1] / "jupyterhub_config.d" / "hubguard.py"
 INCLUDE = f"load_subconfig({str(SNIPPET)!r})\n"
 # Servers are idle by the hub's database only: the proxy sees their routes added when the hub starts, and takes that for use.
-QUICK = """
+QUICK = (
+    constants_by_the_hub(lease_s=3.0)
+    + """
 c.HubGuard.read_proxy = False
 c.HubGuardCull.idle_timeout_s = 600.0
 c.HubGuardCull.every_s = 1.0
 c.HubGuardBudget.rate = 200.0
-c.HubGuard.lease_s = 3.0
 """
+)
 ARMED = INCLUDE + QUICK + "c.HubGuard.armed = True\n"
 OBSERVING = INCLUDE + QUICK
 

@@ -10,8 +10,8 @@ from hubguard import config
 from hubguard.errors import ConfigError
 
 
-def errors(**sections: dict[str, object]) -> tuple[str, ...]:
-    return config.load(sections, environ={}).errors
+def errors(**sections: dict[str, object]) -> list[str]:
+    return [str(error) for error in config.load(sections, environ={}).errors]
 
 
 def test_nothing_set_gives_the_defaults_and_no_error():
@@ -66,8 +66,33 @@ def test_every_wrong_setting_is_told_not_only_the_first():
 
 
 def test_two_settings_that_contradict_each_other_are_refused():
-    (error,) = errors(HubGuardCull={"retry_base_s": 100.0, "retry_max_s": 10.0})
-    assert error.startswith("HubGuardCull.retry_base_s")
+    (error,) = errors(HubGuardPrune={"every_s": 86400.0, "delete_users": False})
+    assert error.startswith("HubGuardPrune.every_s")
+
+
+FORMER = [
+    f"{section.__name__}.{name}" for section in config.SECTIONS for name in (*section.constants, *section.replaced)
+]
+
+
+@pytest.mark.parametrize("setting", FORMER)
+def test_a_setting_of_an_older_version_does_nothing_is_no_error_and_is_noted(setting: str):
+    section, name = setting.split(".")
+    settings = config.load({section: {name: -1}}, environ={})
+    assert settings.errors == ()
+    (note,) = settings.notes
+    assert note.startswith(f"{setting} is no longer a setting")
+    assert note.endswith(" Remove the line.")
+
+
+def test_the_note_on_a_former_setting_says_what_holds_now():
+    settings = config.load({"HubGuardCull": {"retry_base_s": 5.0}, "HubGuardDrift": {"watch_proxy": False}}, environ={})
+    assert settings.cull.retry_base_s == 30.0
+    assert settings.notes == (
+        "HubGuardCull.retry_base_s is no longer a setting; HubGuard uses 30 s. Remove the line.",
+        "HubGuardDrift.watch_proxy is no longer a setting. HubGuard.read_proxy = False turns off all that HubGuard"
+        " does at the proxy. Remove the line.",
+    )
 
 
 def test_a_wrong_setting_leaves_the_default_in_its_place():
@@ -85,7 +110,7 @@ def test_the_environment_gives_defaults_that_the_config_overrules():
 
 def test_a_wrong_timeout_in_the_environment_is_named():
     (error,) = config.load(environ={"JUPYTERHUB_REQUEST_TIMEOUT": "soon"}).errors
-    assert error.startswith("JUPYTERHUB_REQUEST_TIMEOUT: 'soon'")
+    assert str(error).startswith("JUPYTERHUB_REQUEST_TIMEOUT: 'soon'")
 
 
 def test_a_config_file_is_read_whether_it_is_ours_or_the_hubs(tmp_path: Path):

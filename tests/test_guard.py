@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from inline_books import InlineBooks
 from virtual_time import VirtualClock
@@ -78,6 +79,7 @@ async def world() -> MakeWorld:
         **options: object,
     ) -> World:
         settings = config.load(*(layers or (ARMED,)), environ={})
+        with_constants(settings, **{name: options.pop(name) for name in ("lease_s", "retry_base_s") if name in options})
         clock = clock or VirtualClock()
         budget = Budget(
             rate=settings.budget.rate, burst=settings.budget.burst, concurrency=settings.budget.concurrency, clock=clock
@@ -211,7 +213,7 @@ async def test_a_user_who_comes_back_between_list_and_stop_keeps_the_server(worl
 
 @pytest.mark.long
 async def test_a_failed_stop_is_not_repeated_before_its_back_off_and_the_others_go_on(world: MakeWorld):
-    w = await world({**ARMED, "HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 10.0, "retry_base_s": 60.0}})
+    w = await world({**ARMED, "HubGuardCull": {"idle_timeout_s": 600.0, "every_s": 10.0}}, retry_base_s=60.0)
     w.server("bad", 900, stops=Stops.POLL_RAISES)
     w.server("good", 700)
     await w.for_s(3600)
@@ -450,7 +452,7 @@ async def test_the_lease_is_given_up_at_the_end_so_that_the_next_guard_need_not_
 
 @pytest.mark.long
 async def test_the_journal_forgets_what_is_older_than_its_setting(world: MakeWorld):
-    w = await world({"HubGuard": {"journal_days": 10, "lease_s": 3600.0}, "HubGuardCull": {"every_s": 3600.0}})
+    w = await world({"HubGuard": {"journal_days": 10}, "HubGuardCull": {"every_s": 3600.0}}, lease_s=3600.0)
     w.books.journal.note("note", "ada", 0, w.clock.now() - timedelta(days=9), "yesterday's news")
     await w.for_s(3600)
     assert len(w.entries("note")) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from traitlets import Bool, Dict, Float, Int, List, Unicode
-from traitlets.config import Configurable
 
+from hubguard.cull.decide import rules as cull_rules
+from hubguard.errors import ConfigError
+from hubguard.section import Section
 from hubguard.times import DAY_S, YEAR_S
 
 
-class HubGuardCull(Configurable):
+class HubGuardCull(Section):
     """Which servers are stopped, and when."""
 
     idle_timeout_s = Float(
@@ -70,16 +72,6 @@ class HubGuardCull(Configurable):
         help="""How often the hub takes over activity from the proxy, in seconds: `c.JupyterHub.last_activity_interval`, which
         the include passes on where it is set. 0: the hub never does. Up to a day.""",
     ).tag(config=True, low=0.0, high=DAY_S)
-    outage_s = Float(
-        120.0,
-        help="""Seconds for which hub or proxy must have been gone for it to count as an outage, after which all idle clocks
-        start anew. A restart takes less, and the hub's activity lags by more anyway. Range: 10 to a day.""",
-    ).tag(config=True, low=10.0, high=DAY_S)
-    population_fall = Float(
-        0.2,
-        help="""HubGuard holds back when this share of the hub's users, and ten of them at least, has disappeared within an
-        hour or two, other than by its own hand. Range: 0.01 to 1.""",
-    ).tag(config=True, low=0.01, high=1.0)
     remove_named_servers = Bool(
         False, help="Whether a named server that was stopped is also removed from the hub, with its options."
     ).tag(config=True)
@@ -89,16 +81,27 @@ class HubGuardCull(Configurable):
         more, HubGuard holds back until no more are due, or a person has looked and resumes; then each cycle does so many. At
         least 1.""",
     ).tag(config=True, low=1, high=1_000_000)
-    verify_s = Float(
-        60.0,
-        help="""Seconds for which HubGuard reads a server again after a stop until the hub shows it gone. Longer stops end as
-        "unverified"; those still running later are tried again after a wait, as failed ones are. Range: 1 to an hour.""",
-    ).tag(config=True, low=1.0, high=3600.0)
-    retry_base_s = Float(
-        30.0,
-        help="""The longest wait after the first failed stop of a server. It doubles with every further failure, and the
-        actual wait is drawn between 0 and that (full jitter). Range: 1 to a day.""",
-    ).tag(config=True, low=1.0, high=DAY_S)
-    retry_max_s = Float(
-        3600.0, help="The longest wait between two tries to stop the same server, in seconds. Range: 1 to a week."
-    ).tag(config=True, low=1.0, high=7 * DAY_S)
+
+    constants = ("outage_s", "population_fall", "verify_s", "retry_base_s", "retry_max_s")
+
+    outage_s = 120.0
+    """Seconds without hub or proxy that count as an outage, after which all idle clocks start again.
+
+    A restart takes less, and the hub's activity lags by more anyway.
+    """
+    population_fall = 0.2
+    """Share of the users (and at least ten) whose disappearance brakes HubGuard, unless HubGuard deleted them."""
+    verify_s = 60.0
+    """Seconds for which HubGuard reads a server again after a stop, until the hub shows it gone."""
+    retry_base_s = 30.0
+    """Maximum wait in seconds after the first failed stop of a server; it doubles with every further failure.
+
+    The actual wait is drawn between 0 and that (full jitter).
+    """
+    retry_max_s = 3600.0
+    """Maximum wait in seconds between two attempts to stop the same server."""
+
+    def problems(self) -> list[ConfigError]:
+        """Every rule that can't be used."""
+        wrong = cull_rules.parse(self.rules)[1]
+        return [ConfigError(f"{type(self).__name__}.{error.setting}", error.text) for error in wrong]

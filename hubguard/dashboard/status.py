@@ -110,7 +110,7 @@ def of_status(status: Status, policy: CullPolicy) -> StatusShape:
         last_cycle=_last_cycle(status.last_cycle) if status.last_cycle else None,
         last_good_cycle_at=status.last_good_cycle_at,
         next_cycle_at=status.next_cycle_at,
-        errors=status.errors,
+        errors=tuple(map(str, status.errors)),
         notes=status.notes,
         budget=status.budget,
         brake=status.brake,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Enum, Float, Int, List, Unicode
-from traitlets.config import Configurable
+from collections.abc import Mapping
+from typing import ClassVar
+
+from traitlets import Enum, Float, List, Unicode
+
+from hubguard.drift.model import REMEDIES
+from hubguard.errors import ConfigError
+from hubguard.section import Section, closest
 
 
-class HubGuardDrift(Configurable):
+class HubGuardDrift(Section):
     """How HubGuard finds out where hub, database, proxy and backends disagree, and what it mends by itself."""
 
     every_s = Float(
@@ -14,19 +20,6 @@ class HubGuardDrift(Configurable):
         help="""Seconds from one look at all sources to the next, give or take 10 %. While something is suspected, it looks
         again after a sixth of that, and after 5 s at the earliest. Range: 5 to an hour.""",
     ).tag(config=True, low=5.0, high=3600.0)
-    sightings = Int(
-        3,
-        help="""A difference is drift when so many complete looks in a row have shown it; until then it is suspected. Range: 2
-        to 100.""",
-    ).tag(config=True, low=2, high=100)
-    for_s = Float(
-        15.0,
-        help="""Seconds for which it must have been seen, too. Longer than a server is between two states on a busy hub.
-        Range: 0 to an hour.""",
-    ).tag(config=True, low=0.0, high=3600.0)
-    clear_after = Int(
-        2, help="So many complete looks in a row without it end a drift that was raised. Range: 1 to 100."
-    ).tag(config=True, low=1, high=100)
     repair = List(
         Unicode(),
         default_value=[
@@ -48,8 +41,24 @@ class HubGuardDrift(Configurable):
         whether it answers, without anybody's credentials; "" is nowhere. "auto": by the hub's spawner, and "http" where
         that is none of these.""",
     ).tag(config=True)
-    watch_proxy = Bool(
-        True,
-        help="""Whether HubGuard keeps a route of its own at the proxy, where that is configurable-http-proxy, and looks for
-        it every second or two: a proxy that has lost its table, hangs or is gone shows within seconds.""",
-    ).tag(config=True)
+
+    constants = ("sightings", "for_s", "clear_after")
+    replaced: ClassVar[Mapping[str, str]] = {
+        "watch_proxy": "HubGuard.read_proxy = False turns off all that HubGuard does at the proxy.",
+    }
+
+    sightings = 3
+    """Complete looks in a row that must show a difference before it is drift; until then it is suspected."""
+    for_s = 15.0
+    """Seconds for which it must have been seen, too. Longer than a server is between two states on a busy hub."""
+    clear_after = 2
+    """Complete looks in a row without a raised drift that end it."""
+
+    def problems(self) -> list[ConfigError]:
+        """Every kind in ``repair`` that can't be repaired."""
+        reparable = [kind.value for kind in REMEDIES]
+        return [
+            ConfigError(f"{type(self).__name__}.repair", f"{kind!r} can't be repaired{closest(kind, reparable)}")
+            for kind in self.repair
+            if kind not in reparable
+        ]

@@ -39,6 +39,11 @@ log = logging.getLogger("hubguard.inhub")
 ALL_ADDRESSES = (None, "0.0.0.0", "::")  # noqa: S104  # nothing is bound to them here
 """The hosts of a bind_url that stand for all addresses of a machine."""
 
+INCLUDE = "HubGuard's include"
+
+Problem = tuple[str, str]
+"""The setting that is wrong, and what is wrong with it."""
+
 LONGEST = 100_000
 """Linux lets one environment variable have 131,072 bytes; a longer one keeps the process from starting, and that the hub."""
 
@@ -53,11 +58,11 @@ class LateRegistration(str):
     That moment is also the last one before the hub waits for our page, and keeps it from that.
     """
 
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     took_over: dict[str, Any] | None
     first_started_at: float
 
-    def __new__(cls, *problems: str) -> LateRegistration:
+    def __new__(cls, *problems: Problem) -> LateRegistration:
         """``problems`` are told along with what is found later, before it."""
         made = super().__new__(cls, "(told when the process is started)")
         made.problems = problems
@@ -74,7 +79,7 @@ class LateRegistration(str):
         try:
             app = spawner.user.service.app
         except AttributeError as error:
-            told["errors"].append(f"HubGuard's include: it can't see the hub it runs in ({error})")
+            told["errors"].append((INCLUDE, f"it can't see the hub it runs in ({error})"))
             return json.dumps(told)
         with contextlib.suppress(Exception):  # a hub that waits a while is still a hub
             _do_not_wait(app)
@@ -93,20 +98,18 @@ class LateRegistration(str):
             try:
                 told[name] = find(app, told["errors"])
             except Exception as error:
-                told["errors"].append(
-                    f"HubGuard's include: {name} can't be found out ({type(error).__name__}: {error})"
-                )
+                told["errors"].append((INCLUDE, f"{name} can't be found out ({type(error).__name__}: {error})"))
         text = json.dumps(told)
         if len(text) > LONGEST and "prune" in told:
             told["prune"].update(named=None, named_packed=None)
             log.warning("HubGuard isn't told which users the hub's config names: with its settings, they are too long.")
             text = json.dumps(told)
         if len(text) > LONGEST:
-            told["errors"].append("HubGuard's settings in the hub's config: they are too long to be passed on.")
+            told["errors"].append(("HubGuard's settings in the hub's config", "they are too long to be passed on."))
             text = json.dumps({"errors": told["errors"]})
         return text
 
-    def _hub(self, app: Any, errors: list[str]) -> dict[str, Any]:
+    def _hub(self, app: Any, errors: list[Problem]) -> dict[str, Any]:
         """How often, and when, the hub takes over activity from the proxy, its database if that is to be read, and its URLs.
 
         A hub begins with taking over activity right after it has started its services (5.5 and 6.1). ``api_url`` is the URL
@@ -118,12 +121,12 @@ class LateRegistration(str):
         try:
             told.update(api_url=_api_url(app), base_url=app.base_url, subdomain_host=app.subdomain_host)
         except Exception as error:
-            errors.append(f"HubGuard's include: the hub's URLs can't be found out ({type(error).__name__}: {error})")
+            errors.append((INCLUDE, f"the hub's URLs can't be found out ({type(error).__name__}: {error})"))
         if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
             told["db_url"] = _absolute(app.db_url)
         return told
 
-    def _idle_culler(self, app: Any, errors: list[str]) -> dict[str, Any] | None:
+    def _idle_culler(self, app: Any, errors: list[Problem]) -> dict[str, Any] | None:
         """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
         if self.took_over is not None:
             # The hub starts our process again when it has ended. By then nothing else tells of the culler any more.
@@ -174,7 +177,7 @@ def _running_hub() -> Any:
     return sys.modules["jupyterhub.app"].JupyterHub._instance
 
 
-def _sections(app: Any, errors: list[str]) -> dict[str, dict[str, Any]]:
+def _sections(app: Any, errors: list[Problem]) -> dict[str, dict[str, Any]]:
     """All ``c.HubGuard*`` settings as they stand in the end, the command line's among them."""
     found: dict[str, dict[str, Any]] = {}
     for section, values in app.config.items():
@@ -190,16 +193,17 @@ def _sections(app: Any, errors: list[str]) -> dict[str, dict[str, Any]]:
                 json.dumps(value)
             except (TypeError, ValueError):
                 what = "a function" if callable(value) else f"a value of type {type(value).__name__}"
-                errors.append(
-                    f"{section}.{name}: {what} can't cross into the service's process. Name it by an import string, or set"
-                    " it in a config file of HubGuard's own (HUBGUARD_CONFIG)."
+                text = (
+                    f"{what} can't be passed on to the service's process. Name it by an import string, or set it in a config"
+                    " file of HubGuard's own (HUBGUARD_CONFIG)."
                 )
+                errors.append((f"{section}.{name}", text))
             else:
                 found[section][name] = value
     return found
 
 
-def _proxy(app: Any, errors: list[str]) -> dict[str, str]:
+def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
     """Where the proxy's API is and its token, for as much as this kind of proxy has them, and where users reach the proxy.
 
     ``public_url`` has no path. It is left out where the hub doesn't know either: bind_url says where a proxy that the hub
@@ -226,13 +230,13 @@ def _api_url(app: Any) -> str:
     return url.rstrip("/")
 
 
-def _spawner(app: Any, errors: list[str]) -> dict[str, Any]:
+def _spawner(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """The spawner's class with those that it is derived from, nearest first, and what tells its backends apart."""
     kind = app.spawner_class
     return {"classes": classes_of(kind), "settings": settings_of(app.config, kind)}
 
 
-def _prune(app: Any, errors: list[str]) -> dict[str, Any]:
+def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """Whom the config names (see :func:`packed`), and what the spawner does about a user's storage when they are deleted.
 
     What can't be told is left out, or None, and in no ``errors``: it costs pruning a caution, and culling nothing.
@@ -255,13 +259,13 @@ def _absolute(url: str) -> str:
     return f"{scheme}{slashes}{os.path.abspath(path)}"
 
 
-def _redirect_uri(app: Any, errors: list[str]) -> str:
+def _redirect_uri(app: Any, errors: list[Problem]) -> str:
     """Where the hub sends logins at our pages back to: with subdomains, only the hub knows the host."""
     page = app._service_map.get("hubguard")
     return str(page.oauth_redirect_uri) if page is not None else ""
 
 
-def _environ(app: Any, errors: list[str]) -> dict[str, str]:
+def _environ(app: Any, errors: list[Problem]) -> dict[str, str]:
     """Managed services inherit next to nothing of the hub's environment."""
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
 

@@ -20,7 +20,7 @@ from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
 from hubguard.inhub.idle_culler import settings_from
-from hubguard.inhub.late import LateRegistration, Members, runs_a_culler
+from hubguard.inhub.late import LateRegistration, Members, Problem, runs_a_culler
 from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, LOGIN_SCOPES, SCOPES, SERVICE
 
 PROCESS = "hubguard-process"
@@ -72,7 +72,7 @@ def _register(levels: list[Config]) -> None:
         "api_token": token,
         "display": False,
         "environment": {
-            "HUBGUARD_REGISTRATION": LateRegistration(*(line for line in (token_problem, url_problem) if line))
+            "HUBGUARD_REGISTRATION": LateRegistration(*(problem for problem in (token_problem, url_problem) if problem))
         },
     }
     page: dict[str, Any] = {
@@ -176,23 +176,23 @@ def _add_scopes(levels: list[Config]) -> None:
         section.custom_scopes = {**(there or {}), **ours}
 
 
-def _token(wanted: str) -> tuple[str, str]:
-    """The token that both entries share, and what is wrong with the one wanted, or ""."""
+def _token(wanted: str) -> tuple[str, Problem | None]:
+    """The token that both entries share, and what is wrong with the one wanted, if anything."""
     wanted = wanted.strip()  # what was read from a file often ends with a line break
     random = secrets.token_hex(32)
     if not wanted:
-        return random, ""
+        return random, None
     if len(wanted) < SHORTEST_TOKEN:
-        return random, f"HUBGUARD_API_TOKEN: has fewer than {SHORTEST_TOKEN} characters, which no hub takes."
+        return random, ("HUBGUARD_API_TOKEN", f"has fewer than {SHORTEST_TOKEN} characters, which no hub accepts.")
     if not re.fullmatch("[!-~]+", wanted):
-        return random, "HUBGUARD_API_TOKEN: has characters that no HTTP header can hold."
-    return wanted, ""
+        return random, ("HUBGUARD_API_TOKEN", "has characters that no HTTP header can hold.")
+    return wanted, None
 
 
-def _url(wanted: object) -> tuple[str, str]:
-    """The URL of our pages, with a port, and what is wrong with the one wanted, or ""."""
+def _url(wanted: object) -> tuple[str, Problem | None]:
+    """The URL of our pages, with a port, and what is wrong with the one wanted, if anything."""
     if not wanted:
-        return f"http://127.0.0.1:{_free_port()}", ""
+        return f"http://127.0.0.1:{_free_port()}", None
     try:
         parts = urlsplit(str(wanted))
         port = parts.port
@@ -205,11 +205,11 @@ def _url(wanted: object) -> tuple[str, str]:
             raise ValueError(wanted)
     except ValueError:
         # It isn't repeated: a URL with a password must get into no log.
-        problem = "HubGuard.url: is no URL such as http://127.0.0.1:10101, of a scheme, a host and a port."
-        return f"http://127.0.0.1:{_free_port()}", problem
+        problem = "is no URL such as http://127.0.0.1:10101, with a scheme, a host and a port."
+        return f"http://127.0.0.1:{_free_port()}", ("HubGuard.url", problem)
     if port is None:
         port = 443 if parts.scheme == "https" else 80
-    return f"{parts.scheme}://{host}:{port or _free_port()}", ""
+    return f"{parts.scheme}://{host}:{port or _free_port()}", None
 
 
 def _free_port() -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from traitlets import Float, Int
-from traitlets.config import Configurable
+
+from hubguard.section import Section
 
 
-class HubGuardBudget(Configurable):
+class HubGuardBudget(Section):
     """How fast HubGuard may talk to the hub, all its parts together."""
 
     rate = Float(
@@ -31,11 +32,10 @@ class HubGuardBudget(Configurable):
         help="""Seconds for one request, from sending it to the end of the answer; waiting for the budget doesn't count. The
         environment variable JUPYTERHUB_REQUEST_TIMEOUT is its default. Range: 1 to 600.""",
     ).tag(config=True, low=1.0, high=600.0)
-    breaker_failures = Int(
-        5,
-        help="""Failed requests in a row after which HubGuard stops asking and only probes with a harmless GET until the hub
-        answers again. Range: 1 to 1000.""",
-    ).tag(config=True, low=1, high=1000)
-    breaker_open_s = Float(15.0, help="Seconds between such probes, growing to ten times that. Range: 1 to 3600.").tag(
-        config=True, low=1.0, high=3600.0
-    )
+
+    constants = ("breaker_failures", "breaker_open_s")
+
+    breaker_failures = 5
+    """Failed requests in a row after which HubGuard only probes with a harmless GET until it is answered."""
+    breaker_open_s = 15.0
+    """Seconds between such probes at first, growing to ten times that."""

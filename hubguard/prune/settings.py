@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from traitlets import Bool, Float, Int, List, Unicode
-from traitlets.config import Configurable
 
-from hubguard.times import DAY_S
+from hubguard.errors import ConfigError
+from hubguard.section import Section
+from hubguard.times import DAY_S, HOUR_S
 
 
-class HubGuardPrune(Configurable):
+class HubGuardPrune(Section):
     """Who is stale, who is always kept, and what HubGuard may remove by itself. It removes nobody unless told to."""
 
     delete_users = Bool(
@@ -84,3 +85,12 @@ class HubGuardPrune(Configurable):
         help="""The folder for undo files, which hold all rows that go, spawner state and token hashes among them (mode 0600).
         Empty: hubguard-undo, in the folder that HubGuard runs in.""",
     ).tag(config=True)
+
+    def problems(self) -> list[ConfigError]:
+        """What is wrong with the schedule."""
+        setting = f"{type(self).__name__}.every_s"
+        if 0 < self.every_s < HOUR_S:
+            return [ConfigError(setting, f"{self.every_s:g} s is too often; use 3600 or more, or 0 for never")]
+        if self.every_s and not self.delete_users:
+            return [ConfigError(setting, "scheduled pruning needs HubGuardPrune.delete_users = True")]
+        return []

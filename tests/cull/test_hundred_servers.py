@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from constants import constants_by_the_hub
 from guarded import ARMED, ask, in_use, mode
 
 from hubguard.staging.hub import TestbedHub
@@ -18,7 +19,9 @@ from hubguard.staging.population import Population, SeededServer
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
 RATE, BURST, EVERY_S = 20, 5, 3
-SETTINGS = f"""
+SETTINGS = (
+    constants_by_the_hub(retry_base_s=86400.0, retry_max_s=604800.0)
+    + f"""
 c.JupyterHub.last_activity_interval = 2
 c.HubGuard.read_proxy = True
 c.HubGuardCull.idle_timeout_s = 30.0
@@ -26,9 +29,8 @@ c.HubGuardBudget.rate = {RATE}.0
 c.HubGuardBudget.burst = {BURST}
 c.HubGuardBudget.concurrency = 10
 c.HubGuardCull.every_s = {EVERY_S}.0
-c.HubGuardCull.retry_base_s = 86400.0
-c.HubGuardCull.retry_max_s = 604800.0
 """
+)
 # The wait before a second try is drawn from zero on: the longer it may be, the surer there is none while this looks.
 # What a busy machine may make of requests that were sent at their time: the log knows to the millisecond when the hub has
 # taken each up, which may be several at once. Held to the letter in test_budget.

@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 import pytest
 from aiohttp import web
+from constants import constants, constants_by_the_hub
 from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
 from guarded import ARMED, OBSERVING, ask, external, gone, guards, in_use, mode, servers, status
 
@@ -465,7 +466,7 @@ async def test_a_start_that_is_stuck_is_reported_and_interrupted_where_the_polic
 async def test_a_server_that_comes_back_after_its_stop_is_a_finding_and_no_success(testbed_hub: MakeHub):
     """With the proxy down a hub answers that it stops the server, and the same run is ready afterwards: see act/verify.py."""
     hub = await testbed_hub(
-        config=OBSERVING + "c.HubGuardCull.retry_base_s = 86400.0\nc.HubGuardCull.retry_max_s = 86400.0\n",
+        config=OBSERVING + constants_by_the_hub(retry_base_s=86400.0, retry_max_s=86400.0),
         population=servers(idle=7200, other=60),
         external_proxy=True,
     )
@@ -532,16 +533,15 @@ class FallingHub(ScriptedHub):
 
 
 OPEN_S = 2.0
-KILLED = f"""
+CHANGED = constants(lease_s=3.0, retry_base_s=1.0, retry_max_s=1.0, breaker_failures=3, breaker_open_s=OPEN_S)
+KILLED = (
+    CHANGED
+    + """
 c.HubGuard.armed = True
-c.HubGuard.lease_s = 3.0
 c.HubGuardCull.idle_timeout_s = 600.0
 c.HubGuardCull.every_s = 1.0
-c.HubGuardCull.retry_base_s = 1.0
-c.HubGuardCull.retry_max_s = 1.0
-c.HubGuardBudget.breaker_failures = 3
-c.HubGuardBudget.breaker_open_s = {OPEN_S}
 """
+)
 
 
 @pytest.mark.long

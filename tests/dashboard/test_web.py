@@ -18,7 +18,7 @@ from doubles.guard import CALLERS, NOW, POLICY, FakeGuard, done, guard_with, mad
 from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict
 from hubguard.dashboard.routes import API, FRAGMENTS, PAGES
-from hubguard.errors import HubGuardError, JournalError
+from hubguard.errors import ConfigError, HubGuardError, JournalError
 from hubguard.journal.model import Failures, Stance
 from hubguard.model import Finding, FindingKind, Outcome, OutcomeKind, Server, Tally, User
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
@@ -514,7 +514,7 @@ async def test_metrics_are_prometheus_text_and_leave_out_what_is_not_known(site:
 
 
 async def test_with_a_wrong_setting_the_overview_names_it_first(site: Site) -> None:
-    error = "HubGuardCull.idle_timeout_s: must be at least 0, not -5"
+    error = ConfigError("HubGuardCull.idle_timeout_s", "must be at least 0, not -5")
     site.guard.change(mode=Mode.TROUBLED, errors=(error,), last_cycle=None, lease=None, last_good_cycle_at=None)
     text = (await site.ask("", "actor")).text
     main = text[text.index("<main") :]

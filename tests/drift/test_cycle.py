@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from constants import with_constants
 from doubles.backends import MemoryBackends
 from doubles.hub import SERVED_AT, MemoryHub, Stops
 from doubles.hub_db import MemoryHubDB
@@ -76,14 +77,19 @@ class Scene:
         self.guard: Guard
 
     async def guards(
-        self, settings: dict[str, dict[str, object]] | None = None, *, holder: str = "here", watched: bool = False
+        self,
+        settings: dict[str, dict[str, object]] | None = None,
+        *,
+        holder: str = "here",
+        watched: bool = False,
+        **constants: float,
     ) -> Scene:
         """The next guard, on the same journal."""
         if not hasattr(self, "books"):
             self.books = await InlineBooks.open()
             self.books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
             self._count_writes()
-        loaded = config.load(ARMED, settings or {}, environ={})
+        loaded = with_constants(config.load(ARMED, settings or {}, environ={}), **constants)
         assert loaded.errors == ()
 
         async def open_books() -> InlineBooks:
@@ -237,7 +243,7 @@ async def test_a_guard_that_is_restarted_all_the_time_raises_all_the_same():
 
 
 async def test_what_another_guard_wrote_meanwhile_doesnt_stay_though_all_is_as_it_was_before():
-    s = await Scene().guards(only_look(clear_after=1))
+    s = await Scene().guards(only_look(), clear_after=1)
     s.server("zed")
 
     async def story() -> None:
@@ -521,7 +527,7 @@ async def test_under_a_brake_a_person_may_have_routes_checked_and_nothing_else()
 
 @pytest.mark.long
 async def test_a_repair_that_keeps_failing_is_tried_ever_more_seldom_however_many_routes_are_wrong():
-    s = await Scene().guards({"HubGuardCull": {"retry_base_s": 60.0, "retry_max_s": 1800.0, "every_s": 600.0}})
+    s = await Scene().guards({"HubGuardCull": {"every_s": 600.0}}, retry_base_s=60.0, retry_max_s=1800.0)
     s.hub.check_routes = _does_nothing(s)  # type: ignore[method-assign]
 
     async def story() -> None:
@@ -547,10 +553,10 @@ def _does_nothing(s: Scene, takes_s: float = 0.0) -> Callable[..., Awaitable[Non
 
 async def test_each_failed_stop_is_followed_by_a_longer_pause():
     s = await Scene().guards(
-        {
-            "HubGuardDrift": {"repair": ["server-dead"]},
-            "HubGuardCull": {"retry_base_s": 100.0, "retry_max_s": 100000.0, "verify_s": 10.0, "every_s": 600.0},
-        }
+        {"HubGuardDrift": {"repair": ["server-dead"]}, "HubGuardCull": {"every_s": 600.0}},
+        retry_base_s=100.0,
+        retry_max_s=100000.0,
+        verify_s=10.0,
     )
     s.server("ann", stops=Stops.POLL_RAISES, backend=False)
     await s.live(4000.0)
@@ -635,7 +641,7 @@ def _as(status: Any, state: WatchState) -> Any:
 
 
 async def test_looks_go_on_while_a_repair_takes_its_time_and_there_is_never_a_second_one():
-    s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}, "HubGuardCull": {"verify_s": 300.0}})
+    s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}}, verify_s=300.0)
     s.server("ann", backend=False, stop_s=200.0)
     s.server("bob")
     running = 0
@@ -890,7 +896,8 @@ async def test_a_backend_that_never_answers_an_end_doesnt_keep_repairs_under_way
 
 async def test_the_cull_cycle_leaves_alone_what_a_repair_of_the_same_guard_has_under_way():
     s = await Scene().guards(
-        {"HubGuardDrift": {"repair": []}, "HubGuardCull": {"every_s": 10.0, "verify_s": 300.0, "idle_timeout_s": 1e6}}
+        {"HubGuardDrift": {"repair": []}, "HubGuardCull": {"every_s": 10.0, "idle_timeout_s": 1e6}},
+        verify_s=300.0,
     )
     s.server("ann", backend=False, stops=Stops.GHOST)
 

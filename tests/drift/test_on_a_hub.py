@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+from constants import constants_by_the_hub
 from guarded import ARMED, ask, mode, runs, servers, table
 
 from hubguard.staging.hub import TestbedHub
@@ -25,17 +26,14 @@ c.HubGuard.read_proxy = True
 c.HubGuard.hub_db_url = "hub"
 c.HubGuardCull.idle_timeout_s = 86400.0
 c.HubGuardCull.every_s = 60.0
-c.HubGuardCull.verify_s = 5.0
 c.HubGuardDrift.every_s = 5.0
-c.HubGuardDrift.for_s = 2.0
-c.HubGuardDrift.sightings = 2
-c.HubGuardDrift.clear_after = 1
 """
+    + constants_by_the_hub(verify_s=5.0, for_s=2.0, sightings=2, clear_after=1)
     # The hub neither checks its routes nor polls its servers by itself, so that what is mended is mended by HubGuard.
     + "c.JupyterHub.last_activity_interval = 3600\nc.Spawner.poll_interval = 3600\n"
 )
 # Only looks tell what happens here.
-REPORTING = LOOKING + "c.HubGuardDrift.repair = []\nc.HubGuardDrift.watch_proxy = False\n"
+REPORTING = LOOKING + "c.HubGuardDrift.repair = []\n"
 
 
 async def route(hub: TestbedHub, method: str, path: str, **data: str) -> None:

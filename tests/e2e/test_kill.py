@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from constants import constants
 from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
 
 from hubguard.staging.hub import free_ports
 
-SETTINGS = """
+SETTINGS = (
+    constants(lease_s=3.0, retry_base_s=1.0, retry_max_s=2.0)
+    + """
 c = get_config()
 c.HubGuard.armed = True
-c.HubGuard.lease_s = 3.0
 c.HubGuardCull.idle_timeout_s = 600.0
 c.HubGuardCull.every_s = 1.0
-c.HubGuardCull.retry_base_s = 1.0
-c.HubGuardCull.retry_max_s = 2.0
 c.HubGuardBudget.concurrency = 2
 """
+)
 NAMES = [f"idle{number}" for number in range(6)]
 
 

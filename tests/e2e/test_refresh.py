@@ -11,6 +11,7 @@ from browsing import UNREADABLE, Visit, refreshed, visiting
 from doubles.guard import NOW, WHY, guard_with, made_up, minutes, report_of
 from playwright.async_api import Browser, expect
 
+from hubguard.errors import ConfigError
 from hubguard.model import Server
 from hubguard.status import Mode
 
@@ -81,7 +82,8 @@ async def test_all_text_has_enough_contrast_in_every_mode(visit: Visit, scheme: 
     page = await visit.open()
     await page.emulate_media(color_scheme=scheme)
     for mode in Mode:
-        errors = ("HubGuardCull.idle_timeout_s: must be at least 0, not -5",) if mode is Mode.TROUBLED else ()
+        wrong = ConfigError("HubGuardCull.idle_timeout_s", "must be at least 0, not -5")
+        errors = (wrong,) if mode is Mode.TROUBLED else ()
         visit.guard.change(mode=mode, why=WHY[mode], errors=errors)
         for path in ("", "servers", "journal"):
             await page.goto(visit.url + path)

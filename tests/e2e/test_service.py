@@ -77,7 +77,7 @@ async def test_a_config_file_of_its_own_holds_for_a_guard_that_the_hub_runs(test
 
 
 async def test_a_wrong_setting_is_named_on_the_page_and_nothing_is_done(testbed_hub: MakeHub):
-    config = ARMED + "c.HubGuardCull.idle_timeout = 60\nc.HubGuardCull.verify_s = -1\n"
+    config = ARMED + "c.HubGuardCull.idle_timeout = 60\nc.HubGuardCull.max_age_s = -1\n"
     hub = await testbed_hub(config=config, population=servers(idle=7200))
     found = await mode(hub, "troubled")
     assert "HubGuardCull.idle_timeout" in found["why"]
@@ -147,7 +147,7 @@ async def test_it_takes_over_from_an_idle_culler_with_its_settings(testbed_hub: 
         " 'read:servers', 'delete:servers'], 'services': ['jupyterhub-idle-culler']})\n"
     )
     # The culler is set after the include, and before a change of its own settings: neither matters.
-    config = INCLUDE + "c.HubGuard.read_proxy = False\n" + culler + "c.HubGuardCull.verify_s = 30.0\n"
+    config = INCLUDE + "c.HubGuard.read_proxy = False\n" + culler + "c.HubGuardCull.max_age_s = 86400.0\n"
     hub = await testbed_hub(config=config, population=servers(idle=7200, fresh=4000))
     await gone(hub, "idle")
     found = await status(hub)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from doubles.hub_db import MemoryHubDB
 from doubles.proxy import MemoryProxy, ProxyRequest
@@ -48,14 +49,10 @@ TAKES_S = 0.05
 """How long hub and proxy take for an answer: whatever happens meanwhile happens in the midst of a request."""
 
 SETTINGS: dict[str, dict[str, object]] = {
-    "HubGuard": {"lease_s": 900.0},
     "HubGuardCull": {
         "idle_timeout_s": LIMIT_S,
         "every_s": EVERY_S,
-        "outage_s": OUTAGE_S,
         "hub_activity_interval_s": UPDATE_S,
-        "verify_s": VERIFY_S,
-        "retry_max_s": RETRY_MAX_S,
     },
     "HubGuardBudget": {"rate": RATE, "burst": BURST, "concurrency": 3},
 }
@@ -220,6 +217,7 @@ class Life:
         self.intents: list[Intent] = []
         self.table_at_s = float("-inf")
         settings = config.load(SETTINGS, world.settings, environ={})
+        with_constants(settings, lease_s=900.0, outage_s=OUTAGE_S, verify_s=VERIFY_S, retry_max_s=RETRY_MAX_S)
         assert not settings.errors, settings.errors
         budget = Budget(
             rate=settings.budget.rate,

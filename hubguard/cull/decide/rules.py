@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from hubguard.errors import ConfigError
 from hubguard.model import Server
 
 LONGEST_IDLE_S = 366 * 86400.0
@@ -89,14 +90,14 @@ def first_match(rules: Sequence[Rule], server: Server, now: datetime) -> tuple[R
     return None, True
 
 
-def parse(raw: Sequence[Mapping[str, object]]) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+def parse(raw: Sequence[Mapping[str, object]]) -> tuple[tuple[Rule, ...], tuple[ConfigError, ...]]:
     """The rules that ``raw`` has right, in order, and what is wrong with the others. Never raises.
 
-    Each error begins with ``rules[i].field: `` or, where it is about no field, ``rules[i]: ``. With errors the rules aren't
-    what their author meant: don't act on them.
+    The ``setting`` of each error is ``rules[i].field``, or ``rules[i]`` if it is about no single field. With errors the rules
+    aren't what their author meant: don't act on them.
     """
     rules: list[Rule] = []
-    errors: list[str] = []
+    errors: list[ConfigError] = []
     for i, fields in enumerate(raw):
         rule, wrong = _parse_one(fields, f"rules[{i}]", {rule.name for rule in rules})
         errors += wrong
@@ -210,25 +211,28 @@ def _glob_covers(glob: str, narrow: str) -> bool:
 # -- reading what people wrote ---------------------------------------------------------------------------------------
 
 
-def _parse_one(fields: Mapping[str, object], where: str, taken: set[str]) -> tuple[Rule | None, list[str]]:
+def _parse_one(fields: Mapping[str, object], where: str, taken: set[str]) -> tuple[Rule | None, list[ConfigError]]:
     read: dict[str, Any] = {"name": where}
-    errors = []
+    errors: list[ConfigError] = []
     for field, value in fields.items():
         if not isinstance(field, str) or field not in _READERS:
             plain = isinstance(field, str) and field.isprintable()
-            errors.append(f"{where}.{field if plain else _shown(field)}: no such field{_closest(field)}")
+            named = field if plain else _shown(field)
+            errors.append(ConfigError(f"{where}.{named}", f"no such field{_closest(field)}"))
             continue
         try:
             read[field] = _READERS[field](value)
         except ValueError as error:
-            errors.append(f"{where}.{field}: {error}")
+            errors.append(ConfigError(f"{where}.{field}", str(error)))
     if read["name"] in taken:
-        errors.append(f"{where}.name: another rule has the name {_shown(read['name'])}")
+        errors.append(ConfigError(f"{where}.name", f"another rule has the name {_shown(read['name'])}"))
     limits = [field for field in ("idle_timeout_s", "max_age_s") if field in fields]
     if read.get("never") and limits:
-        errors.append(f"{where}.{limits[0]}: a rule that says never has no limits: leave one of the two out")
+        errors.append(
+            ConfigError(f"{where}.{limits[0]}", "a rule that says never has no limits; remove one of the two")
+        )
     if not errors and not limits and not read.get("never"):
-        errors.append(f"{where}: it sets nothing: idle_timeout_s, max_age_s or never has to be there")
+        errors.append(ConfigError(where, "it sets nothing; add idle_timeout_s, max_age_s or never"))
     if errors:
         return None, errors
     week = _week(read.pop("weekdays", None), read.pop("hours", None))

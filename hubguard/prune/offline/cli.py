@@ -77,8 +77,7 @@ def run(
 ) -> int:
     """One command; its exit code. ``configs`` are what the config files set. Raises ConfigError, HubGuardError."""
     if settings.errors:
-        setting_, _, text = settings.errors[0].partition(": ")
-        raise ConfigError(setting_, text)
+        raise settings.errors[0]
     if not arguments.hub_db:
         raise ConfigError("--hub-db", "is needed: the hub's database (or HUBGUARD_HUB_DB_URL). Nothing was done")
     told = _of_the_journal(settings)
