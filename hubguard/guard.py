@@ -22,7 +22,7 @@ from hubguard.drift.observe import WorldObserver
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
-from hubguard.journal.model import Entry, Exemption, Stance
+from hubguard.journal.model import Entry, Event, Exemption, Stance
 from hubguard.journal.store import Journal
 from hubguard.model import Outcome
 from hubguard.pacing.budget import Budget
@@ -497,7 +497,7 @@ class Guard:
         limit: int = 100,
         user: str | None = None,
         server: str | None = None,
-        event: str | None = None,
+        event: Event | None = None,
     ) -> tuple[Entry, ...]:
         """See GuardPort."""
         books = self._usable_books()

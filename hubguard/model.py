@@ -160,16 +160,31 @@ class OutcomeKind(str, Enum):
     UNVERIFIED = "unverified"  # sent, and no re-read has settled what came of it
 
 
-NOT_TRIED = "not tried"
-"""How the detail of a skipped action begins that is due as before: something kept HubGuard from trying it."""
+class Cause(str, Enum):
+    """Why an action ended as it did, where something is decided by it."""
+
+    NONE = ""  # the kind says all that is needed
+    NOT_TRIED = "not-tried"  # skipped and due as before: something kept HubGuard from trying it
+    CAME_BACK = "came-back"  # the stop had begun, and the same run is ready again
+    CHANGED_NOTHING = "changed-nothing"  # the hub took the stop, and the same run was ready all along
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an action; ``detail`` is one line for people."""
+    """What came of an action. ``detail`` is one line for people; what code needs to know is in ``kind`` and ``cause``."""
 
     kind: OutcomeKind
     detail: str
+    cause: Cause = Cause.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who wants something done, and why. ``asked``: a person has asked for it by name, so it is done while observing, too."""
+
+    actor: str
+    why: str = ""
+    asked: bool = False
 
 
 class FindingKind(str, Enum):

@@ -12,7 +12,7 @@ from hubguard.config import Settings
 from hubguard.cull import shapes as cull_shapes
 from hubguard.errors import ConfigError
 from hubguard.hub.client import HTTPHubAPI
-from hubguard.model import NOT_TRIED
+from hubguard.model import Cause
 from hubguard.place import place_from
 from hubguard.web.client import RunningGuard, running_lease
 
@@ -64,5 +64,5 @@ def exit_code(report: Mapping[str, Any], *, dry_run: bool) -> int:
 
 def _came_to_nothing(action: Mapping[str, Any]) -> bool:
     if action["outcome"] == "skipped":
-        return str(action["detail"]).startswith(NOT_TRIED)
+        return bool(action["cause"] == Cause.NOT_TRIED.value)
     return action["outcome"] in {"failed", "unverified"}

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from hubguard.cull.model import CycleReport
 from hubguard.drift.model import DriftKind, DriftReport, RepairPlan
-from hubguard.journal.model import Entry, Exemption
+from hubguard.journal.model import Entry, Event, Exemption
 from hubguard.prune.model import PruneItem, PrunePlan, PruneRun, PruneVerdict, StaleCriteria, UsersReport
 from hubguard.status import Status
 
@@ -157,7 +157,7 @@ class GuardPort(Protocol):
         limit: int = 100,
         user: str | None = None,
         server: str | None = None,
-        event: str | None = None,
+        event: Event | None = None,
     ) -> tuple[Entry, ...]:
         """Journal entries, newest first, older than ``before_id`` where given; at most ``limit``. Raises JournalError."""
         ...

@@ -18,7 +18,7 @@ from hubguard.act.lease import HUB
 from hubguard.cull import shapes as cull_shapes
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import open_journal
 from hubguard.model import OutcomeKind, Server, User
 from hubguard.once import exit_code
@@ -52,7 +52,7 @@ class World:
         return [request.user for request in self.hub.requests if request.call == "stop"]
 
     def entries(self, event: str) -> list[Entry]:
-        return list(reversed(self.books.journal.entries(event=event, limit=1000)))
+        return list(reversed(self.books.journal.entries(event=Event(event), limit=1000)))
 
     async def for_s(self, seconds: float) -> None:
         """The guard lives for ``seconds``."""
@@ -109,7 +109,7 @@ async def test_idle_servers_are_stopped_in_the_first_cycle_and_the_others_left(w
     assert w.stopped() == ["idle"]
     assert w.hub.backends == {("busy", "")}
     assert w.status.mode is Mode.ACTING
-    (intent,), (outcome,) = w.entries("intent"), w.entries("outcome")
+    (intent,), (outcome,) = w.entries(Event.INTENT), w.entries(Event.OUTCOME)
     assert (intent.user, intent.reason, outcome.outcome) == ("idle", "idle", OutcomeKind.DONE)
     assert outcome.refers_to == intent.id
 
@@ -120,7 +120,7 @@ async def test_a_first_install_only_observes_and_the_journal_says_what_it_would_
     await w.for_s(600)
     assert w.stopped() == []
     assert w.status.mode is Mode.OBSERVING
-    (note,) = w.entries("note")
+    (note,) = w.entries(Event.ANNOUNCED)
     assert note.user == "idle"
     assert "would be stopped" in note.detail
 
@@ -157,7 +157,7 @@ async def test_a_person_who_asks_for_a_cycle_gets_it_even_from_an_observer(world
 
     await w.clock.run(ask())
     assert w.stopped() == ["idle"]
-    assert w.entries("intent")[0].actor == "ada"
+    assert w.entries(Event.INTENT)[0].actor == "ada"
 
 
 async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
@@ -194,7 +194,7 @@ async def test_a_hold_in_the_middle_of_a_cycle_stops_the_rest_of_it(world: MakeW
 
     await w.clock.run(hold())
     assert 1 <= len(w.stopped()) <= 5
-    assert len(w.entries("intent")) == len(w.entries("outcome")) == len(w.stopped())
+    assert len(w.entries(Event.INTENT)) == len(w.entries(Event.OUTCOME)) == len(w.stopped())
 
 
 async def test_a_user_who_comes_back_between_list_and_stop_keeps_the_server(world: MakeWorld):
@@ -220,7 +220,7 @@ async def test_a_failed_stop_is_not_repeated_before_its_back_off_and_the_others_
     tries = [request.at_s for request in w.hub.requests if request.call == "stop" and request.user == "bad"]
     assert "good" in w.stopped()
     assert 2 <= len(tries) < 40, "360 cycles, and hardly any of them asked again"
-    failed = [entry for entry in w.entries("outcome") if entry.user == "bad"]
+    failed = [entry for entry in w.entries(Event.OUTCOME) if entry.user == "bad"]
     assert {entry.outcome for entry in failed} == {OutcomeKind.FAILED}
 
 
@@ -228,14 +228,14 @@ async def test_a_204_that_changed_nothing_is_a_failure_not_a_success(world: Make
     w = await world()
     w.server("ghost", 700, stops=Stops.GHOST)
     await w.for_s(90)
-    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.FAILED]
+    assert [entry.outcome for entry in w.entries(Event.OUTCOME)] == [OutcomeKind.FAILED]
 
 
 async def test_a_server_that_comes_back_ready_after_a_202_is_a_failure(world: MakeWorld):
     w = await world()
     w.server("ada", 700, stops=Stops.COMES_BACK)
     await w.for_s(90)
-    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.FAILED]
+    assert [entry.outcome for entry in w.entries(Event.OUTCOME)] == [OutcomeKind.FAILED]
 
 
 async def test_a_stop_whose_answer_is_lost_is_settled_by_reading_not_by_asking_again(world: MakeWorld):
@@ -243,7 +243,7 @@ async def test_a_stop_whose_answer_is_lost_is_settled_by_reading_not_by_asking_a
     w.server("ada", 700, stops=Stops.ANSWER_LOST)
     await w.for_s(300)
     assert w.stopped() == ["ada"]
-    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.DONE]
+    assert [entry.outcome for entry in w.entries(Event.OUTCOME)] == [OutcomeKind.DONE]
 
 
 async def test_a_slow_stop_is_waited_for(world: MakeWorld):
@@ -251,7 +251,7 @@ async def test_a_slow_stop_is_waited_for(world: MakeWorld):
     w.server("slow", 700, stop_s=25)
     await w.for_s(60)
     assert w.stopped() == ["slow"]
-    assert [entry.outcome for entry in w.entries("outcome")] == [OutcomeKind.DONE]
+    assert [entry.outcome for entry in w.entries(Event.OUTCOME)] == [OutcomeKind.DONE]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ async def test_what_a_crash_left_open_is_settled_by_looking_and_never_sent_again
     w.hub.requests.clear()
     await w.for_s(50)
     assert w.stopped() == [], "alive is backing off, gone is gone"
-    assert {entry.user: entry.outcome for entry in w.entries("outcome")} == {
+    assert {entry.user: entry.outcome for entry in w.entries(Event.OUTCOME)} == {
         "gone": OutcomeKind.DONE,
         "alive": OutcomeKind.UNVERIFIED,
     }
@@ -409,7 +409,7 @@ async def test_taking_over_from_a_culler_arms_and_says_so(world: MakeWorld):
     w.server("idle", 700)
     await w.for_s(30)
     assert w.stopped() == ["idle"]
-    (entry,) = w.entries("armed")
+    (entry,) = w.entries(Event.ARMED)
     assert "jupyterhub-idle-culler" in entry.detail
 
 
@@ -453,11 +453,11 @@ async def test_the_lease_is_given_up_at_the_end_so_that_the_next_guard_need_not_
 @pytest.mark.long
 async def test_the_journal_forgets_what_is_older_than_its_setting(world: MakeWorld):
     w = await world({"HubGuard": {"journal_days": 10}, "HubGuardCull": {"every_s": 3600.0}}, lease_s=3600.0)
-    w.books.journal.note("note", "ada", 0, w.clock.now() - timedelta(days=9), "yesterday's news")
+    w.books.journal.note(Event.NOTE, "ada", 0, w.clock.now() - timedelta(days=9), "yesterday's news")
     await w.for_s(3600)
-    assert len(w.entries("note")) == 1
+    assert len(w.entries(Event.NOTE)) == 1
     await w.for_s(2 * 86400)
-    assert w.entries("note") == []
+    assert w.entries(Event.NOTE) == []
 
 
 async def test_a_missing_optional_scope_is_said_with_the_feature_that_lacks_it(world: MakeWorld):
@@ -478,7 +478,7 @@ async def test_arming_what_the_config_keeps_observing_is_refused_and_the_setting
         await asyncio.gather(task, return_exceptions=True)
 
     await w.clock.run(arm())
-    assert w.entries("armed") == []
+    assert w.entries(Event.ARMED) == []
 
 
 async def test_observing_what_the_config_has_armed_is_refused_and_hold_is_named(world: MakeWorld):
@@ -514,7 +514,7 @@ async def test_an_observer_shows_its_servers_whatever_their_names(world: MakeWor
     w.server("idle", 700)
     await w.for_s(50)
     assert w.status.mode is Mode.OBSERVING
-    assert [note.user for note in w.entries("note")] == ["idle"]
+    assert [note.user for note in w.entries(Event.ANNOUNCED)] == ["idle"]
 
 
 @pytest.mark.long
@@ -523,7 +523,7 @@ async def test_a_hub_that_comes_and_goes_does_not_fill_the_journal_of_an_observe
     w.server("idle", 700)
     w.hub.fault = lambda request: HubUnreachable("down") if request.at_s % 600 > 300 else None
     await w.for_s(6 * 3600)
-    assert len(w.entries("note")) == 1
+    assert len(w.entries(Event.ANNOUNCED)) == 1
 
 
 async def test_a_cycle_is_told_even_when_the_journal_cannot_forget(world: MakeWorld, monkeypatch: pytest.MonkeyPatch):
@@ -575,7 +575,7 @@ async def test_a_restart_does_not_say_again_what_would_be_stopped(world: MakeWor
     second.server("idle", 760)
     second.hub._records = first.hub._records
     await second.for_s(60)
-    assert len(second.entries("note")) == 1
+    assert len(second.entries(Event.ANNOUNCED)) == 1
 
 
 async def test_a_mended_role_shows_without_a_restart(world: MakeWorld):
@@ -680,7 +680,7 @@ async def test_many_stops_at_once_are_verified_by_one_list(world: MakeWorld):
     assert calls.count("stop") == 40
     assert calls.count("get") < 60, "40 second looks, and hardly any more"
     assert calls.count("list") >= 2
-    outcomes = {entry.user: entry.outcome for entry in w.entries("outcome")}
+    outcomes = {entry.user: entry.outcome for entry in w.entries(Event.OUTCOME)}
     assert outcomes.pop("u07") is OutcomeKind.FAILED
     assert set(outcomes.values()) == {OutcomeKind.DONE}
     assert len(outcomes) == 39

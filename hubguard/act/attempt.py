@@ -19,7 +19,7 @@ from hubguard.errors import (
     ProxyError,
     Unrecordable,
 )
-from hubguard.model import NOT_TRIED, Action, Outcome, OutcomeKind
+from hubguard.model import Action, Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ class Attempt:
                     return Sent(await send(), failed=False)
                 except _LookAgain:
                     continue
-            return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: its turn came too late after each look at it"), ""
+            return Outcome(
+                OutcomeKind.SKIPPED, "not tried: its turn came too late after each look at it", Cause.NOT_TRIED
+            ), ""
         except Exception as error:
             if self.intent is None:
                 return _nothing_sent(self._action, error)
@@ -127,15 +129,15 @@ class Attempt:
 
 def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
     if isinstance(error, LeaseLost):
-        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), "another guard holds the lease"
+        return Outcome(OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED), "another guard holds the lease"
     if isinstance(error, Unrecordable):
-        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), ""
+        return Outcome(OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED), ""
     if isinstance(error, (JournalError, HubRefused, BudgetExhausted, ProxyError)):
-        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {error}"), str(error)
+        return Outcome(OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED), str(error)
     if isinstance(error, HubGuardError):
-        return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, since it couldn't be read again: {error}"), ""
+        return Outcome(OutcomeKind.SKIPPED, f"not tried, since it couldn't be read again: {error}", Cause.NOT_TRIED), ""
     log.error("Nothing was sent for %s", action.label, exc_info=error)
-    return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}, a defect in HubGuard: {named(error)}"), ""
+    return Outcome(OutcomeKind.SKIPPED, f"not tried, a defect in HubGuard: {named(error)}", Cause.NOT_TRIED), ""
 
 
 def named(error: Exception) -> str:

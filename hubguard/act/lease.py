@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from hubguard.errors import JournalError, LeaseLost
-from hubguard.journal.model import Lease
+from hubguard.journal.model import Event, Lease
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, Outcome
 from hubguard.pacing.clock import Clock
@@ -174,7 +174,7 @@ class LeaseKeeper:
         """It is recorded that ``action`` wasn't done, and why. Raises JournalError."""
         await self._books.call(
             self._books.journal.note,
-            "note",
+            Event.NOTE,
             actor,
             self._lease.fence if self._lease else 0,
             self._clock.now(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hubguard.errors import BudgetExhausted, HubError
 from hubguard.hub.api import HubAPI
-from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Server, same_run
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server, same_run
 from hubguard.pacing.clock import Clock
 
 FIRST_REREAD_S = 0.5
@@ -151,7 +151,8 @@ class _Case:
         if self.action.kind is ActionKind.INTERRUPT_SPAWN and server.ready:
             self._end(OutcomeKind.DONE, "it came up after all, and is left running")
         elif server.ready and self.was_going:
-            self._end(OutcomeKind.FAILED, CAME_BACK + _also(self.remark))
+            detail = "it came back: the stop had begun, and it is ready again"
+            self._end(OutcomeKind.FAILED, detail + _also(self.remark), Cause.CAME_BACK)
         elif (server.ready or spawning) and self.failed:
             self._end(OutcomeKind.FAILED, f"still {'running' if server.ready else 'starting'}: {self.remark}")
         self.was_going = self.was_going or server.pending == "stop"
@@ -165,19 +166,16 @@ class _Case:
             self.next_s = now_s + self.wait_s
             self.wait_s = min(self.wait_s * 2, LONGEST_REREAD_S)
         elif self.ready:
-            self._end(OutcomeKind.FAILED, f"{CHANGED_NOTHING}: still running {verify_s:g} s later" + _also(self.remark))
+            # Tried with the proxy down: 6.1 begins to stop and has the server ready again after half a minute; 5.5 answers
+            # 204 at once, and it is ready all along.
+            detail = f"the stop changed nothing: still running {verify_s:g} s later"
+            self._end(OutcomeKind.FAILED, detail + _also(self.remark), Cause.CHANGED_NOTHING)
         else:
             self._end(OutcomeKind.UNVERIFIED, f"not seen gone within {verify_s:g} s: {self.last}" + _also(self.remark))
 
-    def _end(self, kind: OutcomeKind, detail: str) -> None:
+    def _end(self, kind: OutcomeKind, detail: str, cause: Cause = Cause.NONE) -> None:
         if not self.found.done():
-            self.found.set_result(Outcome(kind, detail))
-
-
-CAME_BACK = "it came back: the stop had begun, and it is ready again"
-CHANGED_NOTHING = "the stop changed nothing"
-"""Tried with the proxy down: 6.1 begins to stop and has the server ready again after half a minute; 5.5 answers 204 at once,
-and it is ready all along."""
+            self.found.set_result(Outcome(kind, detail, cause))
 
 
 def _also(remark: str) -> str:

@@ -18,7 +18,7 @@ from hubguard.errors import (
     JournalError,
 )
 from hubguard.hub.api import HubAPI
-from hubguard.model import NOT_TRIED, Action, ActionKind, Outcome, OutcomeKind, Server, same_run
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server, same_run
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Executor:
                 if self._clock.now() >= plan.expires_at:
                     work.end("the plan has expired: what it rests on is too old to act on")
                 if work.ended:
-                    work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}")
+                    work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
                     continue
                 attempt = Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
                 sent = await self._look_and_send(action, attempt, policy)

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from hubguard.act.attempt import LOOK_LASTS_S
 from hubguard.act.lease import Books, LeaseKeeper
-from hubguard.act.verify import CAME_BACK, CHANGED_NOTHING
 from hubguard.config import Settings
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
@@ -21,10 +20,11 @@ from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Known, Plan, Reason, Standing, Verdict
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.model import Entry, Exemption, Failures
+from hubguard.journal.model import Entry, Event, Exemption, Failures
 from hubguard.model import (
     Action,
     ActionKind,
+    Cause,
     Finding,
     FindingKind,
     Outcome,
@@ -55,8 +55,6 @@ RECENT_S = 3600.0
 
 OVERDUE_S = 1800.0
 """A server that has been due for so long, and three cycles at the least, is a finding: nobody noticed for 29 hours, once."""
-
-WOULD_BE_STOPPED = "would be stopped now"
 
 REMEMBERED_NOTES = 5000
 """So many of the last notes are looked through after a start, so that a restart doesn't say everything once more."""
@@ -148,7 +146,7 @@ class Cycles:
         if watch is not None:
             self._watch = Watch.from_dict(watch[0])
             self.clock_from = self._watch.clock_from
-            done = await books.call(journal.entries, event="outcome", limit=REMEMBERED_NOTES)
+            done = await books.call(journal.entries, event=Event.OUTCOME, limit=REMEMBERED_NOTES)
             self._deleted_users = sum(_is_deletion(entry) and entry.at >= watch[1] for entry in done)
         paced = await books.call(journal.recall, PACE)
         if paced is not None:
@@ -400,20 +398,16 @@ class Cycles:
             now = self._clock.now()
             if judgement.brake is not None:
                 log.warning("HubGuard holds back: %s. %s", judgement.brake.why, judgement.brake.ends)
-                await books.call(books.journal.note, "braked", "hubguard", 0, now, judgement.brake.why)
+                await books.call(books.journal.note, Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
             elif before is not None:
                 log.info("HubGuard no longer holds back (%s).", before.reason.value)
-                await books.call(books.journal.note, "brake-over", "hubguard", 0, now, before.why)
+                await books.call(books.journal.note, Event.BRAKE_OVER, "hubguard", 0, now, before.why)
 
     async def _announce(self, books: Books, verdicts: tuple[Verdict, ...], why: str, *, complete: bool) -> None:
         """The journal says once for each run what would have been done to it."""
         if self._announced is None:
-            told = await books.call(books.journal.entries, event="note", limit=REMEMBERED_NOTES)
-            self._announced = {
-                (entry.user or "", entry.server or "", entry.started)
-                for entry in told
-                if entry.detail.startswith(WOULD_BE_STOPPED)
-            }
+            told = await books.call(books.journal.entries, event=Event.ANNOUNCED, limit=REMEMBERED_NOTES)
+            self._announced = {(entry.user or "", entry.server or "", entry.started) for entry in told}
         due = {verdict.server.run: verdict for verdict in verdicts if verdict.standing is Standing.STOP}
         news = [
             Action(verdict.server.user, verdict.server.name, verdict.server.started, None, verdict.reason.value)
@@ -421,8 +415,8 @@ class Cycles:
             if run not in self._announced
         ]
         if news:
-            detail = f"{WOULD_BE_STOPPED}, but {why}"
-            await books.call(books.journal.note_each, news, "hubguard", self._clock.now(), detail)
+            detail = f"would be stopped now, but {why}"
+            await books.call(books.journal.announce, news, "hubguard", self._clock.now(), detail)
         # What wasn't seen this time, as with the hub down, has been said all the same.
         self._announced = set(due) if complete else self._announced | set(due)
 
@@ -436,7 +430,7 @@ class Cycles:
         what = f"{len(plan.actions) - users} servers to stop" + (f", {users} users to delete" if users else "")
         fence = keeper.seen.fence if keeper.seen else 0
         with contextlib.suppress(JournalError):
-            await books.call(books.journal.note, "cycle", actor, fence, self._clock.now(), f"{what}: {told}{rest}")
+            await books.call(books.journal.note, Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
 
     async def _forget_what_is_old(self, books: Books) -> None:
         """Once a day, so that the journal doesn't grow for ever; piece by piece, so that the lease can be renewed between."""
@@ -503,7 +497,7 @@ class Cycles:
             with contextlib.suppress(JournalError):
                 await books.call(
                     books.journal.note,
-                    "finding",
+                    Event.FINDING,
                     "hubguard",
                     0,
                     now,
@@ -531,7 +525,7 @@ class Cycles:
                 text = f"The server {server.label} was stopped and seen gone, and the same run is ready again."
                 found[server.run] = Finding(FindingKind.CAME_BACK, at, text, *server.key)
         for action, outcome in report.outcomes:
-            if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith((CAME_BACK, CHANGED_NOTHING)):
+            if outcome.cause in {Cause.CAME_BACK, Cause.CHANGED_NOTHING}:
                 text = f"Stopping {action.label}: {outcome.detail}."
                 run = (action.user, action.name, action.started)
                 found[run] = Finding(FindingKind.CAME_BACK, report.ended_at, text, action.user, action.name)

@@ -11,7 +11,7 @@ from hubguard.cull import words as cull_words
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.cull.model import CycleReport, Reason, Standing, Verdict
 from hubguard.journal.model import Exemption
-from hubguard.model import Action, ActionKind, Outcome, OutcomeKind
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.snapshot.model import Evidence
 from hubguard.status import Mode, Status
 from hubguard.web.sources import SourceShape, source
@@ -77,6 +77,7 @@ class CountsShape:
 @dataclass(frozen=True, slots=True)
 class ActionShape:
     """One planned action. ``outcome`` is null where nothing was sent; ``detail`` is one line on what came of it.
+    ``cause`` is the part of it that code may act on, "" for none.
 
     With the kind delete-user, ``user`` is deleted, and ``name`` is empty.
     """
@@ -88,6 +89,7 @@ class ActionShape:
     remove: bool
     outcome: OutcomeKind | None
     detail: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +260,10 @@ def cycle(report: CycleReport) -> CycleShape:
 
     def shape(action: Action) -> ActionShape:
         outcome = outcomes.get(action)
-        kind, detail = (outcome.kind, outcome.detail) if outcome else (None, "")
-        return ActionShape(action.kind, action.user, action.name, Reason(action.reason), action.remove, kind, detail)
+        kind, detail, cause = (outcome.kind, outcome.detail, outcome.cause) if outcome else (None, "", Cause.NONE)
+        return ActionShape(
+            action.kind, action.user, action.name, Reason(action.reason), action.remove, kind, detail, cause
+        )
 
     return CycleShape(
         began_at=report.began_at,

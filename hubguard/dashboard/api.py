@@ -8,14 +8,11 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from hubguard.dashboard import status as dashboard_status
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.web.endpoint import LIMIT, WHY, Api
 from hubguard.web.openapi import Operation, Param, document
 
-EVENTS = (
-    *("intent", "outcome", "armed", "observing", "held", "resumed", "kept", "released"),
-    *("braked", "brake-over", "finding", "cleared", "cycle", "lease", "note"),
-)
+EVENTS = tuple(event.value for event in Event)
 JOURNAL_FILTERS = (
     Param("before_id", int, "Only entries older than this one.", low=1, high=2**62),
     LIMIT,
@@ -45,9 +42,10 @@ class JournalApi(Api):
     async def get(self) -> None:
         """A list, with a ``Link`` to older entries where there may be some."""
         asked = self.query()
-        entries = await self.site.guard.entries(**asked)
+        event = asked.pop("event", None)
+        entries = await self.site.guard.entries(**asked, event=Event(event) if event else None)
         if len(entries) == asked["limit"]:
-            self.link_next(**{**asked, "before_id": entries[-1].id})
+            self.link_next(**{**asked, "event": event, "before_id": entries[-1].id})
         self.write_json(entries)
 
 

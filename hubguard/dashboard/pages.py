@@ -11,7 +11,7 @@ from hubguard.dashboard import status as dashboard_status
 from hubguard.dashboard.api import EVENTS
 from hubguard.drift import words as drift_words
 from hubguard.errors import HubGuardError, JournalError
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.prune import words as prune_words
 from hubguard.prune.model import PruneRun, PruneState
 from hubguard.status import Mode, Status
@@ -78,7 +78,7 @@ class JournalPage(Page):
         event = event if event in EVENTS else ""
         before = whole(self.asked("before_id")) if self.asked("before_id") else None
         entries = await self.site.guard.entries(
-            before_id=before, limit=ROWS + 1, user=user or None, event=event or None
+            before_id=before, limit=ROWS + 1, user=user or None, event=Event(event) if event else None
         )
         live = {
             **self.common(self.site.guard.status()),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
@@ -19,7 +19,7 @@ from hubguard.drift.model import ROUTE_KINDS, Drift, DriftKind, Repair, RepairPl
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.model import Entry
-from hubguard.model import NOT_TRIED, Action, ActionKind, Key, Outcome, OutcomeKind, Server, same_run
+from hubguard.model import Action, ActionKind, Cause, Key, Outcome, OutcomeKind, Server, same_run
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class Repairer:
             return await self._look_send_verify(repair, work)
         async with work.one_start:
             if work.start_failed:
-                return Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.start_failed}")
+                return Outcome(OutcomeKind.SKIPPED, f"not tried: {work.start_failed}", Cause.NOT_TRIED)
             return await self._look_send_verify(repair, work)
 
     async def _look_send_verify(self, repair: Repair, work: _Work) -> Outcome:
@@ -191,7 +191,7 @@ class Repairer:
         return attempt
 
     async def _skipped(self, repair: Repair, work: _Work) -> Outcome:
-        outcome = Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}")
+        outcome = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
         try:
             await self._keeper.skip(repair.action, work.actor, work.ended)
         except JournalError as error:
@@ -286,7 +286,8 @@ class Repairer:
             outcome = await self._without_orphan(action, outcome)
         if outcome.kind in {OutcomeKind.FAILED, OutcomeKind.UNVERIFIED}:
             by_hand = _command(repair.backend) if repair.backend is not None else _BY_HAND[action.kind]
-            return Outcome(outcome.kind, f"{outcome.detail}. Tried: {_TRIED[action.kind]}. By hand: {by_hand}.")
+            detail = f"{outcome.detail}. Tried: {_TRIED[action.kind]}. By hand: {by_hand}."
+            return replace(outcome, detail=detail)
         return outcome
 
     async def _verify_routes(self, repair: Repair, sent: Sent) -> Outcome:

@@ -19,7 +19,7 @@ from hubguard.drift import beliefs
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import DriftKind
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.model import NOT_TRIED, OutcomeKind
+from hubguard.model import Cause, OutcomeKind
 from hubguard.status import Mode
 from hubguard.web.client import Refused, RunningGuard
 
@@ -165,7 +165,7 @@ def _came_right(one: Mapping[str, Any] | None) -> bool:
     """Whether it is done, or is needed no longer."""
     if one is None:
         return False
-    needless = one["outcome"] == OutcomeKind.SKIPPED.value and not one["detail"].startswith(NOT_TRIED)
+    needless: bool = one["outcome"] == OutcomeKind.SKIPPED.value and one["cause"] != Cause.NOT_TRIED.value
     return needless or one["outcome"] == OutcomeKind.DONE.value
 
 

@@ -18,6 +18,7 @@ from hubguard.drift.decide.repair import doubted
 from hubguard.drift.model import Drift, DriftKind, DriftReport, World
 from hubguard.drift.observe import WorldObserver
 from hubguard.errors import HubGuardError, JournalError, Unrecordable
+from hubguard.journal.model import Event
 from hubguard.model import FindingKind, Key, Source
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.table import ExpectedRoutes
@@ -66,7 +67,7 @@ class Looks:
         self._policy = policy
         self._looking = asyncio.Lock()
         self._begun = False
-        self._unjournaled: list[tuple[str, datetime, Drift]] = []
+        self._unjournaled: list[tuple[Event, datetime, Drift]] = []
         self._cleared: tuple[Drift, ...] = ()
         self._ghosts: dict[tuple[str, str, datetime | None], datetime] = {}
         self._outlived: dict[Key, tuple[datetime, str]] = {}
@@ -207,8 +208,8 @@ class Looks:
             if drift.raised_at is not None and ((earlier := before.get(drift.key)) is None or earlier.raised_at is None)
         ]
         resolved = [drift for drift in ended if drift.raised_at is not None]
-        self._unjournaled += [("finding", now, drift) for drift in raised]
-        self._unjournaled += [("cleared", now, drift) for drift in resolved]
+        self._unjournaled += [(Event.FINDING, now, drift) for drift in raised]
+        self._unjournaled += [(Event.CLEARED, now, drift) for drift in resolved]
         horizon = now - timedelta(seconds=CLEARED_FOR_S)
         recent = tuple(drift for drift in (*resolved, *self._cleared) if drift.seen_at > horizon)
         self._cleared = recent[:REMEMBERED]

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from hubguard.act.lease import Books, LeaseKeeper
-from hubguard.act.verify import CHANGED_NOTHING
 from hubguard.backends.port import Backends
 from hubguard.cull.cycle import Cycles
 from hubguard.drift.act import Repairer
@@ -19,7 +18,8 @@ from hubguard.drift.looks import Looks, in_a_line
 from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, Repaired, RepairPlan
 from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
-from hubguard.model import ActionKind, Outcome, OutcomeKind
+from hubguard.journal.model import Event
+from hubguard.model import ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
@@ -242,7 +242,7 @@ class Repairs:
             if asked:
                 fence = keeper.seen.fence if keeper.seen is not None else 0
                 note = f"repairs were asked for, {len(plan.repairs)} in all: {why}"
-                await books.call(books.journal.note, "note", actor, fence, self._clock.now(), note)
+                await books.call(books.journal.note, Event.NOTE, actor, fence, self._clock.now(), note)
             repairing = self._repairer_under(keeper).run(
                 plan,
                 actor,
@@ -315,7 +315,7 @@ class Repairs:
                 self._put(replace(repaired, ended_at=now, outcome=outcome), instead_of=repaired)
                 break
         action = repair.action
-        if outcome.kind is OutcomeKind.FAILED and outcome.detail.startswith(CHANGED_NOTHING):
+        if outcome.cause is Cause.CHANGED_NOTHING:
             self._looks.note_ghost(action.user, action.name, action.started)
         # One draw for all differences of a repair: they failed together, and one request is for all of them.
         draw = self._chance()

@@ -23,7 +23,7 @@ from hubguard.drift.model import (
     RepairPlan,
     World,
 )
-from hubguard.model import ActionKind, OutcomeKind, Reading
+from hubguard.model import ActionKind, Cause, OutcomeKind, Reading
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.status import Mode, Status
 from hubguard.web import sources as web_sources
@@ -122,6 +122,7 @@ class RepairedShape:
     ended_at: datetime | None
     outcome: OutcomeKind | None
     detail: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +326,7 @@ def repaired(one: Repaired) -> RepairedShape:
         ended_at=one.ended_at,
         outcome=outcome.kind if outcome else None,
         detail=outcome.detail if outcome else "",
+        cause=outcome.cause if outcome else Cause.NONE,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,14 +12,25 @@ from sqlalchemy.exc import IntegrityError
 
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.model import Action, Outcome, OutcomeKind, Tally
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
 
-Told = Literal["cycle", "lease", "note", "braked", "brake-over", "finding", "cleared"]
-"""The events that only tell something. The others are written by the methods that do what they tell of."""
+NOTES = frozenset(
+    {
+        Event.CYCLE,
+        Event.LEASE,
+        Event.NOTE,
+        Event.BRAKED,
+        Event.BRAKE_OVER,
+        Event.FINDING,
+        Event.CLEARED,
+        Event.ANNOUNCED,
+    }
+)
+"""The events that only record something. The others are written by the methods that do what they record."""
 
 _entry = tables.entry
 
@@ -32,7 +43,7 @@ class Entries:
 
     def note(
         self,
-        event: Told,
+        event: Event,
         actor: str,
         fence: int,
         now: datetime,
@@ -48,8 +59,8 @@ class Entries:
 
         Other events have methods of their own, which do more than write: naming one here raises ValueError.
         """
-        if event not in get_args(Told):
-            raise ValueError(f"an entry {event!r} is written by the method that does what it tells of")
+        if event not in NOTES:
+            raise ValueError(f"an entry {event.value!r} is written by the method that does what it records")
         with self._database.writing() as connection:
             return add_entry(
                 connection,
@@ -65,8 +76,8 @@ class Entries:
                 detail=detail,
             )
 
-    def note_each(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
-        """One more entry of event note for each of ``actions``, all or none; ``fence`` is 0.
+    def announce(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
+        """One more entry of event announced for each of ``actions``, all or none; ``fence`` is 0.
 
         One whose names the journal can't hold is left out.
         """
@@ -77,7 +88,7 @@ class Entries:
                 add_entry(
                     connection,
                     now,
-                    "note",
+                    Event.ANNOUNCED,
                     actor,
                     0,
                     user_name=action.user,
@@ -94,14 +105,18 @@ class Entries:
         limit: int = 100,
         user: str | None = None,
         server: str | None = None,
-        event: str | None = None,
+        event: Event | None = None,
     ) -> tuple[Entry, ...]:
         """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
 
         ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server.
         """
         query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
-        wanted = {_entry.c.user_name: user, _entry.c.server_name: server, _entry.c.event: event}
+        wanted = {
+            _entry.c.user_name: user,
+            _entry.c.server_name: server,
+            _entry.c.event: None if event is None else event.value,
+        }
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
@@ -112,7 +127,9 @@ class Entries:
 
     def resumed_at(self) -> datetime | None:
         """When a person last resumed acting after a hold; None: nobody has, as far as the journal remembers."""
-        query = sa.select(_entry.c.at).where(_entry.c.event == "resumed").order_by(_entry.c.id.desc()).limit(1)
+        query = (
+            sa.select(_entry.c.at).where(_entry.c.event == Event.RESUMED.value).order_by(_entry.c.id.desc()).limit(1)
+        )
         with self._database.reading() as connection:
             return connection.execute(query).scalar_one_or_none()
 
@@ -130,10 +147,10 @@ class Entries:
         return Tally(**{kind: counts.get(kind, 0) for kind in kinds})
 
 
-def add_entry(connection: Connection, now: datetime, event: str, actor: str, fence: int, **values: Any) -> int:
+def add_entry(connection: Connection, now: datetime, event: Event, actor: str, fence: int, **values: Any) -> int:
     """One more entry, as part of the transaction of ``connection``; its id. ``values`` are columns of the table."""
     values["detail"] = one_text(values.get("detail", ""))
-    added = connection.execute(sa.insert(_entry).values(at=now, event=event, actor=actor, fence=fence, **values))
+    added = connection.execute(sa.insert(_entry).values(at=now, event=event.value, actor=actor, fence=fence, **values))
     key = added.inserted_primary_key
     assert key is not None
     return int(key[0])
@@ -147,7 +164,7 @@ def one_text(text: str) -> str:
 def add_outcome(connection: Connection, intent_id: int, outcome: Outcome, now: datetime) -> bool:
     """Adds the outcome of that intent; False, and nothing is added: it has one, or there is no such intent."""
     intent = connection.execute(
-        sa.select(_entry).where(_entry.c.id == intent_id, _entry.c.event == "intent")
+        sa.select(_entry).where(_entry.c.id == intent_id, _entry.c.event == Event.INTENT.value)
     ).one_or_none()
     if intent is None:
         return False
@@ -156,7 +173,7 @@ def add_outcome(connection: Connection, intent_id: int, outcome: Outcome, now: d
             add_entry(
                 connection,
                 now,
-                "outcome",
+                Event.OUTCOME,
                 intent.actor,
                 intent.fence,
                 user_name=intent.user_name,
@@ -178,7 +195,7 @@ def to_entry(row: Any) -> Entry:
     return Entry(
         id=row.id,
         at=row.at,
-        event=row.event,
+        event=Event(row.event),
         actor=row.actor,
         fence=row.fence,
         user=row.user_name,

@@ -11,7 +11,7 @@ from hubguard.errors import HubGuardError
 from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.entries import add_entry, one_text
-from hubguard.journal.model import Exemption
+from hubguard.journal.model import Event, Exemption
 
 _exemption = tables.exemption
 
@@ -44,7 +44,7 @@ class Exemptions:
             assert key is not None
             made = Exemption(int(key[0]), user, server, until, actor, why, now)
             detail = f"until {_moment(until)} (exemption {made.id})" + (f": {why}" if why else "")
-            add_entry(connection, now, "kept", actor, 0, user_name=user, server_name=server, detail=detail)
+            add_entry(connection, now, Event.KEPT, actor, 0, user_name=user, server_name=server, detail=detail)
             return made
 
     def end_exemption(self, exemption_id: int, actor: str, why: str, now: datetime) -> Exemption:
@@ -64,7 +64,7 @@ class Exemptions:
             over = _to_exemption(row)
             detail = f"exemption {over.id}, until {_moment(over.until)}, ended" + (f": {one_text(why)}" if why else "")
             add_entry(
-                connection, now, "released", actor, 0, user_name=over.user, server_name=over.server, detail=detail
+                connection, now, Event.RELEASED, actor, 0, user_name=over.user, server_name=over.server, detail=detail
             )
             return over
 

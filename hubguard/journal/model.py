@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 
 from hubguard.model import OutcomeKind
 
@@ -67,18 +68,38 @@ class Lease:
     expires_at: datetime
 
 
+class Event(str, Enum):
+    """What an entry of the journal tells."""
+
+    INTENT = "intent"  # about to be sent
+    OUTCOME = "outcome"  # what came of an intent
+    ARMED = "armed"
+    OBSERVING = "observing"
+    HELD = "held"
+    RESUMED = "resumed"
+    KEPT = "kept"  # an exemption
+    RELEASED = "released"  # an exemption was ended early
+    BRAKED = "braked"
+    BRAKE_OVER = "brake-over"
+    FINDING = "finding"
+    CLEARED = "cleared"  # a finding is resolved
+    CYCLE = "cycle"
+    LEASE = "lease"
+    ANNOUNCED = "announced"  # what HubGuard would do, said once while it may not
+    NOTE = "note"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
 
-    ``event`` is one of: intent, outcome, armed, observing, held, resumed, kept, released, braked, brake-over, finding,
-    cleared (a finding is over), cycle, lease, note. ``outcome`` is set for outcomes only. ``started`` is the run of the
-    server that was meant. ``fence`` is 0 for what people did without a lease.
+    ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant. ``fence`` is 0 for what people
+    did without a lease.
     """
 
     id: int
     at: datetime
-    event: str
+    event: Event
     actor: str
     fence: int
     user: str | None = None

@@ -17,7 +17,7 @@ from hubguard.journal.database import Database
 from hubguard.journal.entries import Entries, add_entry, add_outcome, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
 from hubguard.journal.migrate import upgrade
-from hubguard.journal.model import Entry, Failures, Lease, Stance
+from hubguard.journal.model import Entry, Event, Failures, Lease, Stance
 from hubguard.model import Action, Outcome, OutcomeKind
 from hubguard.prune.store import Prunes
 from hubguard.snapshot.store import Memory
@@ -91,7 +91,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             taking = change.values(fence=seen.fence + 1, taken_at=now).where(same, takeable)
             if connection.execute(taking).rowcount != 1:
                 return None
-            add_entry(connection, now, "lease", holder, seen.fence + 1, detail=_how_taken(seen, now))
+            add_entry(connection, now, Event.LEASE, holder, seen.fence + 1, detail=_how_taken(seen, now))
             return Lease(holder, address, seen.fence + 1, generation, now, expires_at)
 
     def renew_lease(self, hub: str, lease: Lease, now: datetime, ttl_s: float) -> Lease:
@@ -129,19 +129,19 @@ class Journal(Entries, Exemptions, Memory, Prunes):
 
     def arm(self, actor: str, why: str, now: datetime) -> Stance:
         """HubGuard may act by itself; the new stance."""
-        return self._set("armed", "armed", actor, why, now)
+        return self._set("armed", Event.ARMED, actor, why, now)
 
     def observe(self, actor: str, why: str, now: datetime) -> Stance:
         """HubGuard only observes; the new stance."""
-        return self._set("armed", "observing", actor, why, now)
+        return self._set("armed", Event.OBSERVING, actor, why, now)
 
     def hold(self, actor: str, why: str, now: datetime) -> Stance:
         """Acting is on hold: from now on no intent is recorded, by whomever, until :meth:`resume`. The new stance."""
-        return self._set("held", "held", actor, why, now)
+        return self._set("held", Event.HELD, actor, why, now)
 
     def resume(self, actor: str, why: str, now: datetime) -> Stance:
         """Acting is no longer on hold; the new stance."""
-        return self._set("held", "resumed", actor, why, now)
+        return self._set("held", Event.RESUMED, actor, why, now)
 
     # Intents and outcomes
 
@@ -177,7 +177,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             return add_entry(
                 connection,
                 now,
-                "intent",
+                Event.INTENT,
                 actor,
                 lease.fence,
                 user_name=action.user,
@@ -201,7 +201,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
         settled = _entry.alias("settled")
         query = (
             sa.select(_entry)
-            .where(_entry.c.event == "intent")
+            .where(_entry.c.event == Event.INTENT.value)
             .where(~sa.exists().where(settled.c.refers_to == _entry.c.id))
             .order_by(_entry.c.id)
         )
@@ -281,9 +281,14 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             row = connection.execute(query).one()
         return row
 
-    def _set(self, column: str, event: str, actor: str, why: str, now: datetime) -> Stance:
+    def _set(self, column: str, event: Event, actor: str, why: str, now: datetime) -> Stance:
         why = one_text(why)
-        change = {column: event in ("armed", "held"), f"{column}_by": actor, f"{column}_at": now, f"{column}_why": why}
+        change = {
+            column: event in (Event.ARMED, Event.HELD),
+            f"{column}_by": actor,
+            f"{column}_at": now,
+            f"{column}_why": why,
+        }
         with self._database.writing() as connection:
             if connection.execute(sa.update(_stance).where(_stance.c.id == 1).values(**change)).rowcount != 1:
                 raise self._database.refuse("has lost the row that says whether HubGuard may act", "Restore a backup.")
@@ -341,7 +346,9 @@ def _ids_to_forget(connection: Connection, before: datetime) -> Iterator[tuple[i
         .join(outcome, outcome.c.refers_to == _entry.c.id)
         .where(_entry.c.at < before, outcome.c.at < before)
     )
-    others = sa.select(_entry.c.id).where(_entry.c.at < before, _entry.c.event.not_in(["intent", "outcome"]))
+    others = sa.select(_entry.c.id).where(
+        _entry.c.at < before, _entry.c.event.not_in([Event.INTENT.value, Event.OUTCOME.value])
+    )
     for query in (pairs, others):
         for row in connection.execute(query):
             yield tuple(row)

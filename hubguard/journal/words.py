@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hubguard.journal.model import Entry, Exemption
+from hubguard.journal.model import Entry, Event, Exemption
 from hubguard.model import ActionKind
 from hubguard.words import as_json, kept_label, stamp
 
@@ -15,6 +15,15 @@ _KIND_WORDS: dict[str, tuple[str, str]] = {
     ActionKind.CHECK_ROUTES.value: ("have the hub check its routes", "having the hub check its routes"),
     ActionKind.START_AND_STOP.value: ("start and stop {}", "starting and stopping {}"),
     ActionKind.END_BACKEND.value: ("end the backend of {}", "ending the backend of {}"),
+}
+
+_STANCE_WORDS: dict[Event, str] = {
+    Event.ARMED: "armed HubGuard",
+    Event.OBSERVING: "set HubGuard to observe only",
+    Event.HELD: "put acting on hold",
+    Event.RESUMED: "resumed acting",
+    Event.BRAKED: "braked",
+    Event.BRAKE_OVER: "no longer braked",
 }
 
 
@@ -36,32 +45,25 @@ def entry_sentence(entry: Entry) -> str:
     whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
     detail = f": {entry.detail}" if entry.detail else ""
     do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
-    if entry.event == "intent":
+    if entry.event is Event.INTENT:
         why = f" ({entry.reason})" if entry.reason else ""
         return f"going to {do.format(whose)}{why}"
-    if entry.event == "outcome":
+    if entry.event is Event.OUTCOME:
         kind = entry.outcome.value if entry.outcome else "ended"
         return f"{doing.format(whose)}: {kind}{f', {entry.detail}' if entry.detail else ''}"
-    if entry.event in {"kept", "released"} and entry.user is not None:
+    if entry.event in {Event.KEPT, Event.RELEASED} and entry.user is not None:
         kept = kept_label(entry.user, entry.server)
-        return f"keeps {kept} {entry.detail}" if entry.event == "kept" else f"no longer keeps {kept}{detail}"
-    words = {
-        "armed": "armed HubGuard",
-        "observing": "set HubGuard to observe only",
-        "held": "put acting on hold",
-        "resumed": "resumed acting",
-        "braked": "holds back",
-        "brake-over": "no longer holds back",
-    }.get(entry.event)
-    if words:
-        return words + detail
+        return f"keeps {kept} {entry.detail}" if entry.event is Event.KEPT else f"no longer keeps {kept}{detail}"
+    if entry.event in _STANCE_WORDS:
+        return _STANCE_WORDS[entry.event] + detail
     if f" {whose}: " in detail:
         whose = ""  # what drifts is named in the detail, after its kind
-    if entry.event == "cleared":
-        return f"over: {whose}{detail}" if whose else f"over{detail}"
-    return f"{whose}{detail}" if whose and entry.event in {"note", "finding"} else entry.detail or entry.event
+    if entry.event is Event.CLEARED:
+        return f"resolved: {whose}{detail}" if whose else f"resolved{detail}"
+    about_one = whose and entry.event in {Event.NOTE, Event.ANNOUNCED, Event.FINDING}
+    return f"{whose}{detail}" if about_one else entry.detail or entry.event.value
 
 
 def entry_text(entry: Entry) -> str:
     """One line for a terminal."""
-    return f"{stamp(entry.at)}  {entry.event:<9}  {entry.actor}: {entry_sentence(entry)}"
+    return f"{stamp(entry.at)}  {entry.event.value:<9}  {entry.actor}: {entry_sentence(entry)}"

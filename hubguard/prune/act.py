@@ -29,7 +29,7 @@ from hubguard.errors import (
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import Account
 from hubguard.journal.model import Entry
-from hubguard.model import NOT_TRIED, Action, ActionKind, Outcome, OutcomeKind, same_run
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, same_run
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import Rate, backoff_s
 from hubguard.prune.model import Deletion, PrunePlan, PruneRun
@@ -311,7 +311,7 @@ class Pruner:
             await self._settle(position, outcome)
             self._end = self._end or End(Ends.WAITS, outcome.detail)
             return
-        not_tried = outcome.kind is OutcomeKind.SKIPPED and outcome.detail.startswith(NOT_TRIED)
+        not_tried = outcome.kind is OutcomeKind.SKIPPED and outcome.cause is Cause.NOT_TRIED
         if (outcome.kind is OutcomeKind.SKIPPED and not not_tried) or isinstance(error, Unrecordable):
             await self._settle(position, outcome)
             return
@@ -390,7 +390,7 @@ class _Once:
         sent = await self._attempt.make(self._look, self._send)
         if not isinstance(sent, Sent):
             outcome, _ = sent
-            if self._gone and outcome.kind is OutcomeKind.SKIPPED and not outcome.detail.startswith(NOT_TRIED):
+            if self._gone and outcome.kind is OutcomeKind.SKIPPED and outcome.cause is not Cause.NOT_TRIED:
                 outcome = Outcome(OutcomeKind.DONE, "gone, as HubGuard had asked for before")
             return outcome, self._error
         if sent.refused:

@@ -13,6 +13,7 @@ from hubguard.cull.cycle import Cycles
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
+from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.pacing.clock import Clock
 from hubguard.prune.decide import plan as prune_plan
@@ -389,7 +390,7 @@ class PruneCycles:
         since = self.findings[0].since if self.findings else now
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)
-        await books.call(books.journal.note, "finding", "hubguard", 0, now, detail)
+        await books.call(books.journal.note, Event.FINDING, "hubguard", 0, now, detail)
 
 
 def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from hubguard.errors import BudgetExhausted, HubBusy, HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import UndoUser
-from hubguard.model import NOT_TRIED, Outcome, OutcomeKind, User
+from hubguard.model import Cause, Outcome, OutcomeKind, User
 
 AT_ONCE = 100
 """So many users are brought back, and read again, before the next: a group takes so many of them with one request.
@@ -93,7 +93,7 @@ class Restorer:
             else:
                 case.was_there = True
         if case.failed is None and not case.was_there:
-            await work.settle(case, Outcome(OutcomeKind.SKIPPED, f"{NOT_TRIED}: {work.ended}"))
+            await work.settle(case, Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED))
         elif (outcome := await self._not_made(case, since, work)) is not None:
             await work.settle(case, outcome)
 

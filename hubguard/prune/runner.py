@@ -14,6 +14,7 @@ from hubguard.config import Settings
 from hubguard.cull.cycle import Cycles
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.model import Event
 from hubguard.model import Outcome, OutcomeKind, Tally, same_run
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
@@ -203,7 +204,7 @@ class PruneRunner:
         if await books.call(books.journal.settle_pruned, plan.digest, position, outcome, now):
             self._settled(outcome)
             detail = f"plan {plan.digest[:12]} has deleted {deletion.user} after all: a later look found them gone"
-            await books.call(books.journal.note, "note", "hubguard", 0, now, detail)
+            await books.call(books.journal.note, Event.NOTE, "hubguard", 0, now, detail)
         return True
 
     async def _unsure_of(self, books: Books, plan: PrunePlan, began_at: datetime) -> list[int]:

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.entries import add_entry, add_outcome, one_text
+from hubguard.journal.model import Event
 from hubguard.model import ActionKind, Outcome, OutcomeKind
 from hubguard.prune.model import PrunePlan, PruneRun, PruneState, Use
 
@@ -282,7 +283,7 @@ class Prunes:
             return False
         query = sa.select(_entry.c.id).where(
             _entry.c.user_name == user,
-            _entry.c.event == "intent",
+            _entry.c.event == Event.INTENT.value,
             _entry.c.action == ActionKind.DELETE_USER.value,
             _entry.c.started.is_not_distinct_from(created),
             _entry.c.at >= since,
@@ -293,7 +294,7 @@ class Prunes:
     def deletions_intended(self, since: datetime) -> tuple[tuple[str, datetime | None], ...]:
         """Whom HubGuard has been about to delete since then, whatever came of it: name and creation, first to last."""
         query = sa.select(_entry.c.user_name, _entry.c.started).where(
-            _entry.c.event == "intent", _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
+            _entry.c.event == Event.INTENT.value, _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
         )
         with self._database.reading() as connection:
             return tuple((row.user_name, row.started) for row in connection.execute(query.order_by(_entry.c.id)))
@@ -391,7 +392,7 @@ def _to_run(row: Any, counts: Mapping[str, int]) -> PruneRun:
 
 
 def _note(connection: Connection, now: datetime, actor: str, detail: str, **values: Any) -> None:
-    add_entry(connection, now, "note", actor, 0, detail=detail, **values)
+    add_entry(connection, now, Event.NOTE, actor, 0, detail=detail, **values)
 
 
 def _named(digest: str) -> str:

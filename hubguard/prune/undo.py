@@ -11,7 +11,8 @@ from hubguard.config import Settings
 from hubguard.errors import HubGuardError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import UndoUser
-from hubguard.model import NOT_TRIED, Outcome, OutcomeKind
+from hubguard.journal.model import Event
+from hubguard.model import Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.prune import undo_file
 from hubguard.prune.decide import stale
@@ -92,13 +93,13 @@ class Undo:
         head, users = await _read(run)
         chosen = [user for user in users if user.name in deleted]
         what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
-        await books.call(books.journal.note, "note", actor, 0, self._clock.now(), what)
+        await books.call(books.journal.note, Event.NOTE, actor, 0, self._clock.now(), what)
         record = _Record(books, self._clock, plan.digest, actor, len(chosen), run.restored)
         async with self._hub.with_token(token) as hub:
             outcomes = await Restorer(hub, confirm=self._may_restore).restore(
                 chosen, since=head.made_at, begin=record.begin, progress=record.settle
             )
-        untried = [outcome.detail for _, outcome in outcomes if outcome.detail.startswith(NOT_TRIED)]
+        untried = [outcome.detail for _, outcome in outcomes if outcome.cause is Cause.NOT_TRIED]
         if untried and len(untried) == len(outcomes):
             raise HubGuardError(f"Nobody was brought back: {untried[0]}")
         return await record.end()
@@ -142,15 +143,13 @@ class _Record:
         first, self._begun = self._begun + 1, self._begun + len(names)
         what = f"about to bring back users {first:,} to {self._begun:,} of {self._count:,} of plan {self._digest[:12]}"
         detail = f"{what}, from {names[0]} to {names[-1]}"
-        await self._books.call(self._books.journal.note, "note", self._actor, 0, self._clock.now(), detail)
+        await self._books.call(self._books.journal.note, Event.NOTE, self._actor, 0, self._clock.now(), detail)
 
     async def settle(self, name: str, outcome: Outcome) -> None:
         """The journal has what came of that user; of those that are known at the same time it is told together."""
         self._known.append((name, outcome))
         self._done += outcome.kind is OutcomeKind.DONE
-        self._sure = (
-            self._sure and outcome.kind is not OutcomeKind.UNVERIFIED and not outcome.detail.startswith(NOT_TRIED)
-        )
+        self._sure = self._sure and outcome.kind is not OutcomeKind.UNVERIFIED and outcome.cause is not Cause.NOT_TRIED
         async with self._writing:
             known, self._known = self._known, []
             if known:

@@ -20,7 +20,7 @@ from hubguard.cull.decide.rules import parse
 from hubguard.cull.model import Known, Standing
 from hubguard.dashboard import words as dashboard_words
 from hubguard.journal import words as journal_words
-from hubguard.journal.model import Entry, Exemption, Failures
+from hubguard.journal.model import Entry, Event, Exemption, Failures
 from hubguard.model import ActionKind, Outcome, OutcomeKind, Server
 from hubguard.status import Mode
 
@@ -388,6 +388,7 @@ def test_a_report_reads_the_same_from_the_api_and_the_command() -> None:
     ],
 )
 def test_a_journal_entry_is_a_sentence(fields: dict[str, object], sentence: str) -> None:
+    fields = {**fields, "event": Event(fields["event"])}
     entry = Entry(id=1, at=NOW, actor="hubguard", fence=1, **fields)  # type: ignore[arg-type]
     assert journal_words.entry_sentence(entry) == sentence
     assert sentence in journal_words.entry_text(entry)
@@ -407,8 +408,10 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
     base = {"id": 1, "at": NOW, "actor": "hubguard", "fence": 1, "user": "ann", "server": ""}
     said = {
         kind: (
-            journal_words.entry_sentence(Entry(**base, event="intent", action=kind.value, reason="idle")),
-            journal_words.entry_sentence(Entry(**base, event="outcome", action=kind.value, outcome=OutcomeKind.DONE)),
+            journal_words.entry_sentence(Entry(**base, event=Event.INTENT, action=kind.value, reason="idle")),
+            journal_words.entry_sentence(
+                Entry(**base, event=Event.OUTCOME, action=kind.value, outcome=OutcomeKind.DONE)
+            ),
         )
         for kind in ActionKind
     }
@@ -461,8 +464,8 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
             {"event": "released", "user": "ann", "server": "gpu", "detail": "exemption 3, ended"},
             "no longer keeps ann/gpu: exemption 3, ended",
         ),
-        ({"event": "braked", "detail": "the proxy is down"}, "holds back: the proxy is down"),
-        ({"event": "brake-over", "detail": ""}, "no longer holds back"),
+        ({"event": "braked", "detail": "the proxy is down"}, "braked: the proxy is down"),
+        ({"event": "brake-over", "detail": ""}, "no longer braked"),
         ({"event": "finding", "detail": "12 servers are overdue."}, "12 servers are overdue."),
         ({"event": "finding", "user": "ann", "server": "gpu", "detail": "It is stuck."}, "ann/gpu: It is stuck."),
         (
@@ -471,14 +474,18 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
         ),
         (
             {"event": "cleared", "user": "ann", "server": "", "detail": "server-dead: ann: expected ready"},
-            "over: server-dead: ann: expected ready",
+            "resolved: server-dead: ann: expected ready",
         ),
         ({"event": "finding", "user": "ann", "server": "", "detail": "of joann: no"}, "ann: of joann: no"),
-        ({"event": "cleared", "user": "ann", "server": "", "detail": "no route"}, "over: ann: no route"),
-        ({"event": "cleared", "detail": "and more at once: 3 route-stale"}, "over: and more at once: 3 route-stale"),
+        ({"event": "cleared", "user": "ann", "server": "", "detail": "no route"}, "resolved: ann: no route"),
+        (
+            {"event": "cleared", "detail": "and more at once: 3 route-stale"},
+            "resolved: and more at once: 3 route-stale",
+        ),
     ],
 )
 def test_what_is_kept_held_back_and_found_has_sentences(fields: dict[str, object], sentence: str) -> None:
+    fields = {**fields, "event": Event(fields["event"])}
     entry = Entry(**{"id": 1, "at": NOW, "actor": "ann", "fence": 0, **fields})  # type: ignore[arg-type]
     assert journal_words.entry_sentence(entry) == sentence
 

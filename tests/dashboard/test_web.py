@@ -19,7 +19,7 @@ from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict
 from hubguard.dashboard.routes import API, FRAGMENTS, PAGES
 from hubguard.errors import ConfigError, HubGuardError, JournalError
-from hubguard.journal.model import Failures, Stance
+from hubguard.journal.model import Event, Failures, Stance
 from hubguard.model import Finding, FindingKind, Outcome, OutcomeKind, Server, Tally, User
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
 from hubguard.status import Mode
@@ -255,7 +255,7 @@ async def test_awkward_names_are_shown_as_they_are_and_found_again(site_of: Call
 
 async def test_a_reason_full_of_markup_stays_text(site: Site) -> None:
     evil = "<script>alert(1)</script>"
-    site.guard.write("held", actor=evil, detail=evil)
+    site.guard.write(Event.HELD, actor=evil, detail=evil)
     site.guard.change(notes=(evil,), stance=Stance(held=True, held_by=evil, held_at=NOW, held_why=evil))
     for path in ("", "journal", "api/v1/journal", "api/v1/status"):
         assert "<script>alert" not in (await site.ask(path, "actor")).text
@@ -450,7 +450,7 @@ async def test_tokens_and_queries_stay_out_of_the_log(site: Site, caplog: pytest
 
 async def test_the_journal_is_paged_and_filtered(site: Site) -> None:
     for i in range(250):
-        site.guard.write("outcome", user=f"u{i % 2}", server="", outcome=OutcomeKind.DONE, detail=f"no {i}")
+        site.guard.write(Event.OUTCOME, user=f"u{i % 2}", server="", outcome=OutcomeKind.DONE, detail=f"no {i}")
     seen, url = [], "api/v1/journal?user=u1&limit=60"
     while url:
         answer = await site.ask(url, "reader")
@@ -462,7 +462,7 @@ async def test_the_journal_is_paged_and_filtered(site: Site) -> None:
 
 
 async def test_every_answer_is_as_described(site: Site) -> None:
-    site.guard.write("outcome", user="u", server="", outcome=OutcomeKind.DONE)
+    site.guard.write(Event.OUTCOME, user="u", server="", outcome=OutcomeKind.DONE)
     described = (await site.ask("openapi.json")).json
     assert set(described["paths"]) == {f"/{path}" for path in API}
     for path in ("api/v1/status", "api/v1/servers", "api/v1/servers/student-00000/", "api/v1/journal", "health"):
@@ -570,8 +570,8 @@ async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Calla
     policy = replace(POLICY, retry_base_s=3600.0)
     failures = {server.run: Failures(9, NOW - minutes(0.01))}
     site = site_of(guard_with([server], policy=policy, failures=failures))
-    site.guard.write("outcome", user="bo", server="", outcome=OutcomeKind.FAILED, detail="the hub said 500")
-    site.guard.write("outcome", user="bob", server="", outcome=OutcomeKind.DONE, detail="someone else's")
+    site.guard.write(Event.OUTCOME, user="bo", server="", outcome=OutcomeKind.FAILED, detail="the hub said 500")
+    site.guard.write(Event.OUTCOME, user="bob", server="", outcome=OutcomeKind.DONE, detail="someone else's")
     text = (await site.ask("servers/bo/", "reader")).text
     assert "9 tries to stop it failed" in text
     assert "the hub said 500" in text
@@ -589,7 +589,7 @@ async def test_an_unchanged_part_is_answered_without_a_body(site: Site, path: st
     same = await site.ask(path, "reader", headers={"HX-Request": "true", "HX-PTag": tag})
     assert (same.status, same.text) == (204, "")
     site.guard.change(at=NOW + minutes(5), mode=Mode.BRAKED)
-    site.guard.write("note", detail="something new")
+    site.guard.write(Event.NOTE, detail="something new")
     other = await site.ask(path, "reader", headers={"HX-Request": "true", "HX-PTag": tag})
     assert other.status == 200
 
@@ -767,10 +767,10 @@ async def test_a_form_that_is_not_filled_in_keeps_nothing_and_says_so(site: Site
 async def test_every_link_of_the_journal_and_the_exemptions_leads_somewhere(site: Site) -> None:
     await site.guard.exempt("ann", "", user="gone", server=None, until=NOW + minutes(60))
     await site.guard.exempt("ann", "", user="gone", server="gpu", until=NOW + minutes(60))
-    site.guard.write("kept", user="gone", server=None, detail="until noon")
-    site.guard.write("kept", user="gone", server="gpu", detail="until noon")
-    site.guard.write("outcome", user="gone", server="", action="delete-user", outcome=OutcomeKind.DONE)
-    site.guard.write("finding", user="gone", server=None, detail="It is odd.")
+    site.guard.write(Event.KEPT, user="gone", server=None, detail="until noon")
+    site.guard.write(Event.KEPT, user="gone", server="gpu", detail="until noon")
+    site.guard.write(Event.OUTCOME, user="gone", server="", action="delete-user", outcome=OutcomeKind.DONE)
+    site.guard.write(Event.FINDING, user="gone", server=None, detail="It is odd.")
     for number in (1, 2):
         await site.guard.end_exemption(number, "ann", "")
     for path in ("journal", "exemptions?ended=1"):

@@ -17,7 +17,7 @@ from hubguard.cull.model import CycleReport, Known, UserVerdict
 from hubguard.drift.model import DriftKind, DriftReport, Repaired, RepairPlan
 from hubguard.errors import HubGuardError, HubUnreachable
 from hubguard.journal.exemptions import NoSuchExemption
-from hubguard.journal.model import Entry, Exemption, Failures, Lease, Stance
+from hubguard.journal.model import Entry, Event, Exemption, Failures, Lease, Stance
 from hubguard.model import Action, Outcome, OutcomeKind, Reading, Server, Source
 from hubguard.pacing.model import BudgetUse
 from hubguard.snapshot.model import Snapshot
@@ -107,7 +107,12 @@ class FakeGuard:
     def write(self, event: str, **fields: Any) -> Entry:
         """One more entry in the journal."""
         entry = Entry(
-            id=len(self.journal) + 1, at=NOW, event=event, actor=fields.pop("actor", "hubguard"), fence=1, **fields
+            id=len(self.journal) + 1,
+            at=NOW,
+            event=Event(event),
+            actor=fields.pop("actor", "hubguard"),
+            fence=1,
+            **fields,
         )
         self.journal.append(entry)
         return entry

@@ -15,7 +15,6 @@ from inline_books import InlineBooks
 from virtual_time import VirtualClock
 
 from hubguard.act.lease import HUB, LeaseKeeper
-from hubguard.act.verify import CHANGED_NOTHING
 from hubguard.backends.model import Backend
 from hubguard.drift.act import NAMED, START_S, Repairer
 from hubguard.drift.decide.follow import DriftPolicy, follow
@@ -32,8 +31,8 @@ from hubguard.errors import (
     JournalError,
     ProxyUnreachable,
 )
-from hubguard.journal.model import Entry
-from hubguard.model import NOT_TRIED, ActionKind, Key, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.journal.model import Entry, Event
+from hubguard.model import ActionKind, Cause, Key, Outcome, OutcomeKind, Reading, Route, Server, Source
 
 VERIFY_S = 20.0
 LIMIT_S = 600.0
@@ -165,7 +164,7 @@ class Scene:
         return not (self.asked_to("stop") or self.asked_to("start") or self.asked_to("check-routes") or self.ended())
 
     def entries(self, event: str) -> list[Entry]:
-        return list(reversed(self.books.journal.entries(event=event, limit=1000)))
+        return list(reversed(self.books.journal.entries(event=Event(event), limit=1000)))
 
     def open_intents(self) -> list[Entry]:
         return list(self.books.journal.open_intents())
@@ -203,7 +202,7 @@ async def test_a_dead_server_is_stopped_and_seen_gone_before_it_counts_as_repair
         (outcome,) = await scene.repair(await scene.plan())
         assert outcome == Outcome(OutcomeKind.DONE, "gone at a re-read")
         assert scene.asked_to("stop") == ["ann"]
-        (intent,), (settled,) = scene.entries("intent"), scene.entries("outcome")
+        (intent,), (settled,) = scene.entries(Event.INTENT), scene.entries(Event.OUTCOME)
         assert (intent.user, intent.action, intent.reason, intent.actor) == ("ann", "stop-server", "server-dead", "ann")
         assert settled.refers_to == intent.id
         assert not await scene.look(())
@@ -216,7 +215,7 @@ async def test_a_stop_that_changes_nothing_fails_with_the_words_that_make_it_a_g
         scene.dead("ann", stops=Stops.GHOST)
         (outcome,) = await scene.repair(await scene.plan())
         assert outcome.kind is OutcomeKind.FAILED
-        assert outcome.detail.startswith(CHANGED_NOTHING)
+        assert outcome.cause is Cause.CHANGED_NOTHING
         assert "By hand: " in outcome.detail
         assert "Tried: " in outcome.detail
 
@@ -232,7 +231,7 @@ async def test_a_ghost_is_started_and_stopped_and_each_request_has_an_intent_of_
         assert scene.clock.monotonic_s() - before_s < 45  # it is stopped soon after it is up
         assert outcome.kind is OutcomeKind.DONE, outcome
         assert (scene.asked_to("start"), scene.asked_to("stop")) == (["ann"], ["ann"])
-        start, stop = scene.entries("intent")
+        start, stop = scene.entries(Event.INTENT)
         assert (start.action, start.started) == ("start-and-stop", server.started)
         assert stop.action == "stop-server"
         assert stop.started is not None
@@ -251,7 +250,7 @@ async def test_an_orphan_that_is_proved_is_ended_and_the_journal_names_it(play: 
         (outcome,) = await scene.repair(await scene.plan())
         assert outcome == Outcome(OutcomeKind.DONE, f"{orphan.name} is gone at a re-read")
         assert scene.ended() == [orphan.name]
-        (intent,) = scene.entries("intent")
+        (intent,) = scene.entries(Event.INTENT)
         assert orphan.id in intent.detail
         assert orphan.proof in intent.detail
         assert scene.engine.alive("bo")
@@ -344,8 +343,8 @@ async def test_a_server_that_was_restarted_since_the_plan_is_left_alone(play: Pl
             scene.hub.change(user, started=scene.clock.now(), stops=Stops.WORKS)
         assert kinds(await scene.repair(plan)) == ["skipped", "skipped"]
         assert scene.changed_nothing()
-        assert not scene.entries("intent")
-        assert {note.user for note in scene.entries("note")} == {"ann", "bo"}
+        assert not scene.entries(Event.INTENT)
+        assert {note.user for note in scene.entries(Event.NOTE)} == {"ann", "bo"}
 
     await play(act)
 
@@ -499,7 +498,7 @@ async def test_a_plan_that_has_expired_does_nothing_and_says_so_in_the_journal(p
         assert kinds(outcomes) == ["skipped", "skipped"]
         assert all("expired" in outcome.detail for outcome in outcomes)
         assert scene.changed_nothing()
-        assert len(scene.entries("note")) == 2
+        assert len(scene.entries(Event.NOTE)) == 2
 
     await play(act)
 
@@ -654,7 +653,7 @@ async def test_sources_that_cannot_be_read_at_the_second_look_skip_only_that_one
         scene.look_error = lambda number: BackendError("The engine is away.") if number == 2 else None
         outcomes = await scene.repair(plan, concurrency=1)
         assert kinds(outcomes) == ["skipped", "done"]
-        assert outcomes[0].detail.startswith(NOT_TRIED)
+        assert outcomes[0].cause is Cause.NOT_TRIED
 
     await play(act)
 
@@ -738,7 +737,7 @@ async def test_a_ghost_that_does_not_come_up_in_time_is_not_left_starting(play: 
         scene.hub.start_s = START_S * 10
         (outcome,) = await scene.repair(await scene.plan())
         assert outcome.kind is OutcomeKind.DONE, outcome
-        assert [intent.action for intent in scene.entries("intent")] == ["start-and-stop", "interrupt-spawn"]
+        assert [intent.action for intent in scene.entries(Event.INTENT)] == ["start-and-stop", "interrupt-spawn"]
         assert not await scene.hub.list_servers()
 
     await play(act)
@@ -980,7 +979,7 @@ async def test_an_intent_left_behind_is_settled_by_a_look_and_its_request_is_not
         await crash(scene, await scene.plan(), "check_routes")
         later = scene.another_repairer()
         await later.settle_left(scene.open_intents())
-        (left,) = scene.entries("outcome")
+        (left,) = scene.entries(Event.OUTCOME)
         assert left.outcome is OutcomeKind.UNVERIFIED
         assert "the guard ended before it knew" in left.detail
         assert not scene.asked_to("check-routes")
@@ -1000,7 +999,7 @@ async def test_a_ghost_that_was_started_and_never_stopped_is_told_of(play: Play)
         assert len(scene.open_intents()) == 1  # its end isn't known yet
         scene.hub.change("ann", ready=True)
         await scene.repairer.settle_left(scene.open_intents())
-        (left,) = scene.entries("outcome")
+        (left,) = scene.entries(Event.OUTCOME)
         assert left.outcome is OutcomeKind.UNVERIFIED
         assert "stop it by hand" in left.detail
 
@@ -1019,7 +1018,7 @@ async def test_an_orphan_that_ended_after_the_guard_did_is_settled_as_gone(play:
         scene.look_error = lambda _: None
         scene.engine.kill("ann")
         await scene.repairer.settle_left(scene.open_intents())
-        (left,) = scene.entries("outcome")
+        (left,) = scene.entries(Event.OUTCOME)
         assert (left.outcome, left.detail) == (OutcomeKind.DONE, "found repaired by a later look")
 
     await play(act)

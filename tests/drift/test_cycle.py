@@ -29,7 +29,7 @@ from hubguard.drift.observe import WorldObserver
 from hubguard.drift.repairs import LAST_REPAIRS
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubGuardError, HubUnreachable, JournalError
 from hubguard.guard import Guard
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.model import OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
@@ -158,7 +158,7 @@ class Scene:
         await self.clock.run(living())
 
     def entries(self, event: str) -> list[Entry]:
-        return list(reversed(self.books.journal.entries(event=event, limit=5000)))
+        return list(reversed(self.books.journal.entries(event=Event(event), limit=5000)))
 
     def told(self, event: str) -> Counter[str]:
         return Counter(f"{entry.detail.split(':')[0]} {entry.user}" for entry in self.entries(event))
@@ -303,7 +303,7 @@ async def test_names_that_no_journal_can_hold_are_told_of_all_the_same():
     s.hub.routes["/user/x"] = Route("/user/x", "http://127.0.0.1:9", "x" * 300, "")
     s.server("ann", backend=False)
     await s.live(200.0)
-    assert {entry.user for entry in s.entries("finding")} == {None, "ann"}
+    assert {entry.user for entry in s.entries(Event.FINDING)} == {None, "ann"}
 
 
 PLAIN = {
@@ -456,7 +456,7 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     await s.live(story)
     assert s.asked("check-routes", "stop", "start") == []
     assert s.engine.alive("eve")
-    assert s.entries("intent") == []
+    assert s.entries(Event.INTENT) == []
     if why == "standby":
         assert s.guard.drift() is None
     else:
@@ -608,7 +608,7 @@ async def test_what_is_repaired_meanwhile_is_not_acted_on():
 
     await s.live(story)
     assert s.asked("stop") == []
-    assert s.entries("intent") == []
+    assert s.entries(Event.INTENT) == []
 
 
 @pytest.mark.parametrize("state", [WatchState.GONE, WatchState.HANGS, WatchState.WIPED])
@@ -710,10 +710,10 @@ async def test_a_plan_is_carried_out_by_digest_and_count_and_once_only():
 
     await s.live(story)
     assert [request.user for request in s.hub.requests if request.call == "stop"] == ["ann"]
-    assert [(entry.actor, entry.detail) for entry in s.entries("note")] == [
+    assert [(entry.actor, entry.detail) for entry in s.entries(Event.NOTE)] == [
         ("ada", "repairs were asked for, 1 in all: she said so")
     ]
-    assert s.entries("intent")[0].actor == "ada"
+    assert s.entries(Event.INTENT)[0].actor == "ada"
 
 
 async def test_an_expired_plan_a_hold_and_a_standby_are_refused_in_words():
@@ -741,7 +741,7 @@ async def test_an_expired_plan_a_hold_and_a_standby_are_refused_in_words():
 
     await s.live(story)
     assert s.asked("stop") == []
-    assert s.entries("intent") == []
+    assert s.entries(Event.INTENT) == []
 
 
 async def test_what_cant_be_planned_is_refused_with_its_reason():
@@ -798,7 +798,7 @@ async def test_a_guard_that_ends_in_the_midst_leaves_nothing_under_way_and_the_n
         s.hub.check_routes = _does_nothing(s, takes_s=1e6)  # type: ignore[method-assign]
         plan = s.guard.plan_repairs(kinds=(DriftKind.ROUTE_MISSING,))
         await s.guard.repair(plan.digest, 1, "ada", "now")
-        while not s.entries("intent"):
+        while not s.entries(Event.INTENT):
             await s.clock.sleep(1)
 
     await s.live(story)
@@ -825,7 +825,7 @@ async def test_an_end_of_a_backend_that_a_crash_left_open_is_settled_by_the_firs
         s.engine.takes_s = 5.0
         plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_ORPHAN,))
         await s.guard.repair(plan.digest, 1, "ada", "now")
-        while not s.entries("intent"):
+        while not s.entries(Event.INTENT):
             await s.clock.sleep(1)
         await s.clock.sleep(5)
 
@@ -906,7 +906,7 @@ async def test_the_cull_cycle_leaves_alone_what_a_repair_of_the_same_guard_has_u
         plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
         await s.guard.repair(plan.digest, 1, "ada", "now")
         await s.clock.sleep(200)
-        assert len(s.entries("intent")) == 1
+        assert len(s.entries(Event.INTENT)) == 1
         assert s.ends() == [], "cycles ran, and the repair alone knows"
         await s.clock.sleep(200)
 

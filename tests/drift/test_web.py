@@ -21,7 +21,7 @@ from hubguard.dashboard.routes import API
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import ROUTE_KINDS, Drift, DriftKind, DriftReport, Repaired
 from hubguard.errors import JournalError
-from hubguard.journal.model import Stance
+from hubguard.journal.model import Event, Stance
 from hubguard.model import OutcomeKind, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.snapshot.model import Brake, BrakeReason
@@ -389,7 +389,7 @@ async def test_the_matrix_has_a_row_for_each_source_and_each_backend(site_of: Ca
         replace(PROVED, id="9@9", user="ann", server="gpu", name="pid 9", alive=None, proof=""),
     )
     site = site_of(report_with(world=replace(world, backends=two)))
-    site.guard.write("outcome", user="ann", server="gpu", action="stop-server", outcome=OutcomeKind.FAILED)
+    site.guard.write(Event.OUTCOME, user="ann", server="gpu", action="stop-server", outcome=OutcomeKind.FAILED)
     told = (await site.ask("api/v1/beliefs/ann/gpu", "reader")).json
     assert [row["source"] for row in told["beliefs"]] == [
         "Hub's API",
@@ -832,11 +832,13 @@ async def test_health_is_as_it_was_whatever_drifts(site: Site) -> None:
 
 
 async def test_the_journal_tells_of_repairs_and_of_what_is_over_and_can_be_filtered(site: Site) -> None:
-    site.guard.write("intent", action="check-routes", user="", server="", reason="route-missing")
-    site.guard.write("outcome", action="check-routes", user="", server="", outcome=OutcomeKind.DONE)
-    site.guard.write("intent", action="start-and-stop", user="ann", server="gpu", reason="server-ghost")
-    site.guard.write("outcome", action="end-backend", user="bob", server="", outcome=OutcomeKind.FAILED, detail="no")
-    site.guard.write("cleared", user="ann", server="", detail="route-missing: its route is there")
+    site.guard.write(Event.INTENT, action="check-routes", user="", server="", reason="route-missing")
+    site.guard.write(Event.OUTCOME, action="check-routes", user="", server="", outcome=OutcomeKind.DONE)
+    site.guard.write(Event.INTENT, action="start-and-stop", user="ann", server="gpu", reason="server-ghost")
+    site.guard.write(
+        Event.OUTCOME, action="end-backend", user="bob", server="", outcome=OutcomeKind.FAILED, detail="no"
+    )
+    site.guard.write(Event.CLEARED, user="ann", server="", detail="route-missing: its route is there")
     page = text_of(await site.ask("journal", "reader"))
     assert "going to have the hub check its routes (route-missing)" in page
     assert "having the hub check its routes: done" in page

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hubguard.cull.model import Reason
 from hubguard.errors import ActingRefused, JournalError, LeaseLost
 from hubguard.journal.exemptions import NoSuchExemption
-from hubguard.journal.model import Exemption, Lease
+from hubguard.journal.model import Event, Exemption, Lease
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Tally
 from hubguard.snapshot.model import Evidence, Seen
@@ -279,7 +279,7 @@ def test_an_intent_is_refused_while_acting_is_on_hold_even_when_asked_for_by_nam
     journal.hold("bo", "exam today", NOW)
     with pytest.raises(ActingRefused, match="bo put it on hold at 2025-03-01 12:00:00 UTC.*exam today"):
         journal.intend(HUB, lease, action(), "bo", NOW, asked=True, armed=True)
-    assert journal.entries(event="intent") == ()
+    assert journal.entries(event=Event.INTENT) == ()
     journal.resume("bo", "", NOW)
     assert intend(journal, lease)
 
@@ -336,7 +336,7 @@ def test_an_outcome_is_written_once_and_the_first_one_stays(journal: Journal) ->
     intent_id = intend(journal, taken(journal))
     assert journal.settle(intent_id, FAILED, after(2)) is True
     assert journal.settle(intent_id, DONE, after(3)) is False
-    (outcome,) = journal.entries(event="outcome")
+    (outcome,) = journal.entries(event=Event.OUTCOME)
     assert (outcome.refers_to, outcome.outcome, outcome.detail) == (intent_id, OutcomeKind.FAILED, FAILED.detail)
     assert (outcome.user, outcome.server, outcome.started, outcome.fence) == ("ann", "", STARTED, 1)
     assert journal.open_intents() == ()
@@ -350,10 +350,10 @@ def test_an_outcome_is_recorded_without_a_lease_and_on_hold(journal: Journal) ->
 
 
 def test_an_outcome_of_nothing_is_not_written(journal: Journal) -> None:
-    note = journal.note("note", "ann", 0, NOW, "hello")
+    note = journal.note(Event.NOTE, "ann", 0, NOW, "hello")
     assert journal.settle(note, DONE, NOW) is False
     assert journal.settle(note + 1000, DONE, NOW) is False
-    assert journal.entries(event="outcome") == ()
+    assert journal.entries(event=Event.OUTCOME) == ()
 
 
 def test_two_guards_that_settle_the_same_intent_at_once_write_one_outcome(two: tuple[Journal, Journal]) -> None:
@@ -368,13 +368,13 @@ def test_two_guards_that_settle_the_same_intent_at_once_write_one_outcome(two: t
 
         with ThreadPoolExecutor(2) as pool:
             assert sorted(pool.map(settle, two)) == [False, True]
-    assert len(two[1].entries(event="outcome")) == 10
+    assert len(two[1].entries(event=Event.OUTCOME)) == 10
 
 
 def test_an_outcome_is_recorded_whatever_text_the_hub_has_sent(journal: Journal) -> None:
     intent_id = intend(journal, taken(journal))
     assert journal.settle(intent_id, Outcome(OutcomeKind.FAILED, "\0 \ud800 " + "ü" * 100_000), NOW) is True
-    assert len(journal.entries(event="outcome")[0].detail) == 2000
+    assert len(journal.entries(event=Event.OUTCOME)[0].detail) == 2000
 
 
 def test_open_intents_come_oldest_first_and_leave_out_the_settled(journal: Journal) -> None:
@@ -407,7 +407,7 @@ def test_names_and_times_come_back_exactly_and_are_never_taken_for_each_other(jo
         journal.settle(intent_id, FAILED, NOW)
     for name in NAMES:
         assert [entry.user for entry in journal.entries(user=name, server=name)] == [name, name]
-    entry = journal.entries(event="intent")[0]
+    entry = journal.entries(event=Event.INTENT)[0]
     assert entry.started == STARTED
     assert entry.started is not None
     assert entry.started.tzinfo is timezone.utc
@@ -424,7 +424,7 @@ def test_a_name_that_cannot_be_kept_whole_is_refused_not_cut(journal: Journal, n
 
 def test_a_time_without_zone_is_refused(journal: Journal) -> None:
     with pytest.raises(JournalError, match="time zone"):
-        journal.note("note", "ann", 0, NOW.replace(tzinfo=None), "when?")
+        journal.note(Event.NOTE, "ann", 0, NOW.replace(tzinfo=None), "when?")
 
 
 # Failures
@@ -485,7 +485,7 @@ def test_reading_a_long_journal_uses_an_index_for_every_question(tmp_path: objec
             journal.failures(NOW)
             journal.open_intents()
             journal.entries(user="ann", server="")
-            journal.entries(event="lease", before_id=7)
+            journal.entries(event=Event.LEASE, before_id=7)
             journal.entries(before_id=7)
             journal.forget(NOW)
             journal.tally(NOW)
@@ -504,10 +504,10 @@ def test_reading_a_long_journal_uses_an_index_for_every_question(tmp_path: objec
 
 
 def test_entries_are_newest_first_and_pages_join_without_gap_or_overlap(journal: Journal) -> None:
-    ids = [journal.note("note", "ann", 0, NOW, f"line {number}") for number in range(25)]
+    ids = [journal.note(Event.NOTE, "ann", 0, NOW, f"line {number}") for number in range(25)]
     pages = [journal.entries(limit=10)]
     while pages[-1]:
-        journal.note("note", "ann", 0, NOW, "meanwhile")
+        journal.note(Event.NOTE, "ann", 0, NOW, "meanwhile")
         pages.append(journal.entries(before_id=pages[-1][-1].id, limit=10))
     assert [entry.id for page in pages for entry in page] == ids[::-1]
 
@@ -516,22 +516,24 @@ def test_entries_are_found_by_user_server_and_event(journal: Journal) -> None:
     lease = taken(journal)
     intend(journal, lease, action("ann", ""))
     intend(journal, lease, action("ann", "gpu"))
-    journal.note("note", "hubguard", 1, NOW, "would be stopped", user="bo", server="", started=STARTED, reason="idle")
+    journal.note(
+        Event.NOTE, "hubguard", 1, NOW, "would be stopped", user="bo", server="", started=STARTED, reason="idle"
+    )
     assert [entry.server for entry in journal.entries(user="ann")] == ["gpu", ""]
     assert [entry.user for entry in journal.entries(server="")] == ["bo", "ann"]
     assert [entry.event for entry in journal.entries(user="ann", server="gpu")] == ["intent"]
-    assert [entry.reason for entry in journal.entries(event="note")] == ["idle"]
+    assert [entry.reason for entry in journal.entries(event=Event.NOTE)] == ["idle"]
 
 
-@pytest.mark.parametrize("event", ["intent", "outcome", "armed", "held", "nonsense"])
-def test_a_note_cannot_pretend_to_be_what_it_is_not(journal: Journal, event: str) -> None:
+@pytest.mark.parametrize("event", [Event.INTENT, Event.OUTCOME, Event.ARMED, Event.HELD])
+def test_a_note_cannot_pretend_to_be_what_it_is_not(journal: Journal, event: Event) -> None:
     with pytest.raises(ValueError, match="written by the method"):
-        journal.note(event, "ann", 0, NOW)  # type: ignore[arg-type]
+        journal.note(event, "ann", 0, NOW)
 
 
-@pytest.mark.parametrize("event", ["braked", "brake-over", "finding", "cleared"])
-def test_what_the_guard_found_is_told_in_an_entry_of_its_own_kind(journal: Journal, event: str) -> None:
-    told = journal.note(event, "hubguard", 3, NOW, "the list is incomplete", user="ann", server="gpu")  # type: ignore[arg-type]
+@pytest.mark.parametrize("event", [Event.BRAKED, Event.BRAKE_OVER, Event.FINDING, Event.CLEARED])
+def test_what_the_guard_found_is_told_in_an_entry_of_its_own_kind(journal: Journal, event: Event) -> None:
+    told = journal.note(event, "hubguard", 3, NOW, "the list is incomplete", user="ann", server="gpu")
     (entry,) = journal.entries(event=event)
     assert (entry.id, entry.fence, entry.user, entry.server) == (told, 3, "ann", "gpu")
 
@@ -582,8 +584,8 @@ def test_forgetting_takes_what_is_old_and_settled_and_never_an_open_intent(journ
     journal.settle(settled, DONE, after(-7))
     settled_late = intend(journal, lease, action("late"), after(-6))
     journal.settle(settled_late, DONE, after(1))
-    journal.note("note", "ann", 0, after(-5), "old")
-    journal.note("note", "ann", 0, NOW, "as old as the limit, so not older")
+    journal.note(Event.NOTE, "ann", 0, after(-5), "old")
+    journal.note(Event.NOTE, "ann", 0, NOW, "as old as the limit, so not older")
     assert journal.forget(NOW) == 4  # the lease's taking, the old note, the settled intent with its outcome
     assert [entry.id for entry in journal.open_intents()] == [left_open]
     assert {entry.user for entry in journal.entries()} == {"open", "late", None}
@@ -592,15 +594,15 @@ def test_forgetting_takes_what_is_old_and_settled_and_never_an_open_intent(journ
 
 
 def test_an_id_that_was_forgotten_is_not_given_again(journal: Journal) -> None:
-    last = [journal.note("note", "ann", 0, NOW) for _ in range(3)][-1]
+    last = [journal.note(Event.NOTE, "ann", 0, NOW) for _ in range(3)][-1]
     journal.forget(after(1))
     assert journal.entries() == ()
-    assert journal.note("note", "ann", 0, NOW) > last
+    assert journal.note(Event.NOTE, "ann", 0, NOW) > last
 
 
 def test_forgetting_more_than_a_batch_takes_all(journal: Journal) -> None:
     for _ in range(510):
-        journal.note("note", "ann", 0, NOW)
+        journal.note(Event.NOTE, "ann", 0, NOW)
     assert journal.forget(after(1)) == 510
 
 
@@ -695,7 +697,7 @@ def test_of_two_who_end_an_exemption_at_once_one_does_and_the_other_is_told(two:
     assert not overtook
     assert isinstance(first, Exemption)
     assert "cy ended it" in str(second)
-    assert [entry.actor for entry in two[0].entries(event="released")] == ["cy"]
+    assert [entry.actor for entry in two[0].entries(event=Event.RELEASED)] == ["cy"]
 
 
 @pytest.mark.parametrize("seconds", [-1, 0])
@@ -1067,7 +1069,7 @@ def test_an_intent_that_waited_for_another_guard_to_take_the_lease_is_refused(tw
     assert not overtook
     assert isinstance(new, Lease)
     assert isinstance(refusal, LeaseLost)
-    assert one.entries(event="intent") == ()
+    assert one.entries(event=Event.INTENT) == ()
 
 
 def test_once_a_hold_has_returned_no_intent_is_recorded_any_more(two: tuple[Journal, Journal]) -> None:
@@ -1205,8 +1207,8 @@ def assert_sound(url: str, finished: int) -> None:
         assert len({row.active_at for row in activity.values() if row.user.startswith("user")}) == 1
         exemptions = journal.exemptions(NOW, ended=True)
         ended = [one for one in exemptions if one.ended_at]
-        assert len(journal.entries(event="kept", limit=1000)) == len(exemptions)
-        assert len(journal.entries(event="released", limit=1000)) == len(ended)
+        assert len(journal.entries(event=Event.KEPT, limit=1000)) == len(exemptions)
+        assert len(journal.entries(event=Event.RELEASED, limit=1000)) == len(ended)
         assert finished <= len(ended) <= len(exemptions) <= rounds
         memory = journal.recall("count")
         if finished:

@@ -22,6 +22,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from hubguard.errors import JournalError
 from hubguard.journal import migrate, tables
 from hubguard.journal.database import Database
+from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
 
 pytest_plugins = ["databases"]
@@ -124,6 +125,7 @@ def test_eight_threads_that_open_journals_of_their_own_at_once_do_not_mix_them_u
 
 OPEN = """
 import sys
+from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
 print("ready", flush=True)
 sys.stdin.readline()
@@ -196,6 +198,33 @@ def test_upgrading_the_first_tables_keeps_what_they_hold_and_adds_the_rest(share
     assert (journal.activity(), journal.recall("pace"), journal.prune_runs()) == ({}, None, ())
     journal.close()
     assert table_names(shared_database_url) == {*tables.metadata.tables, tables.VERSION_TABLE}
+
+
+def note_of_0003(at: str, detail: str) -> str:
+    return (
+        "INSERT INTO hubguard_entry (at, event, actor, fence, user_name, server_name, detail) "
+        f"VALUES ('{at}', 'note', 'hubguard', 1, 'ann', '', '{detail}')"
+    )
+
+
+def test_what_earlier_versions_wrote_into_sentences_is_data_afterwards(shared_database_url: str) -> None:
+    at_revision(shared_database_url, "0003")
+    announced = "would be stopped now, but HubGuard only observes: nobody has armed it"
+    undo = "undo file /srv/undo/undo-2026.jsonl (SHA-256 " + "ab" * 32 + ")"
+    run_sql(
+        shared_database_url,
+        note_of_0003("2026-03-01 12:00:00.000000", announced),
+        note_of_0003("2026-03-01 12:00:01.000000", f"The offline plan 0123: 3 deleted, 1 kept, {undo}"),
+        note_of_0003("2026-03-01 12:00:02.000000", "left alone at the second look: it would be stopped now"),
+    )
+    journal = open_journal(shared_database_url)
+    events = [entry.event for entry in reversed(journal.entries())]
+    assert events == [Event.ANNOUNCED, Event.NOTE, Event.NOTE]
+    assert journal.entries(event=Event.ANNOUNCED)[0].detail == announced
+    remembered = journal.recall("undo-file undo-2026.jsonl")
+    assert remembered is not None
+    assert remembered[0] == {"sha256": "ab" * 32}
+    journal.close()
 
 
 def test_an_upgrade_of_the_first_tables_that_fails_halfway_leaves_them_to_the_older_version(

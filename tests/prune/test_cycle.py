@@ -24,6 +24,7 @@ from hubguard.errors import HubDBError, HubError, HubFailed, HubGuardError, HubR
 from hubguard.guard import Guard
 from hubguard.hub.nouns import Account, AccountServer
 from hubguard.inhub.named_users import packed
+from hubguard.journal.model import Event
 from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.place import Place
@@ -66,7 +67,7 @@ class World:
         return set(self.hub._users)
 
     def entries(self, event: str) -> list:
-        return list(reversed(self.books.journal.entries(event=event, limit=10000)))
+        return list(reversed(self.books.journal.entries(event=Event(event), limit=10000)))
 
     @contextlib.asynccontextmanager
     async def living(self) -> AsyncIterator[None]:
@@ -179,7 +180,7 @@ async def test_a_plan_that_is_applied_deletes_its_users_and_nobody_else(world: M
     await w.clock.run(life())
     assert w.there() == {"busy", "boss"}
     assert sorted(w.asked_to_delete()) == ["ann", "bob/é#?%", "carl"]
-    intents, outcomes = w.entries("intent"), w.entries("outcome")
+    intents, outcomes = w.entries(Event.INTENT), w.entries(Event.OUTCOME)
     assert [entry.outcome for entry in outcomes] == [OutcomeKind.DONE] * 3
     assert {entry.refers_to for entry in outcomes} == {entry.id for entry in intents}
     assert {entry.reason for entry in intents} == {"inactive"}
@@ -223,7 +224,7 @@ async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_jour
     assert "admin" in found["boss"]
     assert "keep" in found["kept"]
     assert "server" in found["runs"]
-    notes = [entry for entry in w.entries("note") if "left alone" in entry.detail]
+    notes = [entry for entry in w.entries(Event.NOTE) if "left alone" in entry.detail]
     assert {entry.user for entry in notes} == {"active", "anew", "boss", "gone", "kept", "runs"}
 
 
@@ -373,13 +374,13 @@ async def test_at_full_pace_nobody_is_begun_once_a_pause_is_answered(world: Make
     async def life() -> None:
         async with w.living():
             plan = await w.apply()
-            while len(w.entries("intent")) < 20:
+            while len(w.entries(Event.INTENT)) < 20:
                 await w.clock.sleep(0.001)
             await w.pruning.pause(plan.digest, "bob", "an exam begins")
-            begun = len(w.entries("intent"))
+            begun = len(w.entries(Event.INTENT))
             await w.clock.sleep(10)
             assert begun < 300 - AT_ONCE
-            assert len(w.entries("intent")) <= begun + AT_ONCE
+            assert len(w.entries(Event.INTENT)) <= begun + AT_ONCE
             assert (await w.pruning.run(plan.digest)).state is PruneState.PAUSED
 
     await run_in(w, life)
@@ -1252,7 +1253,7 @@ async def test_who_goes_after_the_guard_was_killed_counts_as_deleted_and_comes_b
         assert (run.state.value, run.done) == (to, was + 1)
         gone = {item.deletion.user for item in await again.pruning.items(digest, state="done")}
         assert gone == {*done, late[0]} == set(names) - w.there()
-        told = [entry.detail for entry in w.entries("note") if "after all" in entry.detail]
+        told = [entry.detail for entry in w.entries(Event.NOTE) if "after all" in entry.detail]
         assert len(told) == 1
         assert late[0] in told[0]
         run = await again.pruning.restore(digest, run.done, "bob", "", token="a token")
@@ -1342,7 +1343,9 @@ async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(w
         (finding,) = [one for one in w.guard.status().findings if one.kind is FindingKind.PRUNE_HELD]
         assert run.digest[:12] in finding.detail
         assert "an exam begins" in finding.detail
-        assert [entry.detail for entry in w.entries("finding") if "an exam begins" in entry.detail] == [finding.detail]
+        assert [entry.detail for entry in w.entries(Event.FINDING) if "an exam begins" in entry.detail] == [
+            finding.detail
+        ]
         await w.pruning.cancel(run.digest, "ada", "")
         await w.clock.sleep(3700)
         assert len(await w.pruning.runs()) == 2

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from hubguard.cull.model import Reason
+from hubguard.journal.model import Event
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind
 from hubguard.prune.model import (
@@ -87,7 +88,7 @@ def test_a_plan_turns_only_from_where_it_stands(journal: Journal) -> None:
     assert ended is not None
     assert (ended.state, ended.ended_at, ended.why) == (PruneState.CANCELLED, after(7), "enough")
     assert journal.prune_turned_at(plan.digest) == after(7)
-    assert "enough" in journal.entries(event="note")[0].detail
+    assert "enough" in journal.entries(event=Event.NOTE)[0].detail
 
 
 def test_what_was_acknowledged_stands_for_as_long_as_the_plan_does(journal: Journal) -> None:
@@ -103,7 +104,7 @@ def test_what_was_acknowledged_stands_for_as_long_as_the_plan_does(journal: Jour
     assert turned is not None
     assert turned.acknowledged == ("Kube", "tokens", "é")
     assert journal.prune_run(plan.digest) == turned
-    told = [entry.detail.rpartition("; ")[2] for entry in journal.entries(event="note", limit=3)]
+    told = [entry.detail.rpartition("; ")[2] for entry in journal.entries(event=Event.NOTE, limit=3)]
     assert (told[0], "acknowledged" in told[1], told[2]) == ("acknowledged: tokens", False, "acknowledged: Kube, é")
     # Nobody acknowledges for a plan that doesn't stand so that it could turn.
     assert (
@@ -200,4 +201,4 @@ def test_who_was_brought_back_is_counted_and_told(journal: Journal) -> None:
     begun(journal, plan)
     run = journal.note_restored(plan.digest, [("ann", DONE), ("x" * 300, DONE)], 2, "ada", after(50))
     assert (run.restored, run.restored_at) == (2, after(50))
-    assert [entry.user for entry in journal.entries(event="note", limit=2)] == [None, "ann"]
+    assert [entry.user for entry in journal.entries(event=Event.NOTE, limit=2)] == [None, "ann"]

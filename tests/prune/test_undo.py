@@ -18,6 +18,7 @@ from hubguard import config
 from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused
 from hubguard.hub.nouns import UndoServer, UndoUser
+from hubguard.journal.model import Event
 from hubguard.model import Outcome, OutcomeKind, User
 from hubguard.prune import undo_file
 from hubguard.prune.model import (
@@ -75,7 +76,9 @@ class World:
 
     def told(self) -> list[tuple[str | None, str]]:
         """Whom each entry of the journal is about, and what it says, oldest first."""
-        return [(entry.user, entry.detail) for entry in reversed(self.books.journal.entries(event="note", limit=1000))]
+        return [
+            (entry.user, entry.detail) for entry in reversed(self.books.journal.entries(event=Event.NOTE, limit=1000))
+        ]
 
     def back(self) -> list[str]:
         """Whom the journal tells to be back."""

@@ -31,6 +31,7 @@ from doubles.prune import (
 
 from hubguard.dashboard.routes import API
 from hubguard.errors import HubDBError, HubGuardError, HubUnreachable, JournalError
+from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, OutcomeKind
 from hubguard.prune.model import PrunePlan, PruneReason, PruneState, PruneVerdict
 from hubguard.status import Mode
@@ -184,7 +185,7 @@ async def test_awkward_names_are_found_shown_as_they_are_and_planned(site_of: Ca
 async def test_a_user_whom_nobody_knows_is_404_and_one_in_the_journal_has_a_page(site: Site) -> None:
     for path in ("users/nobody", "api/v1/users/nobody"):
         assert (await site.ask(path, "reader")).status == 404
-    site.guard.write("outcome", user="gone", action="delete-user", outcome=OutcomeKind.DONE)
+    site.guard.write(Event.OUTCOME, user="gone", action="delete-user", outcome=OutcomeKind.DONE)
     page = await site.ask("users/gone", "reader")
     assert page.status == 200
     assert "The hub knows no user gone" in text_of(page)

@@ -28,7 +28,7 @@ from hubguard.act.attempt import COMMIT_LASTS_S, LOOK_LASTS_S
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
 from hubguard.guard import Guard
 from hubguard.hub.routes import route_path
-from hubguard.journal.model import Entry
+from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
@@ -577,7 +577,7 @@ class World:
 
     def entries(self, event: str) -> tuple[Entry, ...]:
         found: list[Entry] = []
-        while page := self.journal.entries(event=event, limit=1000, before_id=found[-1].id if found else None):
+        while page := self.journal.entries(event=Event(event), limit=1000, before_id=found[-1].id if found else None):
             found += page
         return tuple(found)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from hubguard.errors import ConfigError, HubGuardError, JournalError
 from hubguard.inhub.named_users import named_users
 from hubguard.inhub.spawner_settings import setting
 from hubguard.journal.database import Database
-from hubguard.journal.model import Exemption
+from hubguard.journal.model import Event, Exemption
 from hubguard.journal.store import open_journal
 from hubguard.prune import undo_file
 from hubguard.prune.confirm import (
@@ -50,6 +49,9 @@ from hubguard.prune.offline.apply import Applied, apply_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.prune.offline.plan import plan_offline
 from hubguard.prune.offline.restore import Restored, restore_offline
+
+UNDO_FILE = "undo-file "
+"""Under this and the file's name the journal keeps the checksum of an undo file that was written offline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,9 @@ def _apply(
         if arguments.json
         else _applied_text(applied, arguments.hub_db)
     )
+    if told.url is not None and applied.undo_file is not None and not arguments.dry_run:
+        with closing(open_journal(told.url)) as journal:
+            journal.remember(UNDO_FILE + Path(applied.undo_file).name, {"sha256": applied.undo_sha256}, _now())
     note(
         f"The offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
         f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
@@ -372,10 +377,8 @@ def _noted_sha256(told: Told, path: Path) -> str | None:
         for run in journal.prune_runs():
             if run.undo_file is not None and Path(run.undo_file).name == path.name:
                 return run.undo_sha256
-        for entry in journal.entries(limit=1000, event="note"):
-            if noted := re.search(rf"{re.escape(path.name)} \(SHA-256 ([0-9a-f]{{64}})\)", entry.detail or ""):
-                return noted[1]
-    return None
+        noted = journal.recall(UNDO_FILE + path.name)
+        return str(noted[0]["sha256"]) if noted is not None and "sha256" in noted[0] else None
 
 
 def _noting(told: Told, actor: str, arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -386,7 +389,7 @@ def _noting(told: Told, actor: str, arguments: argparse.Namespace) -> Callable[[
             return
         why = f": {arguments.why}" if arguments.why else ""
         with closing(open_journal(told.url)) as journal:
-            journal.note("note", actor, 0, _now(), f"{text}{why}")
+            journal.note(Event.NOTE, actor, 0, _now(), f"{text}{why}")
 
     return note
 
