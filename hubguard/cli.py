@@ -131,7 +131,8 @@ def _prune(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--{wanted[0].replace('_', '-')}", "is for --offline alone. Nothing was done")
     url, token = _the_guards_journal(settings), place_from(os.environ).token
     instead = (
-        "and it is the guard that removes users. For a hub that isn't running there is --offline (docs/pruning.md)"
+        "and it is the guard that removes users. For a hub that isn't running there is --offline"
+        " (docs/how-to/prune-users.md)"
     )
 
     def find() -> RunningGuard:
@@ -201,9 +202,6 @@ def _config_show(arguments: argparse.Namespace) -> int:
     from hubguard.journal.database import without_password
 
     settings = _settings(arguments)
-    if arguments.markdown:
-        print(config.settings_markdown(), end="")
-        return FINE
     for name, default, text in config.settings_table():
         section, trait = name.split(".")
         holder = {
@@ -368,8 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = command("check", _config_check, "say what is wrong with a config file before it is deployed", settings)
     check.add_argument("file", type=Path, help="jupyterhub_config.py, or a file of HubGuard's own")
-    show = command("show", _config_show, "every setting with its value, default and meaning", settings)
-    show.add_argument("--markdown", action="store_true", help="the table of defaults, as it stands in the docs")
+    command("show", _config_show, "every setting with its value, default and meaning", settings)
     install = command("install", _config_install, "put the include into a config folder", settings)
     install.add_argument("folder", help="for instance /opt/tljh/config/jupyterhub_config.d")
 

@@ -184,19 +184,6 @@ def settings_table() -> list[tuple[str, str, str]]:
     ]
 
 
-def settings_markdown() -> str:
-    """The page of the docs that lists every setting, as Markdown."""
-    lines = [
-        "# Every setting",
-        "",
-        "Made from the code by `hubguard config show --markdown`; a test compares the two.",
-        "",
-    ]
-    lines += ["| setting | default | what it is |", "| --- | --- | --- |"]
-    lines += [f"| `c.{name}` | `{default}` | {text.replace('|', '/')} |" for name, default, text in settings_table()]
-    return "\n".join(lines) + "\n"
-
-
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, object]], list[ConfigError]]:
     found: dict[str, dict[str, object]] = {}
     errors: list[ConfigError] = []

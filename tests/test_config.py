@@ -147,8 +147,3 @@ def test_every_setting_has_help_that_ends_as_a_sentence():
     for name, _default, text in table:
         assert text.endswith((".", ")")), name
         assert len(text) > 30, name
-
-
-def test_the_page_of_settings_in_the_docs_is_the_one_the_code_makes():
-    page = Path(__file__).parents[1] / "docs" / "settings.md"
-    assert page.read_text() == config.settings_markdown(), "make it anew: hubguard config show --markdown"

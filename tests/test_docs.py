@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import shlex
@@ -7,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from doubles.drift import report_with
@@ -18,13 +20,14 @@ from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.hook import Hooked, load_hook
 from hubguard.cull.model import Known
 from hubguard.dashboard.metrics import registry
-from hubguard.drift.decide import repair as drift_repair
 from hubguard.model import Server, Tally
 from hubguard.snapshot.decide import brake
 from hubguard.snapshot.model import BrakeReason, Evidence
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+LIMITS, CULLING = DOCS / "how-to" / "set-limits.md", DOCS / "reference" / "culling.md"
 NOW = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -47,13 +50,17 @@ def config_of(block: str) -> str:
     return textwrap.dedent(below) if bar and block.startswith("hub:") else block
 
 
+def where(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
 def configs() -> list[tuple[str, str]]:
     found = []
     for page in PAGES:
         text = page.read_text()
         codes = [config_of(block) for block in blocks(text) if "c.HubGuard" in block and "$ " not in block]
         codes += [code for code in INLINE.findall(FENCE.sub("", text)) if re.match(r"c\.HubGuard\w*\.\w+ = ", code)]
-        found += [(page.name, code) for code in codes]
+        found += [(where(page), code) for code in codes]
     return found
 
 
@@ -65,23 +72,17 @@ def commands() -> list[tuple[str, str]]:
         lines += [" ".join(code.split()) for code in INLINE.findall(FENCE.sub("", text))]
         for line in lines:
             if command := re.match(r"(?:sudo )?(?:[A-Z_]+=\S+ +)*(?:\S*/)?(hubguard +[a-z].*)", line):
-                found.append((page.name, command[1]))
+                found.append((where(page), command[1]))
     return found
 
 
 def test_the_docs_hold_examples_of_both_kinds():
     """Else the tests below would try nothing."""
-    assert {"README.md", "culling.md", "drift.md", "install.md", "pruning.md"} <= {page for page, _ in configs()}
-    pages = {page for page, _ in commands()}
-    assert {
-        "README.md",
-        "culling.md",
-        "drift.md",
-        "install.md",
-        "proxy-outage.md",
-        "pruning.md",
-        "reference.md",
-    } <= pages
+    how_to = {f"docs/how-to/{name}.md" for name in ("set-limits", "repair-drift", "install", "prune-users")}
+    assert how_to | {"README.md"} <= {page for page, _ in configs()}
+    assert how_to | {"README.md", "docs/how-to/recover-the-proxy.md", "docs/reference/commands.md"} <= {
+        page for page, _ in commands()
+    }
     assert any("register(c)" in code for _, code in configs())
 
 
@@ -112,18 +113,19 @@ def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: str,
     assert rest == [] or (arguments.command == "keep" and not arguments.why and len(rest) == 1)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "settings.md"], ids=where)
 def test_every_setting_that_the_docs_name_is_there(page: Path):
     known = {name for name, _, _ in config.settings_table()}
-    named = re.findall(r"\b(HubGuard(?:Cull|Drift|Budget)?\.[a-z_]+)\b", page.read_text())
+    text = REPEATED.sub("", page.read_text())
+    named = re.findall(r"\b(HubGuard(?:Cull|Drift|Prune|Budget)?\.[a-z_]+)\b", text)
     assert [name for name in named if name not in known] == []
 
 
-def test_every_setting_that_stands_alone_on_the_page_about_culling_is_there():
+def test_every_setting_that_stands_alone_on_the_pages_about_culling_is_there():
     known = {name.split(".")[1] for name, _, _ in config.settings_table()} | rules._READERS.keys()
     of_others = {"allowed_users", "delete_pvc", "inactive_limit", "last_activity", "last_activity_interval"}
     of_others |= {"load_groups", "load_roles", "user_options"}
-    text = FENCE.sub("", (ROOT / "docs" / "culling.md").read_text())
+    text = FENCE.sub("", LIMITS.read_text() + CULLING.read_text())
     named = {name for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text) if not name.startswith("hubguard_")}
     assert len(named) > 10
     assert named - known - of_others == set()
@@ -142,7 +144,7 @@ def test_every_metric_that_the_docs_name_is_there():
     assert named - there == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=where)
 def test_every_link_to_a_page_or_a_heading_leads_somewhere(page: Path):
     links = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text()))
     for link in (link for link in links if "://" not in link):
@@ -158,16 +160,16 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
 
 
-def test_the_page_about_culling_tells_of_every_brake_in_the_order_of_seriousness():
-    text = (ROOT / "docs" / "culling.md").read_text()
+def test_the_page_about_culling_has_every_brake_in_the_order_of_seriousness():
+    text = CULLING.read_text()
     table = re.findall(r"^\| `([a-z-]+)` \|", text[text.index("| reason |") : text.index("Only `population`")], re.M)
     assert sorted(table) == sorted(reason.value for reason in BrakeReason)
     in_code = re.findall(r"found\[BrakeReason\.(\w+)\]", inspect.getsource(brake._objections))
     assert table == [BrakeReason[name].value for name in dict.fromkeys(in_code)]
 
 
-def test_the_page_about_culling_tells_of_every_field_that_a_rule_may_have():
-    text = (ROOT / "docs" / "culling.md").read_text()
+def test_the_page_about_culling_has_every_field_that_a_rule_may_have():
+    text = CULLING.read_text()
     assert [field for field in rules._READERS if f"`{field}`" not in text] == []
 
 
@@ -219,7 +221,7 @@ def test_the_rules_of_the_example_match_what_the_page_says(of: Server, at: str, 
 async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (code,) = [code for code in blocks((ROOT / "docs" / "culling.md").read_text()) if "campus_policy.py" in code]
+    (code,) = [code for code in blocks(LIMITS.read_text()) if "campus_policy.py" in code]
     (name,) = [code for _, code in configs() if "HubGuardCull.hook" in code]
     (tmp_path / "campus_policy.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -245,6 +247,83 @@ async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_say
     assert said == {"ada": (True, ""), "exam-7": (False, ""), "bob": (False, ""), "cid": (True, "")}
 
 
-def test_the_page_about_drift_says_how_many_at_once_are_doubted():
-    assert (drift_repair.TOO_MANY, drift_repair.TOO_LARGE_A_SHARE) == (3, 0.2)
-    assert "more than three servers, and more than a fifth of all" in (ROOT / "docs" / "drift.md").read_text()
+# A number in prose, and what it repeats: "two minutes<!-- snapshot.decide.memory.OUTAGE_S -->". The comment doesn't show.
+REPEATED = re.compile(r"([^<|\n]*)<!-- ([\w.]+) -->")
+NUMBERS = {"a": 1.0, "an": 1.0, "half": 0.5, "fifth": 0.2, "tenth": 0.1} | {
+    word: float(number)
+    for number, word in enumerate(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], start=1
+    )
+}
+UNITS = {"ms": 0.001, "s": 1, "second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+def repeated() -> list[tuple[str, str, str]]:
+    """Each marked number: its page, the words before the mark, and the name of what they repeat."""
+    return [
+        (where(page), " ".join(words.split()[-3:]), name)
+        for page in PAGES
+        for words, name in REPEATED.findall(" ".join(FENCE.sub("", page.read_text()).split()))
+    ]
+
+
+def amount(words: str) -> float:
+    """What the end of ``words`` says: "after 15 seconds" is 15, "half an hour" 1800, "a fifth" 0.2."""
+    *before, last = re.sub(r"[`(),]", "", words.lower()).split()
+    factor = UNITS.get(last if last in UNITS else last.removesuffix("s"))
+    if factor is None:
+        return NUMBERS[last] if last in NUMBERS else float(last)
+    number = before[-1]
+    half = 0.5 if number == "an" and before[-2:-1] == ["half"] else 1.0
+    return half * factor * (NUMBERS[number] if number in NUMBERS else float(number))
+
+
+def default_of(name: str) -> float:
+    if name.startswith("HubGuard"):
+        section, trait = name.split(".")
+        (found,) = [section_of for section_of in config.SECTIONS if section_of.__name__ == section]
+        trait_of = found.class_traits().get(trait)
+        return float(trait_of.default() if trait_of else getattr(found, trait))
+    module, _, constant = name.rpartition(".")
+    return float(getattr(importlib.import_module(f"hubguard.{module}"), constant))
+
+
+@pytest.mark.parametrize(("words", "said"), [("to an hour", 3600), ("half an hour", 1800), ("a fifth", 0.2)])
+def test_numbers_in_words_are_understood(words: str, said: float):
+    assert amount(words) == said
+
+
+@pytest.mark.parametrize(("page", "words", "name"), repeated())
+def test_every_number_that_prose_repeats_is_the_one_in_the_code(page: str, words: str, name: str):
+    assert amount(words) == pytest.approx(default_of(name))
+
+
+def test_many_numbers_in_prose_are_compared():
+    assert len(repeated()) > 30
+
+
+def test_every_default_in_an_example_is_the_one_in_the_code():
+    lines = [line for _, code in configs() for line in code.splitlines() if "# default" in line]
+    assert len(lines) >= 4
+    for line in lines:
+        name, value = line.partition("#")[0].split("=")
+        assert float(value) == default_of(name.strip().removeprefix("c.")), line
+
+
+def test_the_page_of_defaults_is_the_one_the_code_makes():
+    made = make_docs()
+    assert made.PAGE.read_text() == made.page(), "run: python docs/make.py"
+
+
+def make_docs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_make", DOCS / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_readme_leads_to_every_page():
+    linked = set(re.findall(r"\]\((docs/[\w/-]+\.md)", (ROOT / "README.md").read_text()))
+    assert linked == {where(page) for page in PAGES} - {"README.md"}

@@ -1,6 +1,6 @@
 """What tells a hub that doesn't notice use any more from one that is quiet, on a real hub with a real proxy.
 
-The rules that rest on it stand in docs/decisions.md: should a hub or a proxy behave in another way one day, these fail.
+The rules that rest on it stand in docs/explanation/decisions.md. If a hub or a proxy changes its behavior, these fail.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What of a user comes back on a real hub, after a deletion and a restoring by its API: each difference, by name.
 
-docs/pruning.md tells people the same under "What comes back".
+docs/reference/pruning.md says the same under "What comes back".
 """
 
 from __future__ import annotations
