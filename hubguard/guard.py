@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.backends.port import Backends
 from hubguard.config import Settings
-from hubguard.cull.cycle import Cycles
+from hubguard.cull.cycle import Cycles, caution_of
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.cull.hook import Hook, Hooked
 from hubguard.cull.model import CycleReport
@@ -34,6 +34,7 @@ from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.prune.cycle import PruneCycles, Told
+from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
 from hubguard.status import Mode, Status
 
@@ -89,21 +90,33 @@ class Guard:
     ) -> None:
         self.settings = settings
         self._hub_checks_at_s = hub_checks_at_s
+        self._watch: ProxyWatch | None = None
+        observer = Observer(hub, clock, database=database, proxy=proxy)
+        self._snapshots = Snapshots(
+            hub,
+            budget,
+            observer,
+            clock,
+            caution_of(settings),
+            generation=generation,
+            journal_days=settings.guard.journal_days,
+            under_way=self._under_way,
+            restores=lambda: self._watch.restores if self._watch is not None else (),
+        )
         self._cycles = Cycles(
             settings,
             hub,
             budget,
-            Observer(hub, clock, database=database, proxy=proxy),
+            self._snapshots,
+            observer,
             clock,
             hook=Hooked(hook) if hook is not None else None,
-            generation=generation,
         )
-        self._watch: ProxyWatch | None = None
         self._drifts: DriftCycles | None = None
         if world is not None:
             table = ExpectedRoutes(lambda: self._watch_status().state)
             self._drifts = DriftCycles(
-                settings, hub, world, backends, self._cycles, clock, chance, table=table, watch=self._watch_status
+                settings, hub, world, backends, self._snapshots, clock, chance, table=table, watch=self._watch_status
             )
             if canary is not None and proxy is not None and not settings.errors:
                 self._watch = ProxyWatch(
@@ -116,12 +129,11 @@ class Guard:
                     may_act=self._may_restore,
                     record=self._record_restore,
                 )
-                self._cycles.restores = lambda: self._watch.restores if self._watch is not None else ()
         self._pruning = PruneCycles(
             settings,
             hub,
             database,
-            self._cycles,
+            self._snapshots,
             clock,
             chance,
             books=self._usable_books,
@@ -130,7 +142,6 @@ class Guard:
             acting=self._armed,
             told=told,
         )
-        self._cycles.under_way = self._under_way
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()
         self._hub = hub
@@ -237,12 +248,12 @@ class Guard:
     async def _remember(self) -> None:
         """What the budget has learned outlives even a guard that is killed in the midst of its first cycle."""
         if (
-            self._cycles.begun
+            self._snapshots.begun
             and self._books is not None
             and self._keeper is not None
             and self._keeper.lease is not None
         ):
-            await self._cycles.remember_pace(self._books)
+            await self._snapshots.remember_pace(self._books)
 
     async def _keep_lease_once(self) -> None:
         assert self._keeper is not None
@@ -253,7 +264,7 @@ class Guard:
         if holds and not held_before:
             log.info("This guard holds the lease (fence %d).", self._keeper.seen.fence if self._keeper.seen else 0)
             # Whoever held it before may have left something to remember.
-            self._cycles.begin_anew()
+            self._snapshots.begin_anew()
             self._pruning.begin_anew()
             if self._drifts is not None:
                 self._drifts.begin_anew()
@@ -278,7 +289,7 @@ class Guard:
                 hub_checks_at_s=self._hub_checks_at_s,
                 hub_check_every_s=self.settings.cull.hub_activity_interval_s,
             )
-            if not self._cycles.saw_all:
+            if not self._snapshots.saw_all:
                 # An outage is told from one slow answer by a second look.
                 wait_s = min(wait_s, self.settings.cull.outage_s / 2)
             self._next_at = self._clock.now() + timedelta(seconds=wait_s)
@@ -525,12 +536,12 @@ class Guard:
             notes=self._notes + self._scope_notes,
             budget=self._budget.use(),
             armed=self._armed(),
-            brake=self._cycles.brake,
-            clock_from=self._cycles.clock_from,
+            brake=self._snapshots.brake,
+            clock_from=self._snapshots.clock_from,
             tally=self._cycles.tally,
             recent=self._cycles.recent,
             oldest_overdue=self._cycles.oldest_overdue,
-            findings=self._cycles.findings + self._pruning.findings,
+            findings=self._cycles.findings + self._snapshots.findings + self._pruning.findings,
             pruned=self._pruning.tally,
             prune_waiting=self._pruning.waiting,
         )
@@ -554,7 +565,7 @@ class Guard:
         self._stance = await books.call(books.journal.stance)
         if self._stance.held:
             raise HubGuardError(f"{self._held_why().rstrip('. ')}. Nothing was repaired; resume first.")
-        brake = self._cycles.brake
+        brake = self._snapshots.brake
         if brake is not None and not drifts.only_routes(digest):
             raise HubGuardError(
                 f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was repaired."
@@ -599,7 +610,7 @@ class Guard:
             return Mode.HELD, self._held_why()
         if self._cycles.last is None:
             return Mode.STARTING, "HubGuard is starting: the hub's servers are being read for the first time."
-        brake = self._cycles.brake
+        brake = self._snapshots.brake
         if brake is not None:
             return Mode.BRAKED, f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends}"
         if self._armed():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hubguard.act.attempt import LOOK_LASTS_S
@@ -14,35 +14,29 @@ from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.config import Settings
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
-from hubguard.cull.decide.judge import CullPolicy, Run, judge, judge_all, judge_users
+from hubguard.cull.decide.judge import CullPolicy, judge, judge_all, judge_users
 from hubguard.cull.decide.judge import plan as plan_cull
 from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Known, Plan, Reason, Standing, Verdict
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.model import Entry, Event, Exemption, Failures
+from hubguard.journal.model import Event, Exemption, Failures
 from hubguard.model import (
     Action,
     ActionKind,
-    Cause,
     Finding,
     FindingKind,
     Outcome,
     OutcomeKind,
     Server,
-    Source,
     Tally,
-    same_run,
 )
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
-from hubguard.pacing.model import PaceState
-from hubguard.snapshot.cycle import NEWS, PACE, SETTLED_BY_DRIFT, WATCH, _answered, _is_deletion, _same_pace
+from hubguard.snapshot.cycle import Findings, Snapshots
 from hubguard.snapshot.decide import activity
-from hubguard.snapshot.decide.brake import Caution, Judgement, Look
-from hubguard.snapshot.decide.brake import look as judge_the_world
-from hubguard.snapshot.decide.memory import Watch
-from hubguard.snapshot.model import Brake, Evidence, Seen, Snapshot
+from hubguard.snapshot.decide.brake import Caution
+from hubguard.snapshot.model import Brake, Evidence, Run, Situation
 from hubguard.snapshot.observe import Observer
 
 log = logging.getLogger(__name__)
@@ -51,7 +45,7 @@ HISTORY_S = 7 * 86400.0
 """How far back failures count for the back-off of a run; longer than the longest back-off there can be."""
 
 RECENT_S = 3600.0
-"""What counts as recent, where errors are compared with successes; and how long a stopped server may come back."""
+"""What counts as recent, where errors are compared with successes."""
 
 OVERDUE_S = 1800.0
 """A server that has been due for so long, and three cycles at the least, is a finding: nobody noticed for 29 hours, once."""
@@ -61,17 +55,11 @@ REMEMBERED_NOTES = 5000
 
 
 class Cycles:
-    """Runs cycles, one at a time, and remembers between them. ``begun``: what the journal remembers is in force.
+    """Runs cycles of culling, one at a time, and remembers between them.
 
-    After each cycle ``last`` is its report, ``brake`` what holds acting back, ``clock_from`` the end of the last outage,
-    ``findings`` what an operator should look at, ``oldest_overdue`` the server that has been due for longest, ``tally`` and
-    ``recent`` how actions ended, ``saw_all`` whether the hub answered in full, and ``last_good_at`` when a cycle last saw all
-    and nothing but people kept it from doing what was due.
-
-    ``looking``: users are being counted, and HubGuard's own deletions with them.
-
-    ``under_way`` may be set to what gives the ids of intents that others of this guard are working on, and ``restores`` to
-    what gives the times (from, to) in which a table that the proxy had lost was filled again.
+    After each cycle ``last`` is its report, ``findings`` what an operator should look at, ``oldest_overdue`` the server that
+    has been due for longest, ``tally`` and ``recent`` how actions ended, and ``last_good_at`` when a cycle last saw all and
+    nothing but people kept it from doing what was due.
     """
 
     def __init__(
@@ -79,83 +67,34 @@ class Cycles:
         settings: Settings,
         hub: HubAPI,
         budget: Budget,
+        snapshots: Snapshots,
         observer: Observer,
         clock: Clock,
         *,
         hook: Hooked | None = None,
-        generation: float = 0.0,
     ) -> None:
         self.policy = policy_of(settings)
-        self.begun = False
-        self.looking = False
-        self.saw_all = True
         self.last: CycleReport | None = None
         self.last_good_at: datetime | None = None
-        self.brake: Brake | None = None
-        self.clock_from: datetime | None = None
-        self.findings: tuple[Finding, ...] = ()
         self.oldest_overdue: Verdict | None = None
         self.tally = Tally()
         self.recent = Tally()
         self._settings = settings
         self._hub = hub
         self._budget = budget
+        self._snapshots = snapshots
         self._observer = observer
         self._clock = clock
         self._hook = hook
-        self._generation = generation
         self._of_rules = rules.analyse(self.policy.rules)
-        self._caution = Caution(
-            plan_cap=settings.cull.plan_cap,
-            population_fall=settings.cull.population_fall,
-            outage_s=settings.cull.outage_s,
-            hub_activity_interval_s=settings.cull.hub_activity_interval_s,
-            pending_limit_s=settings.cull.pending_limit_s,
-        )
-        self.under_way: Callable[[], frozenset[int]] = frozenset
-        self.restores: Callable[[], tuple[activity.Window, ...]] = tuple
-        self._restores: tuple[activity.Window, ...] = ()
+        self._findings = Findings()
         self._one_at_a_time = asyncio.Lock()
-        self._watch = Watch()
-        self._seen: dict[tuple[str, str], Seen] = {}
-        self._deleted_users = 0
-        self._stopped: dict[Run, datetime] = {}
-        self._came_back: dict[Run, Finding] = {}
-        self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
         self._announced: set[Run] | None = None
-        self._paced: tuple[PaceState, datetime | None] | None = None
-        self._forgot_at: datetime | None = None
 
     @property
-    def came_back(self) -> frozenset[Run]:
-        """The runs (user, name, started) that a stop, taken by the hub, didn't end, and that are there still."""
-        return frozenset(self._came_back)
-
-    def count_deleted(self, users: int = 1) -> None:
-        """HubGuard has deleted so many besides what its cycles do: that they are gone is nothing to hold back for."""
-        self._deleted_users += users
-
-    def begin_anew(self) -> None:
-        """Before the next cycle, what the journal remembers is read: another guard may have acted since."""
-        self.begun = False
-
-    async def _begin(self, books: Books) -> None:
-        """What the journal remembers of earlier cycles is in force: outages, the population, the budget's state."""
-        journal = books.journal
-        watch = await books.call(journal.recall, WATCH)
-        if watch is not None:
-            self._watch = Watch.from_dict(watch[0])
-            self.clock_from = self._watch.clock_from
-            done = await books.call(journal.entries, event=Event.OUTCOME, limit=REMEMBERED_NOTES)
-            self._deleted_users = sum(_is_deletion(entry) and entry.at >= watch[1] for entry in done)
-        paced = await books.call(journal.recall, PACE)
-        if paced is not None:
-            age_s = max(0.0, (self._clock.now() - paced[1]).total_seconds())
-            with contextlib.suppress(TypeError, ValueError):
-                # What another version has written is no reason not to begin.
-                self._budget.restore(PaceState(**paced[0]), age_s)
-        self._seen = dict(await books.call(journal.activity))
-        self.begun = True
+    def findings(self) -> tuple[Finding, ...]:
+        """What an operator should look at, as of the last cycle."""
+        return self._findings.now
 
     async def run(
         self,
@@ -177,9 +116,8 @@ class Cycles:
         ``rate`` and ``concurrency`` are for this cycle alone.
         """
         async with self._one_at_a_time:
-            if not self.begun:
-                await self._begin(books)
-            with self._budget.lowered(rate=rate, concurrency=concurrency), self._while_looking():
+            await self._snapshots.begin(books)
+            with self._budget.lowered(rate=rate, concurrency=concurrency):
                 report = await self._run(
                     books,
                     keeper,
@@ -194,14 +132,6 @@ class Cycles:
             if not dry_run and policy in {None, self.policy}:
                 self.last = report
             return report
-
-    @contextlib.contextmanager
-    def _while_looking(self) -> Iterator[None]:
-        self.looking = True
-        try:
-            yield
-        finally:
-            self.looking = False
 
     async def _run(
         self,
@@ -218,47 +148,20 @@ class Cycles:
     ) -> CycleReport:
         journal = books.journal
         began_at = self._clock.now()
-        # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
-        under_way = self.under_way()
-        open_intents = [one for one in await books.call(journal.open_intents) if one.id not in under_way]
-        snapshot = await self._observer.look(
-            users=policy.users,
-            inactive_since=_inactive_since(policy, began_at),
-            # Only the hub's API tells what is in the middle of something.
-            whole=asked or bool(open_intents) or self._one_is_stuck(began_at),
+        situation = await self._snapshots.look(
+            books, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=asked
         )
-        await self.remember_pace(books)
-        now = self._clock.now()
-        self.saw_all = snapshot.complete
-        if snapshot.complete:
-            await self._settle_what_was_left(books, open_intents, snapshot)
-            await self._follow(books, snapshot)
+        now, snapshot = situation.at, situation.snapshot
         exemptions = await books.call(journal.exemptions, now)
-        known = await self._known(books, snapshot, exemptions, now)
+        known = await self._known(books, situation, exemptions)
         stance = await books.call(journal.stance)
-        look = Look(
-            now=now,
-            snapshot=snapshot,
-            hub_answered=_answered(snapshot, Source.HUB_API) is True,
-            proxy_answered=_answered(snapshot, Source.PROXY),
-            generation=self._generation,
-            deleted_users=self._deleted_users,
-            resumed_at=await books.call(journal.resumed_at),
-            skew_s=None if self._hub.skew_s is None else -self._hub.skew_s,
-        )
-        # Idle clocks may start anew by what this very look shows; only then is it known how much is due.
-        clock_from = judge_the_world(self._watch, look, self._caution).clock_from
-        known = {run: replace(one, clock_from=clock_from) for run, one in known.items()}
         verdicts = judge_all(snapshot.servers, policy, known, now)
         if self._hook is not None:
             known = await self._ask_hook(self._hook, verdicts, known, now)
             verdicts = judge_all(snapshot.servers, policy, known, now)
-        user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, clock_from)
+        user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
         plan = plan_cull(verdicts, policy, now, user_verdicts)
-        judgement = judge_the_world(self._watch, replace(look, due=len(plan.actions) + plan.left_out), self._caution)
-        if not dry_run:
-            await self._take_over(books, judgement, look.deleted_users)
-        self.looking = False
+        judgement = await self._snapshots.judge(books, due=len(plan.actions) + plan.left_out, keep=not dry_run)
         skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=asked, dry_run=dry_run)
         outcomes: tuple[tuple[Action, Outcome], ...] = ()
         if skipped_why:
@@ -269,15 +172,16 @@ class Cycles:
                 self._hub,
                 keeper,
                 self._clock,
-                _KnownNow(self._observer, books, self._hook, self._clock, known, policy, clock_from),
+                _KnownNow(self._observer, books, self._hook, self._clock, known, policy, situation.clock_from),
                 verify_s=self._settings.cull.verify_s,
                 running=len(snapshot.servers),
             )
             outcomes = await executor.run(plan, policy, actor, asked=asked, armed=armed, concurrency=width)
             await self._note_cycle(books, keeper, actor, plan, outcomes)
         self._count(outcomes)
-        await self._forget_what_is_old(books)
-        await self.remember_pace(books)
+        self._snapshots.learn(outcomes)
+        if not dry_run:
+            await self._snapshots.conclude(books)
         ended_at = self._clock.now()
         report = CycleReport(began_at, ended_at, snapshot, verdicts, plan, outcomes, skipped_why, user_verdicts)
         if not dry_run:
@@ -285,80 +189,28 @@ class Cycles:
             self.oldest_overdue = oldest_overdue(report)
             if snapshot.complete and judgement.brake is None:
                 self.last_good_at = ended_at
-            await self._find(books, report, judgement, wanted=not (stance.held or why_observing))
+            await self._find(books, report, wanted=not (stance.held or why_observing))
         return report
 
     # -- observing ------------------------------------------------------------------------------------------------
 
-    def _one_is_stuck(self, now: datetime) -> bool:
-        """Whether a server was pending for too long by what is known. Only the hub's API tells whether it still is."""
-        limit = timedelta(seconds=self.policy.pending_limit_s)
-        return any(seen.pending_since is not None and now - seen.pending_since >= limit for seen in self._seen.values())
-
-    async def _settle_what_was_left(self, books: Books, open_intents: Iterable[Entry], snapshot: Snapshot) -> None:
-        """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
-
-        A server that is in the middle of something stays open: its end isn't known yet. What only a look at all sources
-        can tell is left to that.
-        """
-        seen = {server.key: server for server in snapshot.servers}
-        for intent in open_intents:
-            if intent.action in SETTLED_BY_DRIFT or intent.id in self.under_way():
-                continue
-            if intent.action == ActionKind.DELETE_USER.value:
-                outcome = await self._what_became_of_user(intent)
-                if outcome is None:
-                    continue
-            else:
-                server = seen.get((intent.user or "", intent.server or ""))
-                if server is None or not same_run(server.started, intent.started):
-                    outcome = Outcome(OutcomeKind.DONE, "that run was found gone by a later look")
-                elif server.pending is not None:
-                    continue
-                else:
-                    outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
-            settled = await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
-            if settled and intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
-                self._deleted_users += 1
-
-    async def _what_became_of_user(self, intent: Entry) -> Outcome | None:
-        try:
-            user = await self._hub.get_user(intent.user or "")
-        except Exception as error:
-            log.warning("What became of deleting %s isn't known yet: %s", intent.user, error)
-            return None
-        if user is None or not same_run(user.created, intent.started):
-            return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
-        return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
-
-    async def _follow(self, books: Books, snapshot: Snapshot) -> None:
-        looked_at = self.last.snapshot.taken_at if self.last is not None else None
-        self._restores = activity.trusted(self._restores, self.restores(), looked_at)
-        followed = activity.follow(self._seen, snapshot, self._restores)
-        if followed:
-            # The unchanged, too: what hasn't been seen for long is forgotten.
-            await books.call(books.journal.see, followed.values(), snapshot.taken_at)
-        # What isn't there any more the journal keeps; here it would only grow.
-        self._seen = followed
-
-    async def _known(
-        self, books: Books, snapshot: Snapshot, exemptions: tuple[Exemption, ...], now: datetime
-    ) -> dict[Run, Known]:
-        since = now - timedelta(seconds=HISTORY_S)
+    async def _known(self, books: Books, situation: Situation, exemptions: tuple[Exemption, ...]) -> dict[Run, Known]:
+        since = situation.at - timedelta(seconds=HISTORY_S)
         failures: Mapping[Run, Failures] = await books.call(books.journal.failures, since)
-        routes = activity.by_server(snapshot.routes or {})
+        routes = activity.by_server(situation.snapshot.routes or {})
         known = {}
-        for server in snapshot.servers:
-            seen, route = self._seen.get(server.key), routes.get(server.key)
+        for server in situation.snapshot.servers:
+            seen, route = situation.seen.get(server.key), routes.get(server.key)
             # A proxy that has lost its table has lost traffic, too, that the hub may not have taken over yet.
             noted = seen.active_at if seen is not None and seen.evidence is Evidence.PROXY else None
             known[server.run] = Known(
                 failures=failures.get(server.run),
-                exemption=_exemption_of(server.user, server.name, exemptions, now),
+                exemption=_exemption_of(server.user, server.name, exemptions, situation.at),
                 proxy_activity=_latest(route.last_activity if route else None, noted),
                 active_at=seen.active_at if seen else None,
                 pending_since=seen.pending_since if seen else None,
-                restores=self._restores,
+                clock_from=situation.clock_from,
+                restores=situation.restores,
             )
         return known
 
@@ -374,34 +226,6 @@ class Cycles:
         return told
 
     # -- recording ------------------------------------------------------------------------------------------------
-
-    async def remember_pace(self, books: Books) -> None:
-        """What the budget has learned is in the journal, where it has changed: a restart goes on from there."""
-        paced, now = self._budget.state(), self._clock.now()
-        # When a probe is due is a moment; how long it is until then is another number each time.
-        probe_at = now + timedelta(seconds=paced.probe_in_s)
-        learned = (replace(paced, probe_in_s=0.0), probe_at if paced.breaker == "open" else None)
-        if self._paced is None or not _same_pace(learned, self._paced):
-            self._paced = learned
-            with contextlib.suppress(JournalError):
-                await books.call(books.journal.remember, PACE, asdict(paced), now)
-
-    async def _take_over(self, books: Books, judgement: Judgement, deleted_users: int) -> None:
-        if judgement.watch != self._watch:
-            await books.call(books.journal.remember, WATCH, judgement.watch.to_dict(), self._clock.now())
-        # Only now: the watch without the deletions, or they without it, would look like a loss.
-        self._deleted_users -= deleted_users
-        before, self.brake = self.brake, judgement.brake
-        self._watch, self.clock_from = judgement.watch, judgement.clock_from
-        reason = judgement.brake.reason if judgement.brake else None
-        if reason is not (before.reason if before else None):
-            now = self._clock.now()
-            if judgement.brake is not None:
-                log.warning("HubGuard holds back: %s. %s", judgement.brake.why, judgement.brake.ends)
-                await books.call(books.journal.note, Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
-            elif before is not None:
-                log.info("HubGuard no longer holds back (%s).", before.reason.value)
-                await books.call(books.journal.note, Event.BRAKE_OVER, "hubguard", 0, now, before.why)
 
     async def _announce(self, books: Books, verdicts: tuple[Verdict, ...], why: str, *, complete: bool) -> None:
         """The journal says once for each run what would have been done to it."""
@@ -432,23 +256,7 @@ class Cycles:
         with contextlib.suppress(JournalError):
             await books.call(books.journal.note, Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
 
-    async def _forget_what_is_old(self, books: Books) -> None:
-        """Once a day, so that the journal doesn't grow for ever; piece by piece, so that the lease can be renewed between."""
-        now, days = self._clock.now(), self._settings.guard.journal_days
-        if self._forgot_at is None or now - self._forgot_at >= timedelta(days=1):
-            self._forgot_at = now
-            try:
-                gone = await books.call(books.journal.forget, now - timedelta(days=days))
-            except JournalError as error:
-                # What this cycle did is told all the same.
-                log.warning("The journal keeps what is old for another day: %s", error)
-                return
-            if gone:
-                self._forgot_at = None  # there may be more, which waits for the next cycle
-                log.info("The journal has forgotten %d entries older than %d days.", gone, days)
-
     def _count(self, outcomes: tuple[tuple[Action, Outcome], ...]) -> None:
-        now = self._clock.now()
         by = {kind: sum(outcome.kind is kind for _, outcome in outcomes) for kind in OutcomeKind}
         self.tally = Tally(
             done=self.tally.done + by[OutcomeKind.DONE],
@@ -456,82 +264,18 @@ class Cycles:
             failed=self.tally.failed + by[OutcomeKind.FAILED],
             unverified=self.tally.unverified + by[OutcomeKind.UNVERIFIED],
         )
-        for action, outcome in outcomes:
-            if outcome.kind is OutcomeKind.DONE and action.kind is ActionKind.DELETE_USER:
-                self._deleted_users += 1
-            elif outcome.kind is OutcomeKind.DONE and action.kind is ActionKind.STOP_SERVER:
-                self._stopped[(action.user, action.name, action.started)] = now
-        horizon = now - timedelta(seconds=RECENT_S)
-        self._stopped = {run: at for run, at in self._stopped.items() if at > horizon}
 
     # -- findings -------------------------------------------------------------------------------------------------
 
-    async def _find(self, books: Books, report: CycleReport, judgement: Judgement, *, wanted: bool) -> None:
+    async def _find(self, books: Books, report: CycleReport, *, wanted: bool) -> None:
         """``findings`` are those of this cycle. ``wanted``: people want what is due to be done."""
-        now = report.ended_at
-        self._follow_what_came_back(report)
+        now, late = report.ended_at, self.oldest_overdue
         found = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
-        found += judgement.findings
-        found += self._came_back.values()
-        found += [
-            Finding(
-                FindingKind.PENDING_STUCK, seen.pending_since, _stuck(verdict.server.label, seen), *verdict.server.key
-            )
-            for verdict in report.verdicts
-            if (seen := self._seen.get(verdict.server.key)) is not None
-            and seen.pending_since is not None
-            and now - seen.pending_since >= timedelta(seconds=self.policy.pending_limit_s)
-        ]
-        due_at = self.oldest_overdue.due_at if self.oldest_overdue else None
-        late = timedelta(seconds=max(OVERDUE_S, 3 * self._settings.cull.every_s))
-        if wanted and due_at is not None and self.oldest_overdue is not None and now - due_at > late:
-            label = self.oldest_overdue.server.label
-            text = f"The server {label} has been due since {due_at:%Y-%m-%d %H:%M} UTC and still runs."
-            found.append(Finding(FindingKind.NOT_CULLING, due_at, text, *self.oldest_overdue.server.key))
-        began = {}
-        for finding in found:
-            key = (finding.kind, finding.user, finding.server)
-            began[key] = min(finding.since, self._since.get(key, finding.since))
-        news = [finding for finding in found if (finding.kind, finding.user, finding.server) not in self._since]
-        for finding in news[:NEWS]:
-            with contextlib.suppress(JournalError):
-                await books.call(
-                    books.journal.note,
-                    Event.FINDING,
-                    "hubguard",
-                    0,
-                    now,
-                    finding.detail,
-                    user=finding.user,
-                    server=finding.server,
-                )
-        self._since = began
-        self.findings = tuple(
-            replace(finding, since=began[(finding.kind, finding.user, finding.server)]) for finding in found
-        )
-
-    def _follow_what_came_back(self, report: CycleReport) -> None:
-        """Runs that were seen gone and are ready again, and those that a stop didn't end though the hub took it.
-
-        They are told of for as long as that run is there.
-        """
-        found = dict(self._came_back)
-        if report.snapshot.complete:
-            there = {server.run for server in report.snapshot.servers}
-            found = {run: finding for run, finding in found.items() if run in there}
-        for server in report.snapshot.servers:
-            at = self._stopped.get(server.run)
-            if server.ready and at is not None and at < report.began_at:
-                text = f"The server {server.label} was stopped and seen gone, and the same run is ready again."
-                found[server.run] = Finding(FindingKind.CAME_BACK, at, text, *server.key)
-        for action, outcome in report.outcomes:
-            if outcome.cause in {Cause.CAME_BACK, Cause.CHANGED_NOTHING}:
-                text = f"Stopping {action.label}: {outcome.detail}."
-                run = (action.user, action.name, action.started)
-                found[run] = Finding(FindingKind.CAME_BACK, report.ended_at, text, action.user, action.name)
-            elif outcome.kind is OutcomeKind.DONE:
-                found.pop((action.user, action.name, action.started), None)
-        self._came_back = found
+        limit = timedelta(seconds=max(OVERDUE_S, 3 * self._settings.cull.every_s))
+        if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
+            text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."
+            found.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
+        await self._findings.update(books, found, now)
 
     def _width(self, rate: float | None, concurrency: int | None) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
@@ -611,6 +355,18 @@ def policy_of(settings: Settings) -> CullPolicy:
     )
 
 
+def caution_of(settings: Settings) -> Caution:
+    """The limits beyond which acting isn't safe."""
+    cull = settings.cull
+    return Caution(
+        plan_cap=cull.plan_cap,
+        population_fall=cull.population_fall,
+        outage_s=cull.outage_s,
+        hub_activity_interval_s=cull.hub_activity_interval_s,
+        pending_limit_s=cull.pending_limit_s,
+    )
+
+
 def _hook_decides(verdict: Verdict) -> bool:
     """Whether the operator's function has the last word: on what is to be stopped, not on a start that is stuck."""
     return verdict.standing is Standing.STOP and verdict.reason is not Reason.STUCK
@@ -636,10 +392,6 @@ def oldest_overdue(report: CycleReport) -> Verdict | None:
         and verdict.server.run not in done
     ]
     return min(late, key=lambda verdict: verdict.due_at or report.ended_at, default=None)
-
-
-def _stuck(label: str, seen: Seen) -> str:
-    return f"The server {label} has been pending ({seen.pending}) since {seen.pending_since:%Y-%m-%d %H:%M} UTC."
 
 
 def _latest(*times: datetime | None) -> datetime | None:

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from hubguard import words
-from hubguard.cull import shapes as cull_shapes
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import DriftReport, World
 from hubguard.journal import words as journal_words
@@ -45,7 +44,7 @@ def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], 
     repairs, unasked = drift_words.last_repairs(found.repaired), drift_words.without_asking(found, status)
     rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
     rows += _backend_beliefs(world, key)
-    rows.append(_own_belief(world, key, entries, status))
+    rows.append(_own_belief(found, key, entries))
     about = tuple(
         drift_words.drift(one, repairs, unasked) for one in found.drifts if (one.user, one.server or "") == key
     )
@@ -118,8 +117,8 @@ def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
     return rows
 
 
-def _own_belief(world: World, key: Key, entries: Sequence[Entry], status: Status) -> BeliefShape:
-    says, at = [], None
+def _own_belief(found: DriftReport, key: Key, entries: Sequence[Entry]) -> BeliefShape:
+    world, says, at = found.world, [], None
     if any((user, name) == key for user, name, _ in world.ghosts):
         says.append("a stop that the hub took didn't end it")
     if key in world.outlived:
@@ -127,9 +126,8 @@ def _own_belief(world: World, key: Key, entries: Sequence[Entry], status: Status
         says.append(
             f"the hub's spawner said at {words.stamp(told_at)} that its backend lived on after a stop: {detail}"
         )
-    row = cull_shapes.find(status.last_cycle, *key)
-    if row is not None and row.verdict.known.active_at is not None:
-        says.append(f"last real use {words.stamp(row.verdict.known.active_at)}")
+    if key in found.used_at:
+        says.append(f"last real use {words.stamp(found.used_at[key])}")
     if entries:
         at = entries[0].at
         says.append(f"last in the journal: {journal_words.entry_sentence(entries[0])}")

@@ -9,7 +9,6 @@ from datetime import datetime
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.backends.port import Backends
 from hubguard.config import Settings
-from hubguard.cull.cycle import Cycles
 from hubguard.drift.decide.follow import DriftPolicy
 from hubguard.drift.looks import Looks
 from hubguard.drift.model import Drift, DriftKind, DriftReport, RepairPlan
@@ -20,6 +19,7 @@ from hubguard.model import Action, ActionKind, Key, Outcome
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.table import ExpectedRoutes
+from hubguard.snapshot.cycle import Snapshots
 
 SOON = 6.0
 SOONEST_S = 5.0
@@ -38,7 +38,7 @@ class DriftCycles:
         hub: HubAPI,
         observer: WorldObserver,
         backends: Backends | None,
-        cycles: Cycles,
+        snapshots: Snapshots,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -58,8 +58,8 @@ class DriftCycles:
         self._every_s = drift.every_s
         self._chance = chance
         self._watch = watch
-        self._looks = Looks(observer, cycles, table, clock, policy)
-        self._repairs = Repairs(self._looks, hub, backends, cycles, clock, chance, watch, kinds, effort)
+        self._looks = Looks(observer, snapshots, table, clock, policy)
+        self._repairs = Repairs(self._looks, hub, backends, snapshots, clock, chance, watch, kinds, effort)
         self._next_look_at: datetime | None = None
         self._restoring: frozenset[int] = frozenset()
 

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from hubguard.act.lease import Books
-from hubguard.cull.cycle import Cycles
 from hubguard.drift.decide import follow
 from hubguard.drift.decide.memory import REMEMBERED, DriftMemory
 from hubguard.drift.decide.narrowed import narrowed
@@ -22,8 +21,7 @@ from hubguard.journal.model import Event
 from hubguard.model import FindingKind, Key, Source
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.table import ExpectedRoutes
-from hubguard.snapshot.cycle import NEWS
-from hubguard.snapshot.model import Snapshot
+from hubguard.snapshot.cycle import NEWS, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class Looks:
     def __init__(
         self,
         observer: WorldObserver,
-        cycles: Cycles,
+        snapshots: Snapshots,
         table: ExpectedRoutes,
         clock: Clock,
         policy: follow.DriftPolicy,
@@ -61,7 +59,7 @@ class Looks:
         self.report: DriftReport | None = None
         self.drifts: tuple[Drift, ...] = ()
         self._observer = observer
-        self._cycles = cycles
+        self._snapshots = snapshots
         self._table = table
         self._clock = clock
         self._policy = policy
@@ -115,7 +113,7 @@ class Looks:
         """Look at all sources. ``report`` is what that found, and the journal gets what is new. Raises JournalError."""
         async with self._looking:
             await self.begin(books)
-            world = self._with_what_we_know(await self._observer.look(self._recent(), self._keys_to_ask()))
+            world = self._with_what_we_know(await self._observer.look(self._snapshots.last, self._keys_to_ask()))
             before = {drift.key: drift for drift in self.drifts}
             self.drifts, ended = follow.follow(self.drifts, world, self._policy)
             self._table.learn(world.servers, world.routes, (world.base_url, *(world.prefixes or {}).values()))
@@ -128,6 +126,7 @@ class Looks:
                 narrowed=narrowed(world),
                 cleared=self._cleared,
                 doubted=doubted(shown, len(world.servers or ())),
+                used_at=self._snapshots.used_at,
             )
             # The journal comes last: the report doesn't depend on it.
             await self._journal_changes(books)
@@ -140,7 +139,7 @@ class Looks:
         Earlier looks don't count. Raises HubGuardError if a source that could show a difference can't be read in full.
         """
         world = self._with_what_we_know(
-            await self._observer.look(self._recent(), keys, only=bool(keys), routes_only=not keys)
+            await self._observer.look(self._snapshots.last, keys, only=bool(keys), routes_only=not keys)
         )
         # A difference that isn't found counts as resolved, so each source that could show it must be complete.
         needed = (Source.HUB_API, Source.BACKEND) if keys else (Source.HUB_API, Source.PROXY, Source.HUB_ROUTES)
@@ -171,15 +170,11 @@ class Looks:
         of_drifts = {(drift.user, drift.server or "") for drift in self.drifts if drift.user is not None}
         return of_drifts | self._outlived.keys()
 
-    def _recent(self) -> Snapshot | None:
-        last = self._cycles.last
-        return last.snapshot if last is not None else None
-
     def _with_what_we_know(self, world: World) -> World:
-        frozen = [finding.since for finding in self._cycles.findings if finding.kind is FindingKind.ACTIVITY_FROZEN]
+        frozen = [finding.since for finding in self._snapshots.findings if finding.kind is FindingKind.ACTIVITY_FROZEN]
         return replace(
             world,
-            ghosts=frozenset(self._ghosts) | self._cycles.came_back,
+            ghosts=frozenset(self._ghosts) | self._snapshots.came_back,
             outlived=dict(self._outlived),
             frozen_since=min(frozen, default=None),
         )

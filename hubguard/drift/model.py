@@ -169,7 +169,8 @@ class DriftReport:
     ``narrowed`` says what can't be told and why, one sentence each. ``repaired`` are the last repairs, newest first.
     ``cleared`` are those that are over since an hour at most, newest first, each with ``seen_at`` as of its last sighting.
     ``by_itself`` are the kinds that are repaired without being asked while HubGuard may act; of ``doubted``, so many are
-    there at once that they are rather taken for a source's mistake, and are repaired only when asked.
+    there at once that they are rather taken for a source's mistake, and are repaired only when asked. ``used_at``
+    is the last real use of each server, as far as HubGuard has seen it.
     """
 
     world: World
@@ -181,3 +182,4 @@ class DriftReport:
     next_look_at: datetime | None = None
     by_itself: tuple[DriftKind, ...] = ()
     doubted: tuple[DriftKind, ...] = ()
+    used_at: Mapping[Key, datetime] = field(default_factory=dict, hash=False)

@@ -11,7 +11,6 @@ from typing import Any
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.backends.port import Backends
-from hubguard.cull.cycle import Cycles
 from hubguard.drift.act import Repairer
 from hubguard.drift.decide.repair import plan_repairs, remedy
 from hubguard.drift.looks import Looks, in_a_line
@@ -23,7 +22,7 @@ from hubguard.model import ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
-from hubguard.snapshot.cycle import SETTLED_BY_DRIFT
+from hubguard.snapshot.cycle import SETTLED_BY_DRIFT, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Repairs:
         looks: Looks,
         hub: HubAPI,
         backends: Backends | None,
-        cycles: Cycles,
+        snapshots: Snapshots,
         clock: Clock,
         chance: Callable[[], float],
         watch: Callable[[], ProxyWatchStatus],
@@ -88,7 +87,7 @@ class Repairs:
         self._looks = looks
         self._hub = hub
         self._backends = backends
-        self._cycles = cycles
+        self._snapshots = snapshots
         self._clock = clock
         self._chance = chance
         self._watch = watch
@@ -177,7 +176,7 @@ class Repairs:
         if any(drift.kind in ROUTE_KINDS for drift in ready):
             # One check is for all of them: were each checked when its own time has come, there would be no backing off.
             due = [drift for drift in ours if drift.kind in ROUTE_KINDS]
-        if self._cycles.brake is None:
+        if self._snapshots.brake is None:
             # A brake is about destructive acts. Checking routes destroys nothing, and after an outage it is what helps.
             doubted = self._looks.report.doubted if self._looks.report is not None else ()
             due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in doubted]

@@ -9,7 +9,6 @@ from datetime import timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.config import Settings
-from hubguard.cull.cycle import Cycles
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
@@ -33,6 +32,7 @@ from hubguard.prune.plans import Plans, why_held
 from hubguard.prune.review import Review, Told
 from hubguard.prune.runner import PruneRunner
 from hubguard.prune.undo import Undo
+from hubguard.snapshot.cycle import Snapshots
 
 __all__ = ["PruneCycles", "Told"]
 
@@ -63,7 +63,7 @@ class PruneCycles:
         settings: Settings,
         hub: HubAPI,
         database: HubDB | None,
-        cycles: Cycles,
+        snapshots: Snapshots,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -75,7 +75,7 @@ class PruneCycles:
     ) -> None:
         self.findings: tuple[Finding, ...] = ()
         self._settings = settings
-        self._cycles = cycles
+        self._snapshots = snapshots
         self._clock = clock
         self._books = books
         self._keeper = keeper
@@ -86,7 +86,7 @@ class PruneCycles:
         self._plans = Plans(books)
         self._undo = Undo(settings, hub, reader, clock, books, keeper)
         self._runner = PruneRunner(
-            settings, hub, self._review, self._plans, self._undo, cycles, clock, chance, armed=armed
+            settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, armed=armed
         )
         self._under_way = True
 
@@ -175,7 +175,7 @@ class PruneCycles:
             if known.state is not PruneState.PLANNED:
                 raise HubGuardError(f"This plan was begun before, and is {known.state.value}. Nothing was done.")
             await self._refuse_while_held(books)
-            if (brake := self._cycles.brake) is not None:
+            if (brake := self._snapshots.brake) is not None:
                 raise HubGuardError(
                     f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was deleted."
                 )
@@ -351,11 +351,11 @@ class PruneCycles:
         last = await books.call(books.journal.recall, SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
             return
-        if self._cycles.last is None or await why_held(books) is not None:
+        if self._snapshots.last is None or await why_held(books) is not None:
             return
         # Before it begins: one that ends in a defect isn't tried over and over.
         await books.call(books.journal.remember, SCHEDULE, {}, now)
-        if (brake := self._cycles.brake) is not None:
+        if (brake := self._snapshots.brake) is not None:
             await self._hold_back(books, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
             return
         if paused := await books.call(books.journal.prunes_under_way):

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.config import Settings
-from hubguard.cull.cycle import Cycles
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.model import Event
@@ -24,6 +23,7 @@ from hubguard.prune.model import PrunePlan, PruneRun, PruneState
 from hubguard.prune.plans import Plans, why_held
 from hubguard.prune.review import Review
 from hubguard.prune.undo import Undo
+from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.model import BrakeReason
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class PruneRunner:
         review: Review,
         plans: Plans,
         undo: Undo,
-        cycles: Cycles,
+        snapshots: Snapshots,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -81,7 +81,7 @@ class PruneRunner:
         self._review = review
         self._plans = plans
         self._undo = undo
-        self._cycles = cycles
+        self._snapshots = snapshots
         self._clock = clock
         self._chance = chance
         self._armed = armed
@@ -337,7 +337,7 @@ class PruneRunner:
     async def _may_go(
         self, books: Books, keeper: LeaseKeeper, digest: str, acknowledged: Collection[str]
     ) -> End | None:
-        while self._cycles.looking:
+        while self._snapshots.counting:
             await self._clock.sleep(LOOKING_S)
         if keeper.lease is None:
             return End(Ends.LEFT)
@@ -358,7 +358,7 @@ class PruneRunner:
                 return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
             if turns == self._turns:
                 self._stands_until_s = self._clock.monotonic_s() + STANDS_S
-        brake = self._cycles.brake
+        brake = self._snapshots.brake
         if brake is None:
             return None
         why = f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends}"
@@ -371,7 +371,7 @@ class PruneRunner:
         count = getattr(self.tally, outcome.kind.value) + 1
         self.tally = replace(self.tally, **{outcome.kind.value: count})
         if outcome.kind is OutcomeKind.DONE:
-            self._cycles.count_deleted()
+            self._snapshots.count_deleted()
 
     # -- ending ---------------------------------------------------------------------------------------------------
 

@@ -1,30 +1,383 @@
-"""What one snapshot remembers for the next: names under which the journal keeps it, and small questions to a snapshot."""
+"""Looks at the hub for everyone, remembers what it saw, and judges whether acting is safe. It changes nothing outside."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
-from hubguard.journal.model import Entry
-from hubguard.model import (
-    ActionKind,
-    OutcomeKind,
-    Source,
-)
+from hubguard.act.lease import Books
+from hubguard.errors import JournalError
+from hubguard.hub.api import HubAPI
+from hubguard.journal.model import Entry, Event
+from hubguard.model import Action, ActionKind, Cause, Finding, FindingKind, Key, Outcome, OutcomeKind, Source, same_run
+from hubguard.pacing.budget import Budget
+from hubguard.pacing.clock import Clock
 from hubguard.pacing.model import PaceState
-from hubguard.snapshot.model import Snapshot
+from hubguard.snapshot.decide import activity
+from hubguard.snapshot.decide.brake import Caution, Judgement, Look
+from hubguard.snapshot.decide.brake import look as judge_the_world
+from hubguard.snapshot.decide.memory import Watch
+from hubguard.snapshot.model import Brake, Run, Seen, Situation, Snapshot
+from hubguard.snapshot.observe import Observer
+
+log = logging.getLogger(__name__)
 
 NEWS = 100
-"""So many new findings a cycle are told in the journal; the page shows all that there are."""
+"""Maximum new findings noted in the journal at once. Pages show them all."""
 
+COMES_BACK_S = 3600.0
+"""Seconds after a stop in which the same run, ready again, counts as having come back."""
+
+REMEMBERED_NOTES = 5000
+"""Journal notes read at startup, so that a restart doesn't announce the same servers or miss a deletion again."""
 
 SETTLED_BY_DRIFT = frozenset(
     kind.value for kind in (ActionKind.CHECK_ROUTES, ActionKind.START_AND_STOP, ActionKind.END_BACKEND)
 )
-"""Only a look at all sources tells what came of these."""
-
+"""Only a look at all sources settles these."""
 
 WATCH, PACE = "watch", "pace"
-"""Under these names the journal keeps what the brake and the budget remember."""
+"""The journal's names for what the brake and the budget remember."""
+
+
+class Findings:
+    """The findings of one part. ``now`` has them; each begins when it was first found, and is noted in the journal once."""
+
+    def __init__(self) -> None:
+        self.now: tuple[Finding, ...] = ()
+        self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
+
+    async def update(self, books: Books, found: Iterable[Finding], at: datetime) -> None:
+        """``now`` is what was found, and the journal has what is new. A journal that can't be used loses only its notes."""
+        found = tuple(found)
+        since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
+        for finding in found:
+            since[_key(finding)] = min(finding.since, self._since.get(_key(finding), finding.since))
+        news = [finding for finding in found if _key(finding) not in self._since]
+        for finding in news[:NEWS]:
+            about = {"user": finding.user, "server": finding.server}
+            with contextlib.suppress(JournalError):
+                await books.call(books.journal.note, Event.FINDING, "hubguard", 0, at, finding.detail, **about)
+        self._since = since
+        self.now = tuple(replace(finding, since=since[_key(finding)]) for finding in found)
+
+
+class Snapshots:
+    """Takes one snapshot at a time: :meth:`look`, then :meth:`judge`, and :meth:`conclude` after what was done about it.
+
+    ``last`` is the last snapshot that was judged. ``saw_all``: the hub answered the last look in full. ``seen`` is what is
+    known of each server that was there. ``counting``: users are being counted, so nobody else may be deleted, from the start
+    of a look until it is judged.
+
+    ``under_way`` gives the ids of the intents that this guard is working on, ``restores`` the times (from, to) in which a
+    table that the proxy had lost was filled again. ``generation`` is the start of the hub that runs this guard.
+    """
+
+    def __init__(
+        self,
+        hub: HubAPI,
+        budget: Budget,
+        observer: Observer,
+        clock: Clock,
+        caution: Caution,
+        *,
+        generation: float = 0.0,
+        journal_days: int = 365,
+        under_way: Callable[[], frozenset[int]] = frozenset,
+        restores: Callable[[], tuple[activity.Window, ...]] = tuple,
+    ) -> None:
+        self.begun = False
+        self.counting = False
+        self.last: Snapshot | None = None
+        self.saw_all = True
+        self.seen: Mapping[Key, Seen] = {}
+        self._hub = hub
+        self._budget = budget
+        self._observer = observer
+        self._clock = clock
+        self._caution = caution
+        self._generation = generation
+        self._journal_days = journal_days
+        self._under_way = under_way
+        self._filled_again = restores
+        self._restores: tuple[activity.Window, ...] = ()
+        self._looked: Look | None = None
+        self._judged = Judgement(Watch(), None, None)
+        self._deleted_users = 0
+        self._stopped: dict[Run, datetime] = {}
+        self._came_back: dict[Run, Finding] = {}
+        self._findings = Findings()
+        self._paced: tuple[PaceState, datetime | None] | None = None
+        self._forgot_at: datetime | None = None
+
+    @property
+    def brake(self) -> Brake | None:
+        """Why HubGuard may not act by itself, as of the last look that was judged."""
+        return self._judged.brake
+
+    @property
+    def clock_from(self) -> datetime | None:
+        """The end of the last outage; no idle clock counts from before it."""
+        return self._judged.clock_from
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What an operator should look at, as of the last look."""
+        return self._findings.now
+
+    @property
+    def came_back(self) -> frozenset[Run]:
+        """The runs that a stop didn't end, although the hub accepted it, and that are still there."""
+        return frozenset(self._came_back)
+
+    @property
+    def used_at(self) -> dict[Key, datetime]:
+        """The last real use of each server that was there at the last look; without those never seen in use."""
+        return {key: seen.active_at for key, seen in self.seen.items() if seen.active_at is not None}
+
+    def count_deleted(self, users: int = 1) -> None:
+        """HubGuard has deleted so many users, which the brake then doesn't take for a loss."""
+        self._deleted_users += users
+
+    def begin_anew(self) -> None:
+        """Before the next look, what the journal remembers is read again: another guard may have acted since."""
+        self.begun = False
+
+    async def begin(self, books: Books) -> None:
+        """What the journal remembers of earlier looks is in force: outages, the population, the budget's state."""
+        if self.begun:
+            return
+        journal = books.journal
+        watch = await books.call(journal.recall, WATCH)
+        if watch is not None:
+            remembered = Watch.from_dict(watch[0])
+            self._judged = replace(self._judged, watch=remembered, clock_from=remembered.clock_from)
+            done = await books.call(journal.entries, event=Event.OUTCOME, limit=REMEMBERED_NOTES)
+            self._deleted_users = sum(_is_deletion(entry) and entry.at >= watch[1] for entry in done)
+        paced = await books.call(journal.recall, PACE)
+        if paced is not None:
+            age_s = max(0.0, (self._clock.now() - paced[1]).total_seconds())
+            with contextlib.suppress(TypeError, ValueError):
+                # What another version has written is no reason not to begin.
+                self._budget.restore(PaceState(**paced[0]), age_s)
+        self.seen = dict(await books.call(journal.activity))
+        self.begun = True
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    async def look(
+        self, books: Books, *, users: bool = False, inactive_since: datetime | None = None, whole: bool = False
+    ) -> Situation:
+        """A new snapshot, and what is known beside it; to be judged next. Raises JournalError.
+
+        ``users``: also those who were last active before ``inactive_since``, or all. ``whole``: the hub's API is asked for
+        the list even if its database would do.
+        """
+        await self.begin(books)
+        self.counting = True
+        try:
+            return await self._look(books, users=users, inactive_since=inactive_since, whole=whole)
+        except BaseException:
+            self.counting = False
+            raise
+
+    async def _look(self, books: Books, *, users: bool, inactive_since: datetime | None, whole: bool) -> Situation:
+        journal = books.journal
+        # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
+        under_way = self._under_way()
+        open_intents = [intent for intent in await books.call(journal.open_intents) if intent.id not in under_way]
+        snapshot = await self._observer.look(
+            users=users,
+            inactive_since=inactive_since,
+            # Only the hub's API tells what is in the middle of something.
+            whole=whole or bool(open_intents) or bool(self._stuck(self._clock.now())),
+        )
+        await self.remember_pace(books)
+        self.saw_all = snapshot.complete
+        if snapshot.complete:
+            await self._settle_what_was_left(books, open_intents, snapshot)
+            await self._follow(books, snapshot)
+        resumed_at = await books.call(journal.resumed_at)
+        self._looked = Look(
+            now=self._clock.now(),
+            snapshot=snapshot,
+            hub_answered=_answered(snapshot, Source.HUB_API) is True,
+            proxy_answered=_answered(snapshot, Source.PROXY),
+            generation=self._generation,
+            deleted_users=self._deleted_users,
+            resumed_at=resumed_at,
+            skew_s=None if self._hub.skew_s is None else -self._hub.skew_s,
+        )
+        # This very look may show that idle clocks start again; only then it is known how much is due.
+        clock_from = judge_the_world(self._judged.watch, self._looked, self._caution).clock_from
+        return Situation(self._looked.now, snapshot, self.seen, self._restores, clock_from)
+
+    def _stuck(self, now: datetime) -> tuple[Seen, ...]:
+        """What was pending for too long when it was last seen. Only the hub's API tells whether it still is."""
+        limit = timedelta(seconds=self._caution.pending_limit_s)
+        return tuple(
+            seen for seen in self.seen.values() if seen.pending_since is not None and now - seen.pending_since >= limit
+        )
+
+    async def _settle_what_was_left(self, books: Books, open_intents: Iterable[Entry], snapshot: Snapshot) -> None:
+        """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
+
+        A server that is in the middle of something stays open: its end isn't known yet. What only a look at all sources
+        can tell is left to that.
+        """
+        servers = {server.key: server for server in snapshot.servers}
+        for intent in open_intents:
+            if intent.action in SETTLED_BY_DRIFT or intent.id in self._under_way():
+                continue
+            if intent.action == ActionKind.DELETE_USER.value:
+                outcome = await self._what_became_of_user(intent)
+                if outcome is None:
+                    continue
+            else:
+                server = servers.get((intent.user or "", intent.server or ""))
+                if server is None or not same_run(server.started, intent.started):
+                    outcome = Outcome(OutcomeKind.DONE, "that run was found gone by a later look")
+                elif server.pending is not None:
+                    continue
+                else:
+                    outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
+            settled = await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
+            if settled and intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
+                self.count_deleted()
+
+    async def _what_became_of_user(self, intent: Entry) -> Outcome | None:
+        try:
+            user = await self._hub.get_user(intent.user or "")
+        except Exception as error:
+            log.warning("What became of deleting %s isn't known yet: %s", intent.user, error)
+            return None
+        if user is None or not same_run(user.created, intent.started):
+            return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
+        return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
+
+    async def _follow(self, books: Books, snapshot: Snapshot) -> None:
+        looked_at = self.last.taken_at if self.last is not None else None
+        self._restores = activity.trusted(self._restores, self._filled_again(), looked_at)
+        followed = activity.follow(self.seen, snapshot, self._restores)
+        if followed:
+            # The unchanged, too: what hasn't been seen for long is forgotten.
+            await books.call(books.journal.see, followed.values(), snapshot.taken_at)
+        # What isn't there any more the journal keeps; here it would only grow.
+        self.seen = followed
+
+    # -- judging --------------------------------------------------------------------------------------------------
+
+    async def judge(self, books: Books, *, due: int, keep: bool = True) -> Judgement:
+        """Whether acting is safe after the last look, with so many actions due. Raises JournalError.
+
+        Without ``keep`` nothing of it is remembered.
+        """
+        assert self._looked is not None
+        try:
+            judgement = judge_the_world(self._judged.watch, replace(self._looked, due=due), self._caution)
+            if keep:
+                await self._take_over(books, judgement, self._looked)
+            return judgement
+        finally:
+            self.counting = False
+
+    async def _take_over(self, books: Books, judgement: Judgement, looked: Look) -> None:
+        if judgement.watch != self._judged.watch:
+            await books.call(books.journal.remember, WATCH, judgement.watch.to_dict(), self._clock.now())
+        # Only now: the watch without the deletions, or they without it, would look like a loss.
+        self._deleted_users -= looked.deleted_users
+        before, self._judged, self.last = self.brake, judgement, looked.snapshot
+        self._follow_what_came_back(looked.snapshot)
+        reason = judgement.brake.reason if judgement.brake else None
+        if reason is not (before.reason if before else None):
+            now = self._clock.now()
+            if judgement.brake is not None:
+                log.warning("HubGuard holds back: %s. %s", judgement.brake.why, judgement.brake.ends)
+                await books.call(books.journal.note, Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
+            elif before is not None:
+                log.info("HubGuard no longer holds back (%s).", before.reason.value)
+                await books.call(books.journal.note, Event.BRAKE_OVER, "hubguard", 0, now, before.why)
+
+    # -- what came of it ------------------------------------------------------------------------------------------
+
+    def learn(self, outcomes: Iterable[tuple[Action, Outcome]]) -> None:
+        """What was done on the last look: users who are gone by our own hand, and runs that were stopped, or weren't."""
+        now = self._clock.now()
+        for action, outcome in outcomes:
+            run = (action.user, action.name, action.started)
+            if outcome.kind is OutcomeKind.DONE:
+                if action.kind is ActionKind.DELETE_USER:
+                    self.count_deleted()
+                elif action.kind is ActionKind.STOP_SERVER:
+                    self._stopped[run] = now
+                self._came_back.pop(run, None)
+            elif outcome.cause in {Cause.CAME_BACK, Cause.CHANGED_NOTHING}:
+                text = f"Stopping {action.label}: {outcome.detail}."
+                self._came_back[run] = Finding(FindingKind.CAME_BACK, now, text, action.user, action.name)
+
+    async def conclude(self, books: Books) -> None:
+        """``findings`` are those of the last look and of what was done on it; what is old is forgotten. Raises nothing."""
+        await self._forget_what_is_old(books)
+        await self.remember_pace(books)
+        now = self._clock.now()
+        stuck = [
+            Finding(FindingKind.PENDING_STUCK, seen.pending_since or now, _how_stuck(seen), seen.user, seen.server)
+            for seen in self._stuck(now)
+        ]
+        await self._findings.update(books, (*self._judged.findings, *self._came_back.values(), *stuck), now)
+
+    def _follow_what_came_back(self, snapshot: Snapshot) -> None:
+        """Runs that were seen gone and are ready again count as having come back for as long as they are there."""
+        horizon = self._clock.now() - timedelta(seconds=COMES_BACK_S)
+        self._stopped = {run: at for run, at in self._stopped.items() if at > horizon}
+        if snapshot.complete:
+            there = {server.run for server in snapshot.servers}
+            self._came_back = {run: finding for run, finding in self._came_back.items() if run in there}
+        for server in snapshot.servers:
+            at = self._stopped.get(server.run)
+            if server.ready and at is not None and at < snapshot.taken_at:
+                text = f"The server {server.label} was stopped and seen gone, and the same run is ready again."
+                self._came_back[server.run] = Finding(FindingKind.CAME_BACK, at, text, *server.key)
+
+    # -- remembering ----------------------------------------------------------------------------------------------
+
+    async def remember_pace(self, books: Books) -> None:
+        """What the budget has learned is in the journal, if it has changed: a restart goes on from there."""
+        paced, now = self._budget.state(), self._clock.now()
+        # When a probe is due is a moment; how long it is until then is another number each time.
+        probe_at = now + timedelta(seconds=paced.probe_in_s)
+        learned = (replace(paced, probe_in_s=0.0), probe_at if paced.breaker == "open" else None)
+        if self._paced is None or not _same_pace(learned, self._paced):
+            self._paced = learned
+            with contextlib.suppress(JournalError):
+                await books.call(books.journal.remember, PACE, asdict(paced), now)
+
+    async def _forget_what_is_old(self, books: Books) -> None:
+        """Once a day, so that the journal doesn't grow for ever; piece by piece, so that the lease can be renewed between."""
+        now, days = self._clock.now(), self._journal_days
+        if self._forgot_at is None or now - self._forgot_at >= timedelta(days=1):
+            self._forgot_at = now
+            try:
+                gone = await books.call(books.journal.forget, now - timedelta(days=days))
+            except JournalError as error:
+                # What this cycle did is told all the same.
+                log.warning("The journal keeps what is old for another day: %s", error)
+                return
+            if gone:
+                self._forgot_at = None  # there may be more, which waits for the next cycle
+                log.info("The journal has forgotten %d entries older than %d days.", gone, days)
+
+
+def _key(finding: Finding) -> tuple[FindingKind, str | None, str | None]:
+    return (finding.kind, finding.user, finding.server)
+
+
+def _how_stuck(seen: Seen) -> str:
+    label = f"{seen.user}/{seen.server}" if seen.server else seen.user
+    return f"The server {label} has been pending ({seen.pending}) since {seen.pending_since:%Y-%m-%d %H:%M} UTC."
 
 
 def _is_deletion(entry: Entry) -> bool:

@@ -35,6 +35,10 @@ class Snapshot:
         return all(r.complete for r in self.readings if r.source is Source.HUB_API)
 
 
+Run = tuple[str, str, datetime | None]
+"""(user, name, started): which run of which server."""
+
+
 class Evidence(str, Enum):
     """What an idle clock counts from."""
 
@@ -63,6 +67,21 @@ class Seen:
     pending_since: datetime | None = None
     readded_at: datetime | None = None
     route_missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the hub looks like at ``at``: a snapshot, and what HubGuard knows of its servers beside it.
+
+    ``restores`` are the times (from, to) in which a proxy's lost table was filled again: what the hub's and the proxy's times
+    tell of these isn't use. No idle clock counts from before ``clock_from``; None: there was no outage.
+    """
+
+    at: datetime
+    snapshot: Snapshot
+    seen: Mapping[tuple[str, str], Seen] = field(default_factory=dict, hash=False)
+    restores: tuple[tuple[datetime, datetime], ...] = ()
+    clock_from: datetime | None = None
 
 
 class BrakeReason(str, Enum):
