@@ -21,7 +21,7 @@ from typing_extensions import override
 from hubguard.errors import BudgetExhausted
 from hubguard.hub.http import checked_token, checked_url, in_words
 from hubguard.pacing.budget import Budget, Destination, Lane
-from hubguard.proxy.decide import Sighting, Word
+from hubguard.proxy.decide import Sighting, Verdict
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class HTTPCanary(Canary):
         body = json.dumps({"target": self._target, "hubguard": self._nonce}).encode()
 
         def judged(status: int, _: bytes) -> Sighting:
-            return Sighting(Word.THERE) if status == 201 else self._unusable(status)
+            return Sighting(Verdict.THERE) if status == 201 else self._unusable(status)
 
         return await self._ask("POST", body, judged)
 
@@ -129,7 +129,7 @@ class HTTPCanary(Canary):
 
         def judged(status: int, answer: bytes) -> Sighting:
             if status == 404:
-                return Sighting(Word.MISSING)
+                return Sighting(Verdict.MISSING)
             if status != 200:
                 return self._unusable(status)
             try:
@@ -139,7 +139,7 @@ class HTTPCanary(Canary):
             if not isinstance(route, dict):
                 return self._unusable(status)
             ours = bool(self._nonce) and route.get("hubguard") == self._nonce
-            return Sighting(Word.THERE if ours else Word.MISSING)
+            return Sighting(Verdict.THERE if ours else Verdict.MISSING)
 
         return await self._ask("GET", b"", judged)
 
@@ -182,7 +182,7 @@ class HTTPCanary(Canary):
     async def remove(self) -> None:
         if self._nonce and self._wire is not None:
             with contextlib.suppress(BudgetExhausted, asyncio.TimeoutError):
-                await _in_time(self._ask("DELETE", b"", lambda *_: Sighting(Word.MISSING)), 1.0)
+                await _in_time(self._ask("DELETE", b"", lambda *_: Sighting(Verdict.MISSING)), 1.0)
         self._nonce = ""
         self._close()
 
@@ -190,7 +190,7 @@ class HTTPCanary(Canary):
         """What it says, over the connection that is there, or over a new one where that has ended."""
         kept = self._wire is not None and not self._wire.over
         seen = await self._once(method, body, judged)
-        if kept and seen.word is Word.NO_ANSWER:
+        if kept and seen.verdict is Verdict.NO_ANSWER:
             # It ended just when it was used again: whether that was its time, or the proxy's end, a new one shows.
             with contextlib.suppress(BudgetExhausted):
                 return await self._once(method, body, judged)
@@ -200,10 +200,10 @@ class HTTPCanary(Canary):
         async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
             slot.begins()
             seen = await self._exchange(self._request(method, body), judged)
-            if seen.word in (Word.THERE, Word.MISSING):
+            if seen.verdict in (Verdict.THERE, Verdict.MISSING):
                 slot.succeeded()
             else:
-                slot.failed(overload=seen.word is not Word.UNUSABLE)
+                slot.failed(overload=seen.verdict is not Verdict.UNUSABLE)
         return seen
 
     async def _exchange(self, request: bytes, judged: Callable[[int, bytes], Sighting]) -> Sighting:
@@ -212,18 +212,19 @@ class HTTPCanary(Canary):
             status, answer = await _in_time(wire.exchange(request), self._timeout_s)
         except asyncio.TimeoutError:
             self._close()
-            return Sighting(Word.TIMEOUT, f"no answer within {self._timeout_s:g} s")
+            return Sighting(Verdict.TIMEOUT, f"no answer within {self._timeout_s:g} s")
         except ssl.SSLError as error:
             self._close()
-            return Sighting(Word.UNUSABLE, f"There is no secure connection to {self._api_url} ({error.reason}).")
+            return Sighting(Verdict.UNUSABLE, f"There is no secure connection to {self._api_url} ({error.reason}).")
         except OSError as error:
             self._close()
             self._ended = True
-            return Sighting(Word.NO_ANSWER, _why(error))
+            return Sighting(Verdict.NO_ANSWER, _why(error))
         except (ValueError, IndexError):
             self._close()
             return Sighting(
-                Word.UNUSABLE, f"What answers at {self._api_url} doesn't speak HTTP. Is it the URL of the proxy's API?"
+                Verdict.UNUSABLE,
+                f"What answers at {self._api_url} doesn't speak HTTP. Is it the URL of the proxy's API?",
             )
         except asyncio.CancelledError:
             # Its answer would be taken for that of the next request.
@@ -260,12 +261,12 @@ class HTTPCanary(Canary):
     def _unusable(self, status: int) -> Sighting:
         if status in (401, 403):
             return Sighting(
-                Word.UNUSABLE,
+                Verdict.UNUSABLE,
                 f"The proxy refuses HubGuard ({status}): the token isn't its own. Set CONFIGPROXY_AUTH_TOKEN to the one that"
                 " the proxy and the hub have.",
             )
         return Sighting(
-            Word.UNUSABLE,
+            Verdict.UNUSABLE,
             f"What answers at {self._api_url} says {status} to what a proxy understands. Is it the URL of the proxy's API?",
         )
 

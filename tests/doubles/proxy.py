@@ -15,7 +15,7 @@ from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.pacing.clock import Clock, SystemClock
 from hubguard.proxy.canary import NOWHERE, PREFIX
-from hubguard.proxy.decide import Sighting, Word
+from hubguard.proxy.decide import Sighting, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class MemoryCanary:
                 return failed
             self._proxy.add(self.path, NOWHERE)
             self._planted = self._proxy.table[self.path]
-            return self._answered(Word.THERE)
+            return self._answered(Verdict.THERE)
 
     async def check(self) -> Sighting:
         """See Canary."""
@@ -180,7 +180,7 @@ class MemoryCanary:
             if failed is not None:
                 return failed
             ours = self._planted is not None and self._proxy.table.get(self.path) is self._planted
-            return self._answered(Word.THERE if ours else Word.MISSING)
+            return self._answered(Verdict.THERE if ours else Verdict.MISSING)
 
     async def public(self) -> bool | None:
         """See Canary."""
@@ -208,9 +208,9 @@ class MemoryCanary:
             self._proxy.remove(self.path)
         self._planted = self._connection = None
 
-    def _answered(self, word: Word) -> Sighting:
+    def _answered(self, verdict: Verdict) -> Sighting:
         fresh, self._ended = self._ended, False
-        return Sighting(word, fresh=fresh)
+        return Sighting(verdict, fresh=fresh)
 
     @contextlib.asynccontextmanager
     async def _asked(self) -> AsyncIterator[Sighting | None]:
@@ -238,9 +238,9 @@ class MemoryCanary:
                 self._connection = self._proxy.connected()
             except ConnectionRefusedError:
                 self._ended = True
-                return Sighting(Word.NO_ANSWER, "connection refused")
+                return Sighting(Verdict.NO_ANSWER, "connection refused")
         if self._proxy.hangs:
             await self._clock.sleep(self.timeout_s)
             self._connection = None
-            return Sighting(Word.TIMEOUT, f"no answer within {self.timeout_s:g} s")
+            return Sighting(Verdict.TIMEOUT, f"no answer within {self.timeout_s:g} s")
         return None

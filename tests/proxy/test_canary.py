@@ -15,7 +15,7 @@ from hubguard.errors import BudgetExhausted, ConfigError
 from hubguard.pacing.budget import Budget, Destination
 from hubguard.proxy.canary import PREFIX, Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
-from hubguard.proxy.decide import Word
+from hubguard.proxy.decide import Verdict
 
 
 def plenty(**more) -> Budget:
@@ -97,10 +97,10 @@ async def soon(awaitable) -> None:
 
 
 async def test_before_it_is_planted_it_is_missing_and_then_it_is_there(world):
-    assert (await world.canary.check()).word is Word.MISSING
-    assert (await world.canary.plant()).word is Word.THERE
+    assert (await world.canary.check()).verdict is Verdict.MISSING
+    assert (await world.canary.plant()).verdict is Verdict.THERE
     for _ in range(3):
-        assert (await world.canary.check()).word is Word.THERE
+        assert (await world.canary.check()).verdict is Verdict.THERE
 
 
 async def test_its_route_is_no_servers_and_stands_where_it_says(world):
@@ -114,15 +114,15 @@ async def test_its_route_is_no_servers_and_stands_where_it_says(world):
 async def test_one_that_was_taken_away_is_missing_until_it_is_planted_again(world):
     await world.canary.plant()
     await world.take_away(world.canary.path)
-    assert (await world.canary.check()).word is Word.MISSING
-    assert (await world.canary.plant()).word is Word.THERE
-    assert (await world.canary.check()).word is Word.THERE
+    assert (await world.canary.check()).verdict is Verdict.MISSING
+    assert (await world.canary.plant()).verdict is Verdict.THERE
+    assert (await world.canary.check()).verdict is Verdict.THERE
 
 
 async def test_one_of_somebody_elses_in_its_place_is_not_taken_for_it(world):
     await world.canary.plant()
     await world.have_another(world.canary.path)
-    assert (await world.canary.check()).word is Word.MISSING
+    assert (await world.canary.check()).verdict is Verdict.MISSING
 
 
 async def test_the_end_of_the_proxy_is_told_while_nobody_asks(world):
@@ -133,7 +133,7 @@ async def test_the_end_of_the_proxy_is_told_while_nobody_asks(world):
     await world.kill()
     await soon(ended)
     seen = await world.canary.check()
-    assert (seen.word, seen.detail) == (Word.NO_ANSWER, "connection refused")
+    assert (seen.verdict, seen.detail) == (Verdict.NO_ANSWER, "connection refused")
     assert not await world.canary.listens()
 
 
@@ -144,9 +144,9 @@ async def test_a_proxy_that_was_restarted_has_lost_it_and_the_new_connection_is_
     await world.start()
     assert await world.canary.listens()
     seen = await world.canary.check()
-    assert (seen.word, seen.fresh) == (Word.MISSING, True)
+    assert (seen.verdict, seen.fresh) == (Verdict.MISSING, True)
     assert not (await world.canary.check()).fresh
-    assert (await world.canary.plant()).word is Word.THERE
+    assert (await world.canary.plant()).verdict is Verdict.THERE
 
 
 async def test_waiting_for_its_end_may_be_given_up_and_begun_again(world):
@@ -156,7 +156,7 @@ async def test_waiting_for_its_end_may_be_given_up_and_begun_again(world):
         await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert (await world.canary.check()).word is Word.THERE
+        assert (await world.canary.check()).verdict is Verdict.THERE
     ended = asyncio.ensure_future(world.canary.broken())
     await world.kill()
     await soon(ended)
@@ -167,12 +167,12 @@ async def test_a_proxy_that_hangs_is_told_from_one_that_is_gone(world):
     await world.canary.plant()
     world.freeze()
     seen = await world.canary.check()
-    assert seen.word is Word.TIMEOUT
+    assert seen.verdict is Verdict.TIMEOUT
     assert "no answer within" in seen.detail
     assert await world.canary.listens()
     assert await world.canary.public() is False
     world.thaw()
-    assert (await world.canary.check()).word is Word.THERE
+    assert (await world.canary.check()).verdict is Verdict.THERE
 
 
 async def test_the_public_port_is_asked_and_a_missing_route_is_no_matter(world):
@@ -201,7 +201,7 @@ async def test_removed_it_is_gone_and_nothing_else_is(world):
     await world.canary.remove()
     assert set(await world.table()) == {"/user/ada"}
     await world.canary.remove()
-    assert (await world.canary.plant()).word is Word.THERE
+    assert (await world.canary.plant()).verdict is Verdict.THERE
 
 
 async def test_removing_it_from_a_proxy_that_is_gone_or_hangs_never_raises(world):
@@ -230,13 +230,13 @@ async def test_where_the_breaker_is_open_nothing_is_sent(world):
     canary, budget = world.canary, plenty(breaker_failures=1)
     canary._budget = budget
     await world.kill()
-    assert (await canary.check()).word is Word.NO_ANSWER
+    assert (await canary.check()).verdict is Verdict.NO_ANSWER
     for call in (canary.check, canary.plant):
         with pytest.raises(BudgetExhausted):
             await call()
     await world.start()
     budget.try_again(Destination.PROXY)
-    assert (await canary.check()).word is Word.MISSING
+    assert (await canary.check()).verdict is Verdict.MISSING
 
 
 # what only the real one can be wrong about
@@ -302,8 +302,8 @@ async def test_answers_in_pieces_and_in_chunks_are_read_over_one_connection(fake
     server, canary, _ = fake
     await canary.plant()
     server.says = [plain(200, ours(canary)), chunked(ours(canary)), plain(404, b"x" * 500), plain(200, ours(canary))]
-    words = [(await canary.check()).word for _ in range(4)]
-    assert words == [Word.THERE, Word.THERE, Word.MISSING, Word.THERE]
+    words = [(await canary.check()).verdict for _ in range(4)]
+    assert words == [Verdict.THERE, Verdict.THERE, Verdict.MISSING, Verdict.THERE]
     assert server.connections == 1
 
 
@@ -329,27 +329,27 @@ async def test_what_is_no_proxy_of_ours_is_never_taken_for_one_that_lost_its_tab
     await canary.plant()
     server.says = [said]
     seen = await canary.check()
-    assert seen.word is Word.UNUSABLE
+    assert seen.verdict is Verdict.UNUSABLE
     assert seen.detail.endswith((".", "?"))
     assert TOKEN not in seen.detail
-    assert (await canary.plant()).word is Word.THERE
+    assert (await canary.plant()).verdict is Verdict.THERE
 
 
 async def test_what_refuses_the_route_is_not_taken_for_a_proxy(fake):
     server, canary, _ = fake
     server.says = [plain(404), plain(405), plain(403)]
     for _ in range(3):
-        assert (await canary.plant()).word is Word.UNUSABLE
+        assert (await canary.plant()).verdict is Verdict.UNUSABLE
 
 
 async def test_a_connection_that_ends_just_when_it_is_used_is_tried_once_more_within_the_budget(fake):
     server, canary, budget = fake
     await canary.plant()
     server.says = [None, plain(200, ours(canary))]
-    assert (await canary.check()).word is Word.THERE
+    assert (await canary.check()).verdict is Verdict.THERE
     assert budget.use().requests == len(server.asked) == 3
     server.says = [None, None, None, None]
-    assert (await canary.check()).word is Word.NO_ANSWER
+    assert (await canary.check()).verdict is Verdict.NO_ANSWER
     assert budget.use().requests == len(server.asked) == 5
 
 
@@ -361,7 +361,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_the_nex
     await asyncio.sleep(0.05)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    assert (await canary.check()).word is Word.THERE
+    assert (await canary.check()).verdict is Verdict.THERE
     assert server.connections == 2
 
 

@@ -17,7 +17,22 @@ from hubguard.model import OutcomeKind, Route, Server
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.proxy import cycle
 from hubguard.proxy.cycle import ProxyWatch
-from hubguard.proxy.decide import Sighting, Watched, Word, compared, given_up, missing, step
+from hubguard.proxy.decide import (
+    ASK_GAP_S,
+    Asked,
+    Compared,
+    Do,
+    Now,
+    Sighting,
+    State,
+    Verdict,
+    Watched,
+    compared,
+    given_up,
+    looked,
+    missing,
+    step,
+)
 from hubguard.proxy.model import WatchState
 
 NOW = datetime(2024, 3, 5, 8, 0, tzinfo=timezone.utc)
@@ -27,17 +42,17 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-THERE = Sighting(Word.THERE)
-LOST = Sighting(Word.MISSING, fresh=True)
-DEAD = Sighting(Word.NO_ANSWER, "connection refused")
-SILENT = Sighting(Word.TIMEOUT, "no answer within 2 s")
+THERE = Sighting(Verdict.THERE)
+LOST = Sighting(Verdict.MISSING, fresh=True)
+DEAD = Sighting(Verdict.NO_ANSWER, "connection refused")
+SILENT = Sighting(Verdict.TIMEOUT, "no answer within 2 s")
 
 
 def after(*seen: Sighting, from_s: float = 0.0) -> Watched:
     """What is known after these looks, a second apart."""
     watched = Watched()
     for number, sighting in enumerate(seen):
-        watched = step(watched, sighting, at(from_s + number))
+        watched = looked(watched, sighting, at(from_s + number))
     return watched
 
 
@@ -64,16 +79,16 @@ def test_one_that_was_never_seen_cannot_be_lost():
 def test_a_proxy_that_takes_no_connection_is_gone_since_then_and_its_table_may_have_survived():
     watched = after(THERE, DEAD, DEAD)
     assert (watched.status.state, watched.status.since) == (WatchState.GONE, at(1))
-    watched = step(watched, Sighting(Word.THERE, fresh=True), at(5))
+    watched = looked(watched, Sighting(Verdict.THERE, fresh=True), at(5))
     assert (watched.status.state, watched.status.since) == (WatchState.FINE, at(5))
     assert "kept its table" in watched.status.why
     assert watched.windows(at(9)) == ()
 
 
 def test_a_connection_that_ended_is_no_restart_where_the_start_is_the_same():
-    watched = after(THERE, Sighting(Word.THERE, started_at=at(-99)), DEAD)
-    assert "restarted" not in step(watched, Sighting(Word.THERE, fresh=True, started_at=at(-98)), at(5)).status.why
-    again = step(watched, Sighting(Word.THERE, fresh=True, started_at=at(4)), at(5)).status
+    watched = after(THERE, Sighting(Verdict.THERE, started_at=at(-99)), DEAD)
+    assert "restarted" not in looked(watched, Sighting(Verdict.THERE, fresh=True, started_at=at(-98)), at(5)).status.why
+    again = looked(watched, Sighting(Verdict.THERE, fresh=True, started_at=at(4)), at(5)).status
     assert "restarted" in again.why
     assert again.proxy_started_at == at(4)
 
@@ -84,20 +99,20 @@ def test_one_timeout_is_a_hiccup_and_two_in_a_row_are_a_hang():
     hung = after(THERE, SILENT, SILENT, SILENT)
     assert (hung.status.state, hung.status.since) == (WatchState.HANGS, at(2))
     assert hung.windows(at(9)) == (), "it may answer again, with all its routes"
-    assert step(hung, THERE, at(4)).status.state is WatchState.FINE
+    assert looked(hung, THERE, at(4)).status.state is WatchState.FINE
 
 
 def test_a_public_port_that_fails_twice_while_the_api_answers_makes_the_proxy_deaf():
-    no, yes = Sighting(Word.THERE, public=False), Sighting(Word.THERE, public=True)
+    no, yes = Sighting(Verdict.THERE, public=False), Sighting(Verdict.THERE, public=True)
     assert after(THERE, no).status.state is WatchState.FINE
     assert after(THERE, no, yes, no).status.state is WatchState.FINE
     deaf = after(THERE, no, THERE, no)
     assert (deaf.status.state, deaf.status.since) == (WatchState.DEAF, at(3))
-    assert step(deaf, yes, at(4)).status.state is WatchState.FINE
+    assert looked(deaf, yes, at(4)).status.state is WatchState.FINE
 
 
 def test_what_cannot_be_watched_is_off_and_says_why():
-    watched = after(THERE, Sighting(Word.UNUSABLE, "The proxy refuses HubGuard (403)."))
+    watched = after(THERE, Sighting(Verdict.UNUSABLE, "The proxy refuses HubGuard (403)."))
     assert (watched.status.state, watched.status.why) == (WatchState.OFF, "The proxy refuses HubGuard (403).")
 
 
@@ -110,10 +125,10 @@ def test_a_table_that_is_whole_again_ends_the_loss_and_leaves_its_window():
 
 
 def test_a_restart_that_lost_the_table_is_not_told_as_one_that_kept_it():
-    whole = compared(after(Sighting(Word.THERE, started_at=at(-99)), DEAD, LOST, THERE), (), at(4))
-    known = step(whole, Sighting(Word.THERE, started_at=at(2)), at(5)).status
+    whole = compared(after(Sighting(Verdict.THERE, started_at=at(-99)), DEAD, LOST, THERE), (), at(4))
+    known = looked(whole, Sighting(Verdict.THERE, started_at=at(2)), at(5)).status
     assert (known.state, known.why, known.proxy_started_at) == (WatchState.FINE, "", at(2))
-    later = step(step(whole, DEAD, at(7)), Sighting(Word.THERE, fresh=True, started_at=at(8)), at(9)).status
+    later = looked(looked(whole, DEAD, at(7)), Sighting(Verdict.THERE, fresh=True, started_at=at(8)), at(9)).status
     assert "kept its table" in later.why
 
 
@@ -125,7 +140,7 @@ def test_a_loss_during_a_loss_is_the_same_one():
 
 def test_a_new_loss_is_not_restored_because_an_old_one_was():
     whole = compared(after(THERE, LOST, THERE), (), at(3))
-    again = step(whole, LOST, at(4))
+    again = looked(whole, LOST, at(4))
     assert (again.status.restored_at, again.status.wiped_at) == (None, at(4))
 
 
@@ -147,7 +162,7 @@ def test_routes_of_others_in_their_place_are_missing():
 
 sightings = st.builds(
     Sighting,
-    word=st.sampled_from(Word),
+    verdict=st.sampled_from(Verdict),
     public=st.sampled_from([None, True, False]),
     fresh=st.booleans(),
     started_at=st.sampled_from([None, at(-50), at(-7)]),
@@ -160,7 +175,7 @@ def test_whatever_is_seen_windows_are_in_order_and_only_a_lost_table_is_wiped(st
     for number, seen in enumerate(story):
         before = watched
         if isinstance(seen, Sighting):
-            watched = step(watched, seen, at(number))
+            watched = looked(watched, seen, at(number))
         elif seen == "given up":
             watched = given_up(watched, at(number))
         else:
@@ -173,6 +188,61 @@ def test_whatever_is_seen_windows_are_in_order_and_only_a_lost_table_is_wiped(st
             assert status.since == at(number)
         ends = [moment for window in watched.windows(at(number)) for moment in window]
         assert ends == sorted(ends)
+
+
+# what to do next
+
+
+def now(seconds: float, **more) -> Now:
+    given = {"may_act": True, "asking": False, "knows_routes": True, "give_up_s": 600.0, **more}
+    return Now(at=at(seconds), s=seconds, draw=0.5, **given)
+
+
+def lost_at(seconds: float) -> State:
+    """A table that was lost then, with the canary planted again."""
+    state, _ = step(State(), THERE, now(seconds - 1))
+    state, command = step(state, LOST, now(seconds))
+    assert command.do is Do.PLANT
+    return state
+
+
+def test_a_lost_table_is_read_and_the_hub_asked_for_what_is_missing():
+    state, command = step(lost_at(1), THERE, now(1))
+    assert command.do is Do.COMPARE
+    state, command = step(state, Compared(("/user/a",), 1), now(1))
+    assert (command.do, state.watched.status.missing) == (Do.ASK_HUB, ("/user/a",))
+    state, command = step(state, THERE, now(2, asking=True))
+    assert (command.do, command.watch_connection) == (Do.WAIT, True)
+    state, command = step(state, Asked(1, answered=True), now(3, asking=True))
+    state, command = step(state, Compared((), 1), now(3, asking=True))
+    assert (command.do, state.watched.status.state) == (Do.WAIT, WatchState.FINE)
+
+
+def test_a_table_that_is_whole_all_the_same_is_not_restored():
+    state, _ = step(lost_at(1), THERE, now(1))
+    state, command = step(state, Compared((), 1), now(1))
+    assert (command.do, state.watched.status.state) == (Do.WAIT, WatchState.FINE)
+
+
+def test_what_was_read_of_a_table_that_is_lost_since_counts_for_nothing():
+    state, _ = step(lost_at(1), THERE, now(1))
+    state, _ = step(state, LOST, now(2))
+    state, _ = step(state, Compared((), 1), now(2))
+    assert state.watched.status.state is WatchState.WIPED
+
+
+def test_a_hub_that_may_not_be_asked_is_not_and_the_table_is_read_ever_less_often():
+    state, gaps, at_s = lost_at(1), [], 1.0
+    while at_s < 100:
+        state, command = step(state, THERE, now(at_s, may_act=False))
+        assert command.do in (Do.WAIT, Do.COMPARE)
+        if command.do is Do.COMPARE:
+            gaps.append(at_s)
+            state, command = step(state, Compared(("/user/a",), 1), now(at_s, may_act=False))
+        assert command.do is Do.WAIT
+        at_s += command.wait_s
+    assert len(gaps) < 15
+    assert "doesn't ask the hub" in state.watched.status.why
 
 
 # the loop
@@ -428,7 +498,7 @@ def test_a_storm_of_restarts_is_no_storm_of_requests_to_the_hub(draw):
             world.proxy.start()
             await world.clock.sleep(2.5)
         gaps = [later - sooner for sooner, later in itertools.pairwise(world.posts)]
-        assert min(gaps) >= cycle.ASK_GAP_S
+        assert min(gaps) >= ASK_GAP_S
         assert len(world.posts) <= 200, "one for each start at most"
         await world.clock.sleep(5.0)
         assert world.whole(), "and the last start is met at once, as the first was"
