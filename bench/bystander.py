@@ -1,4 +1,4 @@
-"""Somebody else at the hub: asks who they are, so many times a second, and tells how long each answer took.
+"""Somebody else at the hub: requests who they are a number of times per second, and prints how long each answer took.
 
 ``BYSTANDER_TOKEN=… python -m bench.bystander URL PER_SECOND`` asks until its standard input ends, and then prints JSON:
 ``latencies_s`` in the order of asking, counted from when each request was due, and ``failed``, how many weren't answered

@@ -162,7 +162,7 @@ async def over(contender: Contender, *, ends_by_itself: bool, timeout_s: float) 
 
 
 class Service:
-    """HubGuard's service, external to the hub, with a config of its own; it tells of its cycles by ``/health``."""
+    """HubGuard's service, external to the hub, with a config of its own; it reports its cycles at ``/health``."""
 
     def __init__(self, hub: TestbedHub, config: str) -> None:
         (port,) = free_ports(1)

@@ -33,13 +33,13 @@ DAY_S = 86400.0
 STOP_S = 1.0
 CONCURRENCY = 10
 ASKS_PER_S = 20.0
-# Without the last one the peer, which takes so long, would begin its next cycle before the first one is over.
+# Without the last one the slow peer would begin its next cycle before the first one is over.
 STOP_OPTIONS = ("--timeout=600", f"--concurrency={CONCURRENCY}", "--cull-every=3600")
 
 # idle cycles
 EVERY_S = 2
 WHOLE_EVERY_S = 600.0
-"""HubGuard reads the whole list over REST so often, however often its cycles are; so does what it learns about the hub."""
+"""Seconds between HubGuard's readings of the whole list over REST, and of what it learns about the hub."""
 CYCLE_APART_S = config.load(environ={}).cull.every_s
 IDLE_OPTIONS = (f"--timeout={int(7 * DAY_S)}", f"--cull-every={EVERY_S}", f"--concurrency={CONCURRENCY}")
 IDLE_CONFIG = f"""

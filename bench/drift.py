@@ -1,10 +1,11 @@
-"""What telling drift costs: `python -m bench.drift classify|looking|questions [--servers N] [--json]`.
+"""What finding drift costs: `python -m bench.drift classify|looking|questions [--servers N] [--json]`.
 
 *looking* and *questions* are on a real hub, of 1,000 servers by default: see bench/looking.py.
 
-*classify*: by default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift of five
-kinds, and once with an empty table. A look is all that is decided in it: whom to ask about, what differs, what can't be told,
-what to mend. Each case runs in a process of its own, whose peak memory includes the servers, routes and backends themselves.
+*classify*: by default 50,000 servers against as many routes and backends, once where all agree, once with 1 % drift
+of five kinds, and once with an empty table. A look is all that is decided in it: which servers to read, what differs,
+what is unknown, what to repair. Each case runs in a process of its own, whose peak memory includes the servers,
+routes and backends themselves.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Cost:
 
 
 def world(servers: int, case: str, look: int) -> World:
-    """That many servers with a route and a backend each, as of that look; every list and time is made anew, as by reading."""
+    """That many servers with a route and a backend each, as of that look; every list and time is made again, as by
+    reading."""
     at = NOW + timedelta(seconds=10 * look)
     started = NOW - timedelta(hours=1)
     known: dict[tuple[str, str], Server] = {}

@@ -3,7 +3,7 @@
 A real hub (SQLite, an external configurable-http-proxy, little servers) with HubGuard's service and its default settings,
 which has been told to repair nothing. In each round every fault is made once, at a random moment between two looks; times
 count from the fault until ``GET api/v1/drift``, asked five times a second, has it. What is raised has been seen in three
-looks and for 15 s; an orphan that the hub's own spawner tells of is raised at once. A start counts as stuck after
+looks and for 15 s; an orphan that the hub's own spawner reports is raised at once. A start counts as stuck after
 ``pending_limit_s``, here 60 s: that is taken off. ``orm-dangling`` is made once, at the end: the database's rows are counted
 through every ten minutes only.
 
@@ -95,7 +95,7 @@ class World:
                 raise HubGuardError(f"The proxy answered {answer.status} to {method} {path}.")
 
     async def drift(self) -> list[dict[str, Any]]:
-        """All that HubGuard tells of now; [] while it doesn't answer, or hasn't looked yet."""
+        """All drift that HubGuard reports now; [] while it doesn't answer, or hasn't looked yet."""
         url = f"{self.hub.url}services/hubguard/api/v1/drift"
         headers = {"Authorization": f"token {self.hub.token}"}
         with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):

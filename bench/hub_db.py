@@ -3,7 +3,7 @@
 Hubs of 1,000, 10,000 and 50,000 users with the same 1,000 servers running. Without a URL on SQLite files of its own; a URL
 must be of an empty database each time, so give one and a single size after it: `python bench/hub_db.py URL 50000`.
 
-With "api": all users of a hub that runs (50,000, none of whom has a server running), with all that hangs on them by way of
+With "api": all users of a hub that runs (50,000, none with a running server), with all that hangs on them by way of
 its database, against its list of users by way of its API, which is what jupyterhub-idle-culler --cull-users reads.
 """
 

@@ -29,10 +29,11 @@ GOAL = 0.01
 SETTINGS = config.load(environ={})
 CYCLES_APART_S = SETTINGS.cull.every_s
 WHOLE_EVERY_S = 600.0
-"""HubGuard reads the whole list over REST so often, however often its cycles are; so does what it learns about the hub."""
+"""Seconds between HubGuard's readings of the whole list over REST, and of what it learns about the hub."""
 SELDOM_S = 3600.0
 SETTLED_S = 8.0
-"""So long after its first cycle has HubGuard had its first look, too, and all that comes with a start."""
+"""Seconds after its first cycle, by which HubGuard has had its first look, too, and everything else that comes with a
+start."""
 
 ALONE = "nobody"
 RARELY = ", hardly looking"
@@ -85,7 +86,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Question:
-    """What the hub's CPU spends on one question to its API, in milliseconds, the mean of so many."""
+    """What the hub's CPU spends on one question to its API, in milliseconds, the mean of ``times``."""
 
     what: str
     servers: int
@@ -242,7 +243,7 @@ def _cpu_s(pid: int) -> float:
 
 @asynccontextmanager
 async def _hub(servers: int) -> AsyncIterator[tuple[TestbedHub, str]]:
-    """A hub with so many servers in use, and the token of HubGuard's service."""
+    """A hub with ``servers`` servers in use, and the token of HubGuard's service."""
     token = secrets.token_hex(16)
     lines = QUIET_HUB + contenders.services({contenders.SERVICE: token})
     population = Population(servers=tuple(SeededServer(f"user-{n:05}", idle_for_s=60.0) for n in range(servers)))

@@ -67,7 +67,8 @@ DELETED = re.compile(r"^\[\w (\S+ \S+) JupyterHub log:\d+\] (\d+) (\w+) (\S+) \(
 
 @dataclass(frozen=True)
 class Deleted:
-    """What deleting so many users took: ``seconds``, from the first request until it was over, with listing and verifying.
+    """What deleting ``deleted`` users took: ``seconds``, from the first request until it was over, with listing and
+    verifying.
 
     ``hub_ms`` is the hub's CPU for each of them, without what the independent client asked. ``p99_ms`` is what that client
     waited for an answer meanwhile, ``quiet_p99_ms`` before it began. ``requests`` reached the hub, by kind.
@@ -147,7 +148,7 @@ async def _by_the_peer(who: str, users: int) -> Deleted:
 async def _by_hubguard(
     who: str, users: int, settings: str, with_database: bool, only: int | None, *, quiet_s: float = QUIET_S
 ) -> Deleted:
-    """``only``: so many of the stale are asked for by name; None: all of them."""
+    """``only``: the number of stale users to name; None: all of them."""
     async with _hub(users) as (hub, tokens):
         settings = (
             f"c.HubGuard.armed = True\nc.HubGuard.hub_db_url = {hub.db_url if with_database else ''!r}\n"

@@ -46,7 +46,7 @@ STARTS = 2
 AT_MOST = 5.0
 BY_CASCADES = 100
 LATER = timedelta(hours=2)
-"""So long after it was seeded HubGuard's clock says it is, since it waits where somebody wrote lately."""
+"""How far HubGuard's clock is ahead, because it waits while somebody wrote recently."""
 
 HUB_UP_S = 600.0
 

@@ -40,7 +40,7 @@ SIZES = (300, 3000)
 RUNS = 3
 HUB_UP_S = 600.0
 AWAY_S = 2.0
-"""So long the proxy is gone, as when a platform starts another."""
+"""Seconds for which the proxy is gone, as when a platform starts another."""
 
 # The hub's own polls are off: they cost the same whoever mends.
 CONFIG = """
@@ -66,7 +66,7 @@ class Restored:
 
 
 class World:
-    """A hub with so many servers at one endpoint, and its proxy."""
+    """A hub with ``servers`` servers at one endpoint, and its proxy."""
 
     def __init__(self, hub: TestbedHub, table: HTTPProxyAPI, servers: int) -> None:
         self.hub = hub

@@ -21,7 +21,7 @@ STUCK = "stuck"
 NAMED = ("nadia", "experiment")
 
 CHECK_S = 90.0
-# Idle for so many seconds, so many requests per second: long enough to log in and watch, and short for a check.
+# Seconds of idleness, requests per second: long enough to log in and watch, and short for a check.
 WATCHED = (60.0, 3.0)
 CHECKED = (20.0, 8.0)
 
@@ -103,7 +103,7 @@ async def _watched() -> int:
                 f"{NAMED[0]} has an idle named server, too.\nCtrl-C ends everything.",
                 flush=True,
             )
-            await working  # for ever
+            await working  # until Ctrl-C
         finally:
             working.cancel()
     return 0
@@ -225,15 +225,15 @@ class Check:
         intents = [entry for entry in entries if entry["event"] == "intent"]
         outcomes = [entry for entry in entries if entry["event"] == "outcome"]
         done = {(entry["user"], entry["server"] or "") for entry in outcomes if entry["outcome"] == "done"}
-        self.saw(stopped <= done, f"the journal tells of {len(done & stopped)} verified stops")
+        self.saw(stopped <= done, f"the journal has {len(done & stopped)} verified stops")
         tried = {(entry["user"], entry["server"] or "") for entry in intents}
         self.saw(
-            tried <= stopped | {(STUCK, "")}, f"it tells of no try to stop a working server, in {len(intents)} intents"
+            tried <= stopped | {(STUCK, "")}, f"it has no attempt to stop a working server, in {len(intents)} intents"
         )
         failed = [entry for entry in outcomes if entry["user"] == STUCK]
         self.saw(
             bool(failed) and all(entry["outcome"] != "done" for entry in failed),
-            f"it tells of {len(failed)} stops of {STUCK}'s server, none of which worked",
+            f"it has {len(failed)} stops of {STUCK}'s server, none of which worked",
         )
         answered = {entry["refers_to"] for entry in outcomes}
         self.saw(all(entry["id"] in answered for entry in intents), "every intent in it has an outcome")

@@ -69,7 +69,7 @@ class SeededServer:
 class SeededUser:
     """One user, last active ``idle_for_s`` seconds ago (None: never), created ``created_s`` seconds ago.
 
-    They have so many ``tokens``, which nobody knows, made when they were; one was used ``token_used_s`` seconds ago (None:
+    They have ``tokens`` tokens, which nobody knows, made when they were; one was used ``token_used_s`` seconds ago (None:
     never), the others weren't. Their default server, which must be among the servers, is ``shared_with`` these users.
     """
 

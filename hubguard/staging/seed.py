@@ -112,7 +112,7 @@ def write(hub_db_url: str, population: Population, *, hub_prefix: str = "/", now
 
 
 def _refuse_in_use(engine: Engine) -> None:
-    """Raise HubGuardError where somebody else has the database open, as far as that can be told."""
+    """Raise HubGuardError if somebody else has the database open, as far as the database shows it."""
     in_use = False
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:

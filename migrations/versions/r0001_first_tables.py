@@ -9,7 +9,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# Said again here rather than imported: what this revision makes must stay the same when the declared tables change.
+# Repeated here, not imported: what this revision creates must stay the same when the declared tables change.
 ON_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 big_id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")

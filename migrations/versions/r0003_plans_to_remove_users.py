@@ -1,4 +1,4 @@
-"""Plans to remove users, and what became of each of them."""
+"""Plans to remove users, and the outcome for each user."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Said again here rather than imported: what this revision makes must stay the same when the declared tables change.
+# Repeated here, not imported: what this revision creates must stay the same when the declared tables change.
 ON_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 name = sa.String(255).with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
