@@ -41,7 +41,7 @@ from hubguard.pacing.clock import SystemClock
 from hubguard.place import Place
 from hubguard.proxy.canary import Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
-from hubguard.prune.review import Told
+from hubguard.prune.review import HubConfigFacts
 from hubguard.web.auth import HubLogin
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def make_guard(
         world=world,
         backends=backends,
         canary=canary,
-        told=Told.from_dict(place.registration.get("prune")),
+        told=HubConfigFacts.from_dict(place.registration.get("prune")),
     )
 
 

@@ -33,7 +33,8 @@ from hubguard.proxy.client import ProxyAPI
 from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.table import ExpectedRoutes
-from hubguard.prune.cycle import PruneCycles, Told
+from hubguard.prune.cycle import PruneCycles
+from hubguard.prune.review import HubConfigFacts
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
 from hubguard.status import Mode, Status
@@ -86,7 +87,7 @@ class Guard:
         world: WorldObserver | None = None,
         backends: Backends | None = None,
         canary: Canary | None = None,
-        told: Told | None = None,
+        told: HubConfigFacts | None = None,
     ) -> None:
         self.settings = settings
         self._hub_checks_at_s = hub_checks_at_s
@@ -130,7 +131,7 @@ class Guard:
                     record=self._record_restore,
                 )
         self._pruning = PruneCycles(
-            settings,
+            settings.prune,
             hub,
             database,
             self._snapshots,
@@ -140,7 +141,9 @@ class Guard:
             keeper=self._acting_keeper,
             armed=self._armed_by_settings,
             acting=self._armed,
-            told=told,
+            facts=told,
+            concurrency=settings.budget.concurrency,
+            verify_s=settings.cull.verify_s,
         )
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 from hubguard.act.lease import Books, LeaseKeeper
-from hubguard.config import Settings
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
 from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.pacing.clock import Clock
+from hubguard.prune.act import Pace
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale as prune_stale
 from hubguard.prune.model import (
@@ -29,12 +29,11 @@ from hubguard.prune.model import (
 )
 from hubguard.prune.observe import AccountReader
 from hubguard.prune.plans import Plans, why_held
-from hubguard.prune.review import Review, Told
+from hubguard.prune.review import HubConfigFacts, Review
 from hubguard.prune.runner import PruneRunner
+from hubguard.prune.settings import HubGuardPrune
 from hubguard.prune.undo import Undo
 from hubguard.snapshot.cycle import Snapshots
-
-__all__ = ["PruneCycles", "Told"]
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +59,20 @@ class PruneCycles:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HubGuardPrune,
         hub: HubAPI,
         database: HubDB | None,
         snapshots: Snapshots,
         clock: Clock,
         chance: Callable[[], float],
         *,
+        concurrency: int,
+        verify_s: float,
         books: Callable[[], Books],
         keeper: Callable[[], LeaseKeeper],
         armed: Callable[[], bool | None],
         acting: Callable[[], bool],
-        told: Told | None = None,
+        facts: HubConfigFacts | None = None,
     ) -> None:
         self.findings: tuple[Finding, ...] = ()
         self._settings = settings
@@ -82,29 +83,30 @@ class PruneCycles:
         self._acting = acting
         self._beginning = asyncio.Lock()
         reader = AccountReader(hub, database, clock)
-        self._review = Review(settings, hub, reader, clock, books, told or Told())
+        self._review = Review(settings, hub, reader, clock, books, facts or HubConfigFacts())
         self._plans = Plans(books)
         self._undo = Undo(settings, hub, reader, clock, books, keeper)
+        pace = Pace(settings.rate, concurrency, verify_s)
         self._runner = PruneRunner(
-            settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, armed=armed
+            settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace, armed=armed
         )
         self._under_way = True
 
     @property
     def tally(self) -> Tally:
         """How users of plans were settled in this guard's life."""
-        return self._runner.tally
+        return self._runner.progress.tally
 
     @property
     def waiting(self) -> int:
         """How many users of the plans under way aren't settled."""
-        return self._runner.waiting
+        return self._runner.progress.waiting
 
     # -- looking and planning -------------------------------------------------------------------------------------
 
     def default_criteria(self) -> StaleCriteria:
         """See PrunePort."""
-        prune = self._settings.prune
+        prune = self._settings
         return StaleCriteria(
             inactive_for_s=prune.inactive_for_s,
             never_active_for_s=prune.never_active_for_s,
@@ -139,11 +141,11 @@ class PruneCycles:
 
     async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
         """See PrunePort."""
-        return tuple(map(self._runner.with_pace, await self._plans.runs(limit)))
+        return tuple(map(self._runner.progress.with_pace, await self._plans.runs(limit)))
 
     async def run(self, digest: str) -> PruneRun:
         """See PrunePort."""
-        return self._runner.with_pace(await self._plans.run(digest))
+        return self._runner.progress.with_pace(await self._plans.run(digest))
 
     async def plan_of(self, digest: str) -> PrunePlan:
         """See PrunePort."""
@@ -227,7 +229,7 @@ class PruneCycles:
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
         """See PrunePort."""
         run = await self._turn(digest, (PruneState.RUNNING,), PruneState.PAUSED, actor, _by("paused", actor, why))
-        return self._runner.with_pace(run)
+        return self._runner.progress.with_pace(run)
 
     async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """See PrunePort."""
@@ -258,7 +260,8 @@ class PruneCycles:
     async def _find_out(self, books: Books, run: PruneRun) -> None:
         """Who is gone by that plan is settled so; a hub that doesn't tell is asked again later."""
         try:
-            await self._runner.find_out(books, run)
+            if not self._runner.works_on(run.digest):
+                await self._runner.aftermath.settle(books, run)
         except (HubError, BudgetExhausted) as error:
             log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
 
@@ -286,7 +289,7 @@ class PruneCycles:
         return run
 
     async def _refuse_while_held(self, books: Books) -> None:
-        if not self._settings.prune.delete_users:
+        if not self._settings.delete_users:
             raise HubGuardError(
                 "HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before HubGuard's include, and"
                 " restart the hub. Nothing was done."
@@ -307,7 +310,8 @@ class PruneCycles:
                     "Whoever was being deleted when this plan was stopped isn't finished yet. Nobody was brought back; try"
                     " again in a minute."
                 )
-            await self._runner.find_out(books, run)
+            if not self._runner.works_on(digest):
+                await self._runner.aftermath.settle(books, run)
             run = await self._plans.run(digest)
             try:
                 return await self._undo.restore(plan, run, count, actor, why, token=token, sha256=sha256)
@@ -341,12 +345,12 @@ class PruneCycles:
         keeper, books = self._keeper(), self._books()
         self._under_way = await self._runner.go_on(books, keeper)
         if not self._under_way:
-            await self._runner.find_out_lately(books)
+            await self._runner.aftermath.settle_some(books)
             await self._prune_by_schedule(books, keeper)
 
     async def _prune_by_schedule(self, books: Books, keeper: LeaseKeeper) -> None:
-        every_s, now = self._settings.prune.every_s, self._clock.now()
-        if every_s <= 0 or not self._acting() or not self._settings.prune.delete_users:
+        every_s, now = self._settings.every_s, self._clock.now()
+        if every_s <= 0 or not self._acting() or not self._settings.delete_users:
             return
         last = await books.call(books.journal.recall, SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
@@ -367,15 +371,15 @@ class PruneCycles:
             )
             return
         criteria = prune_stale.checked(self.default_criteria())
-        plan = await self._review.plan(criteria, "hubguard", None, cap=self._settings.prune.run_cap)
+        plan = await self._review.plan(criteria, "hubguard", None, cap=self._settings.run_cap)
         if not plan.deletions:
             self.findings = ()
             return
         await self._plans.keep(plan, scheduled=True, why="by schedule")
         stale = len(plan.deletions) + plan.left_out
-        why = prune_plan.held(stale, plan.gain.users_before, self._settings.prune.share_cap)
+        why = prune_plan.held(stale, plan.gain.users_before, self._settings.share_cap)
         if why is None:
-            acknowledged = tuple(self._settings.prune.acknowledged)
+            acknowledged = tuple(self._settings.acknowledged)
             why = prune_plan.refusal(plan, count=len(plan.deletions), now=self._clock.now(), acknowledged=acknowledged)
         if why is not None:
             await self._hold_back(books, why)

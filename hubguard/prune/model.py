@@ -296,7 +296,7 @@ class UsersReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class UndoFacts:
     """What of one user is in an undo file, as far as an Account tells it, too: what comes on top of it would be lost.
 
     ``tokens`` and ``shares`` are numbers of rows; None: it has no rows.
@@ -307,6 +307,14 @@ class Saved:
     servers: frozenset[str]
     tokens: int | None = None
     shares: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondLook:
+    """A user as they are right before they are deleted, None: nobody has that name; and why they aren't deleted, or None."""
+
+    account: Account | None
+    why_not: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 from hubguard.act.lease import Books
-from hubguard.config import Settings
 from hubguard.errors import HubError, HubRefused
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import Account
@@ -20,7 +19,6 @@ from hubguard.inhub.named_users import unpacked
 from hubguard.journal.model import Exemption
 from hubguard.model import Source
 from hubguard.pacing.clock import Clock
-from hubguard.prune.act import Looked
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale
 from hubguard.prune.decide.risks import TOKENS
@@ -30,12 +28,14 @@ from hubguard.prune.model import (
     Protection,
     PrunePlan,
     PruneVerdict,
-    Saved,
+    SecondLook,
     StaleCriteria,
     Storage,
+    UndoFacts,
     UsersReport,
 )
 from hubguard.prune.observe import AHEAD_S, AccountReader, AccountsRead
+from hubguard.prune.settings import HubGuardPrune
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ AHEAD = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class HubConfigFacts:
     """What the include tells of the hub's config. ``named`` are the users it names, None where that isn't known.
 
     ``classes`` are the full names of the spawner's class and those it is made of, nearest first; empty: not known.
@@ -67,7 +67,7 @@ class Told:
     overrides: bool | None = None
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any] | None) -> Told:
+    def from_dict(cls, told: Mapping[str, Any] | None) -> HubConfigFacts:
         """As the include has written it; what it didn't tell isn't known."""
         told = told or {}
         return cls(
@@ -98,19 +98,19 @@ class Review:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HubGuardPrune,
         hub: HubAPI,
         reader: AccountReader,
         clock: Clock,
         books: Callable[[], Books],
-        told: Told,
+        facts: HubConfigFacts,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._reader = reader
         self._clock = clock
         self._books = books
-        self._told = told
+        self._facts = facts
         self._read: AccountsRead | None = None
         self._reading = asyncio.Lock()
         self._judged: _Judged | None = None
@@ -200,12 +200,12 @@ class Review:
         )
 
     def _protection(self, caller: str | None = None) -> Protection:
-        prune = self._settings.prune
+        prune = self._settings
         return Protection(
             groups=tuple(prune.protected_groups),
             roles=tuple(prune.protected_roles),
             names=tuple(prune.protected_names),
-            in_config=self._told.named,
+            in_config=self._facts.named,
             token_used_within_s=prune.token_used_within_s,
             callers=(caller,) if caller else (),
         )
@@ -213,7 +213,7 @@ class Review:
     async def _storage(self, within_s: float) -> Storage:
         """By the include's word, else by what the hub told of its spawner at most so long ago."""
         spawner = None
-        if not self._told.classes:
+        if not self._facts.classes:
             try:
                 spawner = await self._spawner_class(within_s)
             except HubError as error:
@@ -221,8 +221,8 @@ class Review:
         return self._storage_by(spawner)
 
     def _storage_by(self, spawner: str | None) -> Storage:
-        classes = self._told.classes or ((spawner,) if spawner else ())
-        return prune_plan.storage(classes, self._told.settings, self._told.overrides)
+        classes = self._facts.classes or ((spawner,) if spawner else ())
+        return prune_plan.storage(classes, self._facts.settings, self._facts.overrides)
 
     async def _spawner_class(self, within_s: float) -> str | None:
         now_s = self._clock.monotonic_s()
@@ -239,7 +239,7 @@ class Review:
 
         Raises HubError where the hub doesn't answer: what it would tell may be another thing than nothing.
         """
-        spawner = None if self._told.classes else await self._spawner_class(0.0)
+        spawner = None if self._facts.classes else await self._spawner_class(0.0)
         return await self._cautions(self._storage_by(spawner), 0.0)
 
     # -- planning -------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class Review:
             criteria,
             self._clock.now(),
             made_by=actor,
-            life_s=self._settings.prune.plan_life_s,
+            life_s=self._settings.plan_life_s,
             cap=cap,
             users_total=read.users_total,
             storage=storage,
@@ -290,8 +290,8 @@ class Review:
         self._reader.look_anew()
 
     async def second_look(
-        self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: Saved | None
-    ) -> Looked:
+        self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str], undo: UndoFacts | None
+    ) -> SecondLook:
         """What that very user is now (see AccountReader.again), and what people have asked for meanwhile.
 
         ``acknowledged`` names the cautions that are, for that plan. ``undo`` is what its undo file has of the user.
@@ -303,7 +303,7 @@ class Review:
         why_not = stale.second_look(deletion, account, plan.criteria, kept, exemptions, use, self._clock.now())
         if why_not is None and account is not None and undo is not None:
             why_not = stale.unsaved(account, undo)
-        return Looked(account, why_not)
+        return SecondLook(account, why_not)
 
     async def is_gone(self, deletion: Deletion) -> bool:
         """Whether the hub's database proves that this very user is there no more."""
@@ -311,12 +311,12 @@ class Review:
 
     async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
         at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
-        ahead = min(AHEAD, math.ceil(self._settings.prune.rate * AHEAD_S) - 1)
+        ahead = min(AHEAD, math.ceil(self._settings.rate * AHEAD_S) - 1)
         following = [one.user for one in plan.deletions[at : at + ahead]]
         try:
             return await self._reader.again(deletion.user, following)
         except HubRefused:
             # Only where somebody has acknowledged that tokens can't be seen may it go on without.
-            if TOKENS not in acknowledged and self._settings.prune.token_used_within_s:
+            if TOKENS not in acknowledged and self._settings.token_used_within_s:
                 raise
             return await self._reader.one(deletion.user, tokens=False)

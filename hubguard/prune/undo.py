@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hubguard.act.lease import Books, LeaseKeeper
-from hubguard.config import Settings
 from hubguard.errors import HubGuardError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import UndoUser
@@ -16,10 +15,11 @@ from hubguard.model import Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.prune import undo_file
 from hubguard.prune.decide import stale
-from hubguard.prune.model import PrunePlan, PruneRun, PruneState, Saved, UndoHead
+from hubguard.prune.model import PrunePlan, PruneRun, PruneState, UndoFacts, UndoHead
 from hubguard.prune.observe import AccountReader
 from hubguard.prune.plans import why_held
 from hubguard.prune.restore import Restorer
+from hubguard.prune.settings import HubGuardPrune
 
 UNDO_FOLDER = "hubguard-undo"
 
@@ -32,27 +32,27 @@ class Undo:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HubGuardPrune,
         hub: HubAPI,
         reader: AccountReader,
         clock: Clock,
         books: Callable[[], Books],
         keeper: Callable[[], LeaseKeeper],
     ) -> None:
-        self._folder = Path(settings.prune.undo_folder or UNDO_FOLDER).absolute()
+        self._folder = Path(settings.undo_folder or UNDO_FOLDER).absolute()
         self._hub = hub
         self._reader = reader
         self._clock = clock
         self._books = books
         self._keeper = keeper
-        self._saved: tuple[str | None, Mapping[str, Saved]] = (None, {})
+        self._facts: tuple[str | None, Mapping[str, UndoFacts]] = (None, {})
 
     async def write(self, plan: PrunePlan) -> undo_file.Written:
         """The undo file of all users of ``plan`` who are still there is on disk. Raises HubGuardError where it isn't."""
         names = [deletion.user for deletion in plan.deletions]
         now = self._clock.now()
         users = await self._reader.undo_users(names)
-        there = await asyncio.to_thread(_saved, users)
+        there = await asyncio.to_thread(_facts_of, users)
         if not there:
             raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")
         place = revision = ""
@@ -60,15 +60,15 @@ class Undo:
             place, revision = database.place, (await database.accounts(None, names[:1])).revision
         head = UndoHead(plan.digest, now, plan.made_by, database=place, revision=revision)
         written = await asyncio.to_thread(undo_file.write, self._folder, head, users)
-        self._saved = (written.sha256, there)
+        self._facts = (written.sha256, there)
         return written
 
-    async def saved(self, run: PruneRun) -> Mapping[str, Saved]:
+    async def facts(self, run: PruneRun) -> Mapping[str, UndoFacts]:
         """What is in the undo file of ``run``, by the names of its users. Raises UndoError."""
-        if self._saved[0] is None or self._saved[0] != run.undo_sha256:
+        if self._facts[0] is None or self._facts[0] != run.undo_sha256:
             _, users = await _read(run)
-            self._saved = (run.undo_sha256, await asyncio.to_thread(_saved, users))
-        return self._saved[1]
+            self._facts = (run.undo_sha256, await asyncio.to_thread(_facts_of, users))
+        return self._facts[1]
 
     async def restore(
         self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
@@ -164,9 +164,9 @@ class _Record:
         return await self._books.call(note, self._digest, known, restored, self._actor, now)
 
 
-def _saved(users: Iterable[UndoUser]) -> dict[str, Saved]:
+def _facts_of(users: Iterable[UndoUser]) -> dict[str, UndoFacts]:
     """Without what is nobody's, which has no name."""
-    return {user.name: stale.saved(user) for user in users if user.name}
+    return {user.name: stale.undo_facts(user) for user in users if user.name}
 
 
 async def _read(run: PruneRun) -> tuple[UndoHead, tuple[UndoUser, ...]]:

@@ -144,7 +144,9 @@ async def test_with_the_hubs_no_a_server_that_is_stopping_is_waited_for():
     assert scene.clock.monotonic_s() >= 5
 
 
-@pytest.mark.parametrize("error", [HubUnreachable("no answer"), HubFailed("oops", status=500), BudgetExhausted("no room")])
+@pytest.mark.parametrize(
+    "error", [HubUnreachable("no answer"), HubFailed("oops", status=500), BudgetExhausted("no room")]
+)
 async def test_a_read_that_failed_shows_nothing_and_the_next_one_does(error: HubError | BudgetExhausted):
     scene = Scene(lambda _, at_s: error if at_s < 10 else server(ready=False, pending="stop") if at_s < 20 else None)
     outcome = await scene.outcome()

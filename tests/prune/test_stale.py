@@ -10,7 +10,7 @@ from hubguard.errors import ConfigError
 from hubguard.hub.nouns import Account, AccountServer, UndoServer, UndoUser
 from hubguard.journal.model import Exemption
 from hubguard.prune.decide.plan import freeze, storage
-from hubguard.prune.decide.stale import EPOCH, checked, judge, saved, second_look, since, unsaved
+from hubguard.prune.decide.stale import EPOCH, checked, judge, second_look, since, undo_facts, unsaved
 from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, Use
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
@@ -370,7 +370,7 @@ def undone(**more: Any) -> UndoUser:
 
 
 def test_what_the_undo_file_has_is_no_reason_to_keep_a_user_nor_is_what_is_gone_since() -> None:
-    undo = saved(undone())
+    undo = undo_facts(undone())
     assert (undo.tokens, undo.shares) == (1, 2)
     servers = (AccountServer("", False), AccountServer("lab", False))
     has = replace(ANN, groups=("g",), roles=("user",), servers=servers, tokens=1, shares=2)
@@ -391,12 +391,12 @@ def test_what_the_undo_file_has_is_no_reason_to_keep_a_user_nor_is_what_is_gone_
 )
 def test_what_has_come_since_the_undo_file_was_written_keeps_a_user(change: dict[str, Any], told: str) -> None:
     has = replace(ANN, groups=("g",), servers=(), tokens=1, shares=2)
-    assert unsaved(replace(has, **change), saved(undone())) == f"changed since the undo file was written: {told}"
+    assert unsaved(replace(has, **change), undo_facts(undone())) == f"changed since the undo file was written: {told}"
 
 
 def test_a_default_server_for_which_reading_the_user_has_made_a_row_keeps_nobody() -> None:
     """As on a real hub: nobody who had never started a server was deleted, since the second look itself had made the row."""
-    undo = saved(undone(servers=()))
+    undo = undo_facts(undone(servers=()))
     has = replace(ANN, groups=("g",), servers=(AccountServer("", active=False),), tokens=1)
     assert unsaved(has, undo) is None
     runs = replace(has, servers=(AccountServer("", active=True),))
@@ -405,7 +405,7 @@ def test_a_default_server_for_which_reading_the_user_has_made_a_row_keeps_nobody
 
 def test_without_rows_in_the_undo_file_numbers_of_tokens_and_shares_say_nothing() -> None:
     for rows in (None, {}):
-        undo = saved(undone(rows=rows))
+        undo = undo_facts(undone(rows=rows))
         assert unsaved(replace(ANN, groups=("g",), servers=(), tokens=9, shares=9), undo) is None
         assert unsaved(replace(ANN, groups=("g",)), undo) == "changed since the undo file was written: the server gpu"
 

@@ -95,7 +95,7 @@ async def world(tmp_path: Path) -> Any:
     hub.groups = {"lab"}
     settings = config.load({"HubGuardPrune": {"undo_folder": str(tmp_path)}}, environ={})
     reader = AccountReader(hub, None, clock)
-    undo = Undo(settings, hub, reader, clock, lambda: books, lambda: cast(LeaseKeeper, None))
+    undo = Undo(settings.prune, hub, reader, clock, lambda: books, lambda: cast(LeaseKeeper, None))
     now = clock.now()
     deletions = tuple(Deletion(name, now, None, PruneReason.NEVER_ACTIVE, now) for name in NAMES)
     kept = Storage(StorageFate.KEPT, "Local", "kept")

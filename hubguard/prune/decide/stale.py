@@ -11,7 +11,7 @@ from fnmatch import translate
 from hubguard.errors import ConfigError
 from hubguard.hub.nouns import Account, UndoUser
 from hubguard.journal.model import Exemption
-from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, Saved, StaleCriteria, Use
+from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, UndoFacts, Use
 
 LONGEST_S = 3660 * 86400.0
 """No limit is longer than ten years, as in the settings: nothing is known of anybody from before that."""
@@ -131,21 +131,21 @@ def second_look(
     return None if verdict.stale else _SPARED[verdict.reason]
 
 
-def saved(user: UndoUser) -> Saved:
+def undo_facts(user: UndoUser) -> UndoFacts:
     """What of that user the undo file has that it is of."""
     groups, roles = frozenset(user.groups), frozenset(user.roles)
     servers = frozenset(server.name for server in user.servers)
     rows = user.rows
     if rows is None or not rows.get("users"):
-        return Saved(groups, roles, servers)
+        return UndoFacts(groups, roles, servers)
     # It has rows of others, too, such as the tokens that their servers have given out.
     own = rows["users"][0].get("id")
     tokens = sum(row.get("user_id") == own for row in rows.get("api_tokens", ()))
     shares = sum(own in (row.get("owner_id"), row.get("user_id")) for row in rows.get("shares", ()))
-    return Saved(groups, roles, servers, tokens, shares)
+    return UndoFacts(groups, roles, servers, tokens, shares)
 
 
-def unsaved(account: Account, undo: Saved) -> str | None:
+def unsaved(account: Account, undo: UndoFacts) -> str | None:
     """Why that user isn't to be deleted: what they have by now and ``undo`` hasn't, as one clause; None: nothing.
 
     What neither tells isn't missed, nor what they no longer have: the hub purges expired tokens by itself. Nor is a default

@@ -1,0 +1,74 @@
+"""What the journal keeps of one plan while it is carried out."""
+
+from __future__ import annotations
+
+from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.journal.model import Entry
+from hubguard.model import Action, Outcome, OutcomeKind
+from hubguard.pacing.clock import Clock
+from hubguard.prune.model import Deletion, PrunePlan, PruneRun
+from hubguard.prune.progress import Progress
+
+
+class Record:
+    """Writes down what becomes of the users of ``plan``, and reads it again. All of it raises JournalError.
+
+    ``tries`` counts, by position, how often deleting a user was tried in vain.
+    """
+
+    def __init__(
+        self,
+        books: Books,
+        keeper: LeaseKeeper,
+        clock: Clock,
+        plan: PrunePlan,
+        run: PruneRun,
+        *,
+        tries: dict[int, int],
+        progress: Progress,
+    ) -> None:
+        self.tries = tries
+        self._books = books
+        self._keeper = keeper
+        self._clock = clock
+        self._plan = plan
+        self._run = run
+        self._began_at = run.began_at or run.made_at
+        self._progress = progress
+
+    async def open_intents(self) -> tuple[Entry, ...]:
+        """The intents since the plan began that have no outcome yet."""
+        intents = await self._books.call(self._books.journal.open_intents)
+        return tuple(intent for intent in intents if intent.at >= self._began_at)
+
+    async def settle_intent(self, intent: int, outcome: Outcome) -> None:
+        """That intent has an outcome."""
+        await self._keeper.settle(intent, outcome)
+
+    async def was_intended(self, deletion: Deletion) -> bool:
+        """Whether this plan was about to delete that very user before."""
+        intended = self._books.journal.deletion_intended
+        return await self._books.call(intended, deletion.user, deletion.created, self._began_at)
+
+    async def skip(self, action: Action, why: str) -> None:
+        """The journal says that ``action`` isn't tried, and why."""
+        await self._keeper.skip(action, self._run.actor, why)
+
+    async def settled(self) -> dict[int, Outcome]:
+        """The outcomes so far, by position."""
+        settled = await self._books.call(self._books.journal.pruned, self._plan.digest)
+        return {user.position: user.outcome for user in settled}
+
+    async def unverified(self) -> list[int]:
+        """The positions of users of whom it isn't known whether they were deleted."""
+        return [at for at, outcome in (await self.settled()).items() if outcome.kind is OutcomeKind.UNVERIFIED]
+
+    async def settle(self, position: int, outcome: Outcome, intent: int | None = None) -> None:
+        """What came of that user is on disk, in one commit with the outcome of ``intent`` if there is one."""
+        settle, now = self._books.journal.settle_pruned, self._clock.now()
+        if await self._books.call(settle, self._plan.digest, position, outcome, now, intent=intent):
+            self._progress.count(outcome)
+
+    async def wait_again(self, position: int) -> None:
+        """That user waits for their turn again."""
+        await self._books.call(self._books.journal.wait_again, self._plan.digest, position)
