@@ -11,11 +11,11 @@ from typing import Any
 
 from hubguard.act.lease import Books
 from hubguard.drift.decide import follow
-from hubguard.drift.decide.memory import REMEMBERED, DriftMemory
 from hubguard.drift.decide.narrowed import narrowed
 from hubguard.drift.decide.repair import doubted
 from hubguard.drift.model import Drift, DriftKind, DriftReport, World
 from hubguard.drift.observe import WorldObserver
+from hubguard.drift.store import REMEMBERED, DriftMemory
 from hubguard.errors import HubGuardError, JournalError, Unrecordable
 from hubguard.journal.model import Event
 from hubguard.model import FindingKind, Key, Source

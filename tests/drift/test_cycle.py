@@ -22,11 +22,11 @@ from virtual_time import VirtualClock
 
 from hubguard import config
 from hubguard.drift.act import Repairer
-from hubguard.drift.decide.memory import REMEMBERED
 from hubguard.drift.looks import DRIFT
 from hubguard.drift.model import Drift, DriftKind, DriftReport
 from hubguard.drift.observe import WorldObserver
 from hubguard.drift.repairs import LAST_REPAIRS
+from hubguard.drift.store import REMEMBERED
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubGuardError, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry, Event
