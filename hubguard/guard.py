@@ -19,6 +19,7 @@ from hubguard.cull.model import CycleReport
 from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind, DriftReport, RepairPlan
 from hubguard.drift.observe import WorldObserver
+from hubguard.drift.repairs import Limits
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
@@ -116,8 +117,24 @@ class Guard:
         self._drifts: DriftCycles | None = None
         if world is not None:
             table = ExpectedRoutes(lambda: self._watch_status().state)
+            limits = Limits(
+                pending_limit_s=settings.cull.pending_limit_s,
+                concurrency=settings.budget.concurrency,
+                verify_s=settings.cull.verify_s,
+                retry_base_s=settings.cull.retry_base_s,
+                retry_max_s=settings.cull.retry_max_s,
+            )
             self._drifts = DriftCycles(
-                settings, hub, world, backends, self._snapshots, clock, chance, table=table, watch=self._watch_status
+                settings.drift,
+                limits,
+                hub,
+                world,
+                backends,
+                self._snapshots,
+                clock,
+                chance,
+                table=table,
+                watch=self._watch_status,
             )
             if canary is not None and proxy is not None and not settings.errors:
                 self._watch = ProxyWatch(

@@ -1,4 +1,4 @@
-"""The part of the REST API that tells of drift, and repairs it."""
+"""The part of the REST API that reports drift and repairs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hubguard.web.openapi import BY_THE_HUB, Operation, Param, Refused
 KIND = Param(
     "kind",
     str,
-    "Only of this kind; may be repeated.",
+    "Only this kind; may be repeated.",
     default=(),
     choices=tuple(kind.value for kind in DriftKind),
     many=True,
@@ -24,13 +24,13 @@ VERDICTS = tuple(verdict.value for verdict in routes.RouteVerdict)
 
 
 class LookedApi(Api):
-    """An endpoint that tells what the last look found."""
+    """An endpoint that returns what the last look found."""
 
-    def found(self) -> DriftReport:
-        """The last look's report. Raises Refused (409) before the first: an empty list would say that all agree."""
+    def report(self) -> DriftReport:
+        """The last report. Raises Refused (409) before the first look: an empty list would say that all agree."""
         report = self.site.guard.drift()
         if report is None:
-            raise Refused(409, drift_words.not_looked(self.site.guard.status()))
+            raise Refused(409, drift_words.why_no_look(self.site.guard.status()))
         return report
 
 
@@ -39,17 +39,15 @@ class DriftApi(LookedApi):
 
     operations = {
         "get": Operation(
-            "Where hub, database, proxy and backends differ: what is raised first, oldest first; then what is suspected.",
+            "Where hub, database, proxy and backends differ: the raised first, oldest first; then the suspected.",
             drift_words.DriftShape,
             "read",
             query=(
                 OFFSET,
                 LIMIT,
                 KIND,
-                Param("state", str, "Only what is raised, or only suspected.", choices=STATES),
-                Param(
-                    "q", str, "Part of the server's name, route or backend, whatever the case.", default="", high=255
-                ),
+                Param("state", str, "Only the raised, or only the suspected.", choices=STATES),
+                Param("q", str, "Part of the server's name, route or backend, in any case.", default="", high=255),
             ),
             listed=True,
             paged=True,
@@ -58,15 +56,14 @@ class DriftApi(LookedApi):
     }
 
     def get(self) -> None:
-        """See write_page."""
         asked = self.query()
-        report = self.found()
+        report = self.report()
         wanted = drift_words.DriftState(asked["state"]) if asked["state"] else None
         kinds = [DriftKind(kind) for kind in asked["kind"]]
-        repairs = drift_words.last_repairs(report.repaired)
-        unasked = drift_words.without_asking(report, self.site.guard.status())
-        rows = drift_words.chosen(report.drifts, q=asked["q"], kinds=kinds, wanted=wanted)
-        self.write_page(rows, asked, lambda row: drift_words.drift(row, repairs, unasked))
+        repairs = drift_words.latest_repairs(report.repaired)
+        policy = drift_words.policy_sentences(report, self.site.guard.status())
+        rows = drift_words.select(report.drifts, q=asked["q"], kinds=kinds, state=wanted)
+        self.write_page(rows, asked, lambda row: drift_words.describe_drift(row, repairs, policy))
 
 
 class ReportApi(Api):
@@ -74,23 +71,22 @@ class ReportApi(Api):
 
     operations = {
         "get": Operation(
-            "What the last look found, in numbers: its sources, what can't be told, the proxy's watch, the last repairs.",
+            "What the last look found, in numbers: sources, what is unknown, the proxy watch, the last repairs.",
             drift_words.ReportShape,
             "read",
         )
     }
 
     def get(self) -> None:
-        """See ``operations``."""
-        self.write_json(drift_words.report(self.site.guard.drift(), self.site.guard.status()))
+        self.write_json(drift_words.describe_report(self.site.guard.drift(), self.site.guard.status()))
 
 
 class LooksApi(Api):
-    """A look that someone asks for."""
+    """A look on request."""
 
     operations = {
         "post": Operation(
-            "Look at all sources now; answers when that is done, with what was found.",
+            "Look at all sources now, and return what that found.",
             drift_words.ReportShape,
             "act and read",
             body=(),
@@ -99,10 +95,10 @@ class LooksApi(Api):
     }
 
     async def post(self) -> None:
-        """It takes the right to act, since each look costs the hub something."""
+        """Needs the right to act, since each look costs the hub something."""
         self.body()
-        found = await self.site.guard.look_for_drift()
-        self.write_json(drift_words.report(found, self.site.guard.status()))
+        report = await self.site.guard.look_for_drift()
+        self.write_json(drift_words.describe_report(report, self.site.guard.status()))
 
 
 class RoutesApi(LookedApi):
@@ -110,14 +106,14 @@ class RoutesApi(LookedApi):
 
     operations = {
         "get": Operation(
-            "The proxy's routes as of the last look, each with whether it is right, and those that are missing.",
+            "The proxy's routes as of the last look, each with its verdict, and those that are missing.",
             routes.RouteShape,
             "read",
             query=(
                 OFFSET,
                 LIMIT,
-                Param("verdict", str, "Only routes that stand so.", choices=VERDICTS),
-                Param("q", str, "Part of the path, whatever the case.", default="", high=255),
+                Param("verdict", str, "Only routes with this verdict.", choices=VERDICTS),
+                Param("q", str, "Part of the path, in any case.", default="", high=255),
             ),
             listed=True,
             paged=True,
@@ -126,41 +122,41 @@ class RoutesApi(LookedApi):
     }
 
     def get(self) -> None:
-        """See write_page. 409 where the table couldn't be read: an empty list would say that there are no routes."""
+        """409 if the table couldn't be read: an empty list would say that there are no routes."""
         asked = self.query()
-        report = self.found()
+        report = self.report()
         if report.world.routes is None:
-            raise Refused(409, "The proxy's routes aren't known: none of the ways to read them gave an answer.")
+            raise Refused(409, "The proxy's routes are unknown: none of the ways to read them gave an answer.")
         part = asked["q"].casefold()
         rows = [
             row
-            for row in routes.routes(report)
+            for row in routes.list_routes(report)
             if part in row.path.casefold() and asked["verdict"] in {None, row.verdict.value}
         ]
         self.write_page(rows, asked, lambda row: row)
 
 
 class RepairsApi(Api):
-    """Plan repairs, then have them done."""
+    """Plan repairs, then apply the plan."""
 
     operations = {
         "post": Operation(
-            "Without a digest: what would be done about these differences; nothing is done. With the digest and the count of"
-            " that plan: it is carried out (202), and what comes of it is in the report's repaired.",
+            "Without a digest: plan repairs of these differences; nothing is repaired. With the digest and count of that"
+            " plan: apply it (202). The outcomes appear in the report's repaired.",
             drift_words.PlanShape,
             "act and read",
             body=(
-                Param("ids", str, "What to repair, by id.", default=(), low=1, high=16, many=True),
+                Param("ids", str, "What to repair, by id of the difference.", default=(), low=1, high=16, many=True),
                 Param(
                     "kinds",
                     str,
-                    "What to repair: all that is raised of these kinds.",
+                    "What to repair: every raised difference of these kinds.",
                     default=(),
                     choices=KIND.choices,
                     many=True,
                 ),
-                Param("digest", str, "That of the plan to carry out.", low=1, high=64),
-                Param("count", int, "How many repairs that plan has, as a check.", low=0, high=10_000_000),
+                Param("digest", str, "Digest of the plan to apply.", low=1, high=64),
+                Param("count", int, "Number of repairs in that plan, as a check.", low=0, high=10_000_000),
                 WHY,
             ),
             accepts=True,
@@ -169,26 +165,26 @@ class RepairsApi(Api):
     }
 
     async def post(self) -> None:
-        """A plan, or that it is under way."""
+        """Return the plan, or begin to apply it."""
         asked = self.body()
         guard = self.site.guard
         assert self.who is not None
         if asked["digest"] is None:
             self._refuse_a_mixture(asked)
             kinds = tuple(DriftKind(kind) for kind in asked["kinds"])
-            self.write_json(drift_words.plan(guard.plan_repairs(ids=asked["ids"], kinds=kinds)))
+            self.write_json(drift_words.describe_plan(guard.plan_repairs(ids=asked["ids"], kinds=kinds)))
             return
         if asked["ids"] or asked["kinds"]:
-            raise Refused(400, "digest: names a plan that is made already; leave ids and kinds out")
+            raise Refused(400, "digest: names a plan that exists already; leave out ids and kinds")
         if asked["count"] is None:
-            raise Refused(400, "count: is missing; it is how many repairs the plan of that digest has")
-        made = await guard.repair(asked["digest"], asked["count"], self.who.actor, asked["why"])
+            raise Refused(400, "count: is missing; it is the number of repairs in the plan of that digest")
+        plan = await guard.repair(asked["digest"], asked["count"], self.who.actor, asked["why"])
         self.set_status(202)
-        self.write_json(drift_words.plan(made))
+        self.write_json(drift_words.describe_plan(plan))
 
     def _refuse_a_mixture(self, asked: dict[str, Any]) -> None:
         if asked["count"] is not None:
-            raise Refused(400, "digest: is missing; with a count comes the digest of the plan that it counts")
+            raise Refused(400, "digest: is missing; a count needs the digest of its plan")
         if not asked["ids"] and not asked["kinds"]:
             raise Refused(400, "ids: give these, or kinds, or both")
 
@@ -198,7 +194,7 @@ class BeliefsApi(LookedApi):
 
     operations = {
         "get": Operation(
-            "What each source says of one server, whether the hub knows it or not; an empty name is the default server.",
+            "What each source says of one server, known to the hub or not. An empty name is the default server.",
             beliefs.BeliefsShape,
             "read",
             fails=(409,),
@@ -206,43 +202,46 @@ class BeliefsApi(LookedApi):
     }
 
     async def get(self, user: str, name: str) -> None:
-        """See ``operations``. Never 404: that no source knows of it is an answer."""
-        report = self.found()
+        """Never 404: that no source knows the server is an answer."""
+        report = self.report()
         entries = await self.site.guard.entries(limit=1, user=user, server=name)
-        self.write_json(beliefs.beliefs(report, user, name, entries, self.site.guard.status()))
+        self.write_json(beliefs.compare_beliefs(report, user, name, entries, self.site.guard.status()))
 
 
 class OutlivedApi(Api):
-    """What the hub's own spawner says right after a stop. The hub calls it in the middle of that stop, so that nothing here
-    may ask the hub anything: whoever has our service's token is believed.
+    """The hub's own report that a backend outlived its stop.
+
+    The hub calls this in the middle of the stop, so nothing here may ask the hub: our service's token is enough.
     """
 
     operations = {
         "post": Operation(
-            "The backend of a server lived on after the hub had stopped it.",
+            "Report that the backend of a server outlived its stop.",
             None,
             BY_THE_HUB,
             body=(
-                Param("user", str, "Whose server it was.", low=1, high=255, required=True),
-                Param("server", str, "Which; empty for the default server.", high=255, required=True),
-                Param("detail", str, "One clause on what was seen.", default="", high=500),
+                Param("user", str, "The server's user.", low=1, high=255, required=True),
+                Param("server", str, "The server's name; empty for the default server.", high=255, required=True),
+                Param("detail", str, "What was seen, in one clause.", default="", high=500),
             ),
             answers=False,
         )
     }
 
     async def prepare(self) -> None:
-        """Afterwards it is our own service's token. Raises Refused (401)."""
+        """Check that it is our own service's token. Raises Refused (401)."""
         if self.request.method != "POST":
             raise Refused(405, "This address takes POST only.")
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
         ours = self.site.service_token
         given = token.strip() if scheme.lower() in {"token", "bearer"} else ""
         if not ours or not hmac.compare_digest(given.encode(), ours.encode()):
-            raise Refused(401, "Only the hub that runs HubGuard tells this, with the token of HubGuard's own service.")
+            raise Refused(
+                401, "Only the hub that runs HubGuard may report this, with the token of HubGuard's own service."
+            )
 
     def post(self) -> None:
-        """The guard knows of it."""
+        """Note it."""
         asked = self.body()
         self.site.guard.tell_outlived(asked["user"], asked["server"], asked["detail"])
         self.set_status(204)

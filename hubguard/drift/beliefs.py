@@ -1,4 +1,4 @@
-"""One server across all sources: what each says of it, in words."""
+"""What each source says of one server, in words."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hubguard.status import Status
 
 @dataclass(frozen=True, slots=True)
 class BeliefShape:
-    """What one source says of a server. ``at`` is when it was read, null for never; ``complete`` false means that nothing
-    may be concluded from what it doesn't say, and null that this makes no sense there.
+    """What one source says of a server. ``at`` is when it was read, null for never. If ``complete`` is false, what the source
+    leaves out means nothing; it is null if that doesn't apply.
     """
 
     source: str
@@ -30,7 +30,7 @@ class BeliefShape:
 
 @dataclass(frozen=True, slots=True)
 class BeliefsShape:
-    """One server, across all sources. ``drifts`` are the differences that are known of it."""
+    """One server across all sources. ``drifts`` are its known differences."""
 
     user: str
     name: str
@@ -38,15 +38,19 @@ class BeliefsShape:
     drifts: tuple[drift_words.DriftShape, ...]
 
 
-def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status) -> BeliefsShape:
-    """What each source says of one server, known to the hub or not. ``entries`` is the journal's on it, newest first."""
-    world, key = found.world, (user, name)
-    repairs, unasked = drift_words.last_repairs(found.repaired), drift_words.without_asking(found, status)
+def compare_beliefs(
+    report: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status
+) -> BeliefsShape:
+    """What each source says of one server, known to the hub or not. ``entries`` are the journal's on it, newest first."""
+    world, key = report.world, (user, name)
+    repairs, policy = drift_words.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
     rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
     rows += _backend_beliefs(world, key)
-    rows.append(_own_belief(found, key, entries))
+    rows.append(_own_belief(report, key, entries))
     about = tuple(
-        drift_words.drift(one, repairs, unasked) for one in found.drifts if (one.user, one.server or "") == key
+        drift_words.describe_drift(drift, repairs, policy)
+        for drift in report.drifts
+        if (drift.user, drift.server or "") == key
     )
     return BeliefsShape(user, name, tuple(rows), about)
 
@@ -54,9 +58,9 @@ def beliefs(found: DriftReport, user: str, name: str, entries: Sequence[Entry], 
 def _belief(world: World, source: Source, says: str) -> BeliefShape:
     reading = world.reading(source)
     if reading is None:
-        return BeliefShape(words.SOURCE_WORDS[source], "isn't read, so it says nothing", None, None)
+        return BeliefShape(words.SOURCE_WORDS[source], "isn't read", None, None)
     if not reading.complete and reading.detail:
-        says = f"{says} (not all of it could be read: {reading.detail.rstrip('. ')})"
+        says = f"{says} (incomplete: {reading.detail.rstrip('. ')})"
     return BeliefShape(words.SOURCE_WORDS[source], says, reading.at, reading.complete)
 
 
@@ -73,7 +77,7 @@ def _hub_belief(world: World, key: Key) -> BeliefShape:
     if server is not None and server.started is not None:
         says += f", started {words.stamp(server.started)}"
     if key in world.unsure:
-        says += "; told before this look: it is asked anew only about what seems to differ"
+        says += "; read before this look: the hub is asked again only about what seems to differ"
     return _belief(world, Source.HUB_API, says)
 
 
@@ -95,51 +99,56 @@ def _proxy_belief(world: World, key: Key) -> BeliefShape:
 
 
 def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
-    backends = [one for one in world.backends or () if one.key == key]
+    backends = [backend for backend in world.backends or () if backend.key == key]
     if world.backends is None:
         return [_belief(world, Source.BACKEND, "gave no answer")]
     if not backends:
         says = (
             "nothing runs for it"
             if world.whole
-            else "nothing is known of it: only servers that the hub knows are asked"
+            else "unknown: only backends of servers that the hub knows are looked at"
         )
         return [_belief(world, Source.BACKEND, says)]
     rows = []
-    for one in backends:
-        alive = {True: "alive", False: "gone", None: "can't be told"}[one.alive]
+    for backend in backends:
+        alive = {True: "alive", False: "gone", None: "state unknown"}[backend.alive]
         # Some details begin with its name, which stands before them already.
-        more = [one.detail.removeprefix(f"{one.name} "), f"started {words.stamp(one.started)}" if one.started else ""]
-        if one.alive is not False:
-            more.append(f"this hub's: {one.proof}" if one.proof else "not proved to be this hub's")
-        row = _belief(world, Source.BACKEND, "; ".join([f"{one.name}: {alive}", *filter(None, more)]))
-        rows.append(BeliefShape(f"Backend ({one.kind})", row.says, row.at, row.complete))
+        more = [
+            backend.detail.removeprefix(f"{backend.name} "),
+            f"started {words.stamp(backend.started)}" if backend.started else "",
+        ]
+        if backend.alive is not False:
+            more.append(
+                f"belongs to this hub: {backend.proof}" if backend.proof else "not confirmed to belong to this hub"
+            )
+        row = _belief(world, Source.BACKEND, "; ".join([f"{backend.name}: {alive}", *filter(None, more)]))
+        rows.append(BeliefShape(f"Backend ({backend.kind})", row.says, row.at, row.complete))
     return rows
 
 
 def _own_belief(found: DriftReport, key: Key, entries: Sequence[Entry]) -> BeliefShape:
     world, says, at = found.world, [], None
     if any((user, name) == key for user, name, _ in world.ghosts):
-        says.append("a stop that the hub took didn't end it")
+        says.append("a stop that the hub accepted didn't end it")
     if key in world.outlived:
-        told_at, detail = world.outlived[key]
+        reported_at, detail = world.outlived[key]
         says.append(
-            f"the hub's spawner said at {words.stamp(told_at)} that its backend lived on after a stop: {detail}"
+            f"the hub's spawner reported at {words.stamp(reported_at)} that its backend outlived a stop: {detail}"
         )
     if key in found.used_at:
         says.append(f"last real use {words.stamp(found.used_at[key])}")
     if entries:
         at = entries[0].at
         says.append(f"last in the journal: {journal_words.entry_sentence(entries[0])}")
-    return BeliefShape("HubGuard's own record", "; ".join(says) or "nothing was done about it", at, None)
+    return BeliefShape("HubGuard's own record", "; ".join(says) or "HubGuard did nothing with it", at, None)
 
 
-def beliefs_text(told: Mapping[str, Any]) -> str:
-    """What each source says of one server, in the form in which the API gives it, as lines for a terminal."""
-    lines = [words.kept_label(told["user"], told["name"])]
-    width = max(len(row["source"]) for row in told["beliefs"])
-    for row in told["beliefs"]:
+def beliefs_text(across: Mapping[str, Any]) -> str:
+    """What each source says of one server, as the API returns it, as lines for a terminal."""
+    lines = [words.kept_label(across["user"], across["name"])]
+    width = max(len(row["source"]) for row in across["beliefs"])
+    for row in across["beliefs"]:
         whole = ", not complete" if row["complete"] is False else ""
         lines.append(f"  {row['source']:<{width}}  {row['says']}" + (f"  [{row['at']}{whole}]" if row["at"] else ""))
-    lines += [drift_words.drift_text(one) for one in told["drifts"]]
+    lines += [drift_words.drift_text(drift) for drift in across["drifts"]]
     return "\n".join(lines)

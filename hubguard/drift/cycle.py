@@ -8,12 +8,12 @@ from datetime import datetime
 
 from hubguard.act.lease import Books, LeaseKeeper
 from hubguard.backends.port import Backends
-from hubguard.config import Settings
 from hubguard.drift.decide.follow import DriftPolicy
 from hubguard.drift.looks import Looks
 from hubguard.drift.model import Drift, DriftKind, DriftReport, RepairPlan
 from hubguard.drift.observe import WorldObserver
-from hubguard.drift.repairs import Effort, Repairs
+from hubguard.drift.repairs import Limits, Repairs
+from hubguard.drift.settings import HubGuardDrift
 from hubguard.hub.api import HubAPI
 from hubguard.model import Action, ActionKind, Key, Outcome
 from hubguard.pacing.clock import Clock
@@ -34,7 +34,8 @@ class DriftCycles:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: HubGuardDrift,
+        limits: Limits,
         hub: HubAPI,
         observer: WorldObserver,
         backends: Backends | None,
@@ -45,21 +46,19 @@ class DriftCycles:
         table: ExpectedRoutes,
         watch: Callable[[], ProxyWatchStatus] = ProxyWatchStatus,
     ) -> None:
-        drift, cull = settings.drift, settings.cull
         policy = DriftPolicy(
-            sightings=drift.sightings,
-            for_s=drift.for_s,
-            clear_after=drift.clear_after,
-            pending_limit_s=cull.pending_limit_s,
-            every_s=drift.every_s,
+            sightings=settings.sightings,
+            for_s=settings.for_s,
+            clear_after=settings.clear_after,
+            pending_limit_s=limits.pending_limit_s,
+            every_s=settings.every_s,
         )
-        effort = Effort(settings.budget.concurrency, cull.verify_s, cull.retry_base_s, cull.retry_max_s)
-        kinds = [DriftKind(kind) for kind in drift.repair]
-        self._every_s = drift.every_s
+        kinds = [DriftKind(kind) for kind in settings.repair]
+        self._every_s = settings.every_s
         self._chance = chance
         self._watch = watch
         self._looks = Looks(observer, snapshots, table, clock, policy)
-        self._repairs = Repairs(self._looks, hub, backends, snapshots, clock, chance, watch, kinds, effort)
+        self._repairs = Repairs(self._looks, hub, backends, snapshots, clock, chance, watch, kinds, limits)
         self._next_look_at: datetime | None = None
         self._restoring: frozenset[int] = frozenset()
 

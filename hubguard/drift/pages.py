@@ -1,4 +1,4 @@
-"""The pages on drift: what differs, what each source says of one server, and repairing after a look at the plan."""
+"""The pages on drift: the differences, what each source says of one server, and the plan to confirm."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from hubguard.web.openapi import Param, Refused
 from hubguard.web.page import ROWS, Page, whole
 
 REPAIRS_SHOWN = 20
-"""The newest repairs that stand on the Drift page; the journal has them all."""
+"""Maximum repairs on the Drift page. The journal has them all."""
 
 
 class DriftPage(Page):
-    """Where sources differ; the filters and the page stand in the address."""
+    """Where sources differ. Filters and page number are in the address."""
 
     template = "drift/drift.html"
     tab = "drift"
 
     async def get(self) -> None:
-        """See the class. What makes no sense in the address counts as not given."""
+        """Ignore whatever makes no sense in the address."""
         status, report = self.site.guard.status(), self.site.guard.drift()
         q, kind, state = self.asked("q").strip(), self.asked("kind"), self.asked("state")
         kind = kind if kind in KIND.choices else ""
         state = state if state in STATES else ""
         drifts = report.drifts if report else ()
-        found = drift_words.chosen(
+        found = drift_words.select(
             drifts,
             q=q,
             kinds=[DriftKind(kind)] if kind else (),
-            wanted=drift_words.DriftState(state) if state else None,
+            state=drift_words.DriftState(state) if state else None,
         )
         pages = max(1, -(-len(found) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
@@ -48,7 +48,7 @@ class DriftPage(Page):
             **self.common(status),
             "d": drift_words,
             "report": report,
-            "shape": drift_words.report(report, status),
+            "shape": drift_words.describe_report(report, status),
             "rows": shown(found[begin : begin + ROWS], report, status),
             "begin": begin,
             "found": len(found),
@@ -67,29 +67,28 @@ class DriftPage(Page):
 def shown(
     drifts: Sequence[Drift], report: DriftReport | None, status: Status
 ) -> list[tuple[str, drift_words.DriftShape]]:
-    """What each difference is about, with what the page tells of it."""
+    """Each difference with its label."""
     if report is None:
         return []
-    repairs, unasked = drift_words.last_repairs(report.repaired), drift_words.without_asking(report, status)
-    return [(drift_words.label(one), drift_words.drift(one, repairs, unasked)) for one in drifts]
+    repairs, policy = drift_words.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
+    return [(drift_words.label(drift), drift_words.describe_drift(drift, repairs, policy)) for drift in drifts]
 
 
 def _by_kind(drifts: tuple[Drift, ...]) -> list[tuple[DriftKind, int]]:
-    """How many can be repaired now, by kind; kinds without any are left out."""
-    ready = Counter(one.kind for one in drifts if one.raised_at is not None and remedy(one) is not None)
+    """The number of differences that can be repaired now, for each kind that has any."""
+    ready = Counter(drift.kind for drift in drifts if drift.raised_at is not None and remedy(drift) is not None)
     return [(kind, ready[kind]) for kind in DriftKind if ready[kind]]
 
 
 def empty_words(report: DriftReport | None, status: Status) -> str:
     """Why a table of differences is empty."""
     if report is None:
-        return drift_words.not_looked(status)
+        return drift_words.why_no_look(status)
     if report.drifts:
-        many = words.count(len(report.drifts), "difference")
-        return f"No difference matches. There {'is' if len(report.drifts) == 1 else 'are'} {many} without the filter."
+        return f"No difference matches the filter (of {words.count(len(report.drifts), 'difference')})."
     if drift_words.blind(report):
-        return "No difference was found in what could be read. That isn't all, so this doesn't mean that there is none."
-    return "Nothing differs: there is nothing to repair."
+        return "No difference found in what could be read. Not every source could, so there may be some."
+    return "No differences. Nothing to repair."
 
 
 class BeliefsPage(Page):
@@ -99,16 +98,16 @@ class BeliefsPage(Page):
     tab = "drift"
 
     async def get(self, user: str, name: str) -> None:
-        """See the class. Never 404: that no source knows of it is an answer."""
+        """Never 404: that no source knows the server is an answer."""
         status, report = self.site.guard.status(), self.site.guard.drift()
         trouble, entries = "", tuple[Entry, ...]()
         try:
             entries = await self.site.guard.entries(limit=1, user=user, server=name)
         except JournalError as error:
             trouble = str(error)
-        told = beliefs.beliefs(report, user, name, entries, status) if report else None
+        across = beliefs.compare_beliefs(report, user, name, entries, status) if report else None
         label = words.kept_label(user, name)
-        about = [one for one in report.drifts if (one.user, one.server or "") == (user, name)] if report else []
+        about = [drift for drift in report.drifts if (drift.user, drift.server or "") == (user, name)] if report else []
         await self.show(
             f"beliefs/{quote(user, safe='')}/{quote(name, safe='')}",
             {
@@ -118,58 +117,56 @@ class BeliefsPage(Page):
                 "user": user,
                 "name": name,
                 "report": report,
-                "told": told,
+                "across": across,
                 "rows": shown(about, report, status),
-                "not_looked": drift_words.not_looked(status),
+                "why_no_look": drift_words.why_no_look(status),
                 "journal_trouble": trouble,
             },
         )
 
 
 class RepairsPage(Page):
-    """The plan for what was selected, and the form that has it carried out."""
+    """The plan for the selection, and the form that applies it."""
 
     needs = ("act", "read")
     template = "drift/repairs.html"
     tab = "drift"
 
     def get(self) -> None:
-        """The plan. Nothing is done yet."""
+        """Show the plan. Nothing is repaired yet."""
         self._show_plan(self.get_query_arguments("drift"), self.get_query_arguments("kind"))
 
     async def post(self) -> None:
-        """It is under way, and the Drift page shows what comes of it; else the plan once more, with what is wrong."""
+        """Begin the repairs and go to the Drift page, or show the plan again with what is wrong."""
         digest = str(Param("digest", str, "", low=1, high=64).checked(self.get_body_argument("digest", "")))
         typed = self.get_body_argument("count", "").strip().replace(",", "")
         why = self.why()
         assert self.who is not None
         try:
             if not (typed.isascii() and typed.isdigit() and len(typed) < 9):
-                raise HubGuardError(
-                    "Nothing was done: type the number of repairs, as it stands in the sentence above it."
-                )
-            made = await self.site.guard.repair(digest, int(typed), self.who.actor, why)
+                raise HubGuardError("Nothing was done: type the number of repairs, as shown above the field.")
+            plan = await self.site.guard.repair(digest, int(typed), self.who.actor, why)
         except (HubError, JournalError):
             raise
         except HubGuardError as error:
             self.set_status(409)
             self._show_plan(self.get_body_arguments("drift"), self.get_body_arguments("kind"), str(error), why)
             return
-        self.redirect(self.here("drift", asked=str(len(made.repairs))), status=303)
+        self.redirect(self.here("drift", asked=str(len(plan.repairs))), status=303)
 
     def _show_plan(self, ids: list[str], kinds: list[str], trouble: str = "", why: str = "") -> None:
         ids, kinds = list(dict.fromkeys(ids)), list(dict.fromkeys(kinds))
         if not ids and not kinds:
-            raise Refused(400, "Nothing was selected: go back, tick what is to be repaired, and try again.")
+            raise Refused(400, "Nothing selected. Go back, select what to repair, and try again.")
         if len(ids) > ROWS or not set(kinds) <= set(KIND.choices):
-            raise Refused(400, "This selection wasn't made on the Drift page: go back, and select there.")
+            raise Refused(400, "This selection wasn't made on the Drift page. Go back and select there.")
         status = self.site.guard.status()
-        made, refused = self._planned(ids, kinds)
+        plan, refused = self._plan(ids, kinds)
         html = self.site.env.get_template(self.template).render(
             **self.common(status),
             d=drift_words,
-            plan=made,
-            labels=self._labels(made),
+            plan=plan,
+            labels=self._labels(plan),
             ids=ids,
             kinds=kinds,
             trouble=trouble,
@@ -178,7 +175,7 @@ class RepairsPage(Page):
         )
         self.finish(html)
 
-    def _planned(self, ids: list[str], kinds: list[str]) -> tuple[RepairPlan | None, str]:
+    def _plan(self, ids: list[str], kinds: list[str]) -> tuple[RepairPlan | None, str]:
         """The plan, or why there is none."""
         try:
             wanted = tuple(DriftKind(kind) for kind in kinds)
@@ -186,13 +183,13 @@ class RepairsPage(Page):
         except HubGuardError as error:
             return None, str(error)
 
-    def _labels(self, made: RepairPlan | None) -> dict[str, str]:
-        """What each difference that the plan is for is about, by id."""
+    def _labels(self, plan: RepairPlan | None) -> dict[str, str]:
+        """A label for each difference that the plan repairs, by id."""
         report = self.site.guard.drift()
-        wanted: set[str] = {one for repair in made.repairs for one in repair.drifts} if made else set()
-        return {one.id: _about(one) for one in (report.drifts if report else ()) if one.id in wanted}
+        wanted: set[str] = {id for repair in plan.repairs for id in repair.drifts} if plan else set()
+        return {drift.id: _about(drift) for drift in (report.drifts if report else ()) if drift.id in wanted}
 
 
-def _about(one: Drift) -> str:
-    more = f" ({one.subject})" if one.subject and one.user is not None else ""
-    return f"{drift_words.KIND_WORDS[one.kind]}: {drift_words.label(one)}{more}"
+def _about(drift: Drift) -> str:
+    more = f" ({drift.subject})" if drift.subject and drift.user is not None else ""
+    return f"{drift_words.KIND_WORDS[drift.kind]}: {drift_words.label(drift)}{more}"

@@ -45,9 +45,10 @@ NOT_KNOWN = Outcome(
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How hard repairs try: how many at once, the seconds until one counts as unverified, and the seconds between tries."""
+class Limits:
+    """Limits that looks and repairs share with culling: seconds, and how many requests at once."""
 
+    pending_limit_s: float
     concurrency: int
     verify_s: float
     retry_base_s: float
@@ -79,7 +80,7 @@ class Repairs:
         chance: Callable[[], float],
         watch: Callable[[], ProxyWatchStatus],
         kinds: Collection[DriftKind],
-        effort: Effort,
+        limits: Limits,
     ) -> None:
         self.done: tuple[Repaired, ...] = ()
         self.kinds = frozenset(kinds)
@@ -91,7 +92,7 @@ class Repairs:
         self._clock = clock
         self._chance = chance
         self._watch = watch
-        self._effort = effort
+        self._limits = limits
         self._settling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._plans: dict[str, RepairPlan] = {}
@@ -247,7 +248,7 @@ class Repairs:
                 actor,
                 asked=asked,
                 armed=armed,
-                concurrency=self._effort.concurrency,
+                concurrency=self._limits.concurrency,
                 running=self._looks.server_count,
             )
             await self._within(repairing, (plan.expires_at - self._clock.now()).total_seconds() + OVERTIME_S)
@@ -290,7 +291,7 @@ class Repairs:
                 keeper,
                 self._clock,
                 self._looks.look_at,
-                verify_s=self._effort.verify_s,
+                verify_s=self._limits.verify_s,
                 told=self._conclude,
             )
         return self._repairer
@@ -323,7 +324,7 @@ class Repairs:
                 self._failed.pop(id, None)
             else:
                 count = self._failed[id].count + 1 if id in self._failed else 1
-                wait_s = backoff_s(count, draw, self._effort.retry_base_s, self._effort.retry_max_s)
+                wait_s = backoff_s(count, draw, self._limits.retry_base_s, self._limits.retry_max_s)
                 self._failed[id] = _Failed(count, now + timedelta(seconds=wait_s))
 
     def _put(self, repaired: Repaired, instead_of: Repaired | None = None) -> None:

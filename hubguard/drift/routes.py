@@ -1,4 +1,4 @@
-"""The proxy's table in plain values: each route with whether it is right, and those that are missing."""
+"""The proxy's table in plain values: each route with its verdict, and those that are missing."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from hubguard.model import Key, Route
 
 
 class RouteVerdict(str, Enum):
-    """How a route stands."""
+    """Whether a route is right."""
 
     FINE = "fine"
-    STALE = "stale"  # for a server that isn't
+    STALE = "stale"  # for a server that doesn't run
     WRONG_TARGET = "wrong-target"
-    MISSING = "missing"  # it ought to be in the table, and isn't
-    UNKNOWN = "unknown"  # nothing tells whether it is right
+    MISSING = "missing"  # should be in the table, and isn't
+    UNKNOWN = "unknown"  # no source says whether it is right
 
 
 @dataclass(frozen=True, slots=True)
 class RouteShape:
     """A route at the proxy, or one that is missing there (``target`` null).
 
-    ``expected`` is where it ought to lead, null where that isn't known. ``drift`` is the id of the difference that the
-    verdict comes from, null for none, and ``raised`` says that it is more than suspected.
+    ``expected`` is where it should lead, null if unknown. ``drift`` is the id of the difference behind the verdict, null for
+    none, and ``raised`` says whether that is more than suspected.
     """
 
     path: str
@@ -48,21 +48,21 @@ _ROUTE_VERDICTS = {
 }
 
 
-def routes(found: DriftReport) -> list[RouteShape]:
+def list_routes(report: DriftReport) -> list[RouteShape]:
     """Every route of the last look by its path, and those that are missing; a route that differs comes first."""
-    world = found.world
+    world = report.world
     by_path: dict[str, Drift] = {}
     by_server: dict[Key, Drift] = {}
     missing: list[Drift] = []
-    for one in found.drifts:
-        verdict = _ROUTE_VERDICTS.get(one.kind)
+    for drift in report.drifts:
+        verdict = _ROUTE_VERDICTS.get(drift.kind)
         if verdict is RouteVerdict.MISSING:
-            missing.append(one)
+            missing.append(drift)
         elif verdict is not None:
-            by_path[one.subject] = one
-            if one.user is not None and not one.subject:
-                by_server[one.user, one.server or ""] = one
-    rows = [_missing(one, world) for one in missing]
+            by_path[drift.subject] = drift
+            if drift.user is not None and not drift.subject:
+                by_server[drift.user, drift.server or ""] = drift
+    rows = [_missing(drift, world) for drift in missing]
     for path, route in (world.routes or {}).items():
         differs = by_path.get(path) or (by_server.get(route.key) if route.key else None)
         rows.append(_route(route, world, differs))
@@ -94,11 +94,11 @@ def _route(route: Route, world: World, differs: Drift | None) -> RouteShape:
     )
 
 
-def _missing(one: Drift, world: World) -> RouteShape:
-    key = (one.user or "", one.server or "")
-    path = (world.prefixes or {}).get(one.subject, one.subject)
-    if one.kind is DriftKind.HUB_ROUTE_MISSING:
+def _missing(drift: Drift, world: World) -> RouteShape:
+    key = (drift.user or "", drift.server or "")
+    path = (world.prefixes or {}).get(drift.subject, drift.subject)
+    if drift.kind is DriftKind.HUB_ROUTE_MISSING:
         path = world.base_url.rstrip("/") or "/"
-    expected = (world.targets or {}).get(key) if one.user is not None else None
-    raised = one.raised_at is not None
-    return RouteShape(path, None, one.user, one.server, None, expected, RouteVerdict.MISSING, one.id, raised)
+    expected = (world.targets or {}).get(key) if drift.user is not None else None
+    raised = drift.raised_at is not None
+    return RouteShape(path, None, drift.user, drift.server, None, expected, RouteVerdict.MISSING, drift.id, raised)

@@ -1,4 +1,4 @@
-"""Drift in words and plain values, for pages, API and command: differences, routes, repairs, and who believes what."""
+"""Drift in words and plain values, for pages, API and command line: differences, repairs, the report."""
 
 from __future__ import annotations
 
@@ -43,30 +43,28 @@ KIND_WORDS: dict[DriftKind, str] = {
 }
 
 _REMEDY_WORDS: dict[ActionKind, str] = {
-    ActionKind.CHECK_ROUTES: "have the hub check its routes, which mends all of them at once",
+    ActionKind.CHECK_ROUTES: "have the hub check its routes, which repairs all of them at once",
     ActionKind.STOP_SERVER: "have the hub stop it, so that it can be started again",
-    ActionKind.START_AND_STOP: "start it and stop it at once, so that the hub lets go of it",
+    ActionKind.START_AND_STOP: "start it, then stop it, so that the hub lets go of it",
     ActionKind.INTERRUPT_SPAWN: "interrupt its start",
 }
 
 _NO_REMEDY: dict[DriftKind, str] = {
-    DriftKind.ORM_DANGLING: (
-        "Only counted here. The rows do no harm in small numbers; they are removed by pruning, with the hub stopped."
-    ),
+    DriftKind.ORM_DANGLING: ("Only counted here. Small numbers do no harm. Pruning with the hub stopped removes them."),
     DriftKind.ACTIVITY_FROZEN: (
-        "Nothing that HubGuard may do mends this. See in the hub's log whether it still reads the proxy's routes"
-        " (JupyterHub.last_activity_interval), and restart the hub where it doesn't. Until then, nothing idle is stopped."
+        "HubGuard can't repair this. Check in the hub's log whether it still reads the proxy's routes"
+        " (JupyterHub.last_activity_interval); if it doesn't, restart the hub. Until then, HubGuard stops no idle server."
     ),
     DriftKind.PENDING_STUCK: (
-        "HubGuard can interrupt a start, and this isn't one. See in the hub's log what it waits for; a restart of the hub"
+        "HubGuard can only interrupt a start, and this isn't one. The hub's log says what it waits for; restarting the hub"
         " ends the wait."
     ),
-    DriftKind.SERVER_ORPHAN: "It isn't proved to be this hub's, so HubGuard never ends it. Look at it, and end it by hand.",
+    DriftKind.SERVER_ORPHAN: "HubGuard can't confirm that it belongs to this hub. Check it, and end it yourself.",
 }
 
 _UNSEEN_ORPHAN = (
-    "HubGuard doesn't see it itself (HubGuardDrift.backend), so it can't end it. Look where the hub starts its servers,"
-    " and end it by hand."
+    "HubGuard can't see it (HubGuardDrift.backend), so it can't end it. Look where the hub starts its servers, and end it"
+    " yourself."
 )
 
 WATCH_WORDS: dict[WatchState, tuple[str, str]] = {
@@ -76,23 +74,23 @@ WATCH_WORDS: dict[WatchState, tuple[str, str]] = {
     WatchState.GONE: ("failed", "Gone"),
     WatchState.HANGS: ("failed", "Hangs"),
     WatchState.WIPED: ("failed", "Lost its table"),
-    WatchState.DEAF: ("failed", "Public port is deaf"),
+    WatchState.DEAF: ("failed", "Public port doesn't answer"),
 }
-"""The shape and the word for how the proxy stands."""
+"""The shape and the word for each state of the proxy."""
 
 
 class DriftState(str, Enum):
     """How sure a difference is."""
 
     RAISED = "raised"  # it is drift
-    SUSPECTED = "suspected"  # it hasn't been seen often or long enough yet
+    SUSPECTED = "suspected"  # not seen often or long enough yet
 
 
 @dataclass(frozen=True, slots=True)
 class BackendShape:
-    """What runs, or ran, a server. ``id`` names it for good, people find it by ``name``. ``alive`` null: it can't be told.
+    """What runs, or ran, a server. ``id`` identifies it, people find it by ``name``. ``alive`` is null if unknown.
 
-    ``proof`` says why it is this hub's; it is empty where that isn't proved, and it is never ended then.
+    ``proof`` says why it belongs to this hub. If it is empty, that is unknown, and HubGuard never ends it.
     """
 
     kind: str
@@ -106,9 +104,10 @@ class BackendShape:
 
 @dataclass(frozen=True, slots=True)
 class RepairedShape:
-    """A repair that was asked for or made by itself, and what came of it; ``outcome`` is null while it is under way.
+    """A repair, automatic or asked for, and its outcome, which is null while it is under way.
 
-    ``drifts`` are the ids of what it is for. ``says`` is what is done, in words, ``detail`` one line on what came of it.
+    ``drifts`` are the ids of the differences it repairs. ``says`` is what it does, in words, ``detail`` one line on the
+    outcome.
     """
 
     kind: ActionKind
@@ -129,11 +128,10 @@ class RepairedShape:
 class DriftShape:
     """One difference between what is believed and what is.
 
-    ``user`` and ``server`` are null where it is about no single server; ``subject`` tells several of one kind apart.
-    ``raised_at`` is null while it is only suspected. ``remedy`` is what HubGuard would do about it when asked, null where it
-    only reports; ``advice`` says that, or what else to do, in words. ``by_itself`` is one sentence on whether that is done
-    without being asked and, where not now, why; it is empty for what is only reported. ``repaired`` is the last repair, or
-    null.
+    ``user`` and ``server`` are null if it is about no single server. ``subject`` distinguishes several of one kind.
+    ``raised_at`` is null while it is only suspected. ``remedy`` is what HubGuard does about it when asked, null if it only
+    reports; ``advice`` says that, or what else to do, in words. ``by_itself`` is a sentence on whether HubGuard repairs it
+    automatically and, if not now, why; it is empty for what is only reported. ``repaired`` is the last repair, or null.
     """
 
     id: str
@@ -160,7 +158,7 @@ class DriftShape:
 
 @dataclass(frozen=True, slots=True)
 class KindCountShape:
-    """How many differences of one kind there are."""
+    """The number of differences of one kind."""
 
     kind: DriftKind
     raised: int
@@ -171,10 +169,10 @@ class KindCountShape:
 class ReportShape:
     """What the last look at all sources found, in numbers; ``looked_at`` is null before the first look.
 
-    ``servers``, ``routes`` and ``backends`` are how many there are, null where that isn't known; ``whole`` says that no
-    other backends are there. ``sentence`` says how it stands, ``narrowed`` what can't be told and why, a sentence each.
-    ``repaired`` are the last repairs, ``cleared`` what is over since an hour at most, both newest first. ``by_itself`` are
-    the kinds that are repaired without being asked, and ``by_itself_says`` is that in words, and why it isn't done now.
+    ``servers``, ``routes`` and ``backends`` are how many there are, null if unknown; ``whole`` says that there are no other
+    backends. ``sentence`` is the state in words, ``narrowed`` what is unknown and why, a sentence each. ``repaired`` are the
+    last repairs, ``cleared`` the differences resolved in the last hour, both newest first. ``by_itself`` are the kinds that
+    HubGuard repairs automatically, and ``by_itself_says`` is that in words, and why not now.
     """
 
     sentence: str
@@ -198,7 +196,7 @@ class ReportShape:
 
 @dataclass(frozen=True, slots=True)
 class RepairShape:
-    """One repair of a plan. ``drifts`` are the ids of what it mends, ``says`` is what will be done, in words."""
+    """One repair of a plan. ``drifts`` are the ids of the differences it repairs, ``says`` is what it does, in words."""
 
     kind: ActionKind
     user: str
@@ -211,7 +209,7 @@ class RepairShape:
 
 @dataclass(frozen=True, slots=True)
 class PlanShape:
-    """What would be done. To have it done, send ``digest`` and ``count`` back before it expires."""
+    """What HubGuard would do. To apply it, send ``digest`` and ``count`` back before it expires."""
 
     made_at: datetime
     expires_at: datetime
@@ -223,31 +221,31 @@ class PlanShape:
 # -- differences ----------------------------------------------------------------------------------------------------------
 
 
-def state(drift: Drift) -> DriftState:
-    """Whether it is drift, or only suspected."""
+def state_of(drift: Drift) -> DriftState:
+    """Whether it is raised or only suspected."""
     return DriftState.SUSPECTED if drift.raised_at is None else DriftState.RAISED
 
 
-def advice(drift: Drift) -> str:
-    """What can be done about it, as one sentence or two."""
+def advice_on(drift: Drift) -> str:
+    """What can be done about it, in one sentence or two."""
     kind = remedy(drift)
     if kind is None:
         unseen = drift.kind is DriftKind.SERVER_ORPHAN and drift.backend is None
         return _UNSEEN_ORPHAN if unseen else _NO_REMEDY[drift.kind]
-    says = remedy_words(kind, drift.backend)
-    return f"{says[0].upper()}{says[1:]}."
+    words = remedy_words(kind, drift.backend)
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def remedy_words(kind: ActionKind, backend: Backend | None) -> str:
-    """What is done, as a clause that begins with a verb."""
+    """What the repair does, as a clause that begins with a verb."""
     if kind is ActionKind.END_BACKEND:
         name = backend.name if backend is not None else "the backend"
-        return f"end {name}: what runs in it, and isn't saved, is lost"
+        return f"end {name}; unsaved work in it is lost"
     return _REMEDY_WORDS[kind]
 
 
 def label(drift: Drift) -> str:
-    """What it is about, as people name it."""
+    """The server, route or table that it is about, as people name it."""
     if drift.user is not None:
         return words.kept_label(drift.user, drift.server or "")
     if drift.kind is DriftKind.ORM_DANGLING:
@@ -255,75 +253,77 @@ def label(drift: Drift) -> str:
     return drift.subject or "the hub"
 
 
-def chosen(
-    drifts: Iterable[Drift], *, q: str = "", kinds: Sequence[DriftKind] = (), wanted: DriftState | None = None
+def select(
+    drifts: Iterable[Drift], *, q: str = "", kinds: Sequence[DriftKind] = (), state: DriftState | None = None
 ) -> list[Drift]:
-    """Those of these kinds (none given: all) and in that state whose server or subject contains ``q``, in their order."""
+    """Those of these kinds (none: all) and in this state whose server or subject contains ``q``, in the same order."""
     part = q.casefold()
     return [
         drift
         for drift in drifts
         if (not kinds or drift.kind in kinds)
-        and (wanted is None or state(drift) is wanted)
+        and (state is None or state_of(drift) is state)
         and (not part or part in label(drift).casefold() or part in drift.subject.casefold())
     ]
 
 
-def last_repairs(repaired: Iterable[Repaired]) -> dict[str, Repaired]:
-    """The newest repair by the id of each difference that it was for; ``repaired`` has the newest first."""
-    found: dict[str, Repaired] = {}
-    for one in repaired:
-        for drift in one.repair.drifts:
-            found.setdefault(drift, one)
-    return found
+def latest_repairs(repaired: Iterable[Repaired]) -> dict[str, Repaired]:
+    """The latest repair of each difference, by its id; ``repaired`` has the newest first."""
+    latest: dict[str, Repaired] = {}
+    for repair in repaired:
+        for id in repair.repair.drifts:
+            latest.setdefault(id, repair)
+    return latest
 
 
-def drift(one: Drift, repairs: Mapping[str, Repaired], unasked: Mapping[DriftKind, str]) -> DriftShape:
-    """One difference as the API gives it; ``repairs`` as of last_repairs, ``unasked`` as of without_asking."""
-    last = repairs.get(one.id)
+def describe_drift(drift: Drift, repairs: Mapping[str, Repaired], policy: Mapping[DriftKind, str]) -> DriftShape:
+    """A difference as the API returns it, with what latest_repairs and policy_sentences return."""
+    latest = repairs.get(drift.id)
     return DriftShape(
-        id=one.id,
-        kind=one.kind,
-        state=state(one),
-        user=one.user,
-        server=one.server,
-        subject=one.subject,
-        started=one.started,
-        expected=one.expected,
-        observed=one.observed,
-        since=one.since,
-        seen_at=one.seen_at,
-        sightings=one.sightings,
-        looks=one.looks,
-        raised_at=one.raised_at,
-        evidence=one.evidence,
-        remedy=remedy(one),
-        advice=advice(one),
-        by_itself=unasked.get(one.kind, "") if remedy(one) is not None else "",
-        backend=_backend(one.backend),
-        repaired=repaired(last) if last is not None else None,
+        id=drift.id,
+        kind=drift.kind,
+        state=state_of(drift),
+        user=drift.user,
+        server=drift.server,
+        subject=drift.subject,
+        started=drift.started,
+        expected=drift.expected,
+        observed=drift.observed,
+        since=drift.since,
+        seen_at=drift.seen_at,
+        sightings=drift.sightings,
+        looks=drift.looks,
+        raised_at=drift.raised_at,
+        evidence=drift.evidence,
+        remedy=remedy(drift),
+        advice=advice_on(drift),
+        by_itself=policy.get(drift.kind, "") if remedy(drift) is not None else "",
+        backend=_describe_backend(drift.backend),
+        repaired=describe_repair(latest) if latest is not None else None,
     )
 
 
-def _backend(one: Backend | None) -> BackendShape | None:
-    if one is None:
+def _describe_backend(backend: Backend | None) -> BackendShape | None:
+    if backend is None:
         return None
-    return BackendShape(one.kind, one.id, one.name, one.alive, one.started, one.proof, one.detail)
+    return BackendShape(
+        backend.kind, backend.id, backend.name, backend.alive, backend.started, backend.proof, backend.detail
+    )
 
 
-def repaired(one: Repaired) -> RepairedShape:
-    """A repair and its outcome as the API gives them."""
-    action, outcome = one.repair.action, one.outcome
+def describe_repair(repaired: Repaired) -> RepairedShape:
+    """A repair and its outcome as the API returns them."""
+    action, outcome = repaired.repair.action, repaired.outcome
     return RepairedShape(
         kind=action.kind,
         user=action.user,
         name=action.name,
         reason=DriftKind(action.reason),
-        drifts=one.repair.drifts,
-        says=repair_words(one.repair),
-        actor=one.actor,
-        began_at=one.began_at,
-        ended_at=one.ended_at,
+        drifts=repaired.repair.drifts,
+        says=repair_words(repaired.repair),
+        actor=repaired.actor,
+        began_at=repaired.began_at,
+        ended_at=repaired.ended_at,
         outcome=outcome.kind if outcome else None,
         detail=outcome.detail if outcome else "",
         cause=outcome.cause if outcome else Cause.NONE,
@@ -337,185 +337,183 @@ def repair_words(repair: Repair) -> str:
     return f"{action.label}: {says}" if action.user else says
 
 
-def plan(made: RepairPlan) -> PlanShape:
-    """A plan as the API gives it."""
+def describe_plan(plan: RepairPlan) -> PlanShape:
+    """A plan as the API returns it."""
     repairs = tuple(
         RepairShape(
-            one.action.kind,
-            one.action.user,
-            one.action.name,
-            DriftKind(one.action.reason),
-            one.drifts,
-            _backend(one.backend),
-            repair_words(one),
+            repair.action.kind,
+            repair.action.user,
+            repair.action.name,
+            DriftKind(repair.action.reason),
+            repair.drifts,
+            _describe_backend(repair.backend),
+            repair_words(repair),
         )
-        for one in made.repairs
+        for repair in plan.repairs
     )
-    return PlanShape(made.made_at, made.expires_at, made.digest, len(repairs), repairs)
+    return PlanShape(plan.made_at, plan.expires_at, plan.digest, len(repairs), repairs)
 
 
 # -- the report -----------------------------------------------------------------------------------------------------------
 
 
-def not_looked(status: Status) -> str:
+def why_no_look(status: Status) -> str:
     """Why no look has been taken yet, and what that means."""
     return {
-        Mode.TROUBLED: "HubGuard is in trouble and hasn't looked at the sources. The Overview says what is wrong.",
-        Mode.STANDBY: "Another guard acts for this hub, and looks for drift. This one only stands by.",
+        Mode.TROUBLED: "HubGuard is in trouble and hasn't looked for drift. The Overview says what is wrong.",
+        Mode.STANDBY: "Another guard is in charge of this hub and looks for drift. This one is on standby.",
     }.get(
         status.mode,
-        "HubGuard hasn't looked at all sources yet, so it can't tell whether they agree. It looks soon after it started.",
+        "HubGuard hasn't looked at the sources yet, so drift is unknown. The first look comes soon after the start.",
     )
 
 
 def down(report: DriftReport) -> tuple[Reading, ...]:
-    """The readings of the last look that are missing or not whole."""
+    """The readings of the last look that are missing or incomplete."""
     return tuple(reading for reading in report.world.readings if not reading.complete)
 
 
 def blind(report: DriftReport) -> bool:
-    """Whether the last look told of neither servers nor routes enough to say that they agree."""
+    """Whether the last look read too little of servers and routes to say that they agree."""
     return report.world.servers is None or report.world.routes is None or bool(down(report))
 
 
 def headline(report: DriftReport) -> str:
-    """One sentence: how it stands."""
-    raised = sum(one.raised_at is not None for one in report.drifts)
+    """The state in one sentence."""
+    raised = sum(drift.raised_at is not None for drift in report.drifts)
     suspected = len(report.drifts) - raised
     if raised:
-        more = f"; {suspected:,} more {'is' if suspected == 1 else 'are'} suspected" if suspected else ""
-        return f"{words.count(raised, 'difference')} between what is believed and what is{more}."
+        more = f"; {suspected:,} more suspected" if suspected else ""
+        return f"{words.count(raised, 'difference')} between what the hub believes and what runs{more}."
     if blind(report):
-        return "It can't be told whether the hub's beliefs are true, since not every source could be read."
+        return "Unknown: not every source could be read."
     if suspected:
-        are = "is" if suspected == 1 else "are"
-        return f"{words.count(suspected, 'difference')} {are} suspected, and none is sure yet."
-    return healthy(report.world)
+        return f"{words.count(suspected, 'difference')} suspected, none confirmed yet."
+    return _healthy(report.world)
 
 
-def healthy(world: World) -> str:
-    """That all that was compared agrees, with how much that was."""
+def _healthy(world: World) -> str:
     parts = [words.count(len(world.servers or ()), "server"), words.count(len(world.routes or ()), "route")]
     if world.backends is not None:
         parts.append(words.count(len(world.backends), "backend"))
     return f"All agree: {', '.join(parts[:-1])} and {parts[-1]}."
 
 
-def report(found: DriftReport | None, status: Status) -> ReportShape:
-    """The report as the API gives it; None before the first look."""
-    if found is None:
-        return ReportShape(sentence=not_looked(status))
-    world, repairs, over = found.world, last_repairs(found.repaired), dict[DriftKind, str]()
+def describe_report(report: DriftReport | None, status: Status) -> ReportShape:
+    """The report as the API returns it; None before the first look."""
+    if report is None:
+        return ReportShape(sentence=why_no_look(status))
+    world, repairs, policy = report.world, latest_repairs(report.repaired), dict[DriftKind, str]()
     return ReportShape(
-        sentence=headline(found),
+        sentence=headline(report),
         looked_at=world.at,
-        next_look_at=found.next_look_at,
-        raised=sum(one.raised_at is not None for one in found.drifts),
-        suspected=sum(one.raised_at is None for one in found.drifts),
-        kinds=kind_counts(found.drifts),
+        next_look_at=report.next_look_at,
+        raised=sum(drift.raised_at is not None for drift in report.drifts),
+        suspected=sum(drift.raised_at is None for drift in report.drifts),
+        kinds=count_kinds(report.drifts),
         servers=None if world.servers is None else len(world.servers),
         routes=None if world.routes is None else len(world.routes),
         backends=None if world.backends is None else len(world.backends),
         whole=world.whole,
-        sources=sources(world, status.at),
-        narrowed=found.narrowed,
-        watch=found.watch,
-        repaired=tuple(map(repaired, found.repaired)),
-        cleared=tuple(drift(one, repairs, over) for one in found.cleared),
-        by_itself=found.by_itself,
-        by_itself_says=by_itself_words(found, status),
+        sources=tuple(web_sources.source(reading, status.at) for reading in world.readings),
+        narrowed=report.narrowed,
+        watch=report.watch,
+        repaired=tuple(map(describe_repair, report.repaired)),
+        cleared=tuple(describe_drift(drift, repairs, policy) for drift in report.cleared),
+        by_itself=report.by_itself,
+        by_itself_says=policy_words(report, status),
     )
 
 
-def without_asking(found: DriftReport, status: Status) -> dict[DriftKind, str]:
-    """By kind, whether it is repaired without being asked and, where not now, why: a sentence each."""
-    waits = _waits_for(found, status)
-    told = {}
-    for kind in REMEDIES:
-        if kind not in found.by_itself:
-            told[kind] = "Only when asked."
-        elif waits and not (waits == _NO_BRAKE and kind in ROUTE_KINDS):
-            told[kind] = f"By itself, once {waits}."
-        elif kind in found.doubted:
-            told[kind] = (
-                "Only when asked now: when so many are there at once, it is rather what sees the backends that is wrong."
-            )
-        else:
-            told[kind] = "By itself, soon."
-    return told
+class _Block(Enum):
+    """What has to come before HubGuard repairs anything without being asked."""
+
+    LEASE = "this guard is in charge"
+    HOLD = "acting is resumed"
+    ARMED = "HubGuard is armed"
+    PROXY = "the proxy is well again"
+    BRAKE = "the brake is released"  # which never keeps routes from being checked
 
 
-_NO_BRAKE = "HubGuard no longer holds back"
-
-
-def _waits_for(found: DriftReport, status: Status) -> str:
-    """What has to come before HubGuard repairs anything by itself, one clause; "" where it may now."""
+def _blocked_by(report: DriftReport, status: Status) -> _Block | None:
     if not status.holds_lease:
-        return "this guard holds the lease"
+        return _Block.LEASE
     if status.stance.held:
-        return "acting is resumed"
+        return _Block.HOLD
     if not status.armed:
-        return "HubGuard is armed"
-    if found.watch.state in {WatchState.GONE, WatchState.HANGS, WatchState.WIPED}:
-        return "the proxy is well again"
-    return _NO_BRAKE if status.brake is not None else ""
+        return _Block.ARMED
+    if report.watch.state in {WatchState.GONE, WatchState.HANGS, WatchState.WIPED}:
+        return _Block.PROXY
+    return _Block.BRAKE if status.brake is not None else None
 
 
-def by_itself_words(found: DriftReport, status: Status) -> str:
-    """What HubGuard repairs without being asked and, where not now, why; one sentence or two."""
-    if not found.by_itself:
-        return "HubGuard repairs nothing by itself (HubGuardDrift.repair is empty)."
-    routes = [kind for kind in found.by_itself if kind in ROUTE_KINDS]
-    others = [kind for kind in found.by_itself if kind not in ROUTE_KINDS]
-    words = [KIND_WORDS[kind].lower() for kind in (*routes, *others)]
+def policy_sentences(report: DriftReport, status: Status) -> dict[DriftKind, str]:
+    """By kind, whether HubGuard repairs it automatically and, if not now, why: a sentence each."""
+    block = _blocked_by(report, status)
+    sentences = {}
+    for kind in REMEDIES:
+        if kind not in report.by_itself:
+            sentences[kind] = "Only when you ask."
+        elif block is not None and not (block is _Block.BRAKE and kind in ROUTE_KINDS):
+            sentences[kind] = f"Automatically, once {block.value}."
+        elif kind in report.doubted:
+            sentences[kind] = "Only when you ask: with so many at once, the source is probably wrong."
+        else:
+            sentences[kind] = "Automatically, soon."
+    return sentences
+
+
+def policy_words(report: DriftReport, status: Status) -> str:
+    """What HubGuard repairs automatically and, if not now, why; one sentence or two."""
+    if not report.by_itself:
+        return "HubGuard repairs nothing automatically (HubGuardDrift.repair is empty)."
+    routes = [kind for kind in report.by_itself if kind in ROUTE_KINDS]
+    others = [kind for kind in report.by_itself if kind not in ROUTE_KINDS]
+    kinds = [KIND_WORDS[kind].lower() for kind in (*routes, *others)]
     if len(routes) == len(ROUTE_KINDS):
-        words[: len(routes)] = ["whatever is wrong with routes"]
-    names, waits = ", ".join(words), _waits_for(found, status)
-    if waits == _NO_BRAKE and routes:
-        only = ", but only what is wrong with routes while it holds back" if others else ""
-        return f"By itself HubGuard repairs {names}{only}; the rest when asked."
-    if waits:
-        return f"Nothing is repaired by itself until {waits}; then {names}, and the rest when asked."
-    return f"By itself HubGuard repairs {names}; the rest when asked."
+        kinds[: len(routes)] = ["routes"]
+    names, block = ", ".join(kinds), _blocked_by(report, status)
+    if block is not None and not (block is _Block.BRAKE and routes):
+        return f"Once {block.value}, HubGuard repairs {names} automatically, and the rest when you ask."
+    only = " (only routes while braked)" if block is _Block.BRAKE and others else ""
+    return f"HubGuard repairs {names} automatically{only}, and the rest when you ask."
 
 
-def kind_counts(drifts: Iterable[Drift]) -> tuple[KindCountShape, ...]:
-    """How many there are of each kind that there is any of, in the order of the kinds."""
-    by = Counter((one.kind, state(one)) for one in drifts)
-    counted = (KindCountShape(kind, by[kind, DriftState.RAISED], by[kind, DriftState.SUSPECTED]) for kind in DriftKind)
-    return tuple(one for one in counted if one.raised or one.suspected)
-
-
-def sources(world: World, now: datetime) -> tuple[web_sources.SourceShape, ...]:
-    """The readings of a look, with their age at ``now``."""
-    return tuple(web_sources.source(reading, now) for reading in world.readings)
+def count_kinds(drifts: Iterable[Drift]) -> tuple[KindCountShape, ...]:
+    """How many differences there are of each kind that occurs, in the order of the kinds."""
+    counts = Counter((drift.kind, state_of(drift)) for drift in drifts)
+    shapes = (
+        KindCountShape(kind, counts[kind, DriftState.RAISED], counts[kind, DriftState.SUSPECTED]) for kind in DriftKind
+    )
+    return tuple(shape for shape in shapes if shape.raised or shape.suspected)
 
 
 # -- for a terminal -------------------------------------------------------------------------------------------------------
 
 
-def drift_text(one: Mapping[str, Any]) -> str:
-    """One difference, in the form in which the API gives it, as lines for a terminal."""
-    about = words.kept_label(one["user"], one["server"] or "") if one["user"] is not None else one["subject"]
-    kind = DriftKind(one["kind"])
-    seen = f"seen in {one['sightings']} of {one['looks']} looks since {one['since']}"
-    last = one["repaired"]
+def drift_text(drift: Mapping[str, Any]) -> str:
+    """A difference, as the API returns it, as lines for a terminal."""
+    about = words.kept_label(drift["user"], drift["server"] or "") if drift["user"] is not None else drift["subject"]
+    kind = DriftKind(drift["kind"])
+    seen = f"seen in {drift['sightings']} of {drift['looks']} looks since {drift['since']}"
+    latest = drift["repaired"]
     lines = [
-        f"{one['id']}  {kind.value}  {about or 'the hub'}  ({one['state']}, {seen})",
-        f"  expected: {one['expected']}",
-        f"  observed: {one['observed']}",
-        f"  {'repair' if one['remedy'] else 'to do'}: {one['advice']} {one['by_itself']}".rstrip(),
+        f"{drift['id']}  {kind.value}  {about or 'the hub'}  ({drift['state']}, {seen})",
+        f"  expected: {drift['expected']}",
+        f"  observed: {drift['observed']}",
+        f"  {'repair' if drift['remedy'] else 'to do'}: {drift['advice']} {drift['by_itself']}".rstrip(),
     ]
-    if last is not None:
-        came = last["outcome"] or "under way"
-        lines.append(f"  last repair ({last['actor']}): {came}{': ' + last['detail'] if last['detail'] else ''}")
+    if latest is not None:
+        outcome = latest["outcome"] or "under way"
+        detail = f": {latest['detail']}" if latest["detail"] else ""
+        lines.append(f"  last repair ({latest['actor']}): {outcome}{detail}")
     return "\n".join(lines)
 
 
-def plan_text(made: Mapping[str, Any]) -> str:
-    """A plan, in the form in which the API gives it, as lines for a terminal."""
-    lines = [f"{words.count(made['count'], 'repair')}:"]
-    for one in made["repairs"]:
-        mends = f" ({words.count(len(one['drifts']), 'difference')})" if len(one["drifts"]) > 1 else ""
-        lines.append(f"  {one['reason']}: {one['says']}{mends}")
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """A plan, as the API returns it, as lines for a terminal."""
+    lines = [f"{words.count(plan['count'], 'repair')}:"]
+    for repair in plan["repairs"]:
+        mends = f" ({words.count(len(repair['drifts']), 'difference')})" if len(repair["drifts"]) > 1 else ""
+        lines.append(f"  {repair['reason']}: {repair['says']}{mends}")
     return "\n".join(lines)

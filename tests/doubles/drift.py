@@ -21,7 +21,7 @@ from hubguard.drift.model import (
     World,
 )
 from hubguard.errors import HubGuardError
-from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Reading, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
@@ -138,6 +138,8 @@ def planned(report: DriftReport | None, ids: Sequence[str], kinds: Sequence[Drif
     return RepairPlan(NOW, NOW + timedelta(minutes=10), tuple(repairs), digest)
 
 
-def settled(repaired: Repaired, kind: OutcomeKind = OutcomeKind.DONE, detail: str = "") -> Repaired:
+def settled(
+    repaired: Repaired, kind: OutcomeKind = OutcomeKind.DONE, detail: str = "", cause: Cause = Cause.NONE
+) -> Repaired:
     """The same repair, over."""
-    return replace(repaired, ended_at=NOW, outcome=Outcome(kind, detail))
+    return replace(repaired, ended_at=NOW, outcome=Outcome(kind, detail, cause))

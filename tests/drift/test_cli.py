@@ -21,7 +21,7 @@ from hubguard.drift import cli as drift_cli
 from hubguard.drift.model import DriftKind, Repaired
 from hubguard.journal.model import Stance
 from hubguard.journal.store import open_journal
-from hubguard.model import OutcomeKind, Source
+from hubguard.model import Cause, OutcomeKind, Source
 from hubguard.status import Mode
 
 TOKEN = "sikrit-token"
@@ -77,14 +77,14 @@ async def site(journal: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield made
 
 
-def ends(site: Site, kind: OutcomeKind, detail: str = "") -> None:
+def ends(site: Site, kind: OutcomeKind, detail: str = "", cause: Cause = Cause.NONE) -> None:
     """Every repair that is asked for from now on is over at once, so."""
     carry_out = site.guard.repair
 
     async def repair(digest: str, count: int, actor: str, why: str) -> Any:
         plan = await carry_out(digest, count, actor, why)
         assert site.guard.found
-        over = tuple(settled(one, kind, detail) if not one.outcome else one for one in site.guard.found.repaired)
+        over = tuple(settled(one, kind, detail, cause) if not one.outcome else one for one in site.guard.found.repaired)
         site.guard.found = replace(site.guard.found, repaired=over)
         return plan
 
@@ -94,9 +94,9 @@ def ends(site: Site, kind: OutcomeKind, detail: str = "") -> None:
 async def test_drift_is_printed_and_exits_4(site: Site, run: Callable[..., Any]) -> None:
     said = await run()
     assert said.code == 4
-    assert "13 differences between what is believed and what is" in said.out
+    assert "13 differences between what the hub believes and what runs" in said.out
     assert "server-ghost  fay  (raised, seen in 4 of 4 looks" in said.out
-    assert "to do: It isn't proved to be this hub's" in said.out
+    assert "to do: HubGuard can't confirm that it belongs to this hub" in said.out
     told = json.loads((await run("--json", "--kind", "server-ghost", "pending-stuck")).out)
     assert [one["user"] for one in told["drift"]] == ["fay", "jon"]
     assert (told["raised"], told["servers"]) == (13, 12)
@@ -189,18 +189,18 @@ async def test_on_a_terminal_the_count_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail", "code"),
+    ("kind", "detail", "cause", "code"),
     [
-        (OutcomeKind.FAILED, "the hub refused", 1),
-        (OutcomeKind.UNVERIFIED, "it is stopping", 1),
-        (OutcomeKind.SKIPPED, "it is gone already", 0),
-        (OutcomeKind.SKIPPED, "not tried: the hub doesn't answer", 1),
+        (OutcomeKind.FAILED, "the hub refused", Cause.NONE, 1),
+        (OutcomeKind.UNVERIFIED, "it is stopping", Cause.NONE, 1),
+        (OutcomeKind.SKIPPED, "it is gone already", Cause.NONE, 0),
+        (OutcomeKind.SKIPPED, "the hub doesn't answer", Cause.NOT_TRIED, 1),
     ],
 )
 async def test_the_exit_code_follows_what_came_of_it(
-    site: Site, run: Callable[..., Any], kind: OutcomeKind, detail: str, code: int
+    site: Site, run: Callable[..., Any], kind: OutcomeKind, detail: str, cause: Cause, code: int
 ) -> None:
-    ends(site, kind, detail)
+    ends(site, kind, detail, cause)
     said = await run("--repair", "server-dead", "--count", "1")
     assert (said.code, f"{kind.value}, {detail}" in said.out) == (code, True)
 

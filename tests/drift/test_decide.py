@@ -99,9 +99,9 @@ def test_a_ready_server_without_a_route_is_route_missing():
     assert drift.expected == f"ready, so a route to {TARGET}"
     assert drift.observed == "no route"
     assert drift.evidence == (
-        "the hub's API, 2026-03-01 11:59:59 UTC: ready, started 2026-03-01 11:00:00 UTC",
-        f"the hub's database, 2026-03-01 11:59:59 UTC: it is reached at {TARGET}",
-        "the proxy's table, 2026-03-01 11:59:59 UTC: no route that is for it among 1",
+        "Hub's API, 2026-03-01 11:59:59 UTC: ready, started 2026-03-01 11:00:00 UTC",
+        f"Hub's database, 2026-03-01 11:59:59 UTC: it is reached at {TARGET}",
+        "Proxy, 2026-03-01 11:59:59 UTC: no route for it among 1",
     )
     assert (drift.sightings, drift.looks, drift.raised_at) == (1, 1, None)
 
@@ -109,7 +109,7 @@ def test_a_ready_server_without_a_route_is_route_missing():
 def test_somebody_elses_route_in_its_place_is_no_route_of_the_server():
     drift = one(world(routes=[Route("/user/ann", TARGET)]))
     assert drift.kind is DriftKind.ROUTE_MISSING
-    assert drift.observed == "no route of the hub's; at /user/ann one of somebody else's"
+    assert drift.observed == "no route of the hub's; /user/ann is somebody else's"
 
 
 def test_a_route_that_leads_elsewhere_is_wrong_target():
@@ -160,7 +160,7 @@ def test_a_route_at_its_path_that_names_another_users_server_is_wrong_target_eve
     }
     drift = one(world(without=[Source.HUB_DB], orm=None, **said))
     assert drift.key == (DriftKind.ROUTE_WRONG_TARGET, "ann", "", "/user/ann")
-    assert drift.observed == f"the route /user/ann to {TARGET}, which is for bob"
+    assert drift.observed == f"the route /user/ann to {TARGET}, which belongs to bob"
 
 
 def test_a_route_in_anothers_place_is_no_route_of_its_own_server():
@@ -181,7 +181,7 @@ def test_routes_of_a_hub_with_subdomains_are_judged_by_whose_they_are_and_not_by
     del bare.routes["/"]
     assert looks(bare) == ()
     assert narrowed(bare) == (
-        "Missing routes of the hub and its services can't be told: this hub gives users subdomains.",
+        "Missing routes of the hub and its services are unknown: this hub gives users subdomains.",
     )
 
 
@@ -300,7 +300,7 @@ def test_an_orphan_beside_a_running_server_is_ended_only_where_it_surely_began_b
     hardly = replace(old, started=ago(3640))
     drift = one(world(backends=(hardly, replace(new, started=ago(3500)))))
     assert remedy(drift) is None
-    assert "by hand" in drift.evidence[-1]
+    assert "End anything else yourself" in drift.evidence[-1]
     assert remedy(one(world(backends=(replace(old, proof=""), new)))) is None
 
 
@@ -352,7 +352,7 @@ def test_the_spawners_word_alone_is_a_suspicion_for_ten_minutes_and_never_more()
     assert drift.key == (DriftKind.SERVER_ORPHAN, "ann", "", "")
     assert (drift.since, drift.backend) == (ago(5), None)
     assert remedy(drift) is None
-    assert "by hand" in drift.evidence[-1]
+    assert "end it yourself" in drift.evidence[-1]
     for whole in (False, True):
         said = {"whole": whole, "backends": None if whole else ()}
         (last,) = looks(*(outlived(after_s, **said) for after_s in range(0, 590, 30)))
@@ -655,30 +655,26 @@ def test_suspects_are_sorted():
     )
 
 
-# -- what can't be told -----------------------------------------------------------------------------------------------
+# -- what is unknown -------------------------------------------------------------------------------------------------
 
 
 def test_what_can_not_be_told_is_said_with_its_reason():
-    assert narrowed(world(part=[Source.HUB_API])) == (
-        "Nothing can be told of servers and routes: the hub's API: no answer.",
-    )
-    assert narrowed(world(part=[Source.PROXY])) == (
-        "Routes that are missing, stale or wrong can't be told: the proxy's table: no answer.",
-    )
+    assert narrowed(world(part=[Source.HUB_API])) == ("Drift of servers and routes is unknown (Hub's API: no answer).",)
+    assert narrowed(world(part=[Source.PROXY])) == ("Missing, stale or wrong routes are unknown (Proxy: no answer).",)
     assert narrowed(world(without=[Source.HUB_DB], targets=None, orm=None)) == (
-        "Whether routes lead to the right place can't be told: nothing reads the hub's database.",
-        "Rows of the hub's database that lead nowhere can't be told: nothing reads the hub's database.",
+        "Whether routes lead to the right place is unknown (Hub's database: not read).",
+        "Dangling rows in the hub's database are unknown (Hub's database: not read).",
     )
     assert narrowed(world(prefixes=None)) == (
-        "Missing routes of services can't be told: the hub doesn't say which services have one.",
+        "Missing routes of services are unknown: the hub doesn't list the services that need one.",
     )
     assert narrowed(world(without=[Source.BACKEND], backends=None)) == (
-        "Servers that are dead, and backends that outlived theirs, can't be told: nothing reads the backends.",
+        "Dead servers, and backends that outlived theirs, are unknown (Backends: not read).",
     )
     backends = (backend(), backend("bob", proof=""), backend("eve", alive=None))
     assert narrowed(world(backends=backends)) == (
-        "Whether they live can't be told of 1 backend: their evidence is unclear.",
-        "1 live backend can't be proved to be this hub's, and HubGuard never ends such.",
+        f"1 backend: can't tell whether it still runs ({backends[2].name}).",
+        f"HubGuard won't end 1 backend: it can't confirm that it belongs to this hub ({backends[1].name}).",
     )
 
 
@@ -687,10 +683,8 @@ def test_a_table_that_only_the_hub_tells_of_is_used_and_said_to_be_that():
         world(routes=[]), readings=(*world(without=[Source.PROXY]).readings, Reading(Source.HUB_ROUTES, NOW, True, 0.1))
     )
     drift = one(of_hub)
-    assert "the proxy's table as the hub tells it, 2026-03-01 12:00:00 UTC: no route" in drift.evidence[-1]
-    assert [line.split(",")[0] for line in narrowed(of_hub)] == [
-        "Routes are judged by what the hub tells of the proxy's table"
-    ]
+    assert "Proxy, as the hub sees it, 2026-03-01 12:00:00 UTC: no route" in drift.evidence[-1]
+    assert [line.split(",")[0] for line in narrowed(of_hub)] == ["Routes are read through the hub"]
 
 
 # -- many -------------------------------------------------------------------------------------------------------------

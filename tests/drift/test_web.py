@@ -219,7 +219,7 @@ async def test_no_route_counts_as_fine_where_nothing_tells_where_it_should_lead(
 
 async def test_an_unread_table_is_no_empty_table(site_of: Callable[..., Site]) -> None:
     answer = await site_of(report_with(world=world_of((), routes=None))).ask("api/v1/routes", "reader")
-    assert (answer.status, "aren't known" in answer.json["message"]) == (409, True)
+    assert (answer.status, "are unknown" in answer.json["message"]) == (409, True)
 
 
 # -- repairs --------------------------------------------------------------------------------------------------------------
@@ -404,8 +404,8 @@ async def test_the_matrix_has_a_row_for_each_source_and_each_backend(site_of: Ca
     assert by[1] == "reached at http://10.0.0.0:20000"
     assert by[2] == "/user/ann/gpu leads to http://10.0.0.0:20000"
     assert "pid 4711: alive" in by[3]
-    assert by[4].startswith("pid 9: can't be told")
-    assert by[4].endswith("not proved to be this hub's")
+    assert by[4].startswith("pid 9: state unknown")
+    assert by[4].endswith("not confirmed to belong to this hub")
     assert by[5] == "last in the journal: stopping ann/gpu: failed"
     page = text_of(await site.ask("beliefs/ann/gpu", "reader"))
     for row in by:
@@ -435,12 +435,12 @@ async def test_no_source_is_said_to_know_of_nothing_when_it_did_not_speak(site_o
     )
     told = await says(site_of(report_with(world=down)), "ann")
     assert told["Hub's API"].startswith("gave no answer")
-    assert told["Hub's database"] == "isn't read, so it says nothing"
+    assert told["Hub's database"] == "isn't read"
     assert told["Proxy, as the hub sees it"].startswith("gave no answer")
     assert told["Backends"].startswith("gave no answer")
     partial = world_of((), whole=False)
     assert (
-        "only servers that the hub knows are asked"
+        "only backends of servers that the hub knows are looked at"
         in (await says(site_of(report_with(world=partial)), "ann"))["Backends"]
     )
 
@@ -449,7 +449,7 @@ async def test_an_old_word_of_the_hub_is_marked_and_its_spawners_word_told(site_
     ann = Server("ann", "", True, None, NOW, NOW)
     world = world_of([ann], unsure=frozenset({("ann", "")}), outlived={("ann", ""): (NOW, "poll() is None")})
     told = await says(site_of(report_with(world=world)), "ann")
-    assert "told before this look" in told["Hub's API"]
+    assert "read before this look" in told["Hub's API"]
     assert "poll() is None" in told["HubGuard's own record"]
 
 
@@ -467,16 +467,16 @@ async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[..., Site
     healthy = text_of(await site_of(report_with((), servers)).ask("drift", "reader"))
     assert "All agree: 12 servers, 13 routes and 12 backends." in healthy
     assert "(4 s ago)" in healthy
-    assert "there is nothing to repair" in healthy
+    assert "Nothing to repair" in healthy
     filtered = text_of(await site_of(report_with(one_of_each(), servers)).ask("drift?q=nobody", "reader"))
-    assert "No difference matches. There are 14 differences without the filter." in filtered
+    assert "No difference matches the filter (of 14 differences)." in filtered
     unlooked = text_of(await site_of(None).ask("drift", "reader"))
-    assert "hasn't looked at all sources yet" in unlooked
+    assert "hasn't looked at the sources yet" in unlooked
     readings = (reading(Source.HUB_API, "connection refused"), *EVERY_SOURCE[1:])
     down = text_of(await site_of(report_with(world=world_of(servers, readings=readings))).ask("drift", "reader"))
-    assert "It can't be told" in down
+    assert "Unknown: not every source could be read." in down
     assert "connection refused" in down
-    assert "doesn't mean that there is none" in down
+    assert "so there may be some" in down
     for page in (filtered, unlooked, down):
         assert "All agree" not in page
 
@@ -668,7 +668,7 @@ def test_every_kind_has_a_word_and_something_to_do_about_it() -> None:
     for kind in DriftKind:
         assert drift_words.KIND_WORDS[kind]
         for backend in (None, PROVED, replace(PROVED, proof="")):
-            words = drift_words.advice(drift_of(kind, backend=backend))
+            words = drift_words.advice_on(drift_of(kind, backend=backend))
             assert words.endswith(".")
             assert words[0].isupper()
 
@@ -676,10 +676,8 @@ def test_every_kind_has_a_word_and_something_to_do_about_it() -> None:
 def test_the_sentence_counts_right() -> None:
     one, suspected = drift_of(), drift_of(raised_at=None)
     assert drift_words.headline(report_with([one], made_up(2))).startswith("1 difference between")
-    assert "1 more is suspected" in drift_words.headline(report_with([one, suspected], made_up(2)))
-    assert (
-        drift_words.headline(report_with([suspected], made_up(2))) == "1 difference is suspected, and none is sure yet."
-    )
+    assert "1 more suspected" in drift_words.headline(report_with([one, suspected], made_up(2)))
+    assert drift_words.headline(report_with([suspected], made_up(2))) == "1 difference suspected, none confirmed yet."
 
 
 def test_the_description_tells_of_lists_and_of_what_is_under_way() -> None:
@@ -699,12 +697,17 @@ def test_the_description_tells_of_lists_and_of_what_is_under_way() -> None:
 @pytest.mark.parametrize(
     ("state", "watch", "dead", "route"),
     [
-        ({}, WatchState.FINE, "Only when asked.", "By itself, soon."),
-        ({"armed": False}, WatchState.FINE, "Only when asked.", "By itself, once HubGuard is armed."),
-        ({"stance": Stance(held=True)}, WatchState.FINE, "Only when asked.", "By itself, once acting is resumed."),
-        ({}, WatchState.HANGS, "Only when asked.", "By itself, once the proxy is well again."),
-        ({"brake": BRAKE}, WatchState.FINE, "Only when asked.", "By itself, soon."),
-        ({"holds_lease": False}, WatchState.FINE, "Only when asked.", "By itself, once this guard holds the lease."),
+        ({}, WatchState.FINE, "Only when you ask.", "Automatically, soon."),
+        ({"armed": False}, WatchState.FINE, "Only when you ask.", "Automatically, once HubGuard is armed."),
+        (
+            {"stance": Stance(held=True)},
+            WatchState.FINE,
+            "Only when you ask.",
+            "Automatically, once acting is resumed.",
+        ),
+        ({}, WatchState.HANGS, "Only when you ask.", "Automatically, once the proxy is well again."),
+        ({"brake": BRAKE}, WatchState.FINE, "Only when you ask.", "Automatically, soon."),
+        ({"holds_lease": False}, WatchState.FINE, "Only when you ask.", "Automatically, once this guard is in charge."),
     ],
 )
 async def test_each_difference_says_whether_it_is_repaired_by_itself_and_why_not_now(
@@ -725,20 +728,20 @@ async def test_each_difference_says_whether_it_is_repaired_by_itself_and_why_not
 @pytest.mark.parametrize(
     ("fields", "state", "kind", "words"),
     [
-        ({"by_itself": (DriftKind.SERVER_DEAD,)}, {}, DriftKind.SERVER_DEAD, "By itself, soon."),
+        ({"by_itself": (DriftKind.SERVER_DEAD,)}, {}, DriftKind.SERVER_DEAD, "Automatically, soon."),
         (
             {"by_itself": (DriftKind.SERVER_DEAD,), "doubted": (DriftKind.SERVER_DEAD,)},
             {},
             DriftKind.SERVER_DEAD,
-            "Only when asked now",
+            "Only when you ask: with so many at once",
         ),
         (
             {"by_itself": (DriftKind.SERVER_DEAD,)},
             {"brake": BRAKE},
             DriftKind.SERVER_DEAD,
-            "By itself, once HubGuard no longer holds back.",
+            "Automatically, once the brake is released.",
         ),
-        ({"by_itself": ()}, {}, DriftKind.ROUTE_MISSING, "Only when asked."),
+        ({"by_itself": ()}, {}, DriftKind.ROUTE_MISSING, "Only when you ask."),
     ],
 )
 async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
@@ -753,26 +756,23 @@ async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
 @pytest.mark.parametrize(
     ("by_itself", "state", "sentence"),
     [
-        ((), {}, "HubGuard repairs nothing by itself (HubGuardDrift.repair is empty)."),
-        (ROUTES, {}, "By itself HubGuard repairs whatever is wrong with routes; the rest when asked."),
+        ((), {}, "HubGuard repairs nothing automatically (HubGuardDrift.repair is empty)."),
+        (ROUTES, {}, "HubGuard repairs routes automatically, and the rest when you ask."),
         (
             ROUTES,
             {"armed": False},
-            "Nothing is repaired by itself until HubGuard is armed; then whatever is wrong with routes, and the rest"
-            " when asked.",
+            "Once HubGuard is armed, HubGuard repairs routes automatically, and the rest when you ask.",
         ),
-        (ROUTES, {"brake": BRAKE}, "By itself HubGuard repairs whatever is wrong with routes; the rest when asked."),
+        (ROUTES, {"brake": BRAKE}, "HubGuard repairs routes automatically, and the rest when you ask."),
         (
             (*ROUTES, DriftKind.SERVER_DEAD),
             {"brake": BRAKE},
-            "By itself HubGuard repairs whatever is wrong with routes, dead server, but only what is wrong with routes"
-            " while it holds back; the rest when asked.",
+            "HubGuard repairs routes, dead server automatically (only routes while braked), and the rest when you ask.",
         ),
         (
             (DriftKind.SERVER_DEAD,),
             {"brake": BRAKE},
-            "Nothing is repaired by itself until HubGuard no longer holds back; then dead server, and the rest when"
-            " asked.",
+            "Once the brake is released, HubGuard repairs dead server automatically, and the rest when you ask.",
         ),
     ],
 )

@@ -1,43 +1,36 @@
-"""What people read of a difference: what is expected, what is seen, and which source has said what, and when."""
+"""A difference in words: what is expected, what is observed, and which source said what, and when."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 
 from hubguard.backends.model import Backend
 from hubguard.drift.model import World
-from hubguard.model import Reading, Route, Server, Source
+from hubguard.model import Reading, Route, Server
+from hubguard.words import SOURCE_WORDS, stamp
 
 Words = tuple[str, str, tuple[str, ...]]
 """(expected, observed, evidence) of a difference, for people."""
 
-SOURCES: Mapping[Source, str] = {
-    Source.HUB_API: "the hub's API",
-    Source.HUB_DB: "the hub's database",
-    Source.PROXY: "the proxy's table",
-    Source.HUB_ROUTES: "the proxy's table as the hub tells it",
-    Source.BACKEND: "the backends",
-}
-"""What evidence calls each source."""
-
 ROWS: Mapping[str, str] = {
     "servers_of_nobody": "server rows without a spawner or a service",
-    "spawners_without_server": "spawners that name a server row that isn't there",
+    "spawners_without_server": "spawners that name a server row that doesn't exist",
     "expired_tokens": "expired tokens",
     "expired_codes": "expired OAuth codes",
     "expired_share_codes": "expired share codes",
-    "memberships_of_nobody": "rows of group and role maps that name somebody who isn't there",
+    "memberships_of_nobody": "rows of group and role maps that name a user who doesn't exist",
 }
 """What the fields of ORMCounts count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """Makes the words of one look. Of a difference that rests on a reading which is None here, nobody may ask for words.
+    """The words for differences of one look.
 
-    The readings are those that are complete; ``limit_s`` is for how many seconds a server may be pending.
+    The readings are the complete ones. A difference that rests on a reading which is None here has no words. ``limit_s`` is
+    how many seconds a server may be pending.
     """
 
     world: World
@@ -48,22 +41,22 @@ class Wording:
     limit_s: float
 
     def missing(self, server: Server, target: str | None, path: str) -> Words:
-        """It is ready, has no route at ``path``, and should have one to ``target``."""
+        """It is ready and has no route at ``path``, which should lead to ``target``."""
         there = (self.world.routes or {}).get(path)
-        seen = "no route" if there is None else f"no route of the hub's; at {path} one of somebody else's"
+        seen = "no route" if there is None else f"no route of the hub's; {path} is somebody else's"
         lines = (
             self._hub_says(server),
             *self._database_says(target),
-            self._line(self.table, f"no route that is for it among {len(self.world.routes or ()):,}"),
+            self._line(self.table, f"no route for it among {len(self.world.routes or ()):,}"),
         )
         return (f"ready, so a route to {target or 'it'}", seen, lines)
 
     def wrong(self, server: Server, target: str | None, route: Route) -> Words:
-        """``route``, which is at its place or for it, leads elsewhere."""
-        whose = "" if route.key == server.key else f", which is for {_label(*(route.key or ('', '')))}"
+        """``route``, which is in its place or for it, leads elsewhere."""
+        whose = "" if route.key == server.key else f", which belongs to {_label(*(route.key or ('', '')))}"
         said = f"{route.path} leads to {route.target}{whose}"
         lines = (self._hub_says(server), *self._database_says(target), self._line(self.table, said))
-        expected = "ready, so a route that is for it" if target is None else f"ready at {target}"
+        expected = "ready, so a route for it" if target is None else f"ready at {target}"
         return (expected, f"the route {route.path} to {route.target}{whose}", lines)
 
     def stale(self, server: Server | None, route: Route) -> Words:
@@ -85,49 +78,53 @@ class Wording:
     def hub_route(self, path: str) -> Words:
         """The hub itself has no route at ``path``."""
         lines = (self._line(self.hub, "it answers"), self._line(self.table, f"no route {path}"))
-        seen = "no route: nobody reaches the hub's pages, unless the proxy's default target leads there"
+        seen = "no route: the hub's pages can't be reached, unless the proxy's default target leads there"
         return (f"the hub's own route {path}", seen, lines)
 
     def dead(self, server: Server, backends: Sequence[Backend], ghost: bool) -> Words:
-        """It is ready, and none of ``backends`` lives; ``ghost``: a stop has changed nothing."""
-        backends = sorted(backends, key=lambda one: one.id)
-        told = [_state(one) for one in backends] or ["there is none for it, and these are all"]
-        lines = (self._hub_says(server), *(self._line(self.backend, one) for one in told))
-        seen = "; ".join(told) if backends else "its backend is gone"
+        """It is ready, and none of ``backends`` lives; ``ghost``: a stop changed nothing."""
+        backends = sorted(backends, key=lambda backend: backend.id)
+        states = [_state(backend) for backend in backends] or ["none for it, and the list is complete"]
+        lines = (self._hub_says(server), *(self._line(self.backend, state) for state in states))
+        seen = "; ".join(states) if backends else "its backend is gone"
         if ghost:
-            return ("ready", f"{seen}; and a stop that the hub took has changed nothing", lines)
+            return ("ready", f"{seen}; a stop that the hub accepted changed nothing", lines)
         return ("ready", seen, lines)
 
-    def orphan(self, server: Server | None, backend: Backend, told: tuple[datetime, str] | None) -> Words:
-        """``backend`` lives, and not for the run that the hub has; ``told`` is what its spawner has said of it, and when."""
-        started = "" if backend.started is None else f", started {utc(backend.started)}"
+    def orphan(self, server: Server | None, backend: Backend, report: tuple[datetime, str] | None) -> Words:
+        """``backend`` lives, and not for the run that the hub has; ``report`` is when its spawner reported it, and how."""
+        started = "" if backend.started is None else f", started {stamp(backend.started)}"
         lines = [
             self._hub_says(server),
             self._line(self.backend, f"{backend.name} lives{started}{backend.detail and f'; {backend.detail}'}"),
-            f"whose it is: {backend.proof or 'not proved to be of this hub, so HubGuard never ends it'}",
+            f"owner: {backend.proof or 'unknown, so HubGuard never ends it'}",
         ]
-        if told is not None:
-            lines.append(_spawner_said(told))
+        if report is not None:
+            lines.append(_spawner_said(report))
         if server is None or not is_active(server):
             return ("stopped or unknown, so no backend", f"{backend.name} lives", tuple(lines))
         lines.append(
-            "beside a server that runs, HubGuard ends only what is proved to be this hub's, began over a minute before it and"
-            " isn't what runs it; anything else is to be ended by hand, with the tools of what runs it"
+            "While the server runs, HubGuard ends a backend only if it belongs to this hub and started more than a minute"
+            " before the running one. End anything else yourself, for example with `docker` or `kubectl`."
         )
-        return ("ready, with the backend of this run alone", f"{backend.name} of an earlier run lives", tuple(lines))
+        return (
+            "ready, with the backend of this run alone",
+            f"{backend.name} of an earlier run still runs",
+            tuple(lines),
+        )
 
-    def outlived(self, told: tuple[datetime, str]) -> Words:
-        """Only the hub's spawner knows that something lives on, as of right after the stop."""
+    def outlived(self, report: tuple[datetime, str]) -> Words:
+        """Only the hub's spawner reported that a backend was still there, right after the stop."""
         lines = (
             self._line(self.hub, "it doesn't run"),
-            _spawner_said(told),
-            "it may only have taken a moment longer to end; if it lives on, end it by hand with the tools of what runs it",
+            _spawner_said(report),
+            "It may only have needed a moment longer. If it still runs, end it yourself, for example with `kubectl`.",
         )
         return ("stopped, so no backend", "its backend was still there right after the stop", lines)
 
     def stuck(self, server: Server) -> Words:
-        """It has been pending for longer than its limit."""
-        expected = f"the hub done with it within {self.limit_s:g} s"
+        """It has been pending longer than its limit."""
+        expected = f"pending for at most {self.limit_s:g} s"
         return (expected, f"still pending ({server.pending})", (self._hub_says(server),))
 
     def dangling(self, name: str, count: int) -> Words:
@@ -135,43 +132,38 @@ class Wording:
         return ("none", f"{count:,} {ROWS[name]}", (self._line(self.db, f"{count:,} {ROWS[name]}"),))
 
     def frozen(self, since: datetime) -> Words:
-        """Activity stands still."""
-        lines = (self._line(self.hub, f"nobody's activity has advanced as it should since {utc(since)}"),)
-        return ("activity that advances with the traffic", "it no longer advances for anybody", lines)
+        """Activity no longer advances."""
+        lines = (self._line(self.hub, f"no activity has advanced since {stamp(since)}"),)
+        return ("activity that advances with traffic", "no activity advances", lines)
 
     def _line(self, reading: Reading | None, said: str) -> str:
-        # Only what readings() has found complete is spoken of; before that, nobody asks for words.
         assert reading is not None
-        return f"{SOURCES[reading.source]}, {utc(reading.at)}: {said}"
+        return f"{SOURCE_WORDS[reading.source]}, {stamp(reading.at)}: {said}"
 
     def _hub_says(self, server: Server | None) -> str:
         if server is None or not is_active(server):
             return self._line(self.hub, "no such server runs")
-        started = "" if server.started is None else f", started {utc(server.started)}"
+        started = "" if server.started is None else f", started {stamp(server.started)}"
         return self._line(self.hub, f"{(server.pending and f'pending {server.pending}') or 'ready'}{started}")
 
     def _database_says(self, target: str | None) -> tuple[str, ...]:
         return () if target is None else (self._line(self.db, f"it is reached at {target}"),)
 
 
-def _state(one: Backend) -> str:
-    """What isn't alive, and how that is seen: with its name once, which some details begin with."""
-    return one.detail if one.detail.startswith(one.name) else f"{one.name}: {one.detail or 'gone'}"
+def _state(backend: Backend) -> str:
+    """How a backend that isn't alive was seen, with its name once: some details begin with it."""
+    detail = backend.detail
+    return detail if detail.startswith(backend.name) else f"{backend.name}: {detail or 'gone'}"
 
 
 def is_active(server: Server) -> bool:
-    """Whether the hub has something running for it, or is in the middle of something with it."""
+    """Whether the hub runs it, or is starting or stopping it."""
     return server.ready or server.pending is not None
-
-
-def utc(at: datetime) -> str:
-    """A time for people, to the second, in UTC."""
-    return f"{at.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _label(user: str, name: str) -> str:
     return f"{user}/{name}" if name else user
 
 
-def _spawner_said(told: tuple[datetime, str]) -> str:
-    return f"the hub's own spawner, {utc(told[0])}: {told[1] or 'it still runs after its stop'}"
+def _spawner_said(report: tuple[datetime, str]) -> str:
+    return f"Hub's spawner, {stamp(report[0])}: {report[1] or 'it still runs after its stop'}"
