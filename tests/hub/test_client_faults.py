@@ -61,7 +61,16 @@ ACTING = (
     "make",
 )  # what changes something is sent once, whatever comes of it
 CONFLICTS = (("create", 409), ("make", 409))
-every_call = pytest.mark.parametrize("call", list(CALLS))
+TYPICAL = ("list", "get", "stop")
+"""A paged read, a single one and an act. All calls pass the same exchange, so the product with the others is long."""
+
+
+def usual(call: str, *more: object) -> object:
+    """The call as a parameter, in the long tier unless it is typical."""
+    return pytest.param(call, *more, marks=[] if call in TYPICAL else pytest.mark.long)
+
+
+every_call = pytest.mark.parametrize("call", [usual(call) for call in CALLS])
 
 
 class Fake:
@@ -199,8 +208,8 @@ async def test_the_spawners_class_is_unknown_where_we_may_not_ask_and_never_gues
 # what is refused
 
 
-@every_call
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.long), 403])
 async def test_a_refusal_names_the_scope_and_is_not_repeated(fake, call, status):
     fake.says(status, json={"status": status, "message": f"Missing or invalid credentials: {TOKEN}"})
     async with client(fake.url) as hub:
@@ -283,7 +292,7 @@ async def test_a_read_that_works_at_the_third_try_works(fake):
 @pytest.mark.parametrize(
     ("call", "status"),
     # To these, a 409 says that it is there already.
-    [(call, status) for status in (400, 409, 500, 502, 504) for call in CALLS if (call, status) not in CONFLICTS],
+    [usual(call, status) for status in (400, 409, 500, 502, 504) for call in CALLS if (call, status) not in CONFLICTS],
 )
 async def test_any_other_failure_has_its_status_and_the_hubs_own_words(fake, call, status):
     fake.says(status, json={"status": status, "message": "Named servers are <b>not</b>\nenabled."})
