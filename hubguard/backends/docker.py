@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import aiohttp
 from typing_extensions import override
 
+from hubguard.backends.claim import Claim, claim_from
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
-from hubguard.hub.http import LONGEST_QUOTE, Answer, Failure, HTTPClient, NoAnswer, in_words, printable, quotable
+from hubguard.hub.http import Answer, Failure, HTTPClient, NoAnswer, in_words, printable, quotable
 from hubguard.model import Key
 
 LARGEST_ANSWER = 64 * 1024 * 1024
@@ -70,10 +71,9 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Details:
-    """What only a container's own page tells. ``key`` None: it isn't a server's; ``run`` is when it started, as told."""
+    """What only a container's own page shows. ``claim`` None: it isn't a server's; ``run`` is when it started, as given."""
 
-    key: Key | None
-    api_url: str
+    claim: Claim | None
     state: str
     run: str
     networks: frozenset[str]
@@ -127,16 +127,16 @@ class DockerBackends(Backends):
         strangers: list[Backend] = []
         unnamed = keys - {*by_id.values(), *by_name.values()}
         for row, details in zip(rows, await self._details_of(rows), strict=True):
-            if details is None or details.key is None:
+            if details is None or details.claim is None:
                 continue
             named = by_id.get(row.id) or by_name.get(row.name)
-            proof = self._proof(details.api_url, row.networks)
+            proof = self._proof(details.claim, row.networks)
             if proof is None and named is None:
-                if details.key in unnamed and _ALIVE.get(row.state) is not False:
-                    strangers.append(self._stranger(row, details, details.key))
+                if details.claim.key in unnamed and _ALIVE.get(row.state) is not False:
+                    strangers.append(self._stranger(row, details, details.claim))
                 continue
             # A renamed user's container keeps the old name in its environment.
-            user, server = details.key if named is None or details.key in keys else named
+            user, server = details.claim.key if named is None or details.claim.key in keys else named
             found.append(
                 Backend(
                     kind=self.kind,
@@ -172,7 +172,7 @@ class DockerBackends(Backends):
             raise BackendError(
                 f"{backend.name} was started again since it was looked at, so it wasn't ended. Look again."
             )
-        if details.key is None or not self._proof(details.api_url, details.networks):
+        if details.claim is None or not self._proof(details.claim, details.networks):
             raise BackendError(
                 f"{backend.name} isn't proved to be this hub's ({self._api_url}), so it wasn't ended. If it is to go,"
                 f" do it by hand: docker stop {container[:12]}"
@@ -235,36 +235,31 @@ class DockerBackends(Backends):
             await asyncio.gather(*reading, return_exceptions=True)
 
     def _looks_ours(self, details: _Details) -> bool:
-        return details.key is not None and details.api_url == self._api_url
+        return details.claim is not None and details.claim.api_url == self._api_url
 
-    def _stranger(self, row: _Row, details: _Details, key: Key) -> Backend:
-        of = f"its hub's API URL is {printable(details.api_url)[:LONGEST_QUOTE] or 'not told'}"
-        if details.api_url == self._api_url:
-            of = f"it isn't in this hub's network, {self._network}"
+    def _stranger(self, row: _Row, details: _Details, claim: Claim) -> Backend:
+        whose = claim.whose
+        if claim.api_url == self._api_url:
+            whose = f"it isn't in this hub's network, {self._network}"
         return Backend(
             kind=self.kind,
             id=f"{row.id}@{details.run}",
-            user=key[0],
-            server=key[1],
+            user=claim.user,
+            server=claim.server,
             alive=None,
             name=f"container {row.name}",
             started=_time(details.run),
-            detail=f"{of}, so whose it is can't be told; {row.status or row.state}",
+            detail=f"{whose}, so it is unknown whose it is; {row.status or row.state}",
         )
 
-    def _proof(self, api_url: str, networks: frozenset[str]) -> str | None:
-        """One clause on why it is this hub's; "" where it only looks so; None where it is another's."""
-        if api_url != self._api_url:
-            return None
-        if not self._shared_url:
-            return f"its environment has this hub's API URL, {api_url}"
+    def _proof(self, claim: Claim, networks: frozenset[str]) -> str | None:
+        """One clause on why it is this hub's; "" if it only looks like it; None if it is another's."""
+        proof = claim.proof(self._api_url)
+        if not proof or not self._shared_url:
+            return proof or None
         if self._network is None:
             return ""
-        if self._network in networks:
-            return (
-                f"its environment has this hub's API URL, {api_url}, and it is in this hub's network, {self._network}"
-            )
-        return None
+        return f"{proof}, and it is in this hub's network, {self._network}" if self._network in networks else None
 
     async def _read(self, path: str, what: str, *, missing_is_fine: bool = False) -> object:
         """The engine's answer from JSON; None where there is no such container and that is fine. Raises BackendError."""
@@ -408,10 +403,8 @@ def _details(answer: object) -> _Details:
         for line in answer["Config"].get("Env") or ():
             name, _, value = line.partition("=")
             environment[name] = value
-        user = environment.get("JUPYTERHUB_USER")
         return _Details(
-            key=(user, environment.get("JUPYTERHUB_SERVER_NAME", "")) if user else None,
-            api_url=environment.get("JUPYTERHUB_API_URL", "").rstrip("/"),
+            claim=claim_from(environment),
             state=_text(state["Status"]),
             run=_text(state["StartedAt"]),
             networks=_networks(answer.get("NetworkSettings")),

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 from typing_extensions import override
 
+from hubguard.backends.claim import Claim, claim_from
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
@@ -46,20 +47,6 @@ def open_backends(place: Place) -> Backends:
     return ProcessBackends(place)
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What a process was told by a hub: whose API, which server, which port to listen at (None: it isn't told)."""
-
-    api_url: str
-    user: str
-    server: str
-    port: int | None
-
-    @property
-    def key(self) -> Key:
-        return (self.user, self.server)
-
-
 @dataclass(slots=True)
 class _Known:
     """One process, by its number and start. ``readable`` tells whether its environment could be read."""
@@ -67,7 +54,7 @@ class _Known:
     process: psutil.Process
     began: float
     readable: bool = False
-    claim: _Claim | None = None
+    claim: Claim | None = None
     settled: bool = False
     serves: bool = False
 
@@ -187,7 +174,7 @@ class ProcessBackends(Backends):
 
         And the numbers of all that carry it.
         """
-        ours: dict[int, tuple[_Known, _Claim, int]] = {}
+        ours: dict[int, tuple[_Known, Claim, int]] = {}
         for pid, known in self._known.items():
             if known.claim is not None and known.claim.api_url == self._api_url:
                 with contextlib.suppress(psutil.NoSuchProcess), known.process.oneshot():
@@ -220,7 +207,7 @@ class ProcessBackends(Backends):
             alive=True,
             name=f"pid {known.process.pid}",
             started=_time(known.began),
-            proof=f"its environment names this hub's API, {self._api_url}",
+            proof=known.claim.proof(self._api_url),
             detail="it runs",
         )
 
@@ -364,20 +351,10 @@ def _listening_sockets() -> dict[int, set[str]]:
     return found
 
 
-def _api_url(environment: Mapping[str, str]) -> str:
-    return environment.get("JUPYTERHUB_API_URL", "").rstrip("/")
-
-
-def _claim(environment: Mapping[str, str]) -> _Claim | None:
-    """What a hub told a server by its environment; None where it isn't one's, or is that of a service."""
-    user, api_url = environment.get("JUPYTERHUB_USER"), _api_url(environment)
-    # A managed service's environment is made as a server's is (6.1), with the account that it runs as for the user.
-    if not user or not api_url or environment.get("JUPYTERHUB_SERVICE_NAME"):
-        return None
-    with contextlib.suppress(ValueError):
-        port = urlsplit(environment.get("JUPYTERHUB_SERVICE_URL", "")).port
-        return _Claim(api_url, user, environment.get("JUPYTERHUB_SERVER_NAME", ""), port)
-    return _Claim(api_url, user, environment.get("JUPYTERHUB_SERVER_NAME", ""), None)
+def _claim(environ: Mapping[str, str]) -> Claim | None:
+    """What a hub told a server by its environment; None if it isn't a server's."""
+    claim = claim_from(environ)
+    return None if claim is None or claim.service or not claim.api_url else claim
 
 
 def _pid(one: Expected) -> int | None:

@@ -15,6 +15,7 @@ from datetime import datetime
 import psutil
 from typing_extensions import override
 
+from hubguard.backends.claim import Claim, claim_from
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected, Place
 from hubguard.errors import BackendError
@@ -63,15 +64,6 @@ class _Unit:
         return f"{self.active} ({self.sub}{result})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What a process was told by a hub: which server it is, and whose API it has to speak to."""
-
-    user: str
-    server: str
-    api_url: str
-
-
 class SystemdBackends(Backends):
     """Implements Backends. A look is one call of systemctl, and the environment of each unit's main process.
 
@@ -89,7 +81,7 @@ class SystemdBackends(Backends):
         self._timeout_s = timeout_s
         template = place.settings.get("unit_name_template")
         self._template = template if isinstance(template, str) and template else DEFAULT_TEMPLATE
-        self._told: dict[tuple[str, str, int], _Claim] = {}
+        self._told: dict[tuple[str, str, int], Claim] = {}
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
@@ -116,12 +108,12 @@ class SystemdBackends(Backends):
                     strangers.append(stranger)
                 continue
             key: Key | None
-            if claim is not None and (claim.user, claim.server) in keys:
-                key = (claim.user, claim.server)
+            if claim is not None and claim.key in keys:
+                key = claim.key
             else:
                 key = state_names.get(unit.name)
                 if key is None:
-                    key = (claim.user, claim.server) if claim is not None else _by_name(unit.name, fits, keys)
+                    key = claim.key if claim is not None else _by_name(unit.name, fits, keys)
             if unit.alive is False and key not in keys:
                 continue
             if key is None:
@@ -208,18 +200,17 @@ class SystemdBackends(Backends):
         return pattern, re.compile(regex)
 
     def _stranger(
-        self, unit: _Unit, claim: _Claim, state_names: Mapping[str, Key], keys: Iterable[Key]
+        self, unit: _Unit, claim: Claim, state_names: Mapping[str, Key], keys: Iterable[Key]
     ) -> Backend | None:
         """What a live unit whose process names another hub's API may be of this hub's; None: nothing expected."""
         key = state_names.get(unit.name)
         if key is None:
-            named = (claim.user, claim.server)
+            named = claim.key
             # The process is the user's, who could have it say anything; the unit's name is a hub's.
             fits = named in keys and self._names(claim.user)[1].fullmatch(unit.name)
             key = named if fits and named not in state_names.values() else None
         if key is None or unit.alive is False:
             return None
-        of = printable(claim.api_url)[:LONGEST_QUOTE] or "not told"
         return Backend(
             kind=self.kind,
             id=f"{unit.name}@{unit.run}",
@@ -228,17 +219,16 @@ class SystemdBackends(Backends):
             alive=None,
             name=f"unit {unit.name}",
             started=unit.started,
-            detail=f"its hub's API URL is {of}, so whose it is can't be told; {unit.detail}",
+            detail=f"{claim.whose}, so it is unknown whose it is; {unit.detail}",
         )
 
-    def _proof(self, claim: _Claim | None) -> str:
-        if claim is None or claim.api_url != self._api_url:
-            return ""
-        return f"its name is by this hub's template, and its process was told this hub's API URL, {claim.api_url}"
+    def _proof(self, claim: Claim | None) -> str:
+        proof = "" if claim is None else claim.proof(self._api_url)
+        return f"its name is by this hub's template, and {proof}" if proof else ""
 
-    def _read_claims(self, units: Iterable[_Unit]) -> dict[str, _Claim]:
+    def _read_claims(self, units: Iterable[_Unit]) -> dict[str, Claim]:
         """By unit, where its process can be read, and what that was told fits its name. Blocks; run it in a thread."""
-        told: dict[tuple[str, str, int], _Claim] = {}
+        told: dict[tuple[str, str, int], Claim] = {}
         for unit in units:
             place = (unit.name, unit.run, unit.pid)
             claim = self._told.get(place)
@@ -320,16 +310,12 @@ def _unit(block: str) -> _Unit:
     )
 
 
-def _read_claim(pid: int) -> _Claim | None:
-    """What that process was told; None where it can't be read, is gone, or wasn't told to be a server."""
+def _read_claim(pid: int) -> Claim | None:
+    """What that process was told; None if it can't be read, is gone, or wasn't told to be a server."""
     try:
-        environ = psutil.Process(pid).environ()
+        return claim_from(psutil.Process(pid).environ())
     except (psutil.Error, OSError):
         return None
-    user = environ.get("JUPYTERHUB_USER")
-    if not user:
-        return None
-    return _Claim(user, environ.get("JUPYTERHUB_SERVER_NAME", ""), environ.get("JUPYTERHUB_API_URL", "").rstrip("/"))
 
 
 def _named_by(one: Expected) -> str | None:

@@ -225,7 +225,7 @@ class TestWhose:
         for state in (None, {}):
             (found,) = await backends.look([Expected("ann", "", state=state), Expected("bob", "")])
             assert (found.key, found.alive, found.proof) == (("ann", ""), None, "")
-            assert "can't be told" in found.detail
+            assert "unknown whose it is" in found.detail
         with pytest.raises(BackendError, match="isn't proved"):
             await backends.end(found)
         assert await runs(fake, before)
