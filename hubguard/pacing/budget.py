@@ -14,6 +14,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
 
@@ -46,6 +47,31 @@ class Destination(str, Enum):
     PROXY = "proxy"
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One request on its way through the budget. ``full``: it took the last place; ``probe``: it tries an open breaker."""
+
+    lane: Lane
+    safe: bool
+    to: Destination
+    kind: str | None
+    limits: tuple[_Stage, ...]
+    number: int = 0
+    asked_s: float = 0.0
+    began_s: float = 0.0
+    full: bool = False
+    probe: bool = False
+    settled: bool = False
+    stages: tuple[_Stage, ...] = ()
+    reserved: tuple[Rate, ...] = ()
+    granted: asyncio.Future[None] = field(init=False)
+
+    @property
+    def in_force(self) -> tuple[_Stage, ...]:
+        """The limits that hold for it now: all together's, and those that its task was lowered to."""
+        return tuple(stage for stage in self.limits if not stage.over)
+
+
 class Slot:
     """The right to send one request, from ``async with budget.slot(...)``; it ends with the block.
 
@@ -53,28 +79,18 @@ class Slot:
     a word on what came of it was given up: it tells nothing about the hub.
     """
 
-    def __init__(self, budget: Budget, lane: Lane, *, safe: bool, to: Destination, kind: str | None) -> None:
+    def __init__(self, budget: Budget, turn: _Turn) -> None:
         self._budget = budget
-        self._lane = lane
-        self._safe = safe
-        self._to = to
-        self._kind = kind
-        self._number = 0
-        self._asked_s = self._began_s = 0.0
-        self._full = self._probe = self._settled = False
-        self._limits = (budget._whole, *_lowered_to.get())
-        self._stages: tuple[_Stage, ...] = ()
-        self._reserved: tuple[Rate, ...] = ()
-        self._granted: asyncio.Future[None]
+        self._turn = turn
 
     async def __aenter__(self) -> Slot:
-        await self._budget._enter(self)
+        await self._budget._enter(self._turn)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._budget._leave(self)
+        self._budget._leave(self._turn)
 
     def begins(self) -> None:
         """The request goes out now. The rate counts it from here, and its latency, too.
@@ -82,19 +98,19 @@ class Slot:
         Until then it holds one of the burst; a block that ends without it gives that back. Whoever says what came of a
         request has sent it.
         """
-        self._budget._begin(self)
+        self._budget._begin(self._turn)
 
     def succeeded(self) -> None:
-        """Who was asked did, or told, what it was asked."""
-        self._budget._settle(self, ok=True, overload=False)
+        """The other side did, or returned, what it was asked for."""
+        self._budget._settle(self._turn, ok=True, overload=False)
 
     def failed(self, *, overload: bool) -> None:
-        """It didn't. ``overload``: by 429, 5xx or silence, which slows all down; else it answered with a plain no."""
-        self._budget._settle(self, ok=False, overload=overload)
+        """It didn't. ``overload``: by 429, 5xx or silence, which slows everything down; else by a plain no."""
+        self._budget._settle(self._turn, ok=False, overload=overload)
 
     def retry_after(self, seconds: float) -> None:
-        """It wants to be left alone for ``seconds``: nobody is let go to it until then, but 600 s at most."""
-        self._budget._pause(self._to, seconds)
+        """The other side wants to be left alone for ``seconds``: nothing is sent to it until then, up to 600 s."""
+        self._budget._pause(self._turn.to, seconds)
 
 
 class Budget:
@@ -123,7 +139,7 @@ class Budget:
         self._whole = _Stage(rate, burst, concurrency, now_s)
         self._share = Rate(rate * RESERVED_SHARE, max(1, int(burst * RESERVED_SHARE)), now_s)
         self._sides = {to: _Side(Breaker(breaker_failures, breaker_open_s)) for to in Destination}
-        self._waiting: dict[Lane, deque[Slot]] = {lane: deque() for lane in Lane}
+        self._waiting: dict[Lane, deque[_Turn]] = {lane: deque() for lane in Lane}
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_at_s = math.inf
         self._asked = self._requests = self._failures = 0
@@ -137,7 +153,7 @@ class Budget:
         ``kind`` names requests that usually take equally long: when these take longer and longer, that halves the
         concurrency as an overload does. None: how long it takes tells nothing.
         """
-        return Slot(self, lane, safe=safe, to=to, kind=kind)
+        return Slot(self, _Turn(lane, safe, to, kind, (self._whole, *_lowered_to.get())))
 
     @contextlib.contextmanager
     def lowered(self, *, rate: float | None = None, concurrency: int | None = None) -> Iterator[None]:
@@ -217,66 +233,66 @@ class Budget:
         self._sides[to].back_at_s = self._clock.monotonic_s()
         self._dispatch()
 
-    async def _enter(self, slot: Slot) -> None:
-        slot._granted = asyncio.get_running_loop().create_future()
-        slot._asked_s = self._clock.monotonic_s()
-        slot._number = self._asked = self._asked + 1
-        self._waiting[slot._lane].append(slot)
+    async def _enter(self, turn: _Turn) -> None:
+        turn.granted = asyncio.get_running_loop().create_future()
+        turn.asked_s = self._clock.monotonic_s()
+        turn.number = self._asked = self._asked + 1
+        self._waiting[turn.lane].append(turn)
         self._dispatch()
         try:
-            await slot._granted
+            await turn.granted
         except asyncio.CancelledError:
-            if slot._granted.cancelled():
-                self._waiting[slot._lane].remove(slot)
+            if turn.granted.cancelled():
+                self._waiting[turn.lane].remove(turn)
                 self._dispatch()
-            elif slot._granted.exception() is None:
+            elif turn.granted.exception() is None:
                 # It was granted in the very turn in which the waiter was cancelled.
-                self._leave(slot)
+                self._leave(turn)
             raise
 
-    def _leave(self, slot: Slot) -> None:
-        for stage in slot._stages:
-            stage.in_flight[slot._to, slot._lane] -= 1
-        for rate in slot._reserved:
+    def _leave(self, turn: _Turn) -> None:
+        for stage in turn.stages:
+            stage.in_flight[turn.to, turn.lane] -= 1
+        for rate in turn.reserved:
             rate.give_back()
-        slot._reserved = ()
-        if not slot._settled:
-            slot._settled = True
-            self._sides[slot._to].breaker.abandoned(probe=slot._probe)
+        turn.reserved = ()
+        if not turn.settled:
+            turn.settled = True
+            self._sides[turn.to].breaker.abandoned(probe=turn.probe)
         self._dispatch()
 
-    def _begin(self, slot: Slot) -> None:
-        if not slot._reserved:
+    def _begin(self, turn: _Turn) -> None:
+        if not turn.reserved:
             return
-        slot._began_s = self._clock.monotonic_s()
-        for rate in slot._reserved:
-            rate.spend(slot._began_s)
-        slot._reserved = ()
+        turn.began_s = self._clock.monotonic_s()
+        for rate in turn.reserved:
+            rate.spend(turn.began_s)
+        turn.reserved = ()
         self._requests += 1
         self._dispatch()
 
-    def _settle(self, slot: Slot, *, ok: bool, overload: bool) -> None:
-        if slot._settled:
+    def _settle(self, turn: _Turn, *, ok: bool, overload: bool) -> None:
+        if turn.settled:
             return
-        self._begin(slot)
-        slot._settled = True
+        self._begin(turn)
+        turn.settled = True
         now_s = self._clock.monotonic_s()
-        side, places = self._sides[slot._to], self._whole.places[slot._to]
+        side, places = self._sides[turn.to], self._whole.places[turn.to]
         self._failures += not ok
-        if slot._lane is Lane.ACT:
-            for stage in slot._stages:
-                stage.spread.took(now_s - slot._began_s)
+        if turn.lane is Lane.ACT:
+            for stage in turn.stages:
+                stage.spread.took(now_s - turn.began_s)
         if overload:
-            places.overloaded(slot._began_s, now_s)
-            side.breaker.overloaded(now_s, probe=slot._probe)
-            if slot._began_s >= side.back_at_s:
+            places.overloaded(turn.began_s, now_s)
+            side.breaker.overloaded(now_s, probe=turn.probe)
+            if turn.began_s >= side.back_at_s:
                 side.back_at_s = math.inf
         else:
-            side.breaker.answered(probe=slot._probe)
-            if ok and slot._kind is not None and side.latencies[slot._kind].rising(now_s - slot._began_s):
-                places.overloaded(slot._began_s, now_s)
+            side.breaker.answered(probe=turn.probe)
+            if ok and turn.kind is not None and side.latencies[turn.kind].rising(now_s - turn.began_s):
+                places.overloaded(turn.began_s, now_s)
             elif ok:
-                places.succeeded(slot._began_s, now_s, full=slot._full)
+                places.succeeded(turn.began_s, now_s, full=turn.full)
         self._dispatch()
 
     def _pause(self, to: Destination, seconds: float) -> None:
@@ -293,7 +309,7 @@ class Budget:
             self._turn_away(to, now_s)
         wait_s = math.inf
         while heads := self._heads(now_s):
-            waits = [self._wait_s(slot, now_s) for slot in heads]
+            waits = [self._wait_s(turn, now_s) for turn in heads]
             wait_s = min(waits)
             if wait_s > 0:
                 break
@@ -301,25 +317,23 @@ class Budget:
             wait_s = math.inf
         self._wake_in(wait_s, now_s)
 
-    def _wait_s(self, slot: Slot, now_s: float) -> float:
+    def _wait_s(self, turn: _Turn, now_s: float) -> float:
         """Seconds until that one may go, as far as can be told; infinite until somebody else is done."""
-        side = self._sides[slot._to]
+        side = self._sides[turn.to]
         if side.breaker.state == "probing":
             return math.inf
-        return max(side.paused_until_s - now_s, *(stage.wait_s(slot, now_s) for stage in _in_force(slot)))
+        return max(side.paused_until_s - now_s, *(stage.wait_s(turn, now_s) for stage in turn.in_force))
 
-    def _heads(self, now_s: float) -> list[Slot]:
+    def _heads(self, now_s: float) -> list[_Turn]:
         """Who is next in each lane, of those with the same way and limits; the one that goes before the others first."""
-        heads: dict[tuple[Lane, Destination, tuple[_Stage, ...]], Slot] = {}
+        heads: dict[tuple[Lane, Destination, tuple[_Stage, ...]], _Turn] = {}
         for lane, queue in self._waiting.items():
-            for slot in queue:
+            for turn in queue:
                 # The cancelled are passed over: they remove themselves in a moment.
-                if not slot._granted.done():
-                    heads.setdefault((lane, slot._to, _in_force(slot)), slot)
+                if not turn.granted.done():
+                    heads.setdefault((lane, turn.to, turn.in_force), turn)
         reserved_first = self._share.wait_s(now_s) == 0
-        return sorted(
-            heads.values(), key=lambda slot: (reserved_first and slot._lane is not Lane.RESERVED, slot._number)
-        )
+        return sorted(heads.values(), key=lambda turn: (reserved_first and turn.lane is not Lane.RESERVED, turn.number))
 
     def _turn_away(self, to: Destination, now_s: float) -> None:
         side = self._sides[to]
@@ -328,37 +342,37 @@ class Budget:
         probe_in_s = side.probe_in_s(now_s) if side.breaker.state == "open" else 0.0
         when = f"in {math.ceil(probe_in_s)} s at the earliest" if probe_in_s else "first"
         for queue in self._waiting.values():
-            for slot in [slot for slot in queue if slot._to is to and not slot._granted.done()]:
-                if probe_in_s > 0 or not slot._safe:
-                    queue.remove(slot)
-                    slot._granted.set_exception(
+            for turn in [turn for turn in queue if turn.to is to and not turn.granted.done()]:
+                if probe_in_s > 0 or not turn.safe:
+                    queue.remove(turn)
+                    turn.granted.set_exception(
                         BudgetExhausted(
                             f"The {to.value} failed several times in a row, so it is left alone for now;"
                             f" one harmless request tries it again {when}."
                         )
                     )
 
-    def _grant(self, slot: Slot, now_s: float) -> None:
-        self._waiting[slot._lane].remove(slot)
-        slot._stages = _in_force(slot)
-        rates = [rate for stage in slot._stages for rate in stage.rates(slot._lane)]
-        if slot._lane is Lane.RESERVED and self._share.wait_s(now_s) == 0:
+    def _grant(self, turn: _Turn, now_s: float) -> None:
+        self._waiting[turn.lane].remove(turn)
+        turn.stages = turn.in_force
+        rates = [rate for stage in turn.stages for rate in stage.rates(turn.lane)]
+        if turn.lane is Lane.RESERVED and self._share.wait_s(now_s) == 0:
             rates.append(self._share)
         for rate in rates:
             rate.reserve(now_s)
-        slot._reserved = tuple(rates)
-        for stage in slot._stages:
-            stage.in_flight[slot._to, slot._lane] += 1
-            if slot._lane is Lane.ACT:
+        turn.reserved = tuple(rates)
+        for stage in turn.stages:
+            stage.in_flight[turn.to, turn.lane] += 1
+            if turn.lane is Lane.ACT:
                 stage.spread.goes(now_s)
-        slot._full = not self._whole.has_place(slot)
-        side = self._sides[slot._to]
+        turn.full = not self._whole.has_place(turn)
+        side = self._sides[turn.to]
         if side.breaker.state == "open":
             side.breaker.probe(now_s + side.breaker.probe_in_s(now_s))
-            slot._probe = True
-            self._turn_away(slot._to, now_s)
-        self._waited_s += max(0.0, now_s - slot._asked_s)
-        slot._granted.set_result(None)
+            turn.probe = True
+            self._turn_away(turn.to, now_s)
+        self._waited_s += max(0.0, now_s - turn.asked_s)
+        turn.granted.set_result(None)
 
     def _wake_in(self, wait_s: float, now_s: float) -> None:
         at_s = now_s + wait_s
@@ -411,22 +425,17 @@ class _Stage:
     def rates(self, lane: Lane) -> tuple[Rate, ...]:
         return (self.total, self.acting) if lane is Lane.ACT else (self.total,)
 
-    def has_place(self, slot: Slot) -> bool:
-        limit = self.places[slot._to].limit
-        if slot._lane is Lane.ACT and self.in_flight[slot._to, slot._lane] >= limit:
+    def has_place(self, turn: _Turn) -> bool:
+        limit = self.places[turn.to].limit
+        if turn.lane is Lane.ACT and self.in_flight[turn.to, turn.lane] >= limit:
             return False
-        return sum(self.in_flight[slot._to, lane] for lane in Lane) < limit + max(1, int(limit * RESERVED_SHARE))
+        return sum(self.in_flight[turn.to, lane] for lane in Lane) < limit + max(1, int(limit * RESERVED_SHARE))
 
-    def wait_s(self, slot: Slot, now_s: float) -> float:
+    def wait_s(self, turn: _Turn, now_s: float) -> float:
         """Seconds until that one may go, infinite until someone is done."""
-        if not self.has_place(slot):
+        if not self.has_place(turn):
             return math.inf
-        wait_s = max(rate.wait_s(now_s) for rate in self.rates(slot._lane))
-        if slot._lane is Lane.ACT:
-            wait_s = max(wait_s, self.spread.wait_s(now_s, self.places[slot._to].limit))
+        wait_s = max(rate.wait_s(now_s) for rate in self.rates(turn.lane))
+        if turn.lane is Lane.ACT:
+            wait_s = max(wait_s, self.spread.wait_s(now_s, self.places[turn.to].limit))
         return wait_s
-
-
-def _in_force(slot: Slot) -> tuple[_Stage, ...]:
-    """The limits that hold for that request now: all together's, and those that its task was lowered to."""
-    return tuple(stage for stage in slot._limits if not stage.over)
