@@ -671,7 +671,7 @@ async def test_the_hubs_clock_is_ours(real):
 
 
 @pytest.mark.long
-async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_database_url):
+async def test_inactive_users_are_all_found_whatever_the_hubs_database(database_url):
     # More than a page of those who never came: PostgreSQL gives them in another order for every page.
     never = [SeededUser(f"never-{number:03}") for number in range(250)]
     long_ago = [SeededUser(f"old-{number:03}", idle_for_s=(100 + number % 7) * DAY_S) for number in range(60)]
@@ -679,7 +679,7 @@ async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_da
     crowd = Population(tuple(random.Random(1).sample([*never, *long_ago, *lately], 610)))
     budget = plenty()
     async with (
-        TestbedHub(python=HUB_PYTHON, population=crowd, config=CONFIG, db_url=shared_database_url) as hub,
+        TestbedHub(python=HUB_PYTHON, population=crowd, config=CONFIG, db_url=database_url) as hub,
         HTTPHubAPI(hub.api_url, "token-of-the-guard", budget, page_size=50) as client,
     ):
         everybody = await client.list_users(inactive_since=None)
@@ -689,7 +689,7 @@ async def test_inactive_users_are_all_found_whatever_the_hubs_database(shared_da
     assert len(everybody) == 611
     assert [user.name for user in listed] == ["admin", *sorted(user.name for user in (*never, *long_ago))]
     assert [user.last_activity is None for user in listed] == [True] * 251 + [False] * 60
-    if shared_database_url.startswith("sqlite"):
+    if database_url.startswith("sqlite"):
         assert needed == 7
 
 

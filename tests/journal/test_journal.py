@@ -1,4 +1,4 @@
-"""The journal keeps its promises on SQLite, on SQLite in memory and on PostgreSQL."""
+"""The journal keeps its promises on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from hubguard.journal.model import Event, Exemption, Lease
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Tally
 from hubguard.snapshot.model import Evidence, Seen
-
-pytest_plugins = ["databases"]
 
 HUB = "http://127.0.0.1:8081/hub/api"
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
@@ -74,15 +72,15 @@ def opened(url: str) -> Iterator[Journal]:
 
 
 @pytest.fixture
-def journal(database_url: str) -> Iterator[Journal]:
-    with opened(database_url) as journal:
+def journal(journal_url: str) -> Iterator[Journal]:
+    with opened(journal_url) as journal:
         yield journal
 
 
 @pytest.fixture
-def two(shared_database_url: str) -> Iterator[tuple[Journal, Journal]]:
+def two(journal_url: str) -> Iterator[tuple[Journal, Journal]]:
     """One journal, opened twice, as two guards would."""
-    with opened(shared_database_url) as one, opened(shared_database_url) as other:
+    with opened(journal_url) as one, opened(journal_url) as other:
         yield one, other
 
 
@@ -183,8 +181,8 @@ def test_a_lease_without_a_holder_is_no_lease(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("start", ["never held", "run out", "released", "older generation"])
-def test_of_eight_guards_that_try_at_once_exactly_one_gets_the_lease(shared_database_url: str, start: str) -> None:
-    with opened(shared_database_url) as first:
+def test_of_eight_guards_that_try_at_once_exactly_one_gets_the_lease(journal_url: str, start: str) -> None:
+    with opened(journal_url) as first:
         if start != "never held":
             lease = taken(first, "gone", after(-60) if start == "run out" else NOW, generation=0)
             if start == "released":
@@ -193,7 +191,7 @@ def test_of_eight_guards_that_try_at_once_exactly_one_gets_the_lease(shared_data
         gate = threading.Barrier(8)
 
         def contend(number: int) -> Lease | None:
-            with opened(shared_database_url) as journal:
+            with opened(journal_url) as journal:
                 gate.wait(30)
                 generation = 1 if start == "older generation" else 0
                 return take(journal, f"guard {number}", generation=generation)
@@ -959,10 +957,10 @@ def test_much_can_be_remembered(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"text"', "[" * 100_000, '{"a": 1', "{}x"])
-def test_what_was_garbled_is_no_memory_rather_than_an_error(shared_database_url: str, text: str) -> None:
-    with opened(shared_database_url) as journal:
+def test_what_was_garbled_is_no_memory_rather_than_an_error(journal_url: str, text: str) -> None:
+    with opened(journal_url) as journal:
         journal.remember("pace", {"rate": 1}, NOW)
-        engine = sa.create_engine(shared_database_url, poolclass=sa.NullPool)
+        engine = sa.create_engine(journal_url, poolclass=sa.NullPool)
         with engine.begin() as connection:
             connection.execute(sa.text("UPDATE hubguard_memory SET value = :text"), {"text": text})
         assert journal.recall("pace") is None
@@ -1154,11 +1152,11 @@ die(None)
 
 @pytest.mark.parametrize(("where", "left"), [("before the commit", 0), ("after the commit", 1)])
 def test_after_a_guard_was_killed_an_intent_is_there_whole_or_not_at_all(
-    shared_database_url: str, where: str, left: int
+    journal_url: str, where: str, left: int
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", CRASH, shared_database_url, where], timeout=60, check=False)
+    killed = subprocess.run([sys.executable, "-c", CRASH, journal_url, where], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
-    with opened(shared_database_url) as journal:
+    with opened(journal_url) as journal:
         assert len(journal.open_intents()) == left
         assert taken(journal, "next", after(60)).fence >= 1
         lease = journal.take_lease("hub", "next", "", 1, NOW + timedelta(seconds=60), 30)
@@ -1234,15 +1232,15 @@ def assert_sound(url: str, finished: int) -> None:
     ],
 )
 def test_a_guard_killed_in_the_middle_of_a_change_leaves_every_change_whole_or_undone(
-    shared_database_url: str, statement: str
+    journal_url: str, statement: str
 ) -> None:
-    command = [sys.executable, "-c", BUSY, shared_database_url, statement, "2"]
+    command = [sys.executable, "-c", BUSY, journal_url, statement, "2"]
     killed = subprocess.run(command, timeout=60, check=False, capture_output=True, text=True)
     assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
-    if statement == "UPDATE hubguard_activity" and shared_database_url.startswith("sqlite"):
-        file = sa.make_url(shared_database_url).database
+    if statement == "UPDATE hubguard_activity" and journal_url.startswith("sqlite"):
+        file = sa.make_url(journal_url).database
         assert os.path.getsize(f"{file}-journal") > 0, "nothing was in the file yet, so nothing had to be undone"
-    assert_sound(shared_database_url, len(killed.stdout.split()))
+    assert_sound(journal_url, len(killed.stdout.split()))
 
 
 @pytest.mark.long

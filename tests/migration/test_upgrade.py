@@ -25,8 +25,6 @@ from hubguard.journal.database import Database
 from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
 
-pytest_plugins = ["databases"]
-
 
 def engine(url: str) -> sa.Engine:
     return sa.create_engine(url, poolclass=sa.NullPool)
@@ -79,31 +77,31 @@ def test_mysql_is_given_the_declared_tables_too(monkeypatch: pytest.MonkeyPatch)
     assert any("DATETIME(6)" in one and "utf8mb4_bin" in one for one in declared)
 
 
-def test_opening_again_changes_nothing_and_keeps_what_was_recorded(shared_database_url: str) -> None:
+def test_opening_again_changes_nothing_and_keeps_what_was_recorded(database_url: str) -> None:
     from datetime import datetime, timezone
 
-    first = open_journal(shared_database_url)
+    first = open_journal(database_url)
     first.hold("ann", "exam", datetime(2025, 3, 1, tzinfo=timezone.utc))
     first.close()
-    second = open_journal(shared_database_url)
+    second = open_journal(database_url)
     assert second.stance().held
     assert len(second.entries()) == 1
     second.close()
 
 
-def test_eight_threads_that_open_an_empty_journal_at_once_all_get_it(shared_database_url: str) -> None:
+def test_eight_threads_that_open_an_empty_journal_at_once_all_get_it(database_url: str) -> None:
     gate = threading.Barrier(8)
 
     def opens() -> bool:
         gate.wait(30)
-        journal = open_journal(shared_database_url)
+        journal = open_journal(database_url)
         held = journal.stance().held
         journal.close()
         return held
 
     with ThreadPoolExecutor(8) as pool:
         assert [job.result() for job in [pool.submit(opens) for _ in range(8)]] == [False] * 8
-    with engine(shared_database_url).connect() as connection:
+    with engine(database_url).connect() as connection:
         assert len(connection.exec_driver_sql("SELECT * FROM hubguard_version").all()) == 1
         assert len(connection.exec_driver_sql("SELECT * FROM hubguard_stance").all()) == 1
 
@@ -135,8 +133,8 @@ journal.close()
 """
 
 
-def test_processes_that_open_an_empty_journal_at_once_all_get_it(shared_database_url: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", OPEN, shared_database_url]
+def test_processes_that_open_an_empty_journal_at_once_all_get_it(database_url: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", OPEN, database_url]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     openers = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
     try:
@@ -155,7 +153,7 @@ def test_processes_that_open_an_empty_journal_at_once_all_get_it(shared_database
 
 
 def test_an_upgrade_that_fails_halfway_leaves_the_database_empty(
-    shared_database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(_conn: object, _cursor: object, statement: str, *_: object) -> None:
         if "hubguard_entry_outcome" in statement:
@@ -164,11 +162,11 @@ def test_an_upgrade_that_fails_halfway_leaves_the_database_empty(
     sa.event.listen(sa.Engine, "before_cursor_execute", fails)
     try:
         with pytest.raises(JournalError, match="is full"):
-            open_journal(shared_database_url)
+            open_journal(database_url)
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", fails)
-    assert table_names(shared_database_url) == set()
-    open_journal(shared_database_url).close()
+    assert table_names(database_url) == set()
+    open_journal(database_url).close()
 
 
 def at_revision(url: str, revision: str) -> None:
@@ -188,16 +186,16 @@ OLD_ENTRY = (
 )
 
 
-def test_upgrading_the_first_tables_keeps_what_they_hold_and_adds_the_rest(shared_database_url: str) -> None:
-    at_revision(shared_database_url, "0001")
-    run_sql(shared_database_url, OLD_ENTRY, "UPDATE hubguard_stance SET armed = (1 = 1), armed_by = 'bo'")
-    assert table_names(shared_database_url) < {*tables.metadata.tables, tables.VERSION_TABLE}
-    journal = open_journal(shared_database_url)
+def test_upgrading_the_first_tables_keeps_what_they_hold_and_adds_the_rest(database_url: str) -> None:
+    at_revision(database_url, "0001")
+    run_sql(database_url, OLD_ENTRY, "UPDATE hubguard_stance SET armed = (1 = 1), armed_by = 'bo'")
+    assert table_names(database_url) < {*tables.metadata.tables, tables.VERSION_TABLE}
+    journal = open_journal(database_url)
     assert [(entry.actor, entry.detail) for entry in journal.entries()] == [("ann", "exam")]
     assert (journal.stance().armed, journal.stance().armed_by) == (True, "bo")
     assert (journal.activity(), journal.recall("pace"), journal.prune_runs()) == ({}, None, ())
     journal.close()
-    assert table_names(shared_database_url) == {*tables.metadata.tables, tables.VERSION_TABLE}
+    assert table_names(database_url) == {*tables.metadata.tables, tables.VERSION_TABLE}
 
 
 def note_of_0003(at: str, detail: str) -> str:
@@ -228,11 +226,11 @@ def test_what_earlier_versions_wrote_into_sentences_is_data_afterwards(shared_da
 
 
 def test_an_upgrade_of_the_first_tables_that_fails_halfway_leaves_them_to_the_older_version(
-    shared_database_url: str,
+    database_url: str,
 ) -> None:
-    at_revision(shared_database_url, "0001")
-    run_sql(shared_database_url, OLD_ENTRY)
-    before = table_names(shared_database_url)
+    at_revision(database_url, "0001")
+    run_sql(database_url, OLD_ENTRY)
+    before = table_names(database_url)
 
     def fails(_conn: object, _cursor: object, statement: str, *_: object) -> None:
         if "CREATE TABLE hubguard_memory" in statement:
@@ -241,24 +239,24 @@ def test_an_upgrade_of_the_first_tables_that_fails_halfway_leaves_them_to_the_ol
     sa.event.listen(sa.Engine, "before_cursor_execute", fails)
     try:
         with pytest.raises(JournalError, match="is full"):
-            open_journal(shared_database_url)
+            open_journal(database_url)
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", fails)
-    assert table_names(shared_database_url) == before
-    assert migrate.revisions(shared_database_url)[0] == "0001"
-    journal = open_journal(shared_database_url)
+    assert table_names(database_url) == before
+    assert migrate.revisions(database_url)[0] == "0001"
+    journal = open_journal(database_url)
     assert len(journal.entries()) == 1
     journal.close()
 
 
-def test_a_database_of_a_newer_revision_is_refused_naming_both_and_left_alone(shared_database_url: str) -> None:
-    open_journal(shared_database_url).close()
-    run_sql(shared_database_url, "UPDATE hubguard_version SET version_num = '9999'")
+def test_a_database_of_a_newer_revision_is_refused_naming_both_and_left_alone(database_url: str) -> None:
+    open_journal(database_url).close()
+    run_sql(database_url, "UPDATE hubguard_version SET version_num = '9999'")
     newest = migrate.newest_revision()
     with pytest.raises(JournalError, match=f"is at revision 9999, .*knows none after {newest}") as error:
-        open_journal(shared_database_url)
+        open_journal(database_url)
     assert "\n" not in str(error.value)
-    assert migrate.revisions(shared_database_url) == ("9999", newest)
+    assert migrate.revisions(database_url) == ("9999", newest)
 
 
 def test_a_hubs_own_database_is_refused_and_not_changed_by_a_byte(tmp_path: Path) -> None:
@@ -284,12 +282,12 @@ def test_a_hubs_own_database_is_refused_and_not_changed_by_a_byte(tmp_path: Path
         ],
     ],
 )
-def test_whatever_looks_like_a_hubs_database_is_refused(shared_database_url: str, statements: list[str]) -> None:
-    run_sql(shared_database_url, *statements)
-    before = table_names(shared_database_url)
+def test_whatever_looks_like_a_hubs_database_is_refused(database_url: str, statements: list[str]) -> None:
+    run_sql(database_url, *statements)
+    before = table_names(database_url)
     with pytest.raises(JournalError, match="is the database of a JupyterHub"):
-        open_journal(shared_database_url)
-    assert table_names(shared_database_url) == before
+        open_journal(database_url)
+    assert table_names(database_url) == before
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -315,13 +313,13 @@ def test_a_postgresql_database_is_shared_with_another_program_that_uses_alembic_
         assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "abcdef"
 
 
-def test_tables_of_ours_without_a_revision_are_refused_rather_than_guessed_at(shared_database_url: str) -> None:
-    open_journal(shared_database_url).close()
-    run_sql(shared_database_url, "DROP TABLE hubguard_version")
-    before = table_names(shared_database_url)
+def test_tables_of_ours_without_a_revision_are_refused_rather_than_guessed_at(database_url: str) -> None:
+    open_journal(database_url).close()
+    run_sql(database_url, "DROP TABLE hubguard_version")
+    before = table_names(database_url)
     with pytest.raises(JournalError, match="no revision"):
-        open_journal(shared_database_url)
-    assert table_names(shared_database_url) == before
+        open_journal(database_url)
+    assert table_names(database_url) == before
 
 
 def test_asking_for_the_revision_makes_no_file(tmp_path: Path) -> None:
@@ -329,10 +327,10 @@ def test_asking_for_the_revision_makes_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_asking_for_the_revision_tells_what_an_upgrade_has_reached(shared_database_url: str) -> None:
-    assert migrate.revisions(shared_database_url) == (None, migrate.newest_revision())
-    open_journal(shared_database_url).close()
-    assert migrate.revisions(shared_database_url) == (migrate.newest_revision(), migrate.newest_revision())
+def test_asking_for_the_revision_tells_what_an_upgrade_has_reached(database_url: str) -> None:
+    assert migrate.revisions(database_url) == (None, migrate.newest_revision())
+    open_journal(database_url).close()
+    assert migrate.revisions(database_url) == (migrate.newest_revision(), migrate.newest_revision())
 
 
 def test_no_revision_offers_a_way_back() -> None:

@@ -1,4 +1,4 @@
-"""The journal keeps plans to remove users on SQLite, on SQLite in memory and on PostgreSQL."""
+"""The journal keeps plans to remove users on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ from hubguard.prune.model import (
 )
 from hubguard.snapshot.model import Evidence, Seen
 
-pytest_plugins = ["databases"]
-
 HUB = "http://127.0.0.1:8081/hub/api"
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 DONE = Outcome(OutcomeKind.DONE, "gone")
@@ -46,8 +44,8 @@ def plan_of(*users: str, digest: str = "a" * 64) -> PrunePlan:
 
 
 @pytest.fixture
-def journal(database_url: str) -> Iterator[Journal]:
-    journal = open_journal(database_url)
+def journal(journal_url: str) -> Iterator[Journal]:
+    journal = open_journal(journal_url)
     yield journal
     journal.close()
 
