@@ -205,17 +205,17 @@ def note_of_0003(at: str, detail: str) -> str:
     )
 
 
-def test_what_earlier_versions_wrote_into_sentences_is_data_afterwards(shared_database_url: str) -> None:
-    at_revision(shared_database_url, "0003")
+def test_what_earlier_versions_wrote_into_sentences_is_data_afterwards(database_url: str) -> None:
+    at_revision(database_url, "0003")
     announced = "would be stopped now, but HubGuard only observes: nobody has armed it"
     undo = "undo file /srv/undo/undo-2026.jsonl (SHA-256 " + "ab" * 32 + ")"
     run_sql(
-        shared_database_url,
+        database_url,
         note_of_0003("2026-03-01 12:00:00.000000", announced),
         note_of_0003("2026-03-01 12:00:01.000000", f"The offline plan 0123: 3 deleted, 1 kept, {undo}"),
         note_of_0003("2026-03-01 12:00:02.000000", "left alone at the second look: it would be stopped now"),
     )
-    journal = open_journal(shared_database_url)
+    journal = open_journal(database_url)
     events = [entry.event for entry in reversed(journal.entries())]
     assert events == [Event.ANNOUNCED, Event.NOTE, Event.NOTE]
     assert journal.entries(event=Event.ANNOUNCED)[0].detail == announced
