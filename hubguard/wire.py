@@ -28,12 +28,15 @@ class Malformed(ValueError):
     """A value isn't what it should be. The message is one line that names the field."""
 
 
-def read(kind: type[T], value: object, what: str) -> T:
-    """``value``, as ``json.loads`` returns it, as the dataclass ``kind``. Raises Malformed, naming the value ``what``."""
+def read(kind: type[T], value: object, what: str, *, secret: bool = False) -> T:
+    """``value``, as ``json.loads`` returns it, as the dataclass ``kind``. Raises Malformed, naming the value ``what``.
+
+    ``secret``: no part of the value is in the message.
+    """
     try:
         return cast("T", _wire_of(kind).validator.validate_python(value))
     except ValidationError as error:
-        raise Malformed(refusal(error, what)) from None
+        raise Malformed(refusal(error, what, secret=secret)) from None
     except RecursionError:
         raise Malformed(f"{what}: nested too deeply") from None
 
@@ -61,22 +64,23 @@ def extended(shape: type[T], noun: DataclassInstance, **more: object) -> T:
     return shape(**{name: getattr(noun, name) for name in shared - more.keys()}, **more)
 
 
-def refusal(error: ValidationError, what: str) -> str:
+def refusal(error: ValidationError, what: str, *, secret: bool = False) -> str:
     """The first thing that ``error`` finds wrong, in one line: ``plan.deletions[3].user: must be a text, not 5``."""
     (first, *_) = error.errors(include_url=False)
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"] if step != "[key]")
     field, got = f"{what}{path}", repr(first["input"])
     got = got if len(got) <= LONGEST_VALUE else f"{got[:LONGEST_VALUE]}…"
+    got = "" if secret else f", not {got}"
     match first["type"]:
         case "missing":
             return f"{field}: is missing"
         case "unexpected_keyword_argument":
             return f"{field}: is unknown"
         case "enum":
-            return f"{field}: must be one of {first['ctx']['expected'].replace(' or ', ', ')}, not {got}"
+            return f"{field}: must be one of {first['ctx']['expected'].replace(' or ', ', ')}{got}"
         case kind:
             wanted = _WANTED.get(kind) or re.sub("^Input should ", "must ", first["msg"].removeprefix("Value error, "))
-            return f"{field}: {wanted}, not {got}"
+            return f"{field}: {wanted}{got}"
 
 
 _WANTED: Mapping[str, str] = {

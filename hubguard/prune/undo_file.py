@@ -16,16 +16,18 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from hubguard import wire
 from hubguard.errors import UndoError
 from hubguard.hub.nouns import UndoServer, UndoUser
 from hubguard.prune.model import UndoHead
+from hubguard.wire import Malformed, to_plain
 
 FORMAT = "hubguard-undo"
 VERSION = 1
@@ -33,10 +35,9 @@ VERSION = 1
 LONGEST_LINE = 64 * 1024 * 1024
 """Bytes of one line, and so all there is of one user: tens of thousands of tokens. Longer ones aren't written either."""
 
-SAME_NAME = 100
-"""So many files of one plan and one second there may be."""
+RANDOM_BYTES = 4
+"""Random bytes in the name of an undo file: several may be written for one plan in one second."""
 
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _AS_JSON = frozenset({str, int, float, bool, type(None)})
 _TAGGED = frozenset({datetime, date, bytes, bytearray, memoryview, Decimal})
 _VALUES = _AS_JSON | _TAGGED
@@ -52,18 +53,17 @@ class Written:
 
 
 def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
-    """A new undo file in ``folder``, named after when it was made and the plan; it is on disk when this returns.
+    """Write a new undo file in ``folder``, named after its time, its plan and chance; it is on disk when this returns.
 
-    Only its owner may read it, whatever the umask; so for the folder where it has to be made. No file is ever overwritten:
-    where the name is taken, as by one that was written for the same plan in the same second, a number is put behind it.
-    ``users`` is gone through once, and one of them is in memory at a time. Raises UndoError, and what ``users`` raises; then
-    there is no file. A process that is killed on the way leaves one behind whose name begins with a dot, and which nothing
-    takes for an undo file.
+    Only its owner may read it, whatever the umask, and the folder if it has to be made. No file is ever overwritten.
+    ``users`` is gone through once, with one of them in memory at a time. Raises UndoError, and what ``users`` raises; then
+    there is no file. A process that is killed leaves a file whose name begins with a dot, which nothing takes for an undo
+    file.
     """
     made_at = head.made_at.astimezone(timezone.utc)
-    name = f"undo-{made_at:%Y%m%dT%H%M%SZ}-{head.digest[:12]}"
-    path = folder / f"{name}.jsonl"
-    part = folder / f".{path.name}.{secrets.token_hex(4)}.part"
+    path = folder / f"undo-{made_at:%Y%m%dT%H%M%SZ}-{head.digest[:12]}-{secrets.token_hex(RANDOM_BYTES)}.jsonl"
+    # Whoever has made the partial file, and found the name free, has the name.
+    part = folder / f".{path.name}.part"
     try:
         _make(folder)
         file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -72,17 +72,17 @@ def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
     try:
         out = os.fdopen(file, "wb")
         try:
+            if os.path.lexists(path):
+                raise _unwritable(path, FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))
             written = _write_all(out, path, head, users)
         finally:
             # After a failure, closing tries to write the rest and fails again; after none, there is no rest.
             with contextlib.suppress(OSError):
                 out.close()
-        for number in range(1, SAME_NAME + 1):
-            path = folder / (f"{name}.jsonl" if number == 1 else f"{name}-{number}.jsonl")
-            if _give_name(part, path):
-                break
-        else:
-            raise _unwritable(path, FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)))
+        try:
+            part.rename(path)
+        except OSError as error:
+            raise _unwritable(path, error) from None
     finally:
         part.unlink(missing_ok=True)
     try:
@@ -90,7 +90,7 @@ def write(folder: Path, head: UndoHead, users: Iterable[UndoUser]) -> Written:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise _unwritable(path, error) from None
-    return replace(written, path=path)
+    return written
 
 
 def read(path: Path, *, sha256: str | None = None) -> tuple[UndoHead, tuple[UndoUser, ...]]:
@@ -147,7 +147,7 @@ def _write_all(out: BinaryIO, path: Path, head: UndoHead, users: Iterable[UndoUs
         os.fchmod(out.fileno(), 0o600)
     except OSError as error:
         raise _unwritable(path, error) from None
-    put(_line(_head_as_json(head)))
+    put(_line({"format": FORMAT, "version": VERSION, **to_plain(head)}))
     for user in users:
         line = _user_line(user)
         if len(line) > LONGEST_LINE:
@@ -165,28 +165,6 @@ def _write_all(out: BinaryIO, path: Path, head: UndoHead, users: Iterable[UndoUs
     except OSError as error:
         raise _unwritable(path, error) from None
     return Written(path, checksum.hexdigest(), count)
-
-
-def _give_name(part: Path, path: Path) -> bool:
-    """``path`` is the whole file from one moment to the next; False: the name is taken, and is what it was before."""
-    try:
-        try:
-            os.link(part, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            # Some file systems, such as SMB shares, have no hard links: the name is taken first, and then replaced.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            try:
-                part.replace(path)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    return True
 
 
 def _sync(folder: Path) -> None:
@@ -216,18 +194,6 @@ def _unwritable(path: Path, error: OSError) -> UndoError:
 
 def _line(data: Mapping[str, object]) -> bytes:
     return _ENCODER.encode(data).encode("ascii") + b"\n"
-
-
-def _head_as_json(head: UndoHead) -> dict[str, object]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "digest": head.digest,
-        "made_at": head.made_at.isoformat(),
-        "made_by": head.made_by,
-        "database": head.database,
-        "revision": head.revision,
-    }
 
 
 def _user_line(user: UndoUser) -> bytes:
@@ -304,10 +270,6 @@ def _no_file(path: Path, what: str) -> UndoError:
     return UndoError(f"{path} is {what}, so nobody is brought back by it. Name the undo file itself.")
 
 
-class _Damaged(Exception):
-    """What is wrong with the line."""
-
-
 class _Reading:
     """Goes through one undo file once."""
 
@@ -327,7 +289,7 @@ class _Reading:
                 break
             try:
                 users.append(_user(data))
-            except _Damaged as error:
+            except Malformed as error:
                 self._refuse(f"isn't a user as HubGuard writes them: {error}")
         if data["sha256"] != before:
             self._refuse("tells another checksum than the lines before it have: one of these was changed")
@@ -371,13 +333,9 @@ class _Reading:
                 " so nobody is brought back by it. Use the HubGuard that wrote it."
             )
         try:
-            made_at = _time(data.get("made_at"))
-            if made_at.tzinfo is None:
-                raise _Damaged("made_at has no zone")
-            texts = {key: _text(data.get(key), key) for key in ("digest", "made_by", "database", "revision")}
-        except _Damaged as error:
-            self._refuse(f"isn't a head as HubGuard writes it: {error}")
-        return UndoHead(made_at=made_at, **texts)
+            return wire.read(UndoHead, {key: data[key] for key in data.keys() - {"format", "version"}}, "head")
+        except Malformed as error:
+            self._refuse(f"isn't a head as HubGuard writes them: {error}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UndoError(
@@ -387,77 +345,32 @@ class _Reading:
 
 
 def _user(data: dict[str, Any]) -> UndoUser:
-    rows = data.get("rows")
-    return UndoUser(
-        name=_text(data.get("name"), "name"),
-        groups=_texts(data.get("groups"), "groups"),
-        roles=_texts(data.get("roles"), "roles"),
-        servers=tuple(_server(server) for server in _list(data.get("servers"), "servers")),
-        rows=None if rows is None else _tables(rows),
-    )
+    user = wire.read(UndoUser, data, "user", secret=True)
+    if user.rows is None:
+        return user
+    return replace(user, rows={table: tuple(_row(table, row) for row in rows) for table, rows in user.rows.items()})
 
 
-def _server(data: Any) -> UndoServer:
-    if not isinstance(data, dict):
-        raise _Damaged("a server isn't an object")
-    options = data.get("options")
-    if options is not None and not isinstance(options, dict):
-        raise _Damaged("a server's options aren't an object")
-    return UndoServer(_text(data.get("name"), "a server's name"), options)
+def _row(table: str, row: Mapping[str, object]) -> dict[str, object]:
+    return {column: _value(f"{table}.{column}", value) for column, value in row.items()}
 
 
-def _tables(rows: Any) -> dict[str, tuple[Mapping[str, object], ...]]:
-    if not isinstance(rows, dict):
-        raise _Damaged("rows isn't an object")
-    return {table: tuple(_row(table, row) for row in _list(of_table, table)) for table, of_table in rows.items()}
-
-
-def _row(table: str, row: Any) -> dict[str, object]:
-    if not isinstance(row, dict):
-        raise _Damaged(f"a row of {table} isn't an object")
-    for column, value in row.items():
-        if isinstance(value, dict):
-            row[column] = _untagged(value)
-        elif isinstance(value, list):
-            raise _Damaged(f"{table}.{column} is a list")
-    return row
-
-
-def _untagged(value: dict[str, Any]) -> object:
+def _value(column: str, value: object) -> object:
+    if isinstance(value, list):
+        raise Malformed(f"{column} is a list")
+    if not isinstance(value, dict):
+        return value
     if len(value) == 1:
         ((tag, text),) = value.items()
-        try:
-            if tag == "time":
-                return _time(text)
-            if tag == "date":
-                return date.fromisoformat(text)
-            if tag == "decimal":
-                return Decimal(text)
-            if tag == "bytes":
-                return base64.b64decode(text, validate=True)
-        except (TypeError, ValueError, InvalidOperation):
-            pass
-    raise _Damaged(f"a value is {json.dumps(value)[:60]}")
+        with contextlib.suppress(KeyError, TypeError, ValueError, InvalidOperation):
+            return _READ[tag](text)
+    raise Malformed(f"{column} is an object that HubGuard doesn't write")
 
 
-def _time(text: Any) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise _Damaged(f"a time is {text!r:.60}") from None
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise _Damaged(f"{what} isn't text")
-    return value
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _Damaged(f"{what} isn't a list")
-    return value
-
-
-def _texts(value: Any, what: str) -> tuple[str, ...]:
-    return tuple(_text(item, what) for item in _list(value, what))
+_READ: Mapping[str, Callable[[Any], object]] = {
+    "time": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "decimal": Decimal,
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+}
+"""How values that JSON doesn't have are read, by the tag that they are written with."""

@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import resource
+import secrets
 import stat
 import tracemalloc
 from collections.abc import Iterator
@@ -75,7 +77,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert users[0].servers[0].options is None
     assert made.users == 2
     assert made.sha256 == hashlib.sha256(made.path.read_bytes()).hexdigest()
-    assert made.path == tmp_path / "undo-20180126T123045Z-0123456789ab.jsonl"
+    assert made.path.parent == tmp_path
+    assert re.fullmatch(r"undo-20180126T123045Z-0123456789ab-[0-9a-f]{8}\.jsonl", made.path.name)
 
 
 def test_the_format_is_what_the_docs_and_older_files_rest_on(tmp_path: Path) -> None:
@@ -193,42 +196,52 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_no_file_is_ever_overwritten_and_a_second_one_of_the_same_second_stands_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    if not links:
-        monkeypatch.setattr(os, "link", _fails(errno.EPERM))
+def test_several_files_of_one_plan_and_one_second_stand_beside_each_other(tmp_path: Path) -> None:
     first = written(tmp_path)
     before = first.path.read_bytes()
 
     others = [written(tmp_path, PLAIN), written(tmp_path)]
 
     assert first.path.read_bytes() == before
-    assert [other.path.name for other in others] == [
-        "undo-20180126T123045Z-0123456789ab-2.jsonl",
-        "undo-20180126T123045Z-0123456789ab-3.jsonl",
-    ]
     assert undo_file.read(others[0].path, sha256=others[0].sha256) == (HEAD, (PLAIN,))
+    assert len({first.path, *(other.path for other in others)}) == 3
     assert sorted(tmp_path.iterdir()) == sorted([first.path, *(other.path for other in others)])
 
 
-def test_where_no_name_is_free_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(undo_file, "SAME_NAME", 2)
-    there = [written(tmp_path).path, written(tmp_path).path]
+def test_no_file_is_ever_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "00" * count)
+    first = written(tmp_path)
+    before = first.path.read_bytes()
+
+    with pytest.raises(UndoError, match="isn't overwritten"):
+        written(tmp_path, PLAIN)
+
+    assert first.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [first.path]
+
+
+def test_a_file_that_another_process_is_writing_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "00" * count)
+
+    def users() -> Iterator[UndoUser]:
+        with pytest.raises(UndoError, match="isn't overwritten"):
+            written(tmp_path)
+        yield PLAIN
+
+    made = undo_file.write(tmp_path, HEAD, users())
+
+    assert undo_file.read(made.path, sha256=made.sha256) == (HEAD, (PLAIN,))
+
+
+def test_what_a_link_by_its_name_leads_to_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "00" * count)
+    target = tmp_path / "target"
+    link = tmp_path / "undo-20180126T123045Z-0123456789ab-00000000.jsonl"
+    link.symlink_to(target)
 
     with pytest.raises(UndoError, match="isn't overwritten"):
         written(tmp_path)
 
-    assert sorted(tmp_path.iterdir()) == sorted(there)
-
-
-def test_what_a_link_by_its_name_leads_to_is_left_alone(tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    link = tmp_path / "undo-20180126T123045Z-0123456789ab.jsonl"
-    link.symlink_to(target)
-
-    assert written(tmp_path).path.name == "undo-20180126T123045Z-0123456789ab-2.jsonl"
     assert link.is_symlink()
     assert not target.exists()
 
@@ -246,8 +259,8 @@ def _fails(number: int) -> Any:
         ("fsync", errno.EIO, "Name a folder"),
         ("fsync", errno.ENOSPC, "Make room"),
         ("fsync", errno.EDQUOT, "Make room"),
-        ("link", errno.EROFS, "Let this account write"),
-        ("link", errno.ENOSPC, "Make room"),
+        ("rename", errno.EROFS, "Let this account write"),
+        ("rename", errno.ENOSPC, "Make room"),
         ("fchmod", errno.EPERM, "Let this account write"),
     ],
 )
@@ -284,7 +297,7 @@ def test_it_is_synced_before_it_has_its_name_and_the_name_is_synced_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
-    sync, link = os.fsync, os.link
+    sync, rename = os.fsync, os.rename
 
     def fsync(file: int) -> None:
         happened.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else f"file of {os.fstat(file).st_size}")
@@ -292,10 +305,10 @@ def test_it_is_synced_before_it_has_its_name_and_the_name_is_synced_after(
 
     def named(*names: Any) -> None:
         happened.append("name")
-        link(*names)
+        rename(*names)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "link", named)
+    monkeypatch.setattr(os, "rename", named)
     made = written(tmp_path)
 
     assert happened == [f"file of {made.path.stat().st_size}", "name", "folder"]
