@@ -672,6 +672,31 @@ def test_an_undo_file_of_another_database_is_refused_unless_asked_for(
     assert set(told.restored) | {name for name, _ in told.skipped} == set(applied.deleted)
 
 
+def test_a_server_comes_back_as_stopped_whatever_the_undo_file_says_it_ran_as(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    """By now that row of the hub's servers may be somebody else's: the hub would take their server for this user's."""
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    assert applied.undo_file is not None
+    head, users = undo_file.read(applied.undo_file)
+    forged = [
+        user
+        if user.rows is None or "spawners" not in user.rows
+        else replace(
+            user, rows={**user.rows, "spawners": tuple({**row, "server_id": 4000} for row in user.rows["spawners"])}
+        )
+        for user in users
+    ]
+    written = undo_file.write(tmp_path / "forged", head, forged)
+    execute(url, "INSERT INTO servers (id, port) VALUES (4000, 1)")
+
+    restored = restore(url, replace(applied, undo_file=written.path))
+
+    assert restored.rows["spawners"]
+    assert ask(url, "SELECT count(*) FROM spawners WHERE server_id = 4000") == [(0,)]
+
+
 def test_nobody_comes_back_as_an_admin(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     applied = apply(url, plan_for(url), tmp_path / "undo")

@@ -1,0 +1,223 @@
+"""Deleting the users of a plan, one by one: who is left alone, whose intents are settled, and what a lost answer means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from doubles.hub import MemoryHub, Request
+from inline_books import InlineBooks
+from virtual_time import VirtualClock
+
+from hubguard.act.attempt import Attempt
+from hubguard.act.lease import LeaseKeeper
+from hubguard.errors import HubUnreachable
+from hubguard.hub.nouns import UndoUser
+from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, User
+from hubguard.prune.act import Pace, Pruner
+from hubguard.prune.decide.stale import undo_facts
+from hubguard.prune.model import (
+    Deletion,
+    Gain,
+    PrunePlan,
+    PruneReason,
+    SecondLook,
+    StaleCriteria,
+    Storage,
+    StorageFate,
+)
+from hubguard.prune.observe import account_of
+from hubguard.prune.progress import Progress
+from hubguard.prune.record import Record
+from hubguard.prune.standing import End, Ends
+
+NAMES = ("ann", "bob")
+
+
+class AlwaysStands:
+    """A plan that stands until something ends it."""
+
+    acknowledged = frozenset[str]()
+
+    def __init__(self, plan: PrunePlan) -> None:
+        self.plan = plan
+        self.end: End | None = None
+
+    def stop(self, end: End) -> None:
+        self.end = self.end or end
+
+    def stop_for(self, error: Exception) -> bool:
+        raise AssertionError(error)
+
+    def note(self, error: Exception) -> None:
+        pass
+
+    async def check(self) -> bool:
+        return self.end is None
+
+
+class LooksAtTheHub:
+    """A review for which everybody who is there may go."""
+
+    def __init__(self, hub: MemoryHub) -> None:
+        self._hub = hub
+
+    async def second_look(self, plan: PrunePlan, deletion: Deletion, acknowledged: Any, undo: Any) -> SecondLook:
+        user = await self._hub.get_user(deletion.user)
+        return SecondLook(None, "gone") if user is None else SecondLook(account_of(user), None)
+
+    async def is_gone(self, deletion: Deletion) -> bool:
+        return False
+
+
+@dataclass
+class World:
+    clock: VirtualClock
+    hub: MemoryHub
+    books: InlineBooks
+    keeper: LeaseKeeper
+    plan: PrunePlan
+
+    def deletion(self, name: str, created: datetime | None = None) -> Action:
+        at = created or self.plan.deletions[0].created
+        return Action(name, "", at, None, PruneReason.INACTIVE.value, kind=ActionKind.DELETE_USER)
+
+    async def intend(self, action: Action) -> int:
+        return await self.keeper.intend(action, "ada", asked=True, armed=True)
+
+    def begin(self) -> None:
+        self.books.journal.begin_prune(self.plan.digest, "ada", "", "/undo", "0" * 64, self.clock.now())
+
+    async def work(self, undo: tuple[str, ...] = NAMES) -> End:
+        """Carry the plan out; the undo file has the users named ``undo``."""
+        run = self.books.journal.prune_run(self.plan.digest)
+        assert run is not None
+
+        def attempt_for(action: Action) -> Attempt:
+            return Attempt(self.keeper, self.clock, action, "ada", asked=True, armed=True)
+
+        progress = Progress(self.clock, lambda: None)
+        record = Record(self.books, self.keeper, self.clock, self.plan, run, tries={}, progress=progress)
+        standing: Any = AlwaysStands(self.plan)
+        review: Any = LooksAtTheHub(self.hub)
+        facts = {name: undo_facts(UndoUser(name)) for name in undo}
+        pace = Pace(rate=1000.0, concurrency=2, verify_s=60.0)
+        pruner = Pruner(self.hub, review, standing, record, attempt_for, facts, pace, self.clock, lambda: 0.5)
+        return await self.clock.run(pruner.work())
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {
+            self.plan.deletions[user.position].user: user.outcome
+            for user in self.books.journal.pruned(self.plan.digest)
+        }
+
+    def deleted(self) -> list[str]:
+        return [request.user for request in self.hub.requests if request.call == "delete"]
+
+
+@pytest.fixture
+async def world() -> World:
+    clock, books = VirtualClock(), await InlineBooks.open()
+    hub = MemoryHub(clock=clock)
+    hub.takes_s = 0.01
+    keeper = LeaseKeeper(books, clock, holder="here", address="", generation=0.0, lease_s=3600.0)
+    await keeper.keep()
+    created = clock.now() - timedelta(days=500)
+    for name in NAMES:
+        hub.add_user(User(name, False, (), ("user",), created, None))
+    deletions = tuple(Deletion(name, created, None, PruneReason.NEVER_ACTIVE, created) for name in NAMES)
+    kept = Storage(StorageFate.KEPT, "Local", "kept")
+    criteria, now = StaleCriteria(never_active_for_s=1.0), clock.now()
+    plan = PrunePlan("d" * 64, now, now + timedelta(days=1), "ada", criteria, deletions, {}, Gain(2, 0, 1, 0), kept)
+    books.journal.keep_plan(plan, "{}")
+    return World(clock, hub, books, keeper, plan)
+
+
+async def test_a_user_whom_the_undo_file_lacks_is_left_alone(world: World) -> None:
+    world.begin()
+
+    end = await world.work(undo=("ann",))
+
+    assert end == End(Ends.DONE)
+    assert world.deleted() == ["ann"]
+    assert set(world.hub._users) == {"bob"}
+    outcomes = world.outcomes()
+    assert outcomes["ann"].kind is OutcomeKind.DONE
+    assert outcomes["bob"].kind is OutcomeKind.SKIPPED
+    assert "undo file" in outcomes["bob"].detail
+
+
+async def test_only_the_open_intents_of_this_plan_are_settled(world: World) -> None:
+    created = world.plan.deletions[0].created
+    assert created is not None
+    of_another_plan = await world.intend(world.deletion("ann"))
+    await world.clock.run(world.clock.sleep(60))
+    world.begin()
+    ours = await world.intend(world.deletion("ann"))
+    others = [
+        await world.intend(world.deletion("carl")),
+        await world.intend(world.deletion("bob", created - timedelta(days=1))),
+        await world.intend(replace(world.deletion("bob"), kind=ActionKind.STOP_SERVER)),
+    ]
+    world.hub._users.pop("ann")
+
+    await world.work()
+
+    open_intents = {intent.id for intent in world.books.journal.open_intents()}
+    assert open_intents == {of_another_plan, *others}
+    assert ours not in open_intents
+    assert world.outcomes()["ann"].kind is OutcomeKind.DONE
+
+
+async def test_after_a_lost_answer_only_a_reread_decides(world: World) -> None:
+    """The hub may still be at it: while the user is there, nothing is known, and nothing is sent again."""
+    world.begin()
+    gone_at_s = world.clock.monotonic_s() + 10.0
+
+    def lost(request: Request) -> HubUnreachable | None:
+        if request.call == "get-user" and request.user == "ann" and world.clock.monotonic_s() >= gone_at_s:
+            world.hub._users.pop("ann", None)
+        return HubUnreachable("the connection broke") if request.call == "delete" and request.user == "ann" else None
+
+    world.hub.fault = lost
+
+    async def confirmed(name: str, *, confirm: Any = None) -> None:
+        await confirm()
+        await delete(name)
+
+    delete = world.hub.delete_user
+    world.hub.delete_user = confirmed  # type: ignore[method-assign]
+
+    end = await world.work()
+
+    assert end == End(Ends.DONE)
+    assert world.outcomes()["ann"] == Outcome(OutcomeKind.DONE, "gone at a re-read (the connection broke)")
+    assert world.deleted().count("ann") == 1
+
+
+async def test_while_the_hub_is_silent_after_a_request_it_is_unknown_and_not_failed(world: World) -> None:
+    world.begin()
+    asked: list[str] = []
+
+    def silent(request: Request) -> HubUnreachable | None:
+        if request.call == "delete":
+            asked.append(request.user)
+        return HubUnreachable("no answer") if asked and request.call in {"delete", "get-user"} else None
+
+    world.hub.fault = silent
+    delete = world.hub.delete_user
+
+    async def confirmed(name: str, *, confirm: Any = None) -> None:
+        await confirm()
+        await delete(name)
+
+    world.hub.delete_user = confirmed  # type: ignore[method-assign]
+
+    end = await world.work()
+
+    assert end.how is Ends.WAITS
+    assert {outcome.kind for outcome in world.outcomes().values()} <= {OutcomeKind.UNVERIFIED}
+    assert world.outcomes()
+    assert OutcomeKind.FAILED not in {entry.outcome for entry in world.books.journal.entries(limit=100)}
