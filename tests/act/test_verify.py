@@ -113,6 +113,14 @@ async def test_a_server_that_was_on_its_way_down_and_is_ready_again_came_back():
     assert scene.clock.monotonic_s() < VERIFY_S
 
 
+async def test_it_came_back_also_where_a_read_in_between_showed_it_neither_stopping_nor_ready():
+    between = server(ready=False)
+    scene = Scene(
+        lambda _, at_s: server() if at_s >= 8 else between if at_s >= 4 else server(ready=False, pending="stop")
+    )
+    assert (await scene.outcome()).cause is Cause.CAME_BACK
+
+
 async def test_a_server_that_was_never_seen_on_its_way_down_did_not_come_back():
     """It may just not have begun to stop: that it is ready at first is no end."""
     scene = Scene(
