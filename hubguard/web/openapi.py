@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import re
-import types
-import typing
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from tornado.web import HTTPError
 
 import hubguard
@@ -28,8 +27,6 @@ BY_THE_HUB = "the token of HubGuard's own service"
 
 MANY = 100_000
 """The longest list of values that a request may bring."""
-
-_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", datetime: "string"}
 
 
 class Refused(HTTPError):
@@ -61,12 +58,10 @@ class Param:
 
     def from_text(self, text: str) -> Any:
         """The value that ``text`` in a query means, one of them where there may be ``many``. Raises Refused (400)."""
-        if self.kind in {str, datetime}:
-            return self._one(text)
-        if self.kind is bool:
-            return self._one({"true": True, "false": False}.get(text, text))
         try:
-            return self._one(self.kind(text))
+            if self.kind is bool:
+                return self._one({"true": True, "false": False}.get(text, text))
+            return self._one(text if self.kind is datetime else self.kind(text))
         except (ValueError, OverflowError):
             raise self._refused(text) from None
 
@@ -82,25 +77,12 @@ class Param:
         return tuple(dict.fromkeys(self._one(one) for one in value))
 
     def _one(self, value: Any) -> Any:
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value) if abs(value) < 2**53 else math.inf
-        if self.kind is datetime and isinstance(value, str):
-            try:
-                return moment(value)
-            except ValueError:
-                raise self._refused(value) from None
-        if type(value) is not self.kind or (self.choices and value not in self.choices):
-            raise self._refused(value)
-        size: Any = len(value) if isinstance(value, str) else value
-        if isinstance(size, float) and not math.isfinite(size):
-            raise self._refused(value)
-        if (self.low is not None and size < self.low) or (self.high is not None and size > self.high):
-            raise self._refused(value)
-        if self.above is not None and size <= self.above:
-            raise self._refused(value)
-        if isinstance(value, str) and any(unicodedata.category(char) in _BREAKS_LINES for char in value):
-            raise Refused(400, f"{self.name}: must not contain control characters")
-        return value
+        try:
+            return _adapter(self).validate_python(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "value_error":
+                raise Refused(400, f"{self.name}: {error.errors()[0]['ctx']['error']}") from None
+            raise self._refused(value) from None
 
     def _refused(self, value: object) -> Refused:
         got = repr(value)
@@ -116,32 +98,52 @@ class Param:
         if self.kind is bool:
             return "true or false"
         noun = "a whole number" if self.kind is int else "a number"
-        low = (
-            f" above {self.above:g}"
-            if self.above is not None
-            else f" from {self.low:g}"
-            if self.low is not None
-            else ""
-        )
-        return f"{noun}{low}{f' to {self.high:g}' if self.high is not None else ''}"
+        bound, word = (self.low, "from") if self.above is None else (self.above, "above")
+        low = "" if bound is None else f" {word} {bound:g}"
+        return f"{noun}{low}{'' if self.high is None else f' to {self.high:g}'}"
 
     def schema(self) -> dict[str, Any]:
         """Its JSON schema."""
-        made: dict[str, Any] = {"type": _KINDS[self.kind]}
-        bounds = {"low": ("minLength", "minimum"), "high": ("maxLength", "maximum"), "above": ("", "exclusiveMinimum")}
-        for field, (of_text, of_number) in bounds.items():
-            if (bound := getattr(self, field)) is not None:
-                made[of_text if self.kind is str else of_number] = bound
-        if self.choices:
-            made["enum"] = list(self.choices)
-        if self.kind is datetime:
-            made["format"] = "date-time"
+        made = _adapter(self).json_schema()
         if self.many:
-            none = {} if self.default is None else {"default": list(self.default)}
-            return {"type": "array", "items": made, "maxItems": MANY, **none}
+            made = {"type": "array", "items": made, "maxItems": MANY}
         if self.default is not None:
-            made["default"] = self.default
+            made["default"] = list(self.default) if self.many else self.default
         return made
+
+
+@functools.cache
+def _adapter(param: Param) -> TypeAdapter[Any]:
+    """What checks one value of ``param`` and describes it."""
+    kind: Any = Annotated[param.kind, Field(strict=True, ge=param.low, le=param.high, gt=param.above)]
+    if param.choices:
+        kind = Literal[param.choices]
+    elif param.kind is datetime:
+        kind = Annotated[datetime, PlainValidator(_read_moment), WithJsonSchema(_MOMENT)]
+    elif param.kind is str:
+        shortest, longest = (None if bound is None else int(bound) for bound in (param.low, param.high))
+        kind = Annotated[str, Field(strict=True, min_length=shortest, max_length=longest), AfterValidator(_in_one_line)]
+    elif param.kind is float:
+        kind = Annotated[kind, Field(allow_inf_nan=False)]
+    return TypeAdapter(kind)
+
+
+_MOMENT = {"type": "string", "format": "date-time"}
+
+
+def _read_moment(value: Any) -> datetime:
+    if not isinstance(value, str):
+        raise PydanticCustomError("moment", "no time")
+    try:
+        return moment(value)
+    except ValueError:
+        raise PydanticCustomError("moment", "no time") from None
+
+
+def _in_one_line(text: str) -> str:
+    if any(unicodedata.category(char) in _BREAKS_LINES for char in text):
+        raise ValueError("must not contain control characters")
+    return text
 
 
 def from_query(params: Iterable[Param], arguments: Mapping[str, list[bytes]]) -> dict[str, Any]:
@@ -227,8 +229,11 @@ class ErrorShape:
 
 def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[str, Any]:
     """The OpenAPI 3.1 description of ``paths``: path template → method → operation."""
-    components: dict[str, Any] = {}
-    schema_of(ErrorShape, components)
+    answers = {one.answer for methods in paths.values() for one in methods.values() if one.answer is not None}
+    adapters: list[tuple[type, Literal["validation", "serialization"], TypeAdapter[Any]]]
+    adapters = [(kind, "serialization", TypeAdapter(kind)) for kind in {ErrorShape, *answers}]
+    made, described = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
+    schemas = {kind: schema for (kind, _), schema in made.items()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -239,11 +244,11 @@ def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[
         "servers": [{"url": prefix.rstrip("/") or "/"}],
         "security": [{"token": []}],
         "paths": {
-            f"/{path}": {method: _operation(path, one, components) for method, one in methods.items()}
+            f"/{path}": {method: _operation(path, one, schemas) for method, one in methods.items()}
             for path, methods in sorted(paths.items())
         },
         "components": {
-            "schemas": components,
+            "schemas": described["$defs"],
             "securitySchemes": {
                 "token": {
                     "type": "apiKey",
@@ -256,14 +261,14 @@ def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[
     }
 
 
-def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[str, Any]:
+def _operation(path: str, one: Operation, schemas: Mapping[type, dict[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     if path.endswith(".json"):
         content = {"application/json": {"schema": {"type": "object"}}}
     if path.endswith(".csv"):
         content = {"text/csv": {"schema": {"type": "string"}}}
     if one.answer is not None:
-        schema = schema_of(one.answer, components)
+        schema = schemas[one.answer]
         content = {"application/json": {"schema": {"type": "array", "items": schema} if one.listed else schema}}
         if one.paged:
             page = {"type": "object", "properties": {"items": {"type": "array", "items": schema}, "_pagination": {}}}
@@ -310,35 +315,3 @@ def _operation(path: str, one: Operation, components: dict[str, Any]) -> dict[st
             schema["required"] = required
         described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return described
-
-
-def schema_of(kind: Any, components: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a type; dataclasses are put into ``components`` once and referred to. Raises TypeError."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in {typing.Union, types.UnionType}:
-        return {"anyOf": [schema_of(one, components) for one in arguments]}
-    if origin is tuple:
-        return {"type": "array", "items": schema_of(arguments[0], components)}
-    if origin in {dict, Mapping}:
-        return {"type": "object", "additionalProperties": schema_of(arguments[1], components)}
-    if kind is type(None):
-        return {"type": "null"}
-    if kind is datetime:
-        return {"type": "string", "format": "date-time"}
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return {"type": "string", "enum": [member.value for member in kind]}
-    if kind in _KINDS:
-        return {"type": _KINDS[kind]}
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise TypeError(f"no schema is known for {kind!r}")
-    name = kind.__name__
-    if name not in components:
-        components[name] = {}
-        hints = typing.get_type_hints(kind)
-        components[name] = {
-            "type": "object",
-            "description": (kind.__doc__ or "").strip(),
-            "properties": {field.name: schema_of(hints[field.name], components) for field in fields(kind)},
-            "required": [field.name for field in fields(kind) if field.default is MISSING],
-        }
-    return {"$ref": f"#/components/schemas/{name}"}
