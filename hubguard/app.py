@@ -21,7 +21,6 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from hubguard.act.lease import Books
 from hubguard.backends.choose import ByTheHub, open_backends
 from hubguard.backends.port import Backends
 from hubguard.backends.port import Place as BackendPlace
@@ -36,6 +35,7 @@ from hubguard.hub.client import HTTPHubAPI
 from hubguard.hub.database import HubDB, SQLHubDB
 from hubguard.inhub.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.pacing.clock import SystemClock
 from hubguard.place import Place
@@ -148,7 +148,7 @@ def make_guard(
         settings,
         hub,
         budget,
-        lambda: Books.open(url),
+        AsyncJournal(url),
         clock,
         random.random,
         holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",

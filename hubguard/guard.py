@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.backends.port import Backends
 from hubguard.config import Settings
 from hubguard.cull.cycle import Cycles, caution_of
@@ -23,8 +23,8 @@ from hubguard.drift.repairs import Limits
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event, Exemption, Stance
-from hubguard.journal.store import Journal
 from hubguard.model import Outcome
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
@@ -55,7 +55,7 @@ LEARN_S = 600.0
 class Guard:
     """The guard of one hub: keeps the lease, runs the cycles, and answers what pages, API and CLI ask (GuardPort).
 
-    ``open_books`` opens the journal; it may raise JournalError, and is then called again. ``chance`` gives numbers in
+    ``chance`` gives numbers in
     [0, 1). ``observe_only`` is why this guard must not act by itself whatever people set (another culler at work), or "".
     ``took_over`` names the idle culler whose place it takes, or "". ``notes`` go to the Overview as they are.
     ``features`` tells for each hub scope what needs it: what our token lacks of them becomes a note. ``database`` and
@@ -70,7 +70,7 @@ class Guard:
         settings: Settings,
         hub: HubAPI,
         budget: Budget,
-        open_books: Callable[[], Awaitable[Books]],
+        journal: AsyncJournal,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -154,19 +154,20 @@ class Guard:
             self._snapshots,
             clock,
             chance,
-            books=self._usable_books,
+            journal=journal,
             keeper=self._acting_keeper,
             armed=self._armed_by_settings,
             acting=self._armed,
             facts=told,
             concurrency=settings.budget.concurrency,
             verify_s=settings.cull.verify_s,
+            journal_days=settings.guard.journal_days,
         )
         self.policy = self._cycles.policy
         self.superseded = asyncio.Event()
         self._hub = hub
         self._budget = budget
-        self._open_books = open_books
+        self._journal = journal
         self._clock = clock
         self._chance = chance
         self._holder, self._address, self._generation = holder, address, generation
@@ -175,7 +176,6 @@ class Guard:
         self._notes = notes
         self._features = features or {}
         self._scope_notes: tuple[str, ...] = ()
-        self._books: Books | None = None
         self._keeper: LeaseKeeper | None = None
         self._trouble = ""
         self._stance = Stance()
@@ -232,8 +232,7 @@ class Guard:
             await self._drifts.close()
         if self._keeper is not None:
             await self._keeper.give_up()
-        if self._books is not None:
-            self._books.close()
+        self._journal.close()
 
     async def _keep_lease(self) -> None:
         while True:
@@ -253,27 +252,22 @@ class Guard:
 
     async def _open(self) -> None:
         """The journal is open, and the stance is as it has it. Raises JournalError."""
-        if self._books is None:
-            self._books = await self._open_books()
+        await self._journal.open()
+        if self._keeper is None:
             self._keeper = LeaseKeeper(
-                self._books,
+                self._journal,
                 self._clock,
                 holder=self._holder,
                 address=self._address,
                 generation=self._generation,
                 lease_s=self.settings.guard.lease_s,
             )
-        self._stance = await self._books.call(self._books.journal.stance)
+        self._stance = await self._journal.stance()
 
     async def _remember(self) -> None:
         """What the budget has learned outlives even a guard that is killed in the midst of its first cycle."""
-        if (
-            self._snapshots.begun
-            and self._books is not None
-            and self._keeper is not None
-            and self._keeper.lease is not None
-        ):
-            await self._snapshots.remember_pace(self._books)
+        if self._snapshots.begun and self._keeper is not None and self._keeper.lease is not None:
+            await self._snapshots.remember_pace(self._journal)
 
     async def _keep_lease_once(self) -> None:
         assert self._keeper is not None
@@ -392,16 +386,14 @@ class Guard:
         )
 
     async def _record_restore(self, what: str, outcome: Outcome | None) -> None:
-        books = self._usable_books()
         assert self._keeper is not None
         assert self._drifts is not None
-        await self._drifts.record_restore(books, self._keeper, what, outcome, armed=self._armed_by_settings())
+        await self._drifts.record_restore(self._journal, self._keeper, what, outcome, armed=self._armed_by_settings())
 
     async def _look_and_repair(self, drifts: DriftCycles, keeper: LeaseKeeper) -> None:
-        books = self._usable_books()
-        await drifts.look(books, keeper)
+        await drifts.look(self._journal, keeper)
         if self._armed() and not self._stance.held:
-            drifts.repair_by_itself(books, keeper, armed=self._armed_by_settings())
+            drifts.repair_by_itself(self._journal, keeper, armed=self._armed_by_settings())
 
     # -- one cycle ------------------------------------------------------------------------------------------------
 
@@ -431,13 +423,15 @@ class Guard:
         rate: float | None = None,
         concurrency: int | None = None,
     ) -> CycleReport:
-        books, keeper = self._usable_books(), self._keeper
+        keeper = self._keeper
         assert keeper is not None
-        self._stance = await books.call(books.journal.stance)
+        self._stance = await self._journal.stance()
         if self._took_over and self._stance.armed is None:
-            await self._set(Journal.arm, "hubguard", f"took over from {self._took_over}, and goes on with its settings")
+            await self._set(
+                self._journal.arm, "hubguard", f"took over from {self._took_over}, and goes on with its settings"
+            )
         report = await self._cycles.run(
-            books,
+            self._journal,
             keeper,
             actor,
             asked=asked,
@@ -474,22 +468,22 @@ class Guard:
         """See GuardPort."""
         if self._armed_by_settings() is False:
             raise HubGuardError(f"Arming changes nothing: {self._why_observing()}. Change that first.")
-        await self._set(Journal.arm, actor, why)
+        await self._set(self._journal.arm, actor, why)
         self._soon.set()
 
     async def observe(self, actor: str, why: str) -> None:
         """See GuardPort."""
         if self._armed_by_settings():
             raise HubGuardError("HubGuard.armed is True in the config. Change it there; to stop acting now, use hold.")
-        await self._set(Journal.observe, actor, why)
+        await self._set(self._journal.observe, actor, why)
 
     async def hold(self, actor: str, why: str) -> None:
         """See GuardPort."""
-        await self._set(Journal.hold, actor, why)
+        await self._set(self._journal.hold, actor, why)
 
     async def resume(self, actor: str, why: str) -> None:
         """See GuardPort."""
-        await self._set(Journal.resume, actor, why)
+        await self._set(self._journal.resume, actor, why)
         self._soon.set()
 
     async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
@@ -502,22 +496,18 @@ class Guard:
                 f"An exemption may last until {now + timedelta(seconds=longest_s):%Y-%m-%d %H:%M} UTC at the longest"
                 " (HubGuard.longest_exemption_s). Nothing was changed."
             )
-        books = self._usable_books()
-        return await books.call(books.journal.exempt, user, server, until, actor, why, now)
+        return await self._journal.exempt(user, server, until, actor, why, now)
 
     async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
         """See GuardPort."""
-        books = self._usable_books()
-        return await books.call(books.journal.end_exemption, exemption_id, actor, why, self._clock.now())
+        return await self._journal.end_exemption(exemption_id, actor, why, self._clock.now())
 
     async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
         """See GuardPort."""
-        books = self._usable_books()
-        return await books.call(books.journal.exemptions, self._clock.now(), user=user, ended=ended)
+        return await self._journal.exemptions(self._clock.now(), user=user, ended=ended)
 
-    async def _set(self, change: Callable[[Journal, str, str, datetime], Stance], actor: str, why: str) -> None:
-        books = self._usable_books()
-        self._stance = await books.call(change, books.journal, actor, why, self._clock.now())
+    async def _set(self, change: Callable[[str, str, datetime], Awaitable[Stance]], actor: str, why: str) -> None:
+        self._stance = await change(actor, why, self._clock.now())
 
     # -- what people ask --------------------------------------------------------------------------------------------
 
@@ -531,10 +521,7 @@ class Guard:
         event: Event | None = None,
     ) -> tuple[Entry, ...]:
         """See GuardPort."""
-        books = self._usable_books()
-        return await books.call(
-            books.journal.entries, before_id=before_id, limit=limit, user=user, server=server, event=event
-        )
+        return await self._journal.entries(before_id=before_id, limit=limit, user=user, server=server, event=event)
 
     def status(self) -> Status:
         """See GuardPort."""
@@ -572,17 +559,17 @@ class Guard:
 
     async def look_for_drift(self) -> DriftReport:
         """See GuardPort."""
-        books, keeper, drifts = self._may_look()
-        return await drifts.look(books, keeper)
+        keeper, drifts = self._may_look()
+        return await drifts.look(self._journal, keeper)
 
     def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
         """See GuardPort."""
-        return self._may_look()[2].plan(ids=ids, kinds=kinds)
+        return self._may_look()[1].plan(ids=ids, kinds=kinds)
 
     async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
         """See GuardPort."""
-        books, keeper, drifts = self._may_look()
-        self._stance = await books.call(books.journal.stance)
+        keeper, drifts = self._may_look()
+        self._stance = await self._journal.stance()
         if self._stance.held:
             raise HubGuardError(f"{self._held_why().rstrip('. ')}. Nothing was repaired; resume first.")
         brake = self._snapshots.brake
@@ -590,7 +577,7 @@ class Guard:
             raise HubGuardError(
                 f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was repaired."
             )
-        return drifts.repair(books, keeper, digest, count, actor, why, armed=self._armed_by_settings())
+        return drifts.repair(self._journal, keeper, digest, count, actor, why, armed=self._armed_by_settings())
 
     @property
     def pruning(self) -> PruneCycles:
@@ -602,17 +589,17 @@ class Guard:
         if self._drifts is not None:
             self._drifts.tell_outlived(user, server, detail)
 
-    def _may_look(self) -> tuple[Books, LeaseKeeper, DriftCycles]:
+    def _may_look(self) -> tuple[LeaseKeeper, DriftCycles]:
         keeper = self._acting_keeper()
         if self._drifts is None:
             raise HubGuardError("This guard doesn't look for drift: it runs one cycle only.")
-        return self._usable_books(), keeper, self._drifts
+        return keeper, self._drifts
 
     def _acting_keeper(self) -> LeaseKeeper:
         """The lease, which is ours. Raises HubGuardError with why not, where this guard may not act for the hub now."""
         if self.settings.errors:
             raise HubGuardError(f"Nothing is done until this setting is right: {self.settings.errors[0]}")
-        self._usable_books()
+        _ = self._journal.sync  # raises until it is open
         if self._keeper is None or self._keeper.lease is None:
             raise HubGuardError(self._standby_why())
         return self._keeper
@@ -659,8 +646,3 @@ class Guard:
     def _armed(self) -> bool:
         overruled = self._armed_by_settings()
         return bool(self._stance.armed if overruled is None else overruled)
-
-    def _usable_books(self) -> Books:
-        if self._books is None:
-            raise JournalError(self._trouble or "The journal isn't open yet. Try again in a few seconds.")
-        return self._books

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config, words
@@ -32,7 +32,7 @@ ARMED = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 600.0}}
 class World:
     clock: VirtualClock
     hub: MemoryHub
-    books: InlineBooks
+    books: InlineJournal
     guard: Guard
     status: Status | None = None  # as it was at the end of for_s
 
@@ -74,7 +74,7 @@ MakeWorld = Callable[..., Awaitable[World]]
 async def world() -> MakeWorld:
     async def make(
         *layers: dict[str, dict[str, object]],
-        books: InlineBooks | None = None,
+        books: InlineJournal | None = None,
         clock: VirtualClock | None = None,
         **options: object,
     ) -> World:
@@ -85,15 +85,12 @@ async def world() -> MakeWorld:
             rate=settings.budget.rate, burst=settings.budget.burst, concurrency=settings.budget.concurrency, clock=clock
         )
         hub = MemoryHub(clock=clock, budget=budget)
-        books = books or await InlineBooks.open()
+        books = books or InlineJournal()
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
-
-        async def open_books() -> InlineBooks:
-            return books
 
         holder = str(options.pop("holder", "here"))
         guard = Guard(
-            settings, hub, budget, open_books, clock, lambda: 0.5,
+            settings, hub, budget, books, clock, lambda: 0.5,
             holder=holder, address="http://here/", generation=float(options.pop("generation", 0.0)), **options,
         )  # fmt: skip
         return World(clock, hub, books, guard)

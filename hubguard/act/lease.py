@@ -6,16 +6,13 @@ hub learns of it at its next renewal or intent, whichever comes first, since bot
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from hubguard.errors import JournalError, LeaseLost
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event, Lease
-from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, Outcome
 from hubguard.pacing.clock import Clock
 
@@ -23,36 +20,6 @@ HUB = "hub"
 """The lease's name. One journal database serves one hub, since a hub has no identity that two guards would agree on."""
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-class Books:
-    """The journal, called from the event loop: one thread, one call at a time, in order."""
-
-    def __init__(self, journal: Journal, thread: ThreadPoolExecutor) -> None:
-        self.journal = journal
-        self._thread = thread
-
-    @classmethod
-    async def open(cls, url: str) -> Books:
-        """The journal at ``url``, opened in the thread that it is used in from now on. Raises JournalError."""
-        thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        try:
-            journal = await asyncio.get_running_loop().run_in_executor(thread, open_journal, url)
-        except BaseException:
-            thread.shutdown(wait=False)
-            raise
-        return cls(journal, thread)
-
-    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """``function(*args, **kwargs)`` in the journal's thread; a cancelled caller leaves it running to its end."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: function(*args, **kwargs)))
-
-    def close(self) -> None:
-        """The thread has ended and the database is closed."""
-        self._thread.submit(self.journal.close)
-        self._thread.shutdown(wait=True)
 
 
 def about(action: Action) -> dict[str, Any]:
@@ -74,9 +41,9 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self, books: Books, clock: Clock, *, holder: str, address: str, generation: float, lease_s: float
+        self, journal: AsyncJournal, clock: Clock, *, holder: str, address: str, generation: float, lease_s: float
     ) -> None:
-        self._books = books
+        self._journal = journal
         self._clock = clock
         self.holder = holder
         self._address = address
@@ -100,19 +67,19 @@ class LeaseKeeper:
         ``seen`` is the lease as the journal has it, ours or not. ``superseded`` turns True, for good, when the guard of a
         newer hub has taken it. Raises JournalError when the journal can't be used; what we held then simply runs out.
         """
-        journal, now, asked_s = self._books.journal, self._clock.now(), self._clock.monotonic_s()
+        now, asked_s = self._clock.now(), self._clock.monotonic_s()
         lease: Lease | None = None
         if self._lease is not None:
             try:
-                lease = await self._books.call(journal.renew_lease, HUB, self._lease, now, self._lease_s)
+                lease = await self._journal.renew_lease(HUB, self._lease, now, self._lease_s)
             except LeaseLost:
                 self._drop()
         if lease is None:
-            lease = await self._books.call(
-                journal.take_lease, HUB, self.holder, self._address, self._generation, now, self._lease_s
+            lease = await self._journal.take_lease(
+                HUB, self.holder, self._address, self._generation, now, self._lease_s
             )
         if lease is None:
-            self.seen = await self._books.call(journal.lease, HUB)
+            self.seen = await self._journal.lease(HUB)
             if self.seen is not None and self._generation and self.seen.generation > self._generation:
                 self.superseded = True
             await self._watch_the_other(now, asked_s)
@@ -130,7 +97,7 @@ class LeaseKeeper:
             self._others, self._others_since_s = self.seen, now_s
         elif now_s - self._others_since_s >= 2 * self._lease_s:
             log.warning("The guard %s has been silent for too long and loses the lease.", self.seen.holder)
-            await self._books.call(self._books.journal.release_lease, HUB, self.seen, now)
+            await self._journal.release_lease(HUB, self.seen, now)
 
     async def give_up(self) -> None:
         """The lease isn't ours any more, and the next guard needn't wait. Never raises."""
@@ -138,7 +105,7 @@ class LeaseKeeper:
         self._sure_until_s = float("-inf")
         if lease is not None:
             try:
-                await self._books.call(self._books.journal.release_lease, HUB, lease, self._clock.now())
+                await self._journal.release_lease(HUB, lease, self._clock.now())
             except JournalError as error:
                 log.warning("The lease was not released, the next guard waits until it runs out: %s", error)
 
@@ -151,8 +118,7 @@ class LeaseKeeper:
         if lease is None:
             raise LeaseLost("This guard doesn't hold the lease, so it may not act.")
         try:
-            return await self._books.call(
-                self._books.journal.intend,
+            return await self._journal.intend(
                 HUB,
                 lease,
                 action,
@@ -168,12 +134,11 @@ class LeaseKeeper:
 
     async def settle(self, intent: int, outcome: Outcome) -> None:
         """The outcome of ``intent`` is recorded. Raises JournalError; the intent then stays open, and is settled later."""
-        await self._books.call(self._books.journal.settle, intent, outcome, self._clock.now())
+        await self._journal.settle(intent, outcome, self._clock.now())
 
     async def skip(self, action: Action, actor: str, detail: str) -> None:
         """It is recorded that ``action`` wasn't done, and why. Raises JournalError."""
-        await self._books.call(
-            self._books.journal.note,
+        await self._journal.note(
             Event.NOTE,
             actor,
             self._lease.fence if self._lease else 0,

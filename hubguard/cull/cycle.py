@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hubguard.act.attempt import LOOK_LASTS_S
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.config import Settings
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
@@ -20,6 +20,7 @@ from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Known, Plan, Reason, Standing, Verdict
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event, Exemption, Failures
 from hubguard.model import (
     Action,
@@ -98,7 +99,7 @@ class Cycles:
 
     async def run(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         actor: str,
         *,
@@ -116,10 +117,10 @@ class Cycles:
         ``rate`` and ``concurrency`` are for this cycle alone.
         """
         async with self._one_at_a_time:
-            await self._snapshots.begin(books)
+            await self._snapshots.begin(journal)
             with self._budget.lowered(rate=rate, concurrency=concurrency):
                 report = await self._run(
-                    books,
+                    journal,
                     keeper,
                     actor,
                     asked=asked,
@@ -135,7 +136,7 @@ class Cycles:
 
     async def _run(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         actor: str,
         *,
@@ -146,57 +147,58 @@ class Cycles:
         policy: CullPolicy,
         width: int,
     ) -> CycleReport:
-        journal = books.journal
         began_at = self._clock.now()
         situation = await self._snapshots.look(
-            books, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=asked
+            journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=asked
         )
         now, snapshot = situation.at, situation.snapshot
-        exemptions = await books.call(journal.exemptions, now)
-        known = await self._known(books, situation, exemptions)
-        stance = await books.call(journal.stance)
+        exemptions = await journal.exemptions(now)
+        known = await self._known(journal, situation, exemptions)
+        stance = await journal.stance()
         verdicts = judge_all(snapshot.servers, policy, known, now)
         if self._hook is not None:
             known = await self._ask_hook(self._hook, verdicts, known, now)
             verdicts = judge_all(snapshot.servers, policy, known, now)
         user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
         plan = plan_cull(verdicts, policy, now, user_verdicts)
-        judgement = await self._snapshots.judge(books, due=len(plan.actions) + plan.left_out, keep=not dry_run)
+        judgement = await self._snapshots.judge(journal, due=len(plan.actions) + plan.left_out, keep=not dry_run)
         skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=asked, dry_run=dry_run)
         outcomes: tuple[tuple[Action, Outcome], ...] = ()
         if skipped_why:
             if not dry_run:
-                await self._announce(books, verdicts, skipped_why, complete=snapshot.complete)
+                await self._announce(journal, verdicts, skipped_why, complete=snapshot.complete)
         elif plan.actions:
             executor = Executor(
                 self._hub,
                 keeper,
                 self._clock,
-                _KnownNow(self._observer, books, self._hook, self._clock, known, policy, situation.clock_from),
+                _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
                 verify_s=self._settings.cull.verify_s,
                 running=len(snapshot.servers),
             )
             outcomes = await executor.run(plan, policy, actor, asked=asked, armed=armed, concurrency=width)
-            await self._note_cycle(books, keeper, actor, plan, outcomes)
+            await self._note_cycle(journal, keeper, actor, plan, outcomes)
         self._count(outcomes)
         self._snapshots.learn(outcomes)
         if not dry_run:
-            await self._snapshots.conclude(books)
+            await self._snapshots.conclude(journal)
         ended_at = self._clock.now()
         report = CycleReport(began_at, ended_at, snapshot, verdicts, plan, outcomes, skipped_why, user_verdicts)
         if not dry_run:
-            self.recent = await books.call(journal.tally, ended_at - timedelta(seconds=RECENT_S))
+            self.recent = await journal.tally(ended_at - timedelta(seconds=RECENT_S))
             self.oldest_overdue = oldest_overdue(report)
             if snapshot.complete and judgement.brake is None:
                 self.last_good_at = ended_at
-            await self._find(books, report, wanted=not (stance.held or why_observing))
+            await self._find(journal, report, wanted=not (stance.held or why_observing))
         return report
 
     # -- observing ------------------------------------------------------------------------------------------------
 
-    async def _known(self, books: Books, situation: Situation, exemptions: tuple[Exemption, ...]) -> dict[Run, Known]:
+    async def _known(
+        self, journal: AsyncJournal, situation: Situation, exemptions: tuple[Exemption, ...]
+    ) -> dict[Run, Known]:
         since = situation.at - timedelta(seconds=HISTORY_S)
-        failures: Mapping[Run, Failures] = await books.call(books.journal.failures, since)
+        failures: Mapping[Run, Failures] = await journal.failures(since)
         routes = activity.by_server(situation.snapshot.routes or {})
         known = {}
         for server in situation.snapshot.servers:
@@ -227,10 +229,12 @@ class Cycles:
 
     # -- recording ------------------------------------------------------------------------------------------------
 
-    async def _announce(self, books: Books, verdicts: tuple[Verdict, ...], why: str, *, complete: bool) -> None:
+    async def _announce(
+        self, journal: AsyncJournal, verdicts: tuple[Verdict, ...], why: str, *, complete: bool
+    ) -> None:
         """The journal says once for each run what would have been done to it."""
         if self._announced is None:
-            told = await books.call(books.journal.entries, event=Event.ANNOUNCED, limit=REMEMBERED_NOTES)
+            told = await journal.entries(event=Event.ANNOUNCED, limit=REMEMBERED_NOTES)
             self._announced = {(entry.user or "", entry.server or "", entry.started) for entry in told}
         due = {verdict.server.run: verdict for verdict in verdicts if verdict.standing is Standing.STOP}
         news = [
@@ -240,12 +244,17 @@ class Cycles:
         ]
         if news:
             detail = f"would be stopped now, but {why}"
-            await books.call(books.journal.announce, news, "hubguard", self._clock.now(), detail)
+            await journal.announce(news, "hubguard", self._clock.now(), detail)
         # What wasn't seen this time, as with the hub down, has been said all the same.
         self._announced = set(due) if complete else self._announced | set(due)
 
     async def _note_cycle(
-        self, books: Books, keeper: LeaseKeeper, actor: str, plan: Plan, outcomes: tuple[tuple[Action, Outcome], ...]
+        self,
+        journal: AsyncJournal,
+        keeper: LeaseKeeper,
+        actor: str,
+        plan: Plan,
+        outcomes: tuple[tuple[Action, Outcome], ...],
     ) -> None:
         counts = {kind: sum(outcome.kind is kind for _, outcome in outcomes) for kind in OutcomeKind}
         told = ", ".join(f"{count} {kind.value}" for kind, count in counts.items() if count)
@@ -254,7 +263,7 @@ class Cycles:
         what = f"{len(plan.actions) - users} servers to stop" + (f", {users} users to delete" if users else "")
         fence = keeper.seen.fence if keeper.seen else 0
         with contextlib.suppress(JournalError):
-            await books.call(books.journal.note, Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
+            await journal.note(Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
 
     def _count(self, outcomes: tuple[tuple[Action, Outcome], ...]) -> None:
         by = {kind: sum(outcome.kind is kind for _, outcome in outcomes) for kind in OutcomeKind}
@@ -267,7 +276,7 @@ class Cycles:
 
     # -- findings -------------------------------------------------------------------------------------------------
 
-    async def _find(self, books: Books, report: CycleReport, *, wanted: bool) -> None:
+    async def _find(self, journal: AsyncJournal, report: CycleReport, *, wanted: bool) -> None:
         """``findings`` are those of this cycle. ``wanted``: people want what is due to be done."""
         now, late = report.ended_at, self.oldest_overdue
         found = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
@@ -275,7 +284,7 @@ class Cycles:
         if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
             text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."
             found.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
-        await self._findings.update(books, found, now)
+        await self._findings.update(journal, found, now)
 
     def _width(self, rate: float | None, concurrency: int | None) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
@@ -290,7 +299,7 @@ class _KnownNow:
     def __init__(
         self,
         observer: Observer,
-        books: Books,
+        journal: AsyncJournal,
         hook: Hooked | None,
         clock: Clock,
         known: Mapping[Run, Known],
@@ -299,7 +308,7 @@ class _KnownNow:
     ) -> None:
         self._observer = observer
         self._clock_from = clock_from
-        self._books = books
+        self._journal = journal
         self._hook = hook
         self._clock = clock
         self._known = known
@@ -308,8 +317,7 @@ class _KnownNow:
     async def __call__(self, action: Action, server: Server | None) -> Known:
         known = self._known.get((action.user, action.name, action.started), Known())
         now = self._clock.now()
-        journal = self._books.journal
-        exemptions = await self._books.call(journal.exemptions, now, user=action.user)
+        exemptions = await self._journal.exemptions(now, user=action.user)
         routes = await self._observer.routes()
         if routes is None:
             raise ProxyError("the proxy can't be read just now, so that nobody's use of their server can be seen")

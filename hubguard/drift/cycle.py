@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.backends.port import Backends
 from hubguard.drift.decide.follow import DriftPolicy
 from hubguard.drift.looks import Looks
@@ -15,6 +15,7 @@ from hubguard.drift.observe import WorldObserver
 from hubguard.drift.repairs import Limits, Repairs
 from hubguard.drift.settings import HubGuardDrift
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.model import Action, ActionKind, Key, Outcome
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.model import ProxyWatchStatus
@@ -99,11 +100,11 @@ class DriftCycles:
         """The ids of the intents that are being carried out."""
         return self._repairs.under_way() | self._restoring
 
-    async def look(self, books: Books, keeper: LeaseKeeper) -> DriftReport:
+    async def look(self, journal: AsyncJournal, keeper: LeaseKeeper) -> DriftReport:
         """Look at all sources, and settle what an earlier guard left open. Raises JournalError."""
-        await self._looks.begin(books)
-        await self._repairs.settle_what_was_left(books, keeper)
-        await self._looks.look(books)
+        await self._looks.begin(journal)
+        await self._repairs.settle_what_was_left(journal, keeper)
+        await self._looks.look(journal)
         report = self.report
         assert report is not None
         return report
@@ -129,17 +130,25 @@ class DriftCycles:
         return self._repairs.only_routes(digest)
 
     def repair(
-        self, books: Books, keeper: LeaseKeeper, digest: str, count: int, actor: str, why: str, *, armed: bool | None
+        self,
+        journal: AsyncJournal,
+        keeper: LeaseKeeper,
+        digest: str,
+        count: int,
+        actor: str,
+        why: str,
+        *,
+        armed: bool | None,
     ) -> RepairPlan:
         """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
-        return self._repairs.begin(books, keeper, digest, count, actor, why, armed=armed)
+        return self._repairs.begin(journal, keeper, digest, count, actor, why, armed=armed)
 
-    def repair_by_itself(self, books: Books, keeper: LeaseKeeper, *, armed: bool | None) -> None:
+    def repair_by_itself(self, journal: AsyncJournal, keeper: LeaseKeeper, *, armed: bool | None) -> None:
         """Begin what the policy repairs without being asked, except what is backing off."""
-        self._repairs.begin_by_policy(books, keeper, armed=armed)
+        self._repairs.begin_by_policy(journal, keeper, armed=armed)
 
     async def record_restore(
-        self, books: Books, keeper: LeaseKeeper, what: str, outcome: Outcome | None, *, armed: bool | None
+        self, journal: AsyncJournal, keeper: LeaseKeeper, what: str, outcome: Outcome | None, *, armed: bool | None
     ) -> None:
         """Journal that the hub is about to fill the proxy's lost table again, or with ``outcome`` what came of it.
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hubguard.act.lease import Books
 from hubguard.drift.decide import follow
 from hubguard.drift.decide.narrowed import narrowed
 from hubguard.drift.decide.repair import doubted
@@ -17,6 +16,7 @@ from hubguard.drift.model import Drift, DriftKind, DriftReport, World
 from hubguard.drift.observe import WorldObserver
 from hubguard.drift.store import REMEMBERED, DriftMemory
 from hubguard.errors import HubGuardError, JournalError, Unrecordable
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import FindingKind, Key, Source
 from hubguard.pacing.clock import Clock
@@ -95,11 +95,11 @@ class Looks:
         """The next look first reads what the journal remembers: another guard may have looked since."""
         self._begun = False
 
-    async def begin(self, books: Books) -> None:
+    async def begin(self, journal: AsyncJournal) -> None:
         """Continue from what another guard, or this one before a restart, had seen. Raises JournalError."""
         if self._begun:
             return
-        recalled = await books.call(books.journal.recall, DRIFT)
+        recalled = await journal.recall(DRIFT)
         if recalled is not None:
             memory = DriftMemory.from_dict(recalled[0], self._clock.now())
             self.drifts, self._ghosts = memory.drifts, dict(memory.ghosts)
@@ -109,10 +109,10 @@ class Looks:
         self._remembered = None
         self._begun = True
 
-    async def look(self, books: Books) -> DriftReport:
+    async def look(self, journal: AsyncJournal) -> DriftReport:
         """Look at all sources. ``report`` is what that found, and the journal gets what is new. Raises JournalError."""
         async with self._looking:
-            await self.begin(books)
+            await self.begin(journal)
             world = self._with_what_we_know(await self._observer.look(self._snapshots.last, self._keys_to_ask()))
             before = {drift.key: drift for drift in self.drifts}
             self.drifts, ended = follow.follow(self.drifts, world, self._policy)
@@ -129,8 +129,8 @@ class Looks:
                 used_at=self._snapshots.used_at,
             )
             # The journal comes last: the report doesn't depend on it.
-            await self._journal_changes(books)
-            await self._remember(books, world.at)
+            await self._journal_changes(journal)
+            await self._remember(journal, world.at)
             return self.report
 
     async def look_at(self, keys: Sequence[Key]) -> tuple[Drift, ...]:
@@ -209,7 +209,7 @@ class Looks:
         recent = tuple(drift for drift in (*resolved, *self._cleared) if drift.seen_at > horizon)
         self._cleared = recent[:REMEMBERED]
 
-    async def _journal_changes(self, books: Books) -> None:
+    async def _journal_changes(self, journal: AsyncJournal) -> None:
         """Write what was raised and resolved: the first of each look one by one, the rest as counts.
 
         What the journal doesn't take now is written after the next look.
@@ -219,18 +219,18 @@ class Looks:
             together = [drift for other, then, drift in self._unjournaled if (other, then) == (event, at)]
             try:
                 for drift in together[:NEWS]:
-                    await _journal(books, event, at, drift)
+                    await _journal(journal, event, at, drift)
                     self._unjournaled.remove((event, at, drift))
                 if rest := [drift.kind.value for drift in together[NEWS:]]:
                     counts = ", ".join(f"{rest.count(kind):,} {kind}" for kind in sorted(set(rest)))
-                    await books.call(books.journal.note, event, "hubguard", 0, at, f"and more at once: {counts}")
+                    await journal.note(event, "hubguard", 0, at, f"and more at once: {counts}")
             except JournalError as error:
                 log.warning("%d differences aren't in the journal yet: %s", len(self._unjournaled), error)
                 del self._unjournaled[:-REMEMBERED]
                 return
             self._unjournaled = [entry for entry in self._unjournaled if entry[:2] != (event, at)]
 
-    async def _remember(self, books: Books, now: datetime) -> None:
+    async def _remember(self, journal: AsyncJournal, now: datetime) -> None:
         """Write what must survive a restart. Raises JournalError."""
         kept = self.drifts[:REMEMBERED]
         ghosts = list(self._ghosts.items())[-REMEMBERED:]
@@ -249,17 +249,17 @@ class Looks:
         ):
             return
         value = DriftMemory(kept, dict(ghosts), self._outlived).to_dict()
-        await books.call(books.journal.remember, DRIFT, value, now)
+        await journal.remember(DRIFT, value, now)
         self._remembered, self._remembered_at_s = (weighty, passing), now_s
 
 
-async def _journal(books: Books, event: str, at: datetime, drift: Drift) -> None:
+async def _journal(journal: AsyncJournal, event: Event, at: datetime, drift: Drift) -> None:
     """Write it, with the names of user and server if the journal can hold them. Raises JournalError."""
     line = in_a_line(drift)
     try:
-        await books.call(books.journal.note, event, "hubguard", 0, at, line, user=drift.user, server=drift.server)
+        await journal.note(event, "hubguard", 0, at, line, user=drift.user, server=drift.server)
     except Unrecordable:
-        await books.call(books.journal.note, event, "hubguard", 0, at, line)
+        await journal.note(event, "hubguard", 0, at, line)
 
 
 def in_a_line(drift: Drift) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.backends.port import Backends
 from hubguard.drift.act import Repairer
 from hubguard.drift.decide.repair import plan_repairs, remedy
@@ -17,6 +17,7 @@ from hubguard.drift.looks import Looks, in_a_line
 from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, Repaired, RepairPlan
 from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
@@ -143,7 +144,15 @@ class Repairs:
         return plan is not None and all(repair.action.kind is ActionKind.CHECK_ROUTES for repair in plan.repairs)
 
     def begin(
-        self, books: Books, keeper: LeaseKeeper, digest: str, count: int, actor: str, why: str, *, armed: bool | None
+        self,
+        journal: AsyncJournal,
+        keeper: LeaseKeeper,
+        digest: str,
+        count: int,
+        actor: str,
+        why: str,
+        *,
+        armed: bool | None,
     ) -> RepairPlan:
         """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
         plan = self._plans.get(digest)
@@ -154,10 +163,10 @@ class Repairs:
         if self.busy:
             raise HubGuardError("Other repairs are under way. Nothing was done; try again when they are through.")
         del self._plans[digest]
-        self._begin(books, keeper, plan, actor, why, asked=True, armed=armed)
+        self._begin(journal, keeper, plan, actor, why, asked=True, armed=armed)
         return plan
 
-    def begin_by_policy(self, books: Books, keeper: LeaseKeeper, *, armed: bool | None) -> None:
+    def begin_by_policy(self, journal: AsyncJournal, keeper: LeaseKeeper, *, armed: bool | None) -> None:
         """Begin what the policy repairs without being asked, except what is backing off."""
         self._forget_failures()
         if self.busy or keeper.lease is None:
@@ -183,7 +192,7 @@ class Repairs:
             due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in doubted]
         plan = plan_repairs(due, now)
         if plan.repairs:
-            self._begin(books, keeper, plan, "hubguard", "by the policy", asked=False, armed=armed)
+            self._begin(journal, keeper, plan, "hubguard", "by the policy", asked=False, armed=armed)
 
     def _forget_failures(self) -> None:
         followed = {drift.id for drift in self._looks.drifts}
@@ -193,7 +202,7 @@ class Repairs:
 
     def _begin(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         plan: RepairPlan,
         actor: str,
@@ -209,7 +218,7 @@ class Repairs:
             self._put(Repaired(repair, actor, began_at))
         log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), actor, why)
         task = asyncio.get_running_loop().create_task(
-            self._carry_out(books, keeper, plan, actor, why, asked=asked, armed=armed)
+            self._carry_out(journal, keeper, plan, actor, why, asked=asked, armed=armed)
         )
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -228,7 +237,7 @@ class Repairs:
 
     async def _carry_out(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         plan: RepairPlan,
         actor: str,
@@ -242,7 +251,7 @@ class Repairs:
             if asked:
                 fence = keeper.seen.fence if keeper.seen is not None else 0
                 note = f"repairs were asked for, {len(plan.repairs)} in all: {why}"
-                await books.call(books.journal.note, Event.NOTE, actor, fence, self._clock.now(), note)
+                await journal.note(Event.NOTE, actor, fence, self._clock.now(), note)
             repairing = self._repairer_under(keeper).run(
                 plan,
                 actor,
@@ -260,7 +269,7 @@ class Repairs:
         finally:
             self._end(unknown)
         try:
-            await self._looks.look(books)
+            await self._looks.look(journal)
         except HubGuardError as error:
             log.warning("No look for drift after repairs: %s", error)
         except Exception:
@@ -296,12 +305,12 @@ class Repairs:
             )
         return self._repairer
 
-    async def settle_what_was_left(self, books: Books, keeper: LeaseKeeper) -> None:
+    async def settle_what_was_left(self, journal: AsyncJournal, keeper: LeaseKeeper) -> None:
         """Settle by a look the intents that an earlier guard left open. Raises JournalError."""
         async with self._settling:
             left = [
                 entry
-                for entry in await books.call(books.journal.open_intents)
+                for entry in await journal.open_intents()
                 if entry.action in SETTLED_BY_DRIFT and entry.id not in self.under_way()
             ]
             if left:

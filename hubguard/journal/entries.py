@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any
 
@@ -36,10 +37,18 @@ _entry = tables.entry
 
 
 class Entries:
-    """The part of a journal that is read and written line by line; see :class:`hubguard.journal.store.Journal`."""
+    """The part of a journal that is read and written line by line."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that only reads."""
+        return self._database.reading()
+
+    def writing(self) -> AbstractContextManager[Connection]:
+        """A transaction that writes: on disk when it ends, undone when it raises."""
+        return self._database.writing()
 
     def note(
         self,
@@ -61,7 +70,7 @@ class Entries:
         """
         if event not in NOTES:
             raise ValueError(f"an entry {event.value!r} is written by the method that does what it records")
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             return add_entry(
                 connection,
                 now,
@@ -81,7 +90,7 @@ class Entries:
 
         One whose names the journal can't hold is left out.
         """
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             for action in actions:
                 if not (tables.holds(action.user) and tables.holds(action.name)):
                     continue
@@ -122,7 +131,7 @@ class Entries:
                 query = query.where(column == value)
         if before_id is not None:
             query = query.where(_entry.c.id < before_id)
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             return tuple(map(to_entry, connection.execute(query)))
 
     def resumed_at(self) -> datetime | None:
@@ -130,7 +139,7 @@ class Entries:
         query = (
             sa.select(_entry.c.at).where(_entry.c.event == Event.RESUMED.value).order_by(_entry.c.id.desc()).limit(1)
         )
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             return connection.execute(query).scalar_one_or_none()
 
     def tally(self, since: datetime) -> Tally:
@@ -142,9 +151,14 @@ class Entries:
             .where(_entry.c.outcome.in_(kinds), _entry.c.at >= since)
             .group_by(_entry.c.outcome)
         )
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             counts = {row[0]: row[1] for row in connection.execute(query)}
         return Tally(**{kind: counts.get(kind, 0) for kind in kinds})
+
+
+def one_at_a_time(connection: Connection) -> None:
+    """Nobody else adds what we are about to add, nor changes what we read, until the transaction ends."""
+    connection.execute(sa.select(tables.stance.c.id).where(tables.stance.c.id == 1).with_for_update())
 
 
 def add_entry(connection: Connection, now: datetime, event: Event, actor: str, fence: int, **values: Any) -> int:

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 
 from hubguard.errors import HubGuardError
 from hubguard.journal import tables
-from hubguard.journal.database import Database
-from hubguard.journal.entries import add_entry, one_text
+from hubguard.journal.entries import Entries, add_entry, one_text
 from hubguard.journal.model import Event, Exemption
 
 _exemption = tables.exemption
@@ -20,10 +19,8 @@ class NoSuchExemption(HubGuardError):
     """There is no exemption of that id in force: it was never made, is over, was ended, or has been forgotten."""
 
 
-class Exemptions:
-    """The part of a journal that keeps exemptions; see :class:`hubguard.journal.store.Journal`."""
-
-    _database: Database
+class Exemptions(Entries):
+    """The part of a journal that keeps exemptions."""
 
     def exempt(self, user: str, server: str | None, until: datetime, actor: str, why: str, now: datetime) -> Exemption:
         """That server, or all of the user's (``server`` None), is to be kept until ``until``; the new exemption.
@@ -34,7 +31,7 @@ class Exemptions:
         if until <= now:
             raise ValueError("an exemption ends after it begins")
         why = one_text(why)
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             added = connection.execute(
                 sa.insert(_exemption).values(
                     user_name=user, server_name=server, kept_until=until, actor=actor, why=why, made_at=now
@@ -55,7 +52,7 @@ class Exemptions:
         """
         same = _exemption.c.id == exemption_id
         in_force = sa.and_(same, _exemption.c.ended_at.is_(None), _exemption.c.kept_until > now)
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             ending = sa.update(_exemption).where(in_force).values(ended_at=now, ended_by=actor)
             ended = connection.execute(ending).rowcount == 1
             row = connection.execute(sa.select(_exemption).where(same)).one_or_none()
@@ -76,13 +73,13 @@ class Exemptions:
         if not ended:
             still = sa.or_(_exemption.c.ended_at.is_(None), _exemption.c.ended_at > now)
             query = query.where(_exemption.c.kept_until > now, still)
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             found = map(_to_exemption, connection.execute(query))
             # Asked to order them by id, SQLite would read all that ever were, rather than use the index by time.
             return tuple(sorted(found, key=lambda one: one.id, reverse=True))
 
     def _forget_exemptions(self, before: datetime) -> None:
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.delete(_exemption).where(_exemption.c.kept_until < before))
 
 

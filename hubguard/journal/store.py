@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,13 +15,11 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.errors import ActingRefused, LeaseLost
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.journal.entries import Entries, add_entry, add_outcome, one_text, to_entry
+from hubguard.journal.entries import add_entry, add_outcome, one_at_a_time, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
 from hubguard.journal.migrate import upgrade
 from hubguard.journal.model import Entry, Event, Failures, Lease, Stance
 from hubguard.model import Action, Outcome, OutcomeKind
-from hubguard.prune.store import Prunes
-from hubguard.snapshot.store import Memory
 
 _FORGET_AT_ONCE = 500
 _FORGET_AT_MOST = 5000
@@ -28,6 +27,7 @@ _FORGET_AT_MOST = 5000
 _lease = tables.lease
 _stance = tables.stance
 _entry = tables.entry
+_memory = tables.memory
 
 
 def open_journal(url: str) -> Journal:
@@ -45,7 +45,7 @@ def open_journal(url: str) -> Journal:
     return Journal(database)
 
 
-class Journal(Entries, Exemptions, Memory, Prunes):
+class Journal(Exemptions):
     """One hub's journal. Made by :func:`open_journal`; every method raises JournalError when the database fails.
 
     Each method is one transaction, on disk when it returns. Methods block for a few milliseconds; a database that is
@@ -77,7 +77,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
         if not holder:
             raise ValueError("a lease needs a holder with a name")
         expires_at = now + timedelta(seconds=ttl_s)
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             seen = self._lease_row(connection, hub, now)
             same = sa.and_(_lease.c.hub == hub, _lease.c.fence == seen.fence, _lease.c.holder == seen.holder)
             change = sa.update(_lease).values(
@@ -101,7 +101,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
         can have acted meanwhile, and intents of ours were refused while it was out.
         """
         expires_at = now + timedelta(seconds=ttl_s)
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             renewal = sa.update(_lease).where(_is_held(hub, lease)).values(expires_at=expires_at)
             if connection.execute(renewal).rowcount != 1:
                 raise _lost(connection, hub, now)
@@ -109,12 +109,12 @@ class Journal(Entries, Exemptions, Memory, Prunes):
 
     def release_lease(self, hub: str, lease: Lease, now: datetime) -> None:
         """Nobody holds the lease, if it was ours: the next one needn't wait. The fence stays, to rise from there."""
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             connection.execute(sa.update(_lease).where(_is_held(hub, lease)).values(holder="", expires_at=now))
 
     def lease(self, hub: str) -> Lease | None:
         """Who has the lease, run out or not (see ``expires_at``); None when nobody ever had, or it was released."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(_lease).where(_lease.c.hub == hub)).one_or_none()
         if row is None or not row.holder:
             return None
@@ -124,7 +124,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
 
     def stance(self) -> Stance:
         """Whether HubGuard may act, as people have set it."""
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             return _read_stance(connection)
 
     def arm(self, actor: str, why: str, now: datetime) -> Stance:
@@ -165,7 +165,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
         is on hold, or is neither armed nor asked for. From these checks until the commit nobody can take the lease
         or put acting on hold: whoever does so afterwards finds this intent in the journal.
         """
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             # A change that changes nothing: it checks the row and locks it in one statement, on every database.
             touch = (
                 sa.update(_lease).where(_is_held(hub, lease), _lease.c.expires_at > now).values(fence=_lease.c.fence)
@@ -193,7 +193,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
 
         Needs no lease: what has happened may always be recorded.
         """
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             return add_outcome(connection, intent_id, outcome, now)
 
     def open_intents(self) -> tuple[Entry, ...]:
@@ -205,7 +205,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             .where(~sa.exists().where(settled.c.refers_to == _entry.c.id))
             .order_by(_entry.c.id)
         )
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             return tuple(map(to_entry, connection.execute(query)))
 
     def failures(self, since: datetime) -> dict[tuple[str, str, datetime | None], Failures]:
@@ -234,7 +234,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             .scalar_subquery()
         )
         found: dict[tuple[str, str, datetime | None], Failures] = {}
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             for row in connection.execute(sa.select(runs, last_done_id.label("last_done_id"))).all():
                 key = (row.user_name, row.server_name, row.started)
                 told: sa.Row[Any] | None = row
@@ -250,22 +250,41 @@ class Journal(Entries, Exemptions, Memory, Prunes):
     def forget(self, before: datetime) -> int:
         """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
 
-        So are exemptions that were over by then, what was seen of servers that weren't seen since, and plans to remove users
-        that were over, or had expired without being used. The entries go a few
-        hundred at a time, so that others get their turn in between, and about 5,000 at the most: while this returns more
-        than 0, call it again.
+        So are exemptions that were over by then. The entries go a few hundred at a time, so that others get their turn in
+        between, and about 5,000 at the most: while this returns more than 0, call it again.
         """
         self._forget_exemptions(before)
-        self._forget_activity(before)
-        self._forget_prunes(before)
         gone = 0
-        with self._database.reading() as connection:
+        with self.reading() as connection:
             old = list(itertools.islice(_ids_to_forget(connection, before), _FORGET_AT_MOST))
         for start in range(0, len(old), _FORGET_AT_ONCE):
             ids = {one for group in old[start : start + _FORGET_AT_ONCE] for one in group}
-            with self._database.writing() as connection:
+            with self.writing() as connection:
                 gone += connection.execute(sa.delete(_entry).where(_entry.c.id.in_(ids))).rowcount
         return gone
+
+    # What a guard wants to know again after a restart
+
+    def remember(self, key: str, value: Mapping[str, Any], now: datetime) -> None:
+        """:meth:`recall` gives ``value`` from now on. It must be JSON; what isn't raises TypeError or ValueError."""
+        text = json.dumps(dict(value), allow_nan=False)
+        with self.writing() as connection:
+            one_at_a_time(connection)
+            change = sa.update(_memory).where(_memory.c.key == key).values(value=text, at=now)
+            if connection.execute(change).rowcount != 1:
+                connection.execute(sa.insert(_memory).values(key=key, value=text, at=now))
+
+    def recall(self, key: str) -> tuple[dict[str, Any], datetime] | None:
+        """What was last remembered under ``key``, and when; None where that is nothing, or can't be read any more."""
+        with self.reading() as connection:
+            row = connection.execute(sa.select(_memory).where(_memory.c.key == key)).one_or_none()
+        if row is None:
+            return None
+        try:
+            value = json.loads(row.value)
+        except (ValueError, RecursionError):
+            return None
+        return (value, row.at) if isinstance(value, dict) else None
 
     def _lease_row(self, connection: Connection, hub: str, now: datetime) -> Any:
         """The row of that hub; where there was none there is now one that nobody holds."""
@@ -289,7 +308,7 @@ class Journal(Entries, Exemptions, Memory, Prunes):
             f"{column}_at": now,
             f"{column}_why": why,
         }
-        with self._database.writing() as connection:
+        with self.writing() as connection:
             if connection.execute(sa.update(_stance).where(_stance.c.id == 1).values(**change)).rowcount != 1:
                 raise self._database.refuse("has lost the row that says whether HubGuard may act", "Restore a backup.")
             add_entry(connection, now, event, actor, 0, detail=why)

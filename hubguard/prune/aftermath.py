@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
-from hubguard.act.lease import Books
 from hubguard.errors import BudgetExhausted, HubError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import Outcome, OutcomeKind, same_run
 from hubguard.pacing.clock import Clock
 from hubguard.prune.model import PrunePlan, PruneRun, PruneState
 from hubguard.prune.plans import Plans
 from hubguard.prune.progress import Progress
+from hubguard.prune.store import AsyncPrunes
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,16 @@ class Aftermath:
         else:
             self._unknown.pop(digest, None)
 
-    async def settle(self, books: Books, run: PruneRun) -> None:
+    async def settle(self, journal: AsyncJournal, run: PruneRun) -> None:
         """Settle every user of that plan whom it was about to delete and who is gone. Raises HubGuardError."""
         if run.began_at is None:
             return
         plan = await self._plans.plan(run.digest)
         self.forget(run.digest)
-        for position in await self._unknown_of(books, plan, run.began_at):
-            await self._settle_if_gone(books, plan, position)
+        for position in await self._unknown_of(journal, plan, run.began_at):
+            await self._settle_if_gone(journal, plan, position)
 
-    async def settle_some(self, books: Books) -> None:
+    async def settle_some(self, journal: AsyncJournal) -> None:
         """Now and then, settle a few users of plans that are paused or ended recently. Raises JournalError."""
         now_s = self._clock.monotonic_s()
         if now_s < self._look_at_s:
@@ -67,44 +68,44 @@ class Aftermath:
         self._look_at_s = now_s + LOOK_EVERY_S
         ended_since = self._clock.now() - timedelta(seconds=ENDED_WITHIN_S)
         runs = {run.digest: run for run in await self._plans.runs(PLANS_LOOKED_AT)}
-        runs |= {run.digest: run for run in await books.call(books.journal.prunes_under_way)}
+        runs |= {run.digest: run for run in await AsyncPrunes(journal).prunes_under_way()}
         for run in runs.values():
             ended = run.ended_at is not None and run.ended_at >= ended_since
             if run.began_at is not None and (run.state is PruneState.PAUSED or ended):
                 try:
-                    await self._settle_some_of(books, run, run.began_at)
+                    await self._settle_some_of(journal, run, run.began_at)
                 except (HubError, BudgetExhausted) as error:
                     log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
                     return
 
-    async def _settle_some_of(self, books: Books, run: PruneRun, began_at: datetime) -> None:
+    async def _settle_some_of(self, journal: AsyncJournal, run: PruneRun, began_at: datetime) -> None:
         plan = await self._plans.plan(run.digest)
         if run.digest not in self._unknown:
-            self._unknown[run.digest] = await self._unknown_of(books, plan, began_at)
+            self._unknown[run.digest] = await self._unknown_of(journal, plan, began_at)
         unknown = self._unknown[run.digest]
         for position in unknown[:USERS_AT_ONCE]:
-            gone = await self._settle_if_gone(books, plan, position)
+            gone = await self._settle_if_gone(journal, plan, position)
             # Whoever is still there is looked at again when all others were.
             unknown.remove(position)
             if not gone:
                 unknown.append(position)
 
-    async def _settle_if_gone(self, books: Books, plan: PrunePlan, position: int) -> bool:
+    async def _settle_if_gone(self, journal: AsyncJournal, plan: PrunePlan, position: int) -> bool:
         deletion = plan.deletions[position]
         user = await self._hub.get_user(deletion.user)
         if user is not None and same_run(user.created, deletion.created):
             return False
         outcome, now = Outcome(OutcomeKind.DONE, "a later look found that user gone"), self._clock.now()
-        if await books.call(books.journal.settle_pruned, plan.digest, position, outcome, now):
+        if await AsyncPrunes(journal).settle_pruned(plan.digest, position, outcome, now):
             self._progress.count(outcome)
             detail = f"plan {plan.digest[:12]} did delete {deletion.user}: a later look found them gone"
-            await books.call(books.journal.note, Event.NOTE, "hubguard", 0, now, detail)
+            await journal.note(Event.NOTE, "hubguard", 0, now, detail)
         return True
 
-    async def _unknown_of(self, books: Books, plan: PrunePlan, began_at: datetime) -> list[int]:
-        settled = {user.position: user.outcome.kind for user in await books.call(books.journal.pruned, plan.digest)}
+    async def _unknown_of(self, journal: AsyncJournal, plan: PrunePlan, began_at: datetime) -> list[int]:
+        settled = {user.position: user.outcome.kind for user in await AsyncPrunes(journal).pruned(plan.digest)}
         intended: dict[str, list[datetime | None]] = {}
-        for user, created in await books.call(books.journal.deletions_intended, began_at):
+        for user, created in await AsyncPrunes(journal).deletions_intended(began_at):
             intended.setdefault(user, []).append(created)
         return [
             position

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.pacing.clock import Clock
@@ -32,6 +33,7 @@ from hubguard.prune.plans import Plans, why_held
 from hubguard.prune.review import HubConfigFacts, Review
 from hubguard.prune.runner import PruneRunner
 from hubguard.prune.settings import HubGuardPrune
+from hubguard.prune.store import AsyncPrunes
 from hubguard.prune.undo import Undo
 from hubguard.snapshot.cycle import Snapshots
 
@@ -52,7 +54,7 @@ UNDER_WAY = (PruneState.RUNNING, PruneState.PAUSED)
 class PruneCycles:
     """Implements PrunePort for one guard, and carries out one plan at a time.
 
-    ``books`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    ``journal`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
     ``armed`` is what the settings say about acting (None: people do), ``acting`` whether HubGuard may act by itself.
     ``findings`` are what an operator should look at.
     """
@@ -68,7 +70,8 @@ class PruneCycles:
         *,
         concurrency: int,
         verify_s: float,
-        books: Callable[[], Books],
+        journal_days: float,
+        journal: AsyncJournal,
         keeper: Callable[[], LeaseKeeper],
         armed: Callable[[], bool | None],
         acting: Callable[[], bool],
@@ -78,19 +81,21 @@ class PruneCycles:
         self._settings = settings
         self._snapshots = snapshots
         self._clock = clock
-        self._books = books
+        self._journal = journal
         self._keeper = keeper
         self._acting = acting
         self._beginning = asyncio.Lock()
         reader = AccountReader(hub, database, clock)
-        self._review = Review(settings, hub, reader, clock, books, facts or HubConfigFacts())
-        self._plans = Plans(books)
-        self._undo = Undo(settings, hub, reader, clock, books, keeper)
+        self._review = Review(settings, hub, reader, clock, journal, facts or HubConfigFacts())
+        self._plans = Plans(journal)
+        self._undo = Undo(settings, hub, reader, clock, journal, keeper)
         pace = Pace(settings.rate, concurrency, verify_s)
         self._runner = PruneRunner(
             settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace, armed=armed
         )
         self._under_way = True
+        self._journal_days = journal_days
+        self._forgot_at: datetime | None = None
 
     @property
     def tally(self) -> Tally:
@@ -163,9 +168,9 @@ class PruneCycles:
         self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
     ) -> PruneRun:
         """See PrunePort."""
-        keeper, books = self._keeper(), self._books()
+        keeper = self._keeper()
         async with self._beginning:
-            known = await books.call(books.journal.prune_run, digest)
+            known = await AsyncPrunes(self._journal).prune_run(digest)
             plan = None if known is None else await self._plans.plan(digest)
             refusal = prune_plan.refusal(plan, count=count, now=self._clock.now(), acknowledged=acknowledged)
             if refusal is not None:
@@ -176,7 +181,7 @@ class PruneCycles:
                 raise HubGuardError("This plan is for a hub that doesn't run. Nothing was done; make one for this hub.")
             if known.state is not PruneState.PLANNED:
                 raise HubGuardError(f"This plan was begun before, and is {known.state.value}. Nothing was done.")
-            await self._refuse_while_held(books)
+            await self._refuse_while_held(self._journal)
             if (brake := self._snapshots.brake) is not None:
                 raise HubGuardError(
                     f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was deleted."
@@ -188,11 +193,11 @@ class PruneCycles:
                     f" Make a new plan, which shows it. {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            return await self._begin(books, keeper, plan, actor, why, acknowledged)
+            return await self._begin(self._journal, keeper, plan, actor, why, acknowledged)
 
     async def _begin(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         plan: PrunePlan,
         actor: str,
@@ -200,7 +205,7 @@ class PruneCycles:
         acknowledged: tuple[str, ...] = (),
     ) -> PruneRun:
         """The undo file is on disk, and the plan under way. Raises HubGuardError, and then nothing is done."""
-        for other in await books.call(books.journal.prunes_under_way):
+        for other in await AsyncPrunes(journal).prunes_under_way():
             if other.state is PruneState.RUNNING:
                 raise HubGuardError(
                     f"Another plan ({other.digest[:12]}) is being carried out. Nothing was done; wait for it, pause or"
@@ -208,8 +213,7 @@ class PruneCycles:
                 )
         written = await self._undo.write(plan)
         now = self._clock.now()
-        run = await books.call(
-            books.journal.begin_prune,
+        run = await AsyncPrunes(journal).begin_prune(
             plan.digest,
             actor,
             why,
@@ -223,7 +227,7 @@ class PruneCycles:
             await asyncio.to_thread(written.path.unlink, missing_ok=True)
             raise HubGuardError("Somebody else has begun this plan, or another, at this moment. Look at how it stands.")
         log.info("Plan %s, to remove %d users, is carried out for %s (%s).", plan.digest[:12], run.count, actor, why)
-        self._runner.start(books, keeper, plan, run)
+        self._runner.start(journal, keeper, plan, run)
         return run
 
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -233,9 +237,9 @@ class PruneCycles:
 
     async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """See PrunePort."""
-        keeper, books = self._keeper(), self._books()
+        keeper = self._keeper()
         run, plan = await self._plans.run(digest), await self._plans.plan(digest)
-        await self._refuse_while_held(books)
+        await self._refuse_while_held(self._journal)
         if run.state is PruneState.PAUSED:
             cautions = await self._review.cautions()
             known = self._runner.acknowledged(run).union(acknowledged)
@@ -245,23 +249,23 @@ class PruneCycles:
                     f" name before it goes on. {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            await self._find_out(books, run)
+            await self._find_out(self._journal, run)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
-        self._runner.start(books, keeper, plan, run)
+        self._runner.start(self._journal, keeper, plan, run)
         return run
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
         """See PrunePort."""
         states = (PruneState.PLANNED, *UNDER_WAY)
         run = await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
-        await self._find_out(self._books(), run)
+        await self._find_out(self._journal, run)
         return await self._plans.run(digest)
 
-    async def _find_out(self, books: Books, run: PruneRun) -> None:
+    async def _find_out(self, journal: AsyncJournal, run: PruneRun) -> None:
         """Who is gone by that plan is settled so; a hub that doesn't tell is asked again later."""
         try:
             if not self._runner.works_on(run.digest):
-                await self._runner.aftermath.settle(books, run)
+                await self._runner.aftermath.settle(journal, run)
         except (HubError, BudgetExhausted) as error:
             log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
 
@@ -274,9 +278,9 @@ class PruneCycles:
         why: str,
         acknowledged: tuple[str, ...] = (),
     ) -> PruneRun:
-        books, now = self._books(), self._clock.now()
-        run = await books.call(
-            books.journal.turn_prune, digest, from_states, to, actor, why, now, acknowledged=acknowledged
+        now = self._clock.now()
+        run = await AsyncPrunes(self._journal).turn_prune(
+            digest, from_states, to, actor, why, now, acknowledged=acknowledged
         )
         self._runner.turned()
         if run is None:
@@ -288,13 +292,13 @@ class PruneCycles:
             )
         return run
 
-    async def _refuse_while_held(self, books: Books) -> None:
+    async def _refuse_while_held(self, journal: AsyncJournal) -> None:
         if not self._settings.delete_users:
             raise HubGuardError(
                 "HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before HubGuard's include, and"
                 " restart the hub. Nothing was done."
             )
-        if (held := await why_held(books)) is not None:
+        if (held := await why_held(journal)) is not None:
             raise HubGuardError(f"{held}. Nothing was done; resume first.")
 
     async def restore(
@@ -302,7 +306,6 @@ class PruneCycles:
     ) -> PruneRun:
         """See PrunePort."""
         self._keeper()
-        books = self._books()
         async with self._beginning:
             run, plan = await self._plans.run(digest), await self._plans.plan(digest)
             if run.state in (PruneState.PAUSED, PruneState.CANCELLED) and self._runner.works_on(digest):
@@ -311,7 +314,7 @@ class PruneCycles:
                     " again in a minute."
                 )
             if not self._runner.works_on(digest):
-                await self._runner.aftermath.settle(books, run)
+                await self._runner.aftermath.settle(self._journal, run)
             run = await self._plans.run(digest)
             try:
                 return await self._undo.restore(plan, run, count, actor, why, token=token, sha256=sha256)
@@ -342,30 +345,37 @@ class PruneCycles:
         """What is under way goes on, and what is due by schedule begins. Raises HubGuardError."""
         if self._runner.busy:
             return
-        keeper, books = self._keeper(), self._books()
-        self._under_way = await self._runner.go_on(books, keeper)
+        keeper = self._keeper()
+        self._under_way = await self._runner.go_on(self._journal, keeper)
         if not self._under_way:
-            await self._runner.aftermath.settle_some(books)
-            await self._prune_by_schedule(books, keeper)
+            await self._runner.aftermath.settle_some(self._journal)
+            await self._forget_what_is_old()
+            await self._prune_by_schedule(self._journal, keeper)
 
-    async def _prune_by_schedule(self, books: Books, keeper: LeaseKeeper) -> None:
+    async def _forget_what_is_old(self) -> None:
+        now = self._clock.now()
+        if self._forgot_at is None or now - self._forgot_at >= timedelta(days=1):
+            self._forgot_at = now
+            await AsyncPrunes(self._journal).forget(now - timedelta(days=self._journal_days))
+
+    async def _prune_by_schedule(self, journal: AsyncJournal, keeper: LeaseKeeper) -> None:
         every_s, now = self._settings.every_s, self._clock.now()
         if every_s <= 0 or not self._acting() or not self._settings.delete_users:
             return
-        last = await books.call(books.journal.recall, SCHEDULE)
+        last = await journal.recall(SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
             return
-        if self._snapshots.last is None or await why_held(books) is not None:
+        if self._snapshots.last is None or await why_held(journal) is not None:
             return
         # Before it begins: one that ends in a defect isn't tried over and over.
-        await books.call(books.journal.remember, SCHEDULE, {}, now)
+        await journal.remember(SCHEDULE, {}, now)
         if (brake := self._snapshots.brake) is not None:
-            await self._hold_back(books, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
+            await self._hold_back(journal, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
             return
-        if paused := await books.call(books.journal.prunes_under_way):
+        if paused := await AsyncPrunes(journal).prunes_under_way():
             first = paused[0]
             await self._hold_back(
-                books,
+                journal,
                 f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and what it has to do would be done"
                 " all the same. Resume or cancel it; the schedule goes on after that.",
             )
@@ -382,19 +392,19 @@ class PruneCycles:
             acknowledged = tuple(self._settings.acknowledged)
             why = prune_plan.refusal(plan, count=len(plan.deletions), now=self._clock.now(), acknowledged=acknowledged)
         if why is not None:
-            await self._hold_back(books, why)
+            await self._hold_back(journal, why)
             return
         self.findings = ()
         async with self._beginning:
-            await self._begin(books, keeper, plan, "hubguard", "by schedule")
+            await self._begin(journal, keeper, plan, "hubguard", "by schedule")
 
-    async def _hold_back(self, books: Books, why: str) -> None:
+    async def _hold_back(self, journal: AsyncJournal, why: str) -> None:
         now = self._clock.now()
         detail = f"Scheduled pruning removes nobody: {why}"
         since = self.findings[0].since if self.findings else now
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)
-        await books.call(books.journal.note, Event.FINDING, "hubguard", 0, now, detail)
+        await journal.note(Event.FINDING, "hubguard", 0, now, detail)
 
 
 def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 
-from hubguard.act.lease import Books
 from hubguard.errors import HubGuardError, JournalError
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Stance
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PruneItem, PrunePlan, PruneRun
+from hubguard.prune.store import AsyncPrunes
 
 PLANS_KEPT = 4
 """So many plans are kept as they were read from the journal: one for 50,000 users takes half a second to read."""
 
 
 class Plans:
-    """The plans of one journal. ``books`` gives it, and raises HubGuardError where it can't be used now, as all this does."""
+    """The plans of one journal. All this raises JournalError where it can't be used now."""
 
-    def __init__(self, books: Callable[[], Books]) -> None:
-        self._books = books
+    def __init__(self, journal: AsyncJournal) -> None:
+        self._store = AsyncPrunes(journal)
         self._read: dict[str, PrunePlan] = {}
 
     async def keep(self, plan: PrunePlan, *, scheduled: bool = False, why: str = "") -> PruneRun:
         """The journal has it from now on."""
         text = await asyncio.to_thread(lambda: json.dumps(prune_plan.to_dict(plan), separators=(",", ":")))
-        books = self._books()
-        run = await books.call(books.journal.keep_plan, plan, text, scheduled=scheduled, why=why)
+        run = await self._store.keep_plan(plan, text, scheduled=scheduled, why=why)
         self._remember(plan)
         return run
 
@@ -38,8 +37,7 @@ class Plans:
         return plan
 
     async def _read_plan(self, digest: str) -> PrunePlan:
-        books = self._books()
-        text = await books.call(books.journal.plan_text, digest)
+        text = await self._store.plan_text(digest)
         if text is None:
             raise _no_plan(digest)
         try:
@@ -57,22 +55,20 @@ class Plans:
 
     async def runs(self, limit: int) -> tuple[PruneRun, ...]:
         """How the last ``limit`` plans stand, newest first."""
-        books = self._books()
-        return await books.call(books.journal.prune_runs, limit=limit)
+        return await self._store.prune_runs(limit=limit)
 
     async def run(self, digest: str) -> PruneRun:
         """How the plan of that digest stands."""
-        books = self._books()
-        run = await books.call(books.journal.prune_run, digest)
+        run = await self._store.prune_run(digest)
         if run is None:
             raise _no_plan(digest)
         return run
 
     async def items(self, digest: str, state: str | None, offset: int, limit: int | None) -> tuple[PruneItem, ...]:
         """Its deletions, as PrunePort has them."""
-        plan, books = await self.plan(digest), self._books()
+        plan = await self.plan(digest)
         first, end = (offset, None if limit is None else offset + limit) if state is None else (0, None)
-        settled = {one.position: one for one in await books.call(books.journal.pruned, digest, first, end)}
+        settled = {one.position: one for one in await self._store.pruned(digest, first, end)}
         wanted = []
         for position, deletion in enumerate(plan.deletions[first:end], first):
             one = settled.get(position)
@@ -84,9 +80,9 @@ class Plans:
         return tuple(wanted)
 
 
-async def why_held(books: Books) -> str | None:
+async def why_held(journal: AsyncJournal) -> str | None:
     """Who has put acting on hold, and why, as a sentence without its end; None where nobody has. Raises JournalError."""
-    stance: Stance = await books.call(books.journal.stance)
+    stance: Stance = await journal.stance()
     if not stance.held:
         return None
     return f"{stance.held_by or 'Someone'} has put acting on hold: {stance.held_why or 'no reason given'}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry
 from hubguard.model import Action, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.prune.model import Deletion, PrunePlan, PruneRun
 from hubguard.prune.progress import Progress
+from hubguard.prune.store import AsyncPrunes
 
 
 class Record:
@@ -18,7 +20,7 @@ class Record:
 
     def __init__(
         self,
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         clock: Clock,
         plan: PrunePlan,
@@ -28,7 +30,7 @@ class Record:
         progress: Progress,
     ) -> None:
         self.tries = tries
-        self._books = books
+        self._journal = journal
         self._keeper = keeper
         self._clock = clock
         self._plan = plan
@@ -38,7 +40,7 @@ class Record:
 
     async def open_intents(self) -> tuple[Entry, ...]:
         """The intents since the plan began that have no outcome yet."""
-        intents = await self._books.call(self._books.journal.open_intents)
+        intents = await self._journal.open_intents()
         return tuple(intent for intent in intents if intent.at >= self._began_at)
 
     async def settle_intent(self, intent: int, outcome: Outcome) -> None:
@@ -47,8 +49,7 @@ class Record:
 
     async def was_intended(self, deletion: Deletion) -> bool:
         """Whether this plan was about to delete that very user before."""
-        intended = self._books.journal.deletion_intended
-        return await self._books.call(intended, deletion.user, deletion.created, self._began_at)
+        return await AsyncPrunes(self._journal).deletion_intended(deletion.user, deletion.created, self._began_at)
 
     async def skip(self, action: Action, why: str) -> None:
         """The journal says that ``action`` isn't tried, and why."""
@@ -56,7 +57,7 @@ class Record:
 
     async def settled(self) -> dict[int, Outcome]:
         """The outcomes so far, by position."""
-        settled = await self._books.call(self._books.journal.pruned, self._plan.digest)
+        settled = await AsyncPrunes(self._journal).pruned(self._plan.digest)
         return {user.position: user.outcome for user in settled}
 
     async def unverified(self) -> list[int]:
@@ -65,10 +66,10 @@ class Record:
 
     async def settle(self, position: int, outcome: Outcome, intent: int | None = None) -> None:
         """What came of that user is on disk, in one commit with the outcome of ``intent`` if there is one."""
-        settle, now = self._books.journal.settle_pruned, self._clock.now()
-        if await self._books.call(settle, self._plan.digest, position, outcome, now, intent=intent):
+        now = self._clock.now()
+        if await AsyncPrunes(self._journal).settle_pruned(self._plan.digest, position, outcome, now, intent=intent):
             self._progress.count(outcome)
 
     async def wait_again(self, position: int) -> None:
         """That user waits for their turn again."""
-        await self._books.call(self._books.journal.wait_again, self._plan.digest, position)
+        await AsyncPrunes(self._journal).wait_again(self._plan.digest, position)

@@ -6,16 +6,16 @@ import asyncio
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from hubguard.act.lease import Books
 from hubguard.errors import HubError, HubRefused
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import Account
 from hubguard.inhub.named_users import unpacked
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Exemption
 from hubguard.model import Source
 from hubguard.pacing.clock import Clock
@@ -36,6 +36,7 @@ from hubguard.prune.model import (
 )
 from hubguard.prune.observe import AHEAD_S, AccountReader, AccountsRead
 from hubguard.prune.settings import HubGuardPrune
+from hubguard.prune.store import AsyncPrunes
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class _Judged:
 class Review:
     """Judges users, makes plans of those that are stale, and looks at each of them again before they are deleted.
 
-    ``books`` gives the journal, and raises HubGuardError with why, where it can't be used now; so does all that asks it.
+    ``journal`` gives the journal, and raises HubGuardError with why, where it can't be used now; so does all that asks it.
     """
 
     def __init__(
@@ -102,14 +103,14 @@ class Review:
         hub: HubAPI,
         reader: AccountReader,
         clock: Clock,
-        books: Callable[[], Books],
+        journal: AsyncJournal,
         facts: HubConfigFacts,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._reader = reader
         self._clock = clock
-        self._books = books
+        self._journal = journal
         self._facts = facts
         self._read: AccountsRead | None = None
         self._reading = asyncio.Lock()
@@ -156,9 +157,9 @@ class Review:
             account = await self._reader.one(name, tokens=False)
         if account is None:
             return None
-        books, now = self._books(), self._clock.now()
-        exemptions = await books.call(books.journal.exemptions, now, user=name)
-        uses = await books.call(books.journal.uses, name)
+        now = self._clock.now()
+        exemptions = await self._journal.exemptions(now, user=name)
+        uses = await AsyncPrunes(self._journal).uses(name)
         return stale.judge([account], criteria, self._protection(caller), exemptions, uses, now)[0]
 
     async def _read_lately(self, criteria: StaleCriteria) -> AccountsRead:
@@ -173,9 +174,9 @@ class Review:
     async def _judge_lately(
         self, read: AccountsRead, criteria: StaleCriteria, caller: str | None
     ) -> tuple[PruneVerdict, ...]:
-        books, now_s = self._books(), self._clock.monotonic_s()
+        now_s = self._clock.monotonic_s()
         # These are asked for each time: who has just exempted somebody sees it.
-        exemptions = await books.call(books.journal.exemptions, self._clock.now())
+        exemptions = await self._journal.exemptions(self._clock.now())
         had = self._judged
         if (
             had is not None
@@ -192,8 +193,8 @@ class Review:
     async def _judge(
         self, read: AccountsRead, criteria: StaleCriteria, caller: str | None, exemptions: Sequence[Exemption]
     ) -> tuple[PruneVerdict, ...]:
-        books, now = self._books(), self._clock.now()
-        uses = await books.call(books.journal.uses)
+        now = self._clock.now()
+        uses = await AsyncPrunes(self._journal).uses()
         # In a thread, as all that takes a while with 50,000 users: others are answered meanwhile, and the lease renewed.
         return await asyncio.to_thread(
             stale.judge, read.accounts, criteria, self._protection(caller), exemptions, uses, now
@@ -261,8 +262,7 @@ class Review:
             named_servers = False
         cautions = await self._cautions(storage, 0.0)
         of_database = read.source is Source.HUB_DB
-        books = self._books()
-        exemptions = await books.call(books.journal.exemptions, self._clock.now())
+        exemptions = await self._journal.exemptions(self._clock.now())
         verdicts = await self._judge(read, criteria, caller, exemptions)
         names = [verdict.account.name for verdict in await asyncio.to_thread(prune_plan.chosen, verdicts, cap)]
         lost = prune_plan.lost(storage, offline=False, rows=of_database, named_servers=named_servers, names=names)
@@ -296,9 +296,9 @@ class Review:
 
         ``acknowledged`` names the cautions that are, for that plan. ``undo`` is what its undo file has of the user.
         """
-        account, books = await self._account(plan, deletion, acknowledged), self._books()
-        exemptions = await books.call(books.journal.exemptions, self._clock.now(), user=deletion.user)
-        use = (await books.call(books.journal.uses, deletion.user)).get(deletion.user)
+        account = await self._account(plan, deletion, acknowledged)
+        exemptions = await self._journal.exemptions(self._clock.now(), user=deletion.user)
+        use = (await AsyncPrunes(self._journal).uses(deletion.user)).get(deletion.user)
         kept = prune_plan.protected(plan, self._protection())
         why_not = stale.second_look(deletion, account, plan.criteria, kept, exemptions, use, self._clock.now())
         if why_not is None and account is not None and undo is not None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from hubguard.act.attempt import Attempt
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.model import Action
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
@@ -23,6 +24,7 @@ from hubguard.prune.record import Record
 from hubguard.prune.review import Review
 from hubguard.prune.settings import HubGuardPrune
 from hubguard.prune.standing import End, Ends, Standing
+from hubguard.prune.store import AsyncPrunes
 from hubguard.prune.undo import Undo
 from hubguard.snapshot.cycle import Snapshots
 
@@ -92,7 +94,7 @@ class PruneRunner:
 
     # -- starting and resuming ------------------------------------------------------------------------------------
 
-    def start(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
+    def start(self, journal: AsyncJournal, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
         """Carry out that plan now, since a person or the schedule wants it.
 
         If it is still being worked on, after a short pause, nothing that was read before counts.
@@ -102,7 +104,7 @@ class PruneRunner:
         if self.busy:
             self._review.look_anew()
         else:
-            self._work_on(books, keeper, plan, run)
+            self._work_on(journal, keeper, plan, run)
 
     def turned(self) -> None:
         """Somebody has paused or cancelled a plan: its state is read again before anybody else is deleted."""
@@ -114,28 +116,28 @@ class PruneRunner:
         self._taken_over = True
         self.aftermath.forget()
 
-    async def go_on(self, books: Books, keeper: LeaseKeeper) -> bool:
+    async def go_on(self, journal: AsyncJournal, keeper: LeaseKeeper) -> bool:
         """Work on the plan under way, unless it still waits for the hub; whether there is one. Raises HubGuardError."""
         if self.busy:
             return True
-        under_way = await books.call(books.journal.prunes_under_way)
+        under_way = await AsyncPrunes(journal).prunes_under_way()
         self.progress.waiting = sum(run.count - run.settled for run in under_way)
         running = next((run for run in under_way if run.state is PruneState.RUNNING), None)
         taken_over, self._taken_over = self._taken_over, False
         if running is None:
             return False
-        if taken_over and (why := await self._why_not_by_itself(books, running)):
-            await self._pause(books, running.digest, why)
+        if taken_over and (why := await self._why_not_by_itself(journal, running)):
+            await self._pause(journal, running.digest, why)
         elif self._clock.monotonic_s() >= self._not_before_s:
             plan = await self._plans.plan(running.digest)
             if not self.busy:
-                self._work_on(books, keeper, plan, running)
+                self._work_on(journal, keeper, plan, running)
         return True
 
-    async def _why_not_by_itself(self, books: Books, run: PruneRun) -> str:
+    async def _why_not_by_itself(self, journal: AsyncJournal, run: PruneRun) -> str:
         """Why a person must resume a plan that another guard left, or this one in an earlier life; or ""."""
         now, life_s = self._clock.now(), self._settings.plan_life_s
-        turned_at = await books.call(books.journal.prune_turned_at, run.digest)
+        turned_at = await AsyncPrunes(journal).prune_turned_at(run.digest)
         if turned_at is not None and now - turned_at > timedelta(seconds=AWAY_S):
             return f"HubGuard was away since {turned_at:%Y-%m-%d %H:%M} UTC. Resume the plan if you still want it."
         if run.began_at is not None and now - run.began_at > timedelta(seconds=life_s):
@@ -150,24 +152,24 @@ class PruneRunner:
 
     # -- working --------------------------------------------------------------------------------------------------
 
-    def _work_on(self, books: Books, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
+    def _work_on(self, journal: AsyncJournal, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
         self.progress.begin(run)
         self.aftermath.forget(plan.digest)
         self._standing = Standing(
             plan,
             self.acknowledged(run),
-            books,
+            journal,
             keeper,
             self._review,
             self._snapshots,
             self._settings,
             self._clock,
         )
-        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, books, keeper, run))
+        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, journal, keeper, run))
 
-    async def _carry_out(self, standing: Standing, books: Books, keeper: LeaseKeeper, run: PruneRun) -> None:
+    async def _carry_out(self, standing: Standing, journal: AsyncJournal, keeper: LeaseKeeper, run: PruneRun) -> None:
         try:
-            end = await self._work(standing, books, keeper, run)
+            end = await self._work(standing, journal, keeper, run)
         except UndoError as error:
             end = End(Ends.PAUSES, str(error))
         except HubGuardError as error:
@@ -178,18 +180,18 @@ class PruneRunner:
         finally:
             self._pruner = None
         try:
-            await self._conclude(books, run.digest, end)
+            await self._conclude(journal, run.digest, end)
         except JournalError as error:
             log.warning("The journal doesn't say yet how plan %s stands: %s", run.digest[:12], error)
 
-    async def _work(self, standing: Standing, books: Books, keeper: LeaseKeeper, run: PruneRun) -> End:
+    async def _work(self, standing: Standing, journal: AsyncJournal, keeper: LeaseKeeper, run: PruneRun) -> End:
         # The hub may have another spawner since the plan was made, or since this guard last worked on it.
         standing.hub_was_away()
         if (end := await standing.new_risks()) is not None:
             return end
         undo = await self._undo.facts(run)
         record = Record(
-            books,
+            journal,
             keeper,
             self._clock,
             standing.plan,
@@ -198,7 +200,7 @@ class PruneRunner:
             progress=self.progress,
         )
         if run.why:
-            await books.call(books.journal.say_of_prune, run.digest, "")
+            await AsyncPrunes(journal).say_of_prune(run.digest, "")
         armed = self._armed()
 
         def attempt_for(action: Action) -> Attempt:
@@ -227,25 +229,25 @@ class PruneRunner:
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
-    async def _conclude(self, books: Books, digest: str, end: End) -> None:
+    async def _conclude(self, journal: AsyncJournal, digest: str, end: End) -> None:
         if end.how is Ends.DONE:
-            await self._turn(books, digest, PruneState.DONE, "")
+            await self._turn(journal, digest, PruneState.DONE, "")
             self._tries.pop(digest, None)
             self._review.forget()
         elif end.how is Ends.PAUSES:
-            await self._pause(books, digest, end.why)
+            await self._pause(journal, digest, end.why)
         elif end.how is Ends.WAITS:
             self._failures += 1
             wait_s = WAIT_S + backoff_s(self._failures, self._chance(), WAIT_S, LONGEST_WAIT_S)
             self._not_before_s = self._clock.monotonic_s() + wait_s
             log.info("Plan %s waits: %s", digest[:12], end.why)
-            await books.call(books.journal.say_of_prune, digest, end.why)
+            await AsyncPrunes(journal).say_of_prune(digest, end.why)
 
-    async def _pause(self, books: Books, digest: str, why: str) -> None:
+    async def _pause(self, journal: AsyncJournal, digest: str, why: str) -> None:
         log.warning("Plan %s is paused: %s", digest[:12], why)
-        await self._turn(books, digest, PruneState.PAUSED, why)
+        await self._turn(journal, digest, PruneState.PAUSED, why)
 
-    async def _turn(self, books: Books, digest: str, to: PruneState, why: str) -> None:
+    async def _turn(self, journal: AsyncJournal, digest: str, to: PruneState, why: str) -> None:
         """Unless a person has turned it before."""
         now = self._clock.now()
-        await books.call(books.journal.turn_prune, digest, (PruneState.RUNNING,), to, "hubguard", why, now)
+        await AsyncPrunes(journal).turn_prune(digest, (PruneState.RUNNING,), to, "hubguard", why, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import (
     ActingRefused,
     BudgetExhausted,
@@ -20,12 +20,14 @@ from hubguard.errors import (
     OtherHubsDB,
     Unrecordable,
 )
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.clock import Clock
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PrunePlan, PruneState
 from hubguard.prune.plans import why_held
 from hubguard.prune.review import Review
 from hubguard.prune.settings import HubGuardPrune
+from hubguard.prune.store import AsyncPrunes
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.model import BrakeReason
 
@@ -72,7 +74,7 @@ class Standing:
         self,
         plan: PrunePlan,
         acknowledged: frozenset[str],
-        books: Books,
+        journal: AsyncJournal,
         keeper: LeaseKeeper,
         review: Review,
         snapshots: Snapshots,
@@ -82,7 +84,7 @@ class Standing:
         self.plan = plan
         self.acknowledged = acknowledged
         self.end: End | None = None
-        self._books = books
+        self._journal = journal
         self._keeper = keeper
         self._review = review
         self._snapshots = snapshots
@@ -146,10 +148,10 @@ class Standing:
 
     async def _journaled(self) -> End | None:
         turns = self._turns
-        state = await self._books.call(self._books.journal.prune_state, self.plan.digest)
+        state = await AsyncPrunes(self._journal).prune_state(self.plan.digest)
         if state is not PruneState.RUNNING:
             return End(Ends.LEFT)
-        if (held := await why_held(self._books)) is not None:
+        if (held := await why_held(self._journal)) is not None:
             return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
         if turns == self._turns:
             self._state_until_s = self._clock.monotonic_s() + STATE_LASTS_S

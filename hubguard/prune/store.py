@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hubguard.journal import tables
-from hubguard.journal.database import Database
-from hubguard.journal.entries import add_entry, add_outcome, one_text
+from hubguard.journal.asynchronous import AsyncJournal, AsyncStore, awaited
+from hubguard.journal.entries import add_entry, add_outcome, one_at_a_time, one_text
 from hubguard.journal.model import Event
+from hubguard.journal.store import Journal
 from hubguard.model import ActionKind, Outcome, OutcomeKind
 from hubguard.prune.model import PrunePlan, PruneRun, PruneState, Use
 
@@ -52,21 +53,22 @@ class Settled:
     at: datetime
 
 
-class Prunes:
-    """The part of a journal that keeps plans to remove users; see :class:`hubguard.journal.store.Journal`.
+class PruneStore:
+    """Plans to remove users, kept in the journal. Every method raises JournalError when the database fails.
 
     Digests are matched as they are. Every change of how a plan stands is an entry, too.
     """
 
-    _database: Database
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
 
     def keep_plan(self, plan: PrunePlan, text: str, *, scheduled: bool = False, why: str = "") -> PruneRun:
         """That plan is kept until it is forgotten, and stands as planned; one of that digest that is there stays as it is.
 
         ``text`` is what :meth:`plan_text` is to give, ``why`` says how it came to be made.
         """
-        with self._database.writing() as connection:
-            _one_at_a_time(connection)
+        with self.journal.writing() as connection:
+            one_at_a_time(connection)
             there = connection.execute(sa.select(_prune.c.digest).where(_prune.c.digest == plan.digest)).one_or_none()
             if there is None:
                 connection.execute(
@@ -92,36 +94,36 @@ class Prunes:
 
     def plan_text(self, digest: str) -> str | None:
         """What was kept as the plan of that digest; None where there is none (any more)."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             query = sa.select(_prune.c.plan).where(_prune.c.digest == digest)
             return connection.execute(query).scalar_one_or_none()
 
     def prune_run(self, digest: str) -> PruneRun | None:
         """How the plan of that digest stands; None where there is none (any more)."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             runs = _runs(connection, _prune.c.digest == digest)
         return runs[0] if runs else None
 
     def prune_runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
         """At most so many, those that were made last, newest first."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return _runs(connection, limit=limit)
 
     def prunes_under_way(self) -> tuple[PruneRun, ...]:
         """Those that are running or paused, newest first."""
         states = [PruneState.RUNNING.value, PruneState.PAUSED.value]
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return _runs(connection, _prune.c.state.in_(states))
 
     def prune_state(self, digest: str) -> PruneState | None:
         """How that plan stands, and nothing else; None where there is none (any more)."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             state = connection.execute(sa.select(_prune.c.state).where(_prune.c.digest == digest)).scalar_one_or_none()
         return None if state is None else PruneState(state)
 
     def prune_turned_at(self, digest: str) -> datetime | None:
         """When somebody, or HubGuard, last changed how that plan stands, or settled a user of it; None: no such plan."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             turned = sa.select(_prune.c.turned_at).where(_prune.c.digest == digest)
             turned_at = connection.execute(turned).scalar_one_or_none()
             settled = sa.select(sa.func.max(_item.c.at)).where(_item.c.digest == digest)
@@ -144,8 +146,8 @@ class Prunes:
         Of several that begin at once one does. ``acknowledged`` names the cautions that were, for as long as it lasts.
         """
         names = sorted(set(acknowledged))
-        with self._database.writing() as connection:
-            _one_at_a_time(connection)
+        with self.journal.writing() as connection:
+            one_at_a_time(connection)
             if _another_runs(connection, digest):
                 return None
             beginning = (
@@ -190,8 +192,8 @@ class Prunes:
         """
         why = one_text(why)
         states = [state.value for state in from_states]
-        with self._database.writing() as connection:
-            _one_at_a_time(connection)
+        with self.journal.writing() as connection:
+            one_at_a_time(connection)
             if to is PruneState.RUNNING and _another_runs(connection, digest):
                 return None
             turning = sa.update(_prune).where(_prune.c.digest == digest, _prune.c.state.in_(states))
@@ -216,7 +218,7 @@ class Prunes:
 
     def say_of_prune(self, digest: str, why: str) -> None:
         """``why`` tells from now on why that plan stands as it does; no entry says so."""
-        with self._database.writing() as connection:
+        with self.journal.writing() as connection:
             connection.execute(sa.update(_prune).where(_prune.c.digest == digest).values(why=one_text(why)))
 
     def settle_pruned(
@@ -229,10 +231,10 @@ class Prunes:
         """
         values = {"outcome": outcome.kind.value, "detail": one_text(outcome.detail), "at": now}
         this = (_item.c.digest == digest, _item.c.position == position)
-        with self._database.writing() as connection:
+        with self.journal.writing() as connection:
             if intent is not None:
                 add_outcome(connection, intent, outcome, now)
-            _one_at_a_time(connection)
+            one_at_a_time(connection)
             was = connection.execute(sa.select(_item.c.outcome).where(*this)).scalar_one_or_none()
             if was is None:
                 connection.execute(sa.insert(_item).values(digest=digest, position=position, **values))
@@ -245,7 +247,7 @@ class Prunes:
     def wait_again(self, digest: str, position: int) -> bool:
         """That user of the plan waits for their turn again. False, and nothing changed: what came of it wasn't unverified."""
         unverified = _item.c.outcome == OutcomeKind.UNVERIFIED.value
-        with self._database.writing() as connection:
+        with self.journal.writing() as connection:
             gone = sa.delete(_item).where(_item.c.digest == digest, _item.c.position == position, unverified)
             return connection.execute(gone).rowcount == 1
 
@@ -254,7 +256,7 @@ class Prunes:
         query = sa.select(_item).where(_item.c.digest == digest, _item.c.position >= first).order_by(_item.c.position)
         if end is not None:
             query = query.where(_item.c.position < end)
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return tuple(
                 Settled(row.position, Outcome(OutcomeKind(row.outcome), row.detail), row.at)
                 for row in connection.execute(query)
@@ -264,7 +266,7 @@ class Prunes:
         self, digest: str, outcomes: Iterable[tuple[str, Outcome]], restored: int, actor: str, now: datetime
     ) -> PruneRun:
         """An entry tells for each user what came of bringing them back; ``restored`` are back by now. How the plan stands."""
-        with self._database.writing() as connection:
+        with self.journal.writing() as connection:
             for user, outcome in outcomes:
                 _note(
                     connection,
@@ -288,7 +290,7 @@ class Prunes:
             _entry.c.started.is_not_distinct_from(created),
             _entry.c.at >= since,
         )
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return connection.execute(query.limit(1)).one_or_none() is not None
 
     def deletions_intended(self, since: datetime) -> tuple[tuple[str, datetime | None], ...]:
@@ -296,7 +298,7 @@ class Prunes:
         query = sa.select(_entry.c.user_name, _entry.c.started).where(
             _entry.c.event == Event.INTENT.value, _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
         )
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return tuple((row.user_name, row.started) for row in connection.execute(query.order_by(_entry.c.id)))
 
     def uses(self, user: str | None = None) -> dict[str, Use]:
@@ -309,7 +311,7 @@ class Prunes:
         # Made once: what SQLAlchemy takes to put such a statement together is most of what one user's use would cost.
         active, stops = (_ACTIVE, _STOPPED) if user is None else (_USER_ACTIVE, _USER_STOPPED)
         of = {} if user is None else {"user": user}
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             active_at: dict[str, datetime | None] = {name: at for name, at in connection.execute(active, of)}  # noqa: C416
             stopped: dict[str, list[tuple[datetime, datetime]]] = {}
             for name, began_at, ended_at in connection.execute(stops, of):
@@ -318,22 +320,22 @@ class Prunes:
             name: Use(active_at.get(name), tuple(stopped.get(name, ()))) for name in active_at.keys() | stopped.keys()
         }
 
-    def _forget_prunes(self, before: datetime) -> None:
+    def forget(self, before: datetime) -> None:
         """Plans that nobody used and that had expired by then, and those that were over, are gone, with their users."""
         unused = sa.and_(_prune.c.state == PruneState.PLANNED.value, _prune.c.expires_at < before)
         over = sa.and_(_prune.c.state.in_([state.value for state in _OVER]), _prune.c.ended_at < before)
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             old = connection.execute(sa.select(_prune.c.digest).where(sa.or_(unused, over))).scalars().all()
         for digest in old:
             while self._forget_some_pruned(digest):
                 pass
-            with self._database.writing() as connection:
+            with self.journal.writing() as connection:
                 connection.execute(sa.delete(_prune).where(_prune.c.digest == digest))
 
     def _forget_some_pruned(self, digest: str) -> bool:
         """Some hundred rows at a time, so that others get their turn in between; whether there were any."""
         first = sa.select(_item.c.position).where(_item.c.digest == digest).order_by(_item.c.position)
-        with self._database.writing() as connection:
+        with self.journal.writing() as connection:
             some = connection.execute(first.limit(_ROWS_AT_ONCE)).scalars().all()
             if some:
                 gone = sa.delete(_item).where(_item.c.digest == digest, _item.c.position <= some[-1])
@@ -341,9 +343,30 @@ class Prunes:
             return bool(some)
 
 
-def _one_at_a_time(connection: Connection) -> None:
-    """Nobody else adds what we are about to add, nor changes what we read, until the transaction ends."""
-    connection.execute(sa.select(tables.stance.c.id).where(tables.stance.c.id == 1).with_for_update())
+class AsyncPrunes(AsyncStore[PruneStore]):
+    """The same, awaited."""
+
+    def __init__(self, journal: AsyncJournal) -> None:
+        super().__init__(journal, PruneStore)
+
+    keep_plan = awaited(PruneStore.keep_plan)
+    plan_text = awaited(PruneStore.plan_text)
+    prune_run = awaited(PruneStore.prune_run)
+    prune_runs = awaited(PruneStore.prune_runs)
+    prunes_under_way = awaited(PruneStore.prunes_under_way)
+    prune_state = awaited(PruneStore.prune_state)
+    prune_turned_at = awaited(PruneStore.prune_turned_at)
+    begin_prune = awaited(PruneStore.begin_prune)
+    turn_prune = awaited(PruneStore.turn_prune)
+    say_of_prune = awaited(PruneStore.say_of_prune)
+    settle_pruned = awaited(PruneStore.settle_pruned)
+    wait_again = awaited(PruneStore.wait_again)
+    pruned = awaited(PruneStore.pruned)
+    note_restored = awaited(PruneStore.note_restored)
+    deletion_intended = awaited(PruneStore.deletion_intended)
+    deletions_intended = awaited(PruneStore.deletions_intended)
+    uses = awaited(PruneStore.uses)
+    forget = awaited(PruneStore.forget)
 
 
 def _another_runs(connection: Connection, digest: str) -> bool:

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hubguard.act.lease import Books, LeaseKeeper
+from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import HubGuardError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import UndoUser
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
@@ -20,6 +21,7 @@ from hubguard.prune.observe import AccountReader
 from hubguard.prune.plans import why_held
 from hubguard.prune.restore import Restorer
 from hubguard.prune.settings import HubGuardPrune
+from hubguard.prune.store import AsyncPrunes
 
 UNDO_FOLDER = "hubguard-undo"
 
@@ -27,7 +29,7 @@ UNDO_FOLDER = "hubguard-undo"
 class Undo:
     """Writes undo files, and brings users back from them. Files are read and written in threads of their own.
 
-    ``books`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    ``journal`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
     """
 
     def __init__(
@@ -36,14 +38,14 @@ class Undo:
         hub: HubAPI,
         reader: AccountReader,
         clock: Clock,
-        books: Callable[[], Books],
+        journal: AsyncJournal,
         keeper: Callable[[], LeaseKeeper],
     ) -> None:
         self._folder = Path(settings.undo_folder or UNDO_FOLDER).absolute()
         self._hub = hub
         self._reader = reader
         self._clock = clock
-        self._books = books
+        self._journal = journal
         self._keeper = keeper
         self._facts: tuple[str | None, Mapping[str, UndoFacts]] = (None, {})
 
@@ -78,23 +80,22 @@ class Undo:
         Who came back when it was asked for before counts as back. The journal has each user as soon as it is known what came
         of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
         """
-        books = self._books()
         if run.state is PruneState.RUNNING:
             raise HubGuardError("This plan is being carried out. Nobody was brought back; pause or cancel it first.")
-        if (held := await why_held(books)) is not None:
+        if (held := await why_held(self._journal)) is not None:
             raise HubGuardError(f"{held}. Nobody was brought back; resume first.")
         if sha256 is not None and sha256 != run.undo_sha256:
             raise UndoError(
                 "The undo file you have isn't the one that was written for this plan. Nobody was brought back."
             )
-        deleted = await self._deleted_by(books, plan)
+        deleted = await self._deleted_by(self._journal, plan)
         if count != len(deleted):
             raise HubGuardError(f"This plan deleted {len(deleted):,} users, not {count:,}. Nobody was brought back.")
         head, users = await _read(run)
         chosen = [user for user in users if user.name in deleted]
         what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
-        await books.call(books.journal.note, Event.NOTE, actor, 0, self._clock.now(), what)
-        record = _Record(books, self._clock, plan.digest, actor, len(chosen), run.restored)
+        await self._journal.note(Event.NOTE, actor, 0, self._clock.now(), what)
+        record = _Record(self._journal, self._clock, plan.digest, actor, len(chosen), run.restored)
         async with self._hub.with_token(token) as hub:
             outcomes = await Restorer(hub, confirm=self._may_restore).restore(
                 chosen, since=head.made_at, begin=record.begin, progress=record.settle
@@ -104,10 +105,10 @@ class Undo:
             raise HubGuardError(f"Nobody was brought back: {untried[0]}")
         return await record.end()
 
-    async def _deleted_by(self, books: Books, plan: PrunePlan) -> frozenset[str]:
+    async def _deleted_by(self, journal: AsyncJournal, plan: PrunePlan) -> frozenset[str]:
         """The users whom that plan deleted, those among them of whom it wasn't sure then and who are gone."""
         names = set()
-        for one in await books.call(books.journal.pruned, plan.digest):
+        for one in await AsyncPrunes(journal).pruned(plan.digest):
             user = plan.deletions[one.position].user
             unsure = one.outcome.kind is OutcomeKind.UNVERIFIED
             if one.outcome.kind is OutcomeKind.DONE or (unsure and await self._hub.get_user(user) is None):
@@ -116,7 +117,7 @@ class Undo:
 
     async def _may_restore(self) -> None:
         self._keeper()
-        if (held := await why_held(self._books())) is not None:
+        if (held := await why_held(self._journal)) is not None:
             raise HubGuardError(held)
 
 
@@ -126,8 +127,8 @@ class _Record:
     ``before`` is how many were brought back when it was asked for earlier.
     """
 
-    def __init__(self, books: Books, clock: Clock, digest: str, actor: str, count: int, before: int) -> None:
-        self._books = books
+    def __init__(self, journal: AsyncJournal, clock: Clock, digest: str, actor: str, count: int, before: int) -> None:
+        self._journal = journal
         self._clock = clock
         self._digest = digest
         self._actor = actor
@@ -143,7 +144,7 @@ class _Record:
         first, self._begun = self._begun + 1, self._begun + len(names)
         what = f"about to bring back users {first:,} to {self._begun:,} of {self._count:,} of plan {self._digest[:12]}"
         detail = f"{what}, from {names[0]} to {names[-1]}"
-        await self._books.call(self._books.journal.note, Event.NOTE, self._actor, 0, self._clock.now(), detail)
+        await self._journal.note(Event.NOTE, self._actor, 0, self._clock.now(), detail)
 
     async def settle(self, name: str, outcome: Outcome) -> None:
         """The journal has what came of that user; of those that are known at the same time it is told together."""
@@ -160,8 +161,8 @@ class _Record:
         return await self._write([], self._done if self._sure else max(self._before, self._done))
 
     async def _write(self, known: Sequence[tuple[str, Outcome]], restored: int) -> PruneRun:
-        note, now = self._books.journal.note_restored, self._clock.now()
-        return await self._books.call(note, self._digest, known, restored, self._actor, now)
+        now = self._clock.now()
+        return await AsyncPrunes(self._journal).note_restored(self._digest, known, restored, self._actor, now)
 
 
 def _facts_of(users: Iterable[UndoUser]) -> dict[str, UndoFacts]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
-from hubguard.act.lease import Books
 from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.model import Action, ActionKind, Cause, Finding, FindingKind, Key, Outcome, OutcomeKind, Source, same_run
 from hubguard.pacing.budget import Budget
@@ -22,6 +22,7 @@ from hubguard.snapshot.decide.brake import look as judge_the_world
 from hubguard.snapshot.decide.memory import Watch
 from hubguard.snapshot.model import Brake, Run, Seen, Situation, Snapshot
 from hubguard.snapshot.observe import Observer
+from hubguard.snapshot.store import AsyncActivity
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Findings:
         self.now: tuple[Finding, ...] = ()
         self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
 
-    async def update(self, books: Books, found: Iterable[Finding], at: datetime) -> None:
+    async def update(self, journal: AsyncJournal, found: Iterable[Finding], at: datetime) -> None:
         """``now`` is what was found, and the journal has what is new. A journal that can't be used loses only its notes."""
         found = tuple(found)
         since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
@@ -58,9 +59,9 @@ class Findings:
             since[_key(finding)] = min(finding.since, self._since.get(_key(finding), finding.since))
         news = [finding for finding in found if _key(finding) not in self._since]
         for finding in news[:NEWS]:
-            about = {"user": finding.user, "server": finding.server}
+            user, server = finding.user, finding.server
             with contextlib.suppress(JournalError):
-                await books.call(books.journal.note, Event.FINDING, "hubguard", 0, at, finding.detail, **about)
+                await journal.note(Event.FINDING, "hubguard", 0, at, finding.detail, user=user, server=server)
         self._since = since
         self.now = tuple(replace(finding, since=since[_key(finding)]) for finding in found)
 
@@ -146,61 +147,61 @@ class Snapshots:
         """Before the next look, what the journal remembers is read again: another guard may have acted since."""
         self.begun = False
 
-    async def begin(self, books: Books) -> None:
+    async def begin(self, journal: AsyncJournal) -> None:
         """What the journal remembers of earlier looks is in force: outages, the population, the budget's state."""
         if self.begun:
             return
-        journal = books.journal
-        watch = await books.call(journal.recall, WATCH)
+        watch = await journal.recall(WATCH)
         if watch is not None:
             remembered = Watch.from_dict(watch[0])
             self._judged = replace(self._judged, watch=remembered, clock_from=remembered.clock_from)
-            done = await books.call(journal.entries, event=Event.OUTCOME, limit=REMEMBERED_NOTES)
+            done = await journal.entries(event=Event.OUTCOME, limit=REMEMBERED_NOTES)
             self._deleted_users = sum(_is_deletion(entry) and entry.at >= watch[1] for entry in done)
-        paced = await books.call(journal.recall, PACE)
+        paced = await journal.recall(PACE)
         if paced is not None:
             age_s = max(0.0, (self._clock.now() - paced[1]).total_seconds())
             with contextlib.suppress(TypeError, ValueError):
                 # What another version has written is no reason not to begin.
                 self._budget.restore(PaceState(**paced[0]), age_s)
-        self.seen = dict(await books.call(journal.activity))
+        self.seen = dict(await AsyncActivity(journal).activity())
         self.begun = True
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     async def look(
-        self, books: Books, *, users: bool = False, inactive_since: datetime | None = None, whole: bool = False
+        self, journal: AsyncJournal, *, users: bool = False, inactive_since: datetime | None = None, whole: bool = False
     ) -> Situation:
         """A new snapshot, and what is known beside it; to be judged next. Raises JournalError.
 
         ``users``: also those who were last active before ``inactive_since``, or all. ``whole``: the hub's API is asked for
         the list even if its database would do.
         """
-        await self.begin(books)
+        await self.begin(journal)
         self.counting = True
         try:
-            return await self._look(books, users=users, inactive_since=inactive_since, whole=whole)
+            return await self._look(journal, users=users, inactive_since=inactive_since, whole=whole)
         except BaseException:
             self.counting = False
             raise
 
-    async def _look(self, books: Books, *, users: bool, inactive_since: datetime | None, whole: bool) -> Situation:
-        journal = books.journal
+    async def _look(
+        self, journal: AsyncJournal, *, users: bool, inactive_since: datetime | None, whole: bool
+    ) -> Situation:
         # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
         under_way = self._under_way()
-        open_intents = [intent for intent in await books.call(journal.open_intents) if intent.id not in under_way]
+        open_intents = [intent for intent in await journal.open_intents() if intent.id not in under_way]
         snapshot = await self._observer.look(
             users=users,
             inactive_since=inactive_since,
             # Only the hub's API tells what is in the middle of something.
             whole=whole or bool(open_intents) or bool(self._stuck(self._clock.now())),
         )
-        await self.remember_pace(books)
+        await self.remember_pace(journal)
         self.saw_all = snapshot.complete
         if snapshot.complete:
-            await self._settle_what_was_left(books, open_intents, snapshot)
-            await self._follow(books, snapshot)
-        resumed_at = await books.call(journal.resumed_at)
+            await self._settle_what_was_left(journal, open_intents, snapshot)
+            await self._follow(journal, snapshot)
+        resumed_at = await journal.resumed_at()
         self._looked = Look(
             now=self._clock.now(),
             snapshot=snapshot,
@@ -222,7 +223,9 @@ class Snapshots:
             seen for seen in self.seen.values() if seen.pending_since is not None and now - seen.pending_since >= limit
         )
 
-    async def _settle_what_was_left(self, books: Books, open_intents: Iterable[Entry], snapshot: Snapshot) -> None:
+    async def _settle_what_was_left(
+        self, journal: AsyncJournal, open_intents: Iterable[Entry], snapshot: Snapshot
+    ) -> None:
         """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
 
         A server that is in the middle of something stays open: its end isn't known yet. What only a look at all sources
@@ -244,7 +247,7 @@ class Snapshots:
                     continue
                 else:
                     outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
-            settled = await books.call(books.journal.settle, intent.id, outcome, self._clock.now())
+            settled = await journal.settle(intent.id, outcome, self._clock.now())
             if settled and intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
                 self.count_deleted()
 
@@ -258,19 +261,19 @@ class Snapshots:
             return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
         return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
 
-    async def _follow(self, books: Books, snapshot: Snapshot) -> None:
+    async def _follow(self, journal: AsyncJournal, snapshot: Snapshot) -> None:
         looked_at = self.last.taken_at if self.last is not None else None
         self._restores = activity.trusted(self._restores, self._filled_again(), looked_at)
         followed = activity.follow(self.seen, snapshot, self._restores)
         if followed:
             # The unchanged, too: what hasn't been seen for long is forgotten.
-            await books.call(books.journal.see, followed.values(), snapshot.taken_at)
+            await AsyncActivity(journal).see(followed.values(), snapshot.taken_at)
         # What isn't there any more the journal keeps; here it would only grow.
         self.seen = followed
 
     # -- judging --------------------------------------------------------------------------------------------------
 
-    async def judge(self, books: Books, *, due: int, keep: bool = True) -> Judgement:
+    async def judge(self, journal: AsyncJournal, *, due: int, keep: bool = True) -> Judgement:
         """Whether acting is safe after the last look, with so many actions due. Raises JournalError.
 
         Without ``keep`` nothing of it is remembered.
@@ -279,14 +282,14 @@ class Snapshots:
         try:
             judgement = judge_the_world(self._judged.watch, replace(self._looked, due=due), self._caution)
             if keep:
-                await self._take_over(books, judgement, self._looked)
+                await self._take_over(journal, judgement, self._looked)
             return judgement
         finally:
             self.counting = False
 
-    async def _take_over(self, books: Books, judgement: Judgement, looked: Look) -> None:
+    async def _take_over(self, journal: AsyncJournal, judgement: Judgement, looked: Look) -> None:
         if judgement.watch != self._judged.watch:
-            await books.call(books.journal.remember, WATCH, judgement.watch.to_dict(), self._clock.now())
+            await journal.remember(WATCH, judgement.watch.to_dict(), self._clock.now())
         # Only now: the watch without the deletions, or they without it, would look like a loss.
         self._deleted_users -= looked.deleted_users
         before, self._judged, self.last = self.brake, judgement, looked.snapshot
@@ -296,10 +299,10 @@ class Snapshots:
             now = self._clock.now()
             if judgement.brake is not None:
                 log.warning("HubGuard holds back: %s. %s", judgement.brake.why, judgement.brake.ends)
-                await books.call(books.journal.note, Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
+                await journal.note(Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
             elif before is not None:
                 log.info("HubGuard no longer holds back (%s).", before.reason.value)
-                await books.call(books.journal.note, Event.BRAKE_OVER, "hubguard", 0, now, before.why)
+                await journal.note(Event.BRAKE_OVER, "hubguard", 0, now, before.why)
 
     # -- what came of it ------------------------------------------------------------------------------------------
 
@@ -318,16 +321,16 @@ class Snapshots:
                 text = f"Stopping {action.label}: {outcome.detail}."
                 self._came_back[run] = Finding(FindingKind.CAME_BACK, now, text, action.user, action.name)
 
-    async def conclude(self, books: Books) -> None:
+    async def conclude(self, journal: AsyncJournal) -> None:
         """``findings`` are those of the last look and of what was done on it; what is old is forgotten. Raises nothing."""
-        await self._forget_what_is_old(books)
-        await self.remember_pace(books)
+        await self._forget_what_is_old(journal)
+        await self.remember_pace(journal)
         now = self._clock.now()
         stuck = [
             Finding(FindingKind.PENDING_STUCK, seen.pending_since or now, _how_stuck(seen), seen.user, seen.server)
             for seen in self._stuck(now)
         ]
-        await self._findings.update(books, (*self._judged.findings, *self._came_back.values(), *stuck), now)
+        await self._findings.update(journal, (*self._judged.findings, *self._came_back.values(), *stuck), now)
 
     def _follow_what_came_back(self, snapshot: Snapshot) -> None:
         """Runs that were seen gone and are ready again count as having come back for as long as they are there."""
@@ -344,7 +347,7 @@ class Snapshots:
 
     # -- remembering ----------------------------------------------------------------------------------------------
 
-    async def remember_pace(self, books: Books) -> None:
+    async def remember_pace(self, journal: AsyncJournal) -> None:
         """What the budget has learned is in the journal, if it has changed: a restart goes on from there."""
         paced, now = self._budget.state(), self._clock.now()
         # When a probe is due is a moment; how long it is until then is another number each time.
@@ -353,15 +356,17 @@ class Snapshots:
         if self._paced is None or not _same_pace(learned, self._paced):
             self._paced = learned
             with contextlib.suppress(JournalError):
-                await books.call(books.journal.remember, PACE, asdict(paced), now)
+                await journal.remember(PACE, asdict(paced), now)
 
-    async def _forget_what_is_old(self, books: Books) -> None:
+    async def _forget_what_is_old(self, journal: AsyncJournal) -> None:
         """Once a day, so that the journal doesn't grow for ever; piece by piece, so that the lease can be renewed between."""
         now, days = self._clock.now(), self._journal_days
         if self._forgot_at is None or now - self._forgot_at >= timedelta(days=1):
             self._forgot_at = now
             try:
-                gone = await books.call(books.journal.forget, now - timedelta(days=days))
+                before = now - timedelta(days=days)
+                gone = await journal.forget(before)
+                await AsyncActivity(journal).forget(before)
             except JournalError as error:
                 # What this cycle did is told all the same.
                 log.warning("The journal keeps what is old for another day: %s", error)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -13,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from hubguard.journal import tables
-from hubguard.journal.database import Database
-from hubguard.journal.entries import one_text
+from hubguard.journal.asynchronous import AsyncJournal, AsyncStore, awaited
+from hubguard.journal.entries import one_at_a_time, one_text
+from hubguard.journal.store import Journal
 from hubguard.snapshot.model import Evidence, Seen
 
 SEEN_AGAIN_S = 86_400
@@ -23,21 +23,21 @@ SEEN_AGAIN_S = 86_400
 _READ_AT_ONCE = 500
 
 _activity = tables.activity
-_memory = tables.memory
 
 _CHANGE = sa.update(_activity).where(
     _activity.c.user_name == sa.bindparam("of_user"), _activity.c.server_name == sa.bindparam("of_server")
 )
 
 
-class Memory:
-    """The part of a journal that a guard keeps for itself; see :class:`hubguard.journal.store.Journal`."""
+class ActivityStore:
+    """What was seen of each server, kept in the journal. Every method raises JournalError when the database fails."""
 
-    _database: Database
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
 
     def activity(self) -> dict[tuple[str, str], Seen]:
         """By (user, server): what was seen of each, also of those that are gone. 50,000 take about a second."""
-        with self._database.reading() as connection:
+        with self.journal.reading() as connection:
             return {(row.user_name, row.server_name): _to_seen(row) for row in connection.execute(sa.select(_activity))}
 
     def see(self, rows: Iterable[Seen], now: datetime) -> int:
@@ -55,8 +55,8 @@ class Memory:
             return 0
         stale = now - timedelta(seconds=SEEN_AGAIN_S)
         new, changed = [], []
-        with self._database.writing() as connection:
-            _one_at_a_time(connection)
+        with self.journal.writing() as connection:
+            one_at_a_time(connection)
             known = _known(connection, {user for user, _ in seen})
             for key, row in seen.items():
                 before, seen_at = known.get(key, (None, now))
@@ -73,35 +73,21 @@ class Memory:
                 connection.execute(_CHANGE, changed)
         return len(new) + len(changed)
 
-    def remember(self, key: str, value: Mapping[str, Any], now: datetime) -> None:
-        """:meth:`recall` gives ``value`` from now on. It must be JSON; what isn't raises TypeError or ValueError."""
-        text = json.dumps(dict(value), allow_nan=False)
-        with self._database.writing() as connection:
-            _one_at_a_time(connection)
-            change = sa.update(_memory).where(_memory.c.key == key).values(value=text, at=now)
-            if connection.execute(change).rowcount != 1:
-                connection.execute(sa.insert(_memory).values(key=key, value=text, at=now))
-
-    def recall(self, key: str) -> tuple[dict[str, Any], datetime] | None:
-        """What was last remembered under ``key``, and when; None where that is nothing, or can't be read any more."""
-        with self._database.reading() as connection:
-            row = connection.execute(sa.select(_memory).where(_memory.c.key == key)).one_or_none()
-        if row is None:
-            return None
-        try:
-            value = json.loads(row.value)
-        except (ValueError, RecursionError):
-            return None
-        return (value, row.at) if isinstance(value, dict) else None
-
-    def _forget_activity(self, before: datetime) -> None:
-        with self._database.writing() as connection:
+    def forget(self, before: datetime) -> None:
+        """What was seen of servers that weren't seen since ``before`` is gone."""
+        with self.journal.writing() as connection:
             connection.execute(sa.delete(_activity).where(_activity.c.seen_at < before))
 
 
-def _one_at_a_time(connection: Connection) -> None:
-    """Nobody else adds what we are about to add, nor changes what we read, until the transaction ends."""
-    connection.execute(sa.select(tables.stance.c.id).where(tables.stance.c.id == 1).with_for_update())
+class AsyncActivity(AsyncStore[ActivityStore]):
+    """The same, awaited."""
+
+    def __init__(self, journal: AsyncJournal) -> None:
+        super().__init__(journal, ActivityStore)
+
+    activity = awaited(ActivityStore.activity)
+    see = awaited(ActivityStore.see)
+    forget = awaited(ActivityStore.forget)
 
 
 def _known(connection: Connection, users: set[str]) -> dict[tuple[str, str], tuple[Seen, datetime]]:

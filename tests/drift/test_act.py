@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from doubles.backends import BackendRequest, MemoryBackends
 from doubles.hub import MemoryHub, Request, Stops
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard.act.lease import HUB, LeaseKeeper
@@ -78,7 +78,7 @@ class Hub(MemoryHub):
 class Scene:
     """One hub with its backends, a guard's lease on it, and what was found there."""
 
-    def __init__(self, clock: VirtualClock, books: InlineBooks) -> None:
+    def __init__(self, clock: VirtualClock, books: InlineJournal) -> None:
         self.clock = clock
         self.books = books
         self.engine = MemoryBackends(clock=clock)
@@ -177,7 +177,7 @@ Play = Callable[[Callable[[Scene], Awaitable[None]]], Awaitable[Scene]]
 async def play() -> Play:
     async def run(act: Callable[[Scene], Awaitable[None]]) -> Scene:
         clock = VirtualClock()
-        scene = Scene(clock, await InlineBooks.open())
+        scene = Scene(clock, InlineJournal())
         assert await scene.keeper.keep()
         try:
             await clock.run(act(scene))

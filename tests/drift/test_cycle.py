@@ -17,7 +17,7 @@ from doubles.backends import MemoryBackends
 from doubles.hub import SERVED_AT, MemoryHub, Stops
 from doubles.hub_db import MemoryHubDB
 from doubles.proxy import MemoryCanary, MemoryProxy
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
@@ -73,7 +73,7 @@ class Scene:
         self.db = MemoryHubDB() if database else None
         self.writes: list[float] = []
         self.sizes: list[int] = []
-        self.books: InlineBooks
+        self.books: InlineJournal
         self.guard: Guard
 
     async def guards(
@@ -86,17 +86,14 @@ class Scene:
     ) -> Scene:
         """The next guard, on the same journal."""
         if not hasattr(self, "books"):
-            self.books = await InlineBooks.open()
+            self.books = InlineJournal()
             self.books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
             self._count_writes()
         loaded = with_constants(config.load(ARMED, settings or {}, environ={}), **constants)
         assert loaded.errors == ()
 
-        async def open_books() -> InlineBooks:
-            return self.books
-
         self.guard = Guard(
-            loaded, self.hub, self.budget, open_books, self.clock, lambda: 0.5,
+            loaded, self.hub, self.budget, self.books, self.clock, lambda: 0.5,
             holder=holder, address="http://here/", generation=0.0, database=self.db, proxy=self.proxy,
             world=WorldObserver(self.hub, self.clock, database=self.db, proxy=self.proxy, backends=self.engine),
             backends=self.engine, canary=MemoryCanary(self.proxy, clock=self.clock) if watched else None,

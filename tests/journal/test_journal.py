@@ -26,6 +26,7 @@ from hubguard.journal.model import Event, Exemption, Lease
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, Tally
 from hubguard.snapshot.model import Evidence, Seen
+from hubguard.snapshot.store import ActivityStore
 
 HUB = "http://127.0.0.1:8081/hub/api"
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
@@ -490,7 +491,7 @@ def test_reading_a_long_journal_uses_an_index_for_every_question(tmp_path: objec
             journal.resumed_at()
             journal.exemptions(NOW)
             journal.exemptions(NOW, user="ann")
-            journal.see([seen()], NOW)
+            ActivityStore(journal).see([seen()], NOW)
             journal.recall("pace")
         finally:
             sa.event.remove(sa.Engine, "before_cursor_execute", explain)
@@ -782,125 +783,131 @@ def failing_at(statement_starts: str) -> Iterator[None]:
 
 
 def test_what_was_seen_is_read_back_exactly(journal: Journal) -> None:
-    assert journal.activity() == {}
+    assert ActivityStore(journal).activity() == {}
     rows = [
         Seen("ann", "", None),
         Seen("ann", "gpu", STARTED, NOW, Evidence.PROXY, "stop", after(-5), after(-7), True),
         Seen("bo", "", STARTED, after(-1), Evidence.START),
         *(seen(name, name) for name in NAMES if name != "ann"),
     ]
-    assert journal.see(rows, NOW) == len(rows)
-    assert journal.activity() == by_server(*rows)
+    assert ActivityStore(journal).see(rows, NOW) == len(rows)
+    assert ActivityStore(journal).activity() == by_server(*rows)
 
 
 def test_only_what_has_changed_is_written(journal: Journal) -> None:
     rows = [seen(f"user{number}") for number in range(20)]
-    journal.see(rows, NOW)
+    ActivityStore(journal).see(rows, NOW)
     with statements() as sent:
-        assert journal.see(rows, after(60)) == 0
+        assert ActivityStore(journal).see(rows, after(60)) == 0
     assert [one for one in sent if not one.startswith(("BEGIN", "SELECT"))] == []
     rows[7] = replace(rows[7], active_at=after(60))
-    assert journal.see(rows, after(60)) == 1
-    assert journal.activity() == by_server(*rows)
+    assert ActivityStore(journal).see(rows, after(60)) == 1
+    assert ActivityStore(journal).activity() == by_server(*rows)
 
 
 def test_seeing_some_servers_leaves_the_others_as_they_were(journal: Journal) -> None:
-    journal.see([seen("ann"), seen("ann", "gpu"), seen("bo")], NOW)
-    journal.see([seen("ann", "gpu", 9), seen("cy", at=9)], after(9))
-    assert journal.activity() == by_server(seen("ann"), seen("ann", "gpu", 9), seen("bo"), seen("cy", at=9))
+    ActivityStore(journal).see([seen("ann"), seen("ann", "gpu"), seen("bo")], NOW)
+    ActivityStore(journal).see([seen("ann", "gpu", 9), seen("cy", at=9)], after(9))
+    assert ActivityStore(journal).activity() == by_server(
+        seen("ann"), seen("ann", "gpu", 9), seen("bo"), seen("cy", at=9)
+    )
 
 
 def test_a_thousand_changed_servers_among_many_take_a_handful_of_statements(journal: Journal) -> None:
     """A statement a row is what makes a cycle of 1,000 servers take seconds, and locks the journal meanwhile."""
     rows = [seen(f"user{number}") for number in range(3000)]
-    journal.see(rows, NOW)
+    ActivityStore(journal).see(rows, NOW)
     later = [replace(row, active_at=after(60)) for row in rows[:1000]]
     with statements() as sent:
-        assert journal.see(later, after(60)) == 1000
+        assert ActivityStore(journal).see(later, after(60)) == 1000
     assert len(sent) <= 5
-    assert journal.activity() == by_server(*later, *rows[1000:])
+    assert ActivityStore(journal).activity() == by_server(*later, *rows[1000:])
 
 
 def test_real_use_once_seen_is_not_unseen_while_all_else_is_as_seen_last(journal: Journal) -> None:
-    journal.see(
+    ActivityStore(journal).see(
         [seen(at=60, evidence=Evidence.PROXY, pending="stop", pending_since=NOW, route_missing=True)], after(60)
     )
     restarted = Seen("ann", "", after(70), after(50), Evidence.HUB)
-    assert journal.see([restarted], after(70)) == 1
-    assert journal.activity() == by_server(replace(restarted, active_at=after(60), evidence=Evidence.PROXY))
-    assert journal.see([restarted], after(71)) == 0
-    journal.see([seen(at=None)], after(72))
-    assert journal.activity() == by_server(seen(at=60, evidence=Evidence.PROXY))
+    assert ActivityStore(journal).see([restarted], after(70)) == 1
+    assert ActivityStore(journal).activity() == by_server(
+        replace(restarted, active_at=after(60), evidence=Evidence.PROXY)
+    )
+    assert ActivityStore(journal).see([restarted], after(71)) == 0
+    ActivityStore(journal).see([seen(at=None)], after(72))
+    assert ActivityStore(journal).activity() == by_server(seen(at=60, evidence=Evidence.PROXY))
 
 
 def test_use_that_a_wrong_clock_put_into_the_future_gives_way_to_what_is_seen_now(journal: Journal) -> None:
     """Else that server would look used for as long as the clock was wrong by."""
-    journal.see([seen(at=86_400)], NOW)
-    journal.see([seen(at=60)], after(60))
-    assert journal.activity() == by_server(seen(at=60))
+    ActivityStore(journal).see([seen(at=86_400)], NOW)
+    ActivityStore(journal).see([seen(at=60)], after(60))
+    assert ActivityStore(journal).activity() == by_server(seen(at=60))
 
 
 def test_of_several_rows_for_a_server_the_last_one_counts(journal: Journal) -> None:
-    assert journal.see([seen(at=1), seen("bo"), seen(at=3, pending="stop"), seen(at=2)], after(5)) == 2
-    assert journal.activity() == by_server(seen(at=2), seen("bo"))
+    assert ActivityStore(journal).see([seen(at=1), seen("bo"), seen(at=3, pending="stop"), seen(at=2)], after(5)) == 2
+    assert ActivityStore(journal).activity() == by_server(seen(at=2), seen("bo"))
 
 
 def test_a_server_with_a_name_that_cannot_be_kept_does_not_keep_the_others_out(journal: Journal) -> None:
-    assert journal.see([seen("x" * 256), seen("ann", "nul\0"), seen("half \ud83d"), seen("bo")], NOW) == 1
-    assert journal.activity() == by_server(seen("bo"))
-    assert journal.see([seen("x" * 256)], NOW) == 0
-    assert journal.see([], NOW) == 0
+    assert (
+        ActivityStore(journal).see([seen("x" * 256), seen("ann", "nul\0"), seen("half \ud83d"), seen("bo")], NOW) == 1
+    )
+    assert ActivityStore(journal).activity() == by_server(seen("bo"))
+    assert ActivityStore(journal).see([seen("x" * 256)], NOW) == 0
+    assert ActivityStore(journal).see([], NOW) == 0
 
 
 def test_a_pending_word_of_any_kind_is_kept_as_far_as_it_can_be_and_not_written_again(journal: Journal) -> None:
     odd = seen(pending="\0\ud800" + "stop" * 100, pending_since=NOW)
-    assert journal.see([odd], NOW) == 1
-    assert journal.see([odd], after(60)) == 0
-    assert len(journal.activity()["ann", ""].pending or "") == 64
+    assert ActivityStore(journal).see([odd], NOW) == 1
+    assert ActivityStore(journal).see([odd], after(60)) == 0
+    assert len(ActivityStore(journal).activity()["ann", ""].pending or "") == 64
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO hubguard_activity", "UPDATE hubguard_activity"])
 def test_what_was_seen_is_recorded_for_all_servers_or_for_none(journal: Journal, statement: str) -> None:
-    journal.see([seen("ann"), seen("bo")], NOW)
+    ActivityStore(journal).see([seen("ann"), seen("bo")], NOW)
     with failing_at(statement), pytest.raises(JournalError, match="is full"):
-        journal.see([seen("ann", at=9), seen("bo", at=9), seen("cy", at=9)], after(9))
-    assert journal.activity() == by_server(seen("ann"), seen("bo"))
+        ActivityStore(journal).see([seen("ann", at=9), seen("bo", at=9), seen("cy", at=9)], after(9))
+    assert ActivityStore(journal).activity() == by_server(seen("ann"), seen("bo"))
 
 
 def test_a_server_that_stays_unused_is_remembered_as_long_as_it_is_there_and_then_long_enough(journal: Journal) -> None:
     day = 86_400
     rows = [seen("idle"), seen("gone"), seen("silent", at=None)]
-    journal.see(rows, NOW)
+    ActivityStore(journal).see(rows, NOW)
     for number in range(1, 500):
-        journal.see([rows[0], rows[2]], after(number * day))
+        ActivityStore(journal).see([rows[0], rows[2]], after(number * day))
         if number > 400:
-            journal.forget(after((number - 400) * day))
-    assert journal.activity() == by_server(rows[0], rows[2])
-    journal.forget(after(499 * day))
-    assert journal.activity() == by_server(rows[0], rows[2])
-    journal.forget(after(499 * day + 1))
-    assert journal.activity() == {}
+            ActivityStore(journal).forget(after((number - 400) * day))
+    assert ActivityStore(journal).activity() == by_server(rows[0], rows[2])
+    ActivityStore(journal).forget(after(499 * day))
+    assert ActivityStore(journal).activity() == by_server(rows[0], rows[2])
+    ActivityStore(journal).forget(after(499 * day + 1))
+    assert ActivityStore(journal).activity() == {}
 
 
 def test_a_clock_that_went_back_makes_nothing_be_forgotten_earlier(journal: Journal) -> None:
-    journal.see([seen(at=-100)], NOW)
-    journal.see([seen(at=-50)], after(-40))
-    journal.forget(after(-1))
-    assert journal.activity() == by_server(seen(at=-50))
+    ActivityStore(journal).see([seen(at=-100)], NOW)
+    ActivityStore(journal).see([seen(at=-50)], after(-40))
+    ActivityStore(journal).forget(after(-1))
+    assert ActivityStore(journal).activity() == by_server(seen(at=-50))
 
 
 def test_two_guards_that_see_the_same_servers_at_once_both_succeed_and_no_use_is_lost(
     two: tuple[Journal, Journal],
 ) -> None:
     one, other = two
-    one.see([seen("old")], NOW)
+    ActivityStore(one).see([seen("old")], NOW)
     first, second, overtook = in_order(
         "INSERT INTO hubguard_activity",
-        lambda: one.see([seen("old", at=9), seen("new", at=9), seen("newer", at=1)], after(9)),
-        lambda: other.see([seen("old", at=5), seen("new", at=5), seen("newer", at=5)], after(9)),
+        lambda: ActivityStore(one).see([seen("old", at=9), seen("new", at=9), seen("newer", at=1)], after(9)),
+        lambda: ActivityStore(other).see([seen("old", at=5), seen("new", at=5), seen("newer", at=5)], after(9)),
     )
     assert (first, second, overtook) == (3, 1, False)
-    assert other.activity() == by_server(seen("old", at=9), seen("new", at=9), seen("newer", at=5))
+    assert ActivityStore(other).activity() == by_server(seen("old", at=9), seen("new", at=9), seen("newer", at=5))
 
 
 @settings(max_examples=60, deadline=None)
@@ -930,10 +937,10 @@ def test_after_any_looks_each_server_is_as_seen_last_with_the_latest_use_of_all(
                 times = [at for at in (known, row.active_at) if at is not None]
                 at = (max(times) - NOW).total_seconds() if times else None
                 expected[key] = seen(row.user, row.server, at, pending=row.pending)
-            changed = {key for key in last if journal.activity().get(key) != expected[key]}
+            changed = {key for key in last if ActivityStore(journal).activity().get(key) != expected[key]}
             rows = (seen(user, server, at, pending=pending) for user, server, at, pending in look)
-            assert journal.see(rows, after(10)) == len(changed)
-            assert journal.activity() == expected
+            assert ActivityStore(journal).see(rows, after(10)) == len(changed)
+            assert ActivityStore(journal).activity() == expected
 
 
 # What a guard remembers over a restart
@@ -1170,6 +1177,7 @@ from datetime import datetime, timedelta, timezone
 import sqlalchemy as sa
 from hubguard.journal.store import open_journal
 from hubguard.snapshot.model import Evidence, Seen
+from hubguard.snapshot.store import ActivityStore
 url, statement, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 done = 0
 def spill(connection, record):
@@ -1186,7 +1194,7 @@ while True:
     now += timedelta(seconds=1)
     # Every other time a new name comes in between, so that rows are added and changed in one go.
     users = [f"user{number}" for number in range(300)] + [f"new{done}-{number}" for number in range(300)]
-    journal.see([Seen(user, "", now, now, Evidence.HUB) for user in users], now)
+    ActivityStore(journal).see([Seen(user, "", now, now, Evidence.HUB) for user in users], now)
     exemption = journal.exempt("ann", None, now + timedelta(hours=1), "bo", "x" * 1500, now)
     journal.end_exemption(exemption.id, "bo", "", now)
     journal.remember("count", {"rounds": done, "fill": "x" * 20000}, now)
@@ -1198,7 +1206,7 @@ while True:
 def assert_sound(url: str, finished: int) -> None:
     """What ``finished`` rounds have recorded is there, and of the one under way each step whole or not at all."""
     with opened(url) as journal:
-        activity = journal.activity()
+        activity = ActivityStore(journal).activity()
         rounds = len(activity) // 300 - 1
         assert len(activity) == 300 * (rounds + 1)
         assert rounds in (finished, finished + 1)
@@ -1212,7 +1220,7 @@ def assert_sound(url: str, finished: int) -> None:
         if finished:
             assert memory is not None
             assert memory[0]["rounds"] in (finished - 1, finished)
-        journal.see([seen()], NOW)
+        ActivityStore(journal).see([seen()], NOW)
         journal.remember("count", {}, NOW)
     if url.startswith("sqlite"):
         engine = sa.create_engine(url, poolclass=sa.NullPool)

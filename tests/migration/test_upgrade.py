@@ -24,6 +24,8 @@ from hubguard.journal import migrate, tables
 from hubguard.journal.database import Database
 from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
+from hubguard.prune.store import PruneStore
+from hubguard.snapshot.store import ActivityStore
 
 
 def engine(url: str) -> sa.Engine:
@@ -193,7 +195,11 @@ def test_upgrading_the_first_tables_keeps_what_they_hold_and_adds_the_rest(datab
     journal = open_journal(database_url)
     assert [(entry.actor, entry.detail) for entry in journal.entries()] == [("ann", "exam")]
     assert (journal.stance().armed, journal.stance().armed_by) == (True, "bo")
-    assert (journal.activity(), journal.recall("pace"), journal.prune_runs()) == ({}, None, ())
+    assert (
+        ActivityStore(journal).activity(),
+        journal.recall("pace"),
+        PruneStore(journal).prune_runs(),
+    ) == ({}, None, ())
     journal.close()
     assert table_names(database_url) == {*tables.metadata.tables, tables.VERSION_TABLE}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from doubles.hub import MemoryHub, Request
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard.act.attempt import Attempt
@@ -32,6 +32,7 @@ from hubguard.prune.observe import account_of
 from hubguard.prune.progress import Progress
 from hubguard.prune.record import Record
 from hubguard.prune.standing import End, Ends
+from hubguard.prune.store import PruneStore
 
 NAMES = ("ann", "bob")
 
@@ -76,7 +77,7 @@ class LooksAtTheHub:
 class World:
     clock: VirtualClock
     hub: MemoryHub
-    books: InlineBooks
+    books: InlineJournal
     keeper: LeaseKeeper
     plan: PrunePlan
 
@@ -88,11 +89,11 @@ class World:
         return await self.keeper.intend(action, "ada", asked=True, armed=True)
 
     def begin(self) -> None:
-        self.books.journal.begin_prune(self.plan.digest, "ada", "", "/undo", "0" * 64, self.clock.now())
+        PruneStore(self.books.journal).begin_prune(self.plan.digest, "ada", "", "/undo", "0" * 64, self.clock.now())
 
     async def work(self, undo: tuple[str, ...] = NAMES) -> End:
         """Carry the plan out; the undo file has the users named ``undo``."""
-        run = self.books.journal.prune_run(self.plan.digest)
+        run = PruneStore(self.books.journal).prune_run(self.plan.digest)
         assert run is not None
 
         def attempt_for(action: Action) -> Attempt:
@@ -110,7 +111,7 @@ class World:
     def outcomes(self) -> dict[str, Outcome]:
         return {
             self.plan.deletions[user.position].user: user.outcome
-            for user in self.books.journal.pruned(self.plan.digest)
+            for user in PruneStore(self.books.journal).pruned(self.plan.digest)
         }
 
     def deleted(self) -> list[str]:
@@ -119,7 +120,7 @@ class World:
 
 @pytest.fixture
 async def world() -> World:
-    clock, books = VirtualClock(), await InlineBooks.open()
+    clock, books = VirtualClock(), InlineJournal()
     hub = MemoryHub(clock=clock)
     hub.takes_s = 0.01
     keeper = LeaseKeeper(books, clock, holder="here", address="", generation=0.0, lease_s=3600.0)
@@ -131,7 +132,7 @@ async def world() -> World:
     kept = Storage(StorageFate.KEPT, "Local", "kept")
     criteria, now = StaleCriteria(never_active_for_s=1.0), clock.now()
     plan = PrunePlan("d" * 64, now, now + timedelta(days=1), "ada", criteria, deletions, {}, Gain(2, 0, 1, 0), kept)
-    books.journal.keep_plan(plan, "{}")
+    PruneStore(books.journal).keep_plan(plan, "{}")
     return World(clock, hub, books, keeper, plan)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from doubles.hub import MemoryHub, Request
 from following_db import FollowingDB
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
@@ -34,6 +34,7 @@ from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale as prune_stale
 from hubguard.prune.model import PruneReason, PruneState, StaleCriteria
 from hubguard.prune.review import HubConfigFacts
+from hubguard.prune.store import PruneStore
 
 DAY_S = 86400.0
 STALE = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
@@ -46,7 +47,7 @@ class World:
     clock: VirtualClock
     hub: MemoryHub
     database: FollowingDB | None
-    books: InlineBooks
+    books: InlineJournal
     guard: Guard
 
     @property
@@ -116,7 +117,7 @@ async def world(tmp_path: Path) -> MakeWorld:
 
     async def make(
         *,
-        books: InlineBooks | None = None,
+        books: InlineJournal | None = None,
         clock: VirtualClock | None = None,
         hub: MemoryHub | None = None,
         with_database: bool = True,
@@ -136,15 +137,12 @@ async def world(tmp_path: Path) -> MakeWorld:
         budget = Budget(rate=1000.0, burst=100, concurrency=8, clock=clock)
         hub = hub or MemoryHub(clock=clock, budget=budget)
         hub.scopes = frozenset({*hub.scopes, "read:tokens"})
-        books = books or await InlineBooks.open()
+        books = books or InlineJournal()
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
-
-        async def open_books() -> InlineBooks:
-            return books
 
         database = FollowingDB(hub) if with_database else None
         guard = Guard(
-            settings, hub, budget, open_books, clock, lambda: 0.5, holder=str(options.pop("holder", "here")),
+            settings, hub, budget, books, clock, lambda: 0.5, holder=str(options.pop("holder", "here")),
             address="http://here/", generation=0.0, database=database, told=told, **options,
         )  # fmt: skip
         return World(clock, hub, database, books, guard)
@@ -640,10 +638,10 @@ async def test_a_restarted_guard_goes_on_but_after_a_long_absence_waits_for_a_pe
     assert (w.there() == set()) is (state is PruneState.DONE)
 
 
-class DyingBooks(InlineBooks):
+class DyingBooks(InlineJournal):
     """Once ``armed``, whoever makes its call of that number, or any later one, comes no further; until it is ``over``."""
 
-    def __init__(self, books: InlineBooks, dies_at: int) -> None:
+    def __init__(self, books: InlineJournal, dies_at: int) -> None:
         super().__init__(books.journal)
         self.dies_at, self.calls, self.armed, self.over = dies_at, 0, False, False
 
@@ -659,7 +657,7 @@ class DyingBooks(InlineBooks):
 async def test_a_kill_at_any_step_deletes_everybody_once_and_asks_for_nobody_twice(world: MakeWorld):
     states = set()
     for dies_at in range(1, 60, 2):
-        alive = await InlineBooks.open()
+        alive = InlineJournal()
         dying = DyingBooks(alive, dies_at)
         w = await world(books=dying)
         for name in ("ann", "bob", "carl"):
@@ -680,7 +678,7 @@ async def test_a_kill_at_any_step_deletes_everybody_once_and_asks_for_nobody_twi
 
         await w.clock.run(begins())
         asked = w.asked_to_delete()
-        (run,) = alive.journal.prune_runs()
+        (run,) = PruneStore(alive.journal).prune_runs()
         states.add((run.state, len(asked)))
         if run.state is PruneState.PLANNED:
             assert asked == []
@@ -909,17 +907,16 @@ async def test_pages_go_by_what_the_hub_told_of_itself_lately_and_plans_ask_anew
 async def test_a_plan_that_couldnt_be_begun_is_asked_for_again_in_the_same_second(world: MakeWorld, tmp_path: Path):
     w = await world()
     w.user("ann")
-    begin = w.books.journal.begin_prune
 
     def dies(*_args: object, **_options: object) -> None:
-        w.books.journal.begin_prune = begin
         raise JournalError("The journal can't be written.")
 
     async def steps() -> None:
         plan = await w.pruning.plan(STALE, "ada")
-        w.books.journal.begin_prune = dies
-        with pytest.raises(JournalError):
-            await w.pruning.apply(plan.digest, 1, "ada", "")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PruneStore, "begin_prune", dies)
+            with pytest.raises(JournalError):
+                await w.pruning.apply(plan.digest, 1, "ada", "")
         assert w.asked_to_delete() == []
         run = await w.pruning.apply(plan.digest, 1, "ada", "")
         assert run.undo_file.endswith("-2.jsonl")
@@ -930,7 +927,7 @@ async def test_a_plan_that_couldnt_be_begun_is_asked_for_again_in_the_same_secon
     assert len(list((tmp_path / "undo").iterdir())) == 2
 
 
-class BusyBooks(InlineBooks):
+class BusyBooks(InlineJournal):
     """``busy`` while it does what the journal's thread would do, which nobody else gets then."""
 
     busy = False
@@ -946,7 +943,7 @@ class BusyBooks(InlineBooks):
 async def test_nothing_that_takes_long_with_many_users_keeps_the_lease_from_being_renewed(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ):
-    books = BusyBooks((await InlineBooks.open()).journal)
+    books = BusyBooks(InlineJournal().journal)
     w = await world(books=books)
     w.user("ann")
     done: list[tuple[str, bool]] = []
@@ -1310,11 +1307,12 @@ async def test_nobody_is_brought_back_while_somebody_may_still_be_being_deleted_
         await w.clock.sleep(60)
         run = await w.pruning.run(digest)
         # A plan says of whom it isn't known: what the hub doesn't tell of them isn't guessed.
-        w.books.journal.deletions_intended = lambda since: (("u5", w.hub._users["u5"].created),)
+        u5 = ("u5", w.hub._users["u5"].created)
         w.hub.fault = lambda request: HubUnreachable("The hub doesn't answer.") if request.call == "get-user" else None
-        with pytest.raises(HubUnreachable):
-            await w.pruning.restore(digest, run.done, "bob", "", token="a token")
-        del w.books.journal.deletions_intended
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PruneStore, "deletions_intended", lambda store, since: (u5,))
+            with pytest.raises(HubUnreachable):
+                await w.pruning.restore(digest, run.done, "bob", "", token="a token")
         w.hub.fault = None
         assert not [request for request in w.hub.requests if request.call == "create"]
         run = await w.pruning.restore(digest, run.done, "bob", "", token="a token")

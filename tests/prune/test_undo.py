@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from doubles.hub import MemoryHub, Request
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
@@ -34,6 +34,7 @@ from hubguard.prune.model import (
     UndoHead,
 )
 from hubguard.prune.observe import AccountReader
+from hubguard.prune.store import PruneStore
 from hubguard.prune.undo import Undo
 
 NAMES = tuple(f"user-{number:02}" for number in range(12))
@@ -59,13 +60,13 @@ class Killed(BaseException):
 class World:
     clock: VirtualClock
     hub: MemoryHub
-    books: InlineBooks
+    books: InlineJournal
     undo: Undo
     plan: PrunePlan
 
     @property
     def run(self) -> PruneRun:
-        run = self.books.journal.prune_run(self.plan.digest)
+        run = PruneStore(self.books.journal).prune_run(self.plan.digest)
         assert run is not None
         return run
 
@@ -89,13 +90,13 @@ class World:
 async def world(tmp_path: Path) -> Any:
     """A plan that is done; its users are in the undo file, and the hub has none of them."""
     asyncio.get_running_loop().set_default_executor(InlineThreads())
-    clock, books = VirtualClock(), await InlineBooks.open()
+    clock, books = VirtualClock(), InlineJournal()
     hub = MemoryHub(clock=clock)
     hub.takes_s = 0.01
     hub.groups = {"lab"}
     settings = config.load({"HubGuardPrune": {"undo_folder": str(tmp_path)}}, environ={})
     reader = AccountReader(hub, None, clock)
-    undo = Undo(settings.prune, hub, reader, clock, lambda: books, lambda: cast(LeaseKeeper, None))
+    undo = Undo(settings.prune, hub, reader, clock, books, lambda: cast(LeaseKeeper, None))
     now = clock.now()
     deletions = tuple(Deletion(name, now, None, PruneReason.NEVER_ACTIVE, now) for name in NAMES)
     kept = Storage(StorageFate.KEPT, "Local", "kept")
@@ -104,11 +105,11 @@ async def world(tmp_path: Path) -> Any:
     users = [UndoUser(name, ("lab",), ("user",), (UndoServer("gpu", {"cpu": 2}),)) for name in NAMES]
     written = undo_file.write(tmp_path, UndoHead(plan.digest, now, "ada"), users)
     journal = books.journal
-    journal.keep_plan(plan, "{}")
-    journal.begin_prune(plan.digest, "ada", "term", str(written.path), written.sha256, now)
+    PruneStore(journal).keep_plan(plan, "{}")
+    PruneStore(journal).begin_prune(plan.digest, "ada", "term", str(written.path), written.sha256, now)
     for position in range(len(NAMES)):
-        journal.settle_pruned(plan.digest, position, Outcome(OutcomeKind.DONE, "gone"), now)
-    journal.turn_prune(plan.digest, [PruneState.RUNNING], PruneState.DONE, "hubguard", "", now)
+        PruneStore(journal).settle_pruned(plan.digest, position, Outcome(OutcomeKind.DONE, "gone"), now)
+    PruneStore(journal).turn_prune(plan.digest, [PruneState.RUNNING], PruneState.DONE, "hubguard", "", now)
     yield World(clock, hub, books, undo, plan)
     books.close()
 

@@ -20,7 +20,7 @@ from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from doubles.hub_db import MemoryHubDB
 from doubles.proxy import MemoryProxy, ProxyRequest
-from inline_books import InlineBooks
+from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
@@ -134,7 +134,7 @@ class Intent:
     sent: bool = False
 
 
-class LifeBooks(InlineBooks):
+class LifeBooks(InlineJournal):
     """The journal as one guard has it: it outlives the guard, and nothing is written after the guard's death."""
 
     def __init__(self, journal: Journal, life: Life) -> None:
@@ -236,14 +236,11 @@ class Life:
         self.hub = hub
         books = LifeBooks(world.journal, self)
 
-        async def open_books() -> InlineBooks:
-            return books
-
         self.guard = Guard(
             settings,
             hub,
             budget,
-            open_books,
+            books,
             world.wall,
             random.Random(number).random,
             holder=f"guard {number}",

@@ -49,6 +49,7 @@ from hubguard.prune.offline.apply import Applied, apply_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.prune.offline.plan import plan_offline
 from hubguard.prune.offline.restore import Restored, restore_offline
+from hubguard.prune.store import PruneStore
 
 UNDO_FILE = "undo-file "
 """Under this and the file's name the journal keeps the checksum of an undo file that was written offline."""
@@ -360,7 +361,7 @@ def _of_the_journal(settings: Settings) -> Told:
         with closing(open_journal(url)) as journal:
             stance = journal.stance()
             held_by = (stance.held_by or "Somebody") if stance.held else None
-            return Told(url, journal.exemptions(_now()), journal.uses(), held_by)
+            return Told(url, journal.exemptions(_now()), PruneStore(journal).uses(), held_by)
     except HubGuardError as error:
         to_people(
             "HubGuard's own journal can't be opened, so that exemptions and the use it has seen aren't known, and nothing is"
@@ -374,7 +375,7 @@ def _noted_sha256(told: Told, path: Path) -> str | None:
     if told.url is None:
         return None
     with closing(open_journal(told.url)) as journal:
-        for run in journal.prune_runs():
+        for run in PruneStore(journal).prune_runs():
             if run.undo_file is not None and Path(run.undo_file).name == path.name:
                 return run.undo_sha256
         noted = journal.recall(UNDO_FILE + path.name)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from hubguard.act.lease import Books
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.store import Journal, open_journal
 
 T = TypeVar("T")
 
 
-class InlineBooks(Books):
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(journal, ThreadPoolExecutor(1))
+class InlineJournal(AsyncJournal):
+    def __init__(self, journal: Journal | None = None) -> None:
+        super().__init__("sqlite://")
+        self.journal = journal or open_journal("sqlite://")
+        self._store = self.journal
 
-    @classmethod
-    async def open(cls, url: str = "sqlite://") -> InlineBooks:
-        return cls(open_journal(url))
+    async def open(self) -> None:
+        pass
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         return function(*args, **kwargs)

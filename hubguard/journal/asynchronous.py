@@ -1,0 +1,121 @@
+"""The journal and the stores on it as the event loop calls them: ``await journal.exemptions(now)``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from hubguard.errors import JournalError
+from hubguard.journal.store import Journal, open_journal
+
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncStore(Generic[S_co]):
+    """A store whose methods are awaited. Subclasses list them: ``exemptions = awaited(Journal.exemptions)``.
+
+    ``make`` makes the store itself from the journal, at the first call.
+    """
+
+    def __init__(self, journal: AsyncJournal, make: Callable[[Journal], S_co]) -> None:
+        self._journal = journal
+        self._make = make
+        self._store: S_co | None = None
+
+    @property
+    def sync(self) -> S_co:
+        """The store, for the journal's thread. Raises JournalError until the journal is open."""
+        if self._store is None:
+            self._store = self._make(self._journal.sync)
+        return self._store
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function(*args, **kwargs)`` in the journal's thread."""
+        return await self._journal.call(function, *args, **kwargs)
+
+
+class awaited(Generic[S, P, T]):  # reads as a verb in the lists of methods
+    """A method of a store, run in the journal's thread and awaited by the caller."""
+
+    def __init__(self, method: Callable[Concatenate[S, P], T]) -> None:
+        self._name = method.__name__
+
+    def __get__(self, store: AsyncStore[S], owner: object = None) -> Callable[P, Coroutine[Any, Any, T]]:
+        """The method of that store, as a coroutine function."""
+
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return await store.call(getattr(store.sync, self._name), *args, **kwargs)
+
+        return call
+
+
+class AsyncJournal(AsyncStore[Journal]):
+    """The journal at ``url``: one thread, one call at a time, in order. Every call raises JournalError until it is open."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._trouble = ""
+        self._thread: ThreadPoolExecutor | None = None
+        self._store: Journal | None = None
+
+    @property
+    def sync(self) -> Journal:
+        """The journal itself, for its thread. Raises JournalError until it is open."""
+        if self._store is None:
+            raise JournalError(self._trouble or "The journal isn't open yet. Try again in a few seconds.")
+        return self._store
+
+    async def open(self) -> None:
+        """The journal is open, in the thread that uses it from now on. Does nothing if it is. Raises JournalError."""
+        if self._store is not None:
+            return
+        thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        try:
+            self._store = await asyncio.get_running_loop().run_in_executor(thread, open_journal, self._url)
+        except BaseException as error:
+            self._trouble = str(error) if isinstance(error, JournalError) else ""
+            thread.shutdown(wait=False)
+            raise
+        self._thread = thread
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function(*args, **kwargs)`` in the journal's thread; a cancelled caller leaves it running to its end."""
+        assert self._thread is not None
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: function(*args, **kwargs)))
+
+    def close(self) -> None:
+        """The thread has ended and the database is closed."""
+        if self._thread is not None:
+            self._thread.submit(self.sync.close)
+            self._thread.shutdown(wait=True)
+
+    take_lease = awaited(Journal.take_lease)
+    renew_lease = awaited(Journal.renew_lease)
+    release_lease = awaited(Journal.release_lease)
+    lease = awaited(Journal.lease)
+    stance = awaited(Journal.stance)
+    arm = awaited(Journal.arm)
+    observe = awaited(Journal.observe)
+    hold = awaited(Journal.hold)
+    resume = awaited(Journal.resume)
+    resumed_at = awaited(Journal.resumed_at)
+    intend = awaited(Journal.intend)
+    settle = awaited(Journal.settle)
+    open_intents = awaited(Journal.open_intents)
+    failures = awaited(Journal.failures)
+    note = awaited(Journal.note)
+    announce = awaited(Journal.announce)
+    entries = awaited(Journal.entries)
+    tally = awaited(Journal.tally)
+    exempt = awaited(Journal.exempt)
+    end_exemption = awaited(Journal.end_exemption)
+    exemptions = awaited(Journal.exemptions)
+    remember = awaited(Journal.remember)
+    recall = awaited(Journal.recall)
+    forget = awaited(Journal.forget)
