@@ -99,7 +99,7 @@ def _by_spawner(place: Place) -> Backends:
 
 
 def _confirmed(backends: Backends, place: Place) -> Backends:
-    return backends if backends.kind == "http" else Confirmed(backends, http.HTTPBackends(place, anew=True))
+    return backends if backends.kind == "http" else Confirmed(backends, http.HTTPBackends(place, every_time=True))
 
 
 def _nearest(entries: Iterable[EntryPoint], spawner: tuple[str, ...]) -> list[EntryPoint]:

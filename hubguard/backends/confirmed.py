@@ -25,17 +25,17 @@ NAMED_BY = {
 
 
 class Confirmed(Backends):
-    """Implements Backends: ``inner``'s, where those that seem gone are asked at their targets by ``http`` at each look.
+    """Implements Backends: ``inner``'s, except that ``http`` asks those that seem gone at their targets at each look.
 
     One that answers there is alive, with a Backend of ``http``'s kind in place of ``inner``'s: it is never ended. One that
-    certainly doesn't is gone, as ``inner`` has it. Where that can't be told, or no target is known, a server is gone only
-    by positive evidence; else its ``alive`` is None. Positive is that a backend is proved to be this hub's and has ended; or
-    that the one which the hub's own state names isn't there or has ended, where ``inner`` has seen live ones before: from
+    certainly doesn't is gone, as ``inner`` has it. If that or the target is unknown, a server is gone only by positive
+    evidence; else its ``alive`` is None. Positive is that a backend is proved to be this hub's and has ended; or
+    that the one which the hub's own state names isn't there or has ended, if ``inner`` has seen live ones before: from
     a wrong engine or machine, all that is named would be missing.
     """
 
     def __init__(self, inner: Backends, http: Backends) -> None:
-        """``http`` tells of the expected ones only, as fresh as HTTPBackends with ``anew``."""
+        """``http`` reports the expected ones only, as fresh as HTTPBackends with ``every_time``."""
         self._inner = inner
         self._http = http
         self._seen = False

@@ -109,10 +109,10 @@ class DockerBackends(Backends):
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """Containers that have stopped are told of, too: DockerSpawner keeps them by default.
+        """Reports containers that have stopped, too: DockerSpawner keeps them by default.
 
-        Where a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before
-        this hub's URL or network changed: then it can't be told.
+        If a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before this
+        hub's URL or network changed: then it is unknown whether the server runs.
         """
         if _SWARM in self._place.spawner:
             raise BackendError(
@@ -161,7 +161,7 @@ class DockerBackends(Backends):
         if not _CONTAINER_ID.fullmatch(container):
             raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")
         self._seen.pop(container, None)
-        found = await self._read(f"/containers/{container}/json", f"tell of {backend.name}", missing_is_fine=True)
+        found = await self._read(f"/containers/{container}/json", f"describe {backend.name}", missing_is_fine=True)
         if found is None:
             return
         details = _details(found)
@@ -215,10 +215,12 @@ class DockerBackends(Backends):
                 return seen[1]
             async with turns:
                 try:
-                    answer = await self._read(f"/containers/{row.id}/json", f"tell of {row.name}", missing_is_fine=True)
+                    answer = await self._read(
+                        f"/containers/{row.id}/json", f"describe {row.name}", missing_is_fine=True
+                    )
                     details = None if answer is None else _details(answer)
                 except _Refused:
-                    # The engine can't tell of some broken containers for ever; those that don't run are nobody's loss.
+                    # The engine can't describe some broken containers, forever; those that don't run are nobody's loss.
                     if _ALIVE.get(row.state) is not False:
                         raise
                     return None
@@ -262,7 +264,7 @@ class DockerBackends(Backends):
         return f"{proof}, and it is in this hub's network, {self._network}" if self._network in networks else None
 
     async def _read(self, path: str, what: str, *, missing_is_fine: bool = False) -> object:
-        """The engine's answer from JSON; None where there is no such container and that is fine. Raises BackendError."""
+        """The engine's answer from JSON; None if there is no such container and that is fine. Raises BackendError."""
         answer = await self._ask("GET", path)
         if answer.status == 404 and missing_is_fine:
             return None
@@ -295,7 +297,7 @@ class DockerBackends(Backends):
         else:
             problem = f"can't be reached ({answer.detail})"
         if answer.denied:
-            problem += "; whom it lets in is in the group docker, and HubGuard's user isn't"
+            problem += "; HubGuard's user isn't in the group docker, which it lets in"
         raise BackendError(
             f"The Docker engine at {self._where} {problem}. What its containers do isn't known until then."
         )
@@ -410,7 +412,7 @@ def _details(answer: object) -> _Details:
             networks=_networks(answer.get("NetworkSettings")),
         )
     except (TypeError, KeyError, AttributeError):
-        raise BackendError("The Docker engine told of a container in another shape than its API promises.") from None
+        raise BackendError("The Docker engine described a container in another shape than its API promises.") from None
 
 
 def _networks(settings: object) -> frozenset[str]:

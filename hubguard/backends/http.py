@@ -1,4 +1,4 @@
-"""Whether each server answers at its target, under its own prefix: all that can be told of any spawner's servers.
+"""Whether each server answers at its target, under its own prefix: all that is known of any spawner's servers.
 
 Nothing is sent along: no token, no cookie, no name but the one in the path.
 """
@@ -31,10 +31,10 @@ PATIENCE_S = 3.0
 """Seconds for an answer."""
 
 FINE_S = 120.0
-"""So long, give or take 20 %, one that answered isn't asked again."""
+"""Seconds, plus or minus 20 %, until a server that answered is asked again."""
 
 LOOK_S = 20.0
-"""After so many seconds a look asks no more: it says what it knows. Those whose answer is the oldest are asked first."""
+"""Maximum seconds of a look, which then reports what it knows. Servers with the oldest answers are asked first."""
 
 
 def open_backends(place: Place) -> Backends:
@@ -44,7 +44,7 @@ def open_backends(place: Place) -> Backends:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What was told of that server, and from when on it is to be asked again."""
+    """What is known of that server, and from when on it is to be asked again."""
 
     expected: Expected
     backend: Backend
@@ -56,8 +56,8 @@ class HTTPBackends(Backends):
     """Implements Backends by asking; it can end nothing, and proves nothing.
 
     One that answers is asked again some two minutes later, all others at each look. ``jitter`` gives numbers from 0 to 1.
-    ``anew`` is for confirming what was seen of this machine or its engine: all are asked at each look, which tells of no
-    earlier answers; and where a loopback address refuses, nobody listens, whether or not any server has ever answered.
+    ``every_time`` is for confirming what was seen of this machine or its engine: all are asked at each look, which uses no
+    earlier answers; and if a loopback address refuses, nobody listens, whether or not any server has ever answered.
     """
 
     kind = "http"
@@ -69,12 +69,12 @@ class HTTPBackends(Backends):
         *,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
-        anew: bool = False,
+        every_time: bool = False,
     ) -> None:
         self._base_url = place.base_url
         self._clock = clock or SystemClock()
         self._jitter = jitter
-        self._anew = anew
+        self._every_time = every_time
         self._rate = Rate(PER_S, AT_ONCE, self._clock.monotonic_s())
         self._answers: dict[Key, _Answer] = {}
         self._reached = False
@@ -96,11 +96,11 @@ class HTTPBackends(Backends):
             due = [
                 (answer.asked_s if answer is not None else float("-inf"), key)
                 for key in wanted
-                if (answer := self._answers.get(key)) is None or self._anew or answer.again_s <= now_s
+                if (answer := self._answers.get(key)) is None or self._every_time or answer.again_s <= now_s
             ]
             queue = iter([wanted[key] for _, key in sorted(due)])
             await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S) for _ in range(AT_ONCE)])
-            since_s = now_s if self._anew else self._clock.monotonic_s() - 2 * FINE_S
+            since_s = now_s if self._every_time else self._clock.monotonic_s() - 2 * FINE_S
             found = [self._last(one, since_s) for one in wanted.values()]
             return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
 
@@ -133,12 +133,12 @@ class HTTPBackends(Backends):
             self._answers[one.user, one.server] = _Answer(one, self._backend(one, alive, detail), asked_s, again_s)
 
     def _last(self, one: Expected, since_s: float) -> Backend:
-        """What was last told of it, unless it was asked before that."""
+        """Its last answer, unless it was asked before that."""
         if one.target is None:
-            return self._backend(one, None, "where it is reached isn't known")
+            return self._backend(one, None, "its address is unknown")
         answer = self._answers.get((one.user, one.server))
         if answer is None or answer.asked_s < since_s:
-            return self._backend(one, None, "there are so many servers that this one wasn't asked yet")
+            return self._backend(one, None, "too many servers to ask all in one look: this one is asked in the next")
         return answer.backend
 
     async def _ask(self, url: str) -> tuple[bool | None, str]:
@@ -167,7 +167,7 @@ class HTTPBackends(Backends):
         if not refused and (not closed or url.startswith("https:")):
             # With internal_ssl a server wants the hub's certificate: that it refuses others says nothing.
             return None, said
-        if not self._reached and not (self._anew and refused and _is_loopback(url)):
+        if not self._reached and not (self._every_time and refused and _is_loopback(url)):
             return None, f"{said}; but no server has ever answered from here: HubGuard may not reach them"
         return False, said
 

@@ -30,7 +30,7 @@ COMPONENT = "singleuser-server"
 """KubeSpawner's default for ``component_label``."""
 
 PAGE = 500
-"""Pods asked for at once, the same as kubectl's."""
+"""Pods in one page, the same as kubectl's."""
 
 MOST_PAGES = 100
 """Pages of one list; with pages as large as asked for, 50,000 pods."""
@@ -39,7 +39,7 @@ LARGEST_ANSWER = 256 * 1024 * 1024
 """Bytes of one answer. A pod takes some 10 kB, and an API server that lists from its cache gives all of them at once."""
 
 TRIES = 3
-"""So often a list is begun that the API server can't continue."""
+"""Maximum number of times that a list is begun which the API server can't continue."""
 
 LONGEST_WAIT_S = 300.0
 """The longest Retry-After in seconds that is heeded."""
@@ -57,7 +57,7 @@ def open_backends(place: Place) -> KubernetesBackends:
 
 
 class KubernetesBackends(Backends):
-    """Backends over pods; see the port. What KubeSpawner goes by is what this goes by: namespace and component label.
+    """Backends over pods; see the port. Like KubeSpawner, it uses the namespace and the component label.
 
     A pod is proved to be this hub's by these and the API URL in its environment. A look is one list, from the API server's
     cache, in which KubeSpawner's own reflector looks, too. The token is in no error, repr or log line of this class.
@@ -69,7 +69,7 @@ class KubernetesBackends(Backends):
     def __init__(
         self, place: Place, *, account: Path = ACCOUNT, request_timeout_s: float = 10.0, clock: Clock | None = None
     ) -> None:
-        """``account`` is the folder of the service account; its files are read anew for each look.
+        """``account`` is the folder of the service account; its files are read again for each look.
 
         ``request_timeout_s`` is for one request, from connecting to the end of the answer.
         """
@@ -113,7 +113,7 @@ class KubernetesBackends(Backends):
             return
         pod = read_pod(answer.json)
         if pod.uid != backend.id or pod.leaving:
-            # A uid is never given twice: ours is gone, and another goes by its name; or it is ended already.
+            # A uid is never given twice: ours is gone, and another has its name; or it is ended already.
             return
         if not self._proof(pod, account.namespace):
             raise BackendError(
@@ -168,7 +168,7 @@ class KubernetesBackends(Backends):
                 continue
             other = by_name.get(str(name)) if one.state is not None else by_key.get((one.user, one.server))
             if other is not None:
-                # This hub's API URL may have changed since it started: so it isn't gone, but whose it is can't be told.
+                # This hub's API URL may have changed since it started: so it isn't gone, but whose it is is unknown.
                 url, user = other.api_url or "not to be seen", other.user or "nobody in particular"
                 whose = f"its JUPYTERHUB_API_URL is {url}, and it is for {user}; {other.detail}"
                 found.append(self._untold(one, other.uid, f"pod {other.name}", whose))
@@ -212,7 +212,7 @@ class KubernetesBackends(Backends):
         )
 
     async def _page(self, account: _Account, token: str, *, from_cache: bool) -> PodList | None:
-        """None where the list has to be begun anew: it has changed too much since its first page."""
+        """None if the list has to be begun again: it has changed too much since its first page."""
         query = {"labelSelector": f"component={self._component}", "limit": str(PAGE)}
         if token:
             query["continue"] = token
@@ -351,7 +351,7 @@ EXPECTED: Mapping[str, frozenset[int]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """Where to ask, about which namespace, and as whom."""
+    """The API server, the namespace, and HubGuard's account there."""
 
     host: str
     namespace: str
@@ -367,7 +367,7 @@ def _message(answer: Answer) -> str:
 
 
 def _only(uid: str) -> dict[str, Any]:
-    """Delete that one, whatever goes by its name. Without a grace here, the pod's own counts."""
+    """Delete that one, whatever has its name. Without a grace here, the pod's own counts."""
     return {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}}
 
 

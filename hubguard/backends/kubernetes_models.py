@@ -1,4 +1,4 @@
-"""Pods, as the API server's JSON has them, as far as they tell of servers."""
+"""Pods, as the API server's JSON has them, as far as they are about servers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ GAP = re.compile(r"[ \t\n\r]*")
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod. ``component`` is its label of that name. ``user`` and ``server`` are whom it says that it is for; ``user`` is
-    None where it doesn't say, or says two things.
+    """A pod. ``component`` is its label of that name. ``user`` and ``server`` are the server that it says it is for; ``user``
+    is None if it doesn't say, or says two things.
 
-    ``api_url`` is the JUPYTERHUB_API_URL of its notebook container without a slash at the end, None where that can't be seen.
-    ``alive`` is whether its server runs, None where that can't be told, with ``detail`` in one clause. ``leaving``: it is
+    ``api_url`` is the JUPYTERHUB_API_URL of its notebook container without a slash at the end, None if that can't be seen.
+    ``alive`` is whether its server runs, None: unknown, with ``detail`` in one clause. ``leaving``: it is
     being deleted.
     """
 
@@ -105,7 +105,7 @@ def read_pod(answer: Any) -> Pod:
 
 
 def _past(text: str, at: int, mark: str = "") -> int:
-    """The place after white space, that mark, and white space again. Raises ValueError where it isn't there."""
+    """The place after white space, that mark, and white space again. Raises ValueError if it isn't there."""
     at = GAP.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
     if not text.startswith(mark, at):
         raise ValueError(mark)
@@ -228,7 +228,7 @@ def _condition(status: Mapping[str, Any], kind: str) -> str:
 
 
 def _named(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The one for the server's container in that list; empty where there is none."""
+    """The one for the server's container in that list; empty if there is none."""
     for item in _sequence(model, key):
         if not isinstance(item, dict):
             raise _garbled(f"has a pod whose {key} are none")

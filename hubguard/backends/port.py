@@ -34,7 +34,7 @@ class Expected:
     """A server that the hub calls ready, and what is known of where it is.
 
     ``target`` is the URL at which it is reached (scheme, host, port), ``state`` what its spawner keeps in the hub's database;
-    each None where it isn't known.
+    each None if it isn't known.
     """
 
     user: str
@@ -54,22 +54,22 @@ class Backends(Protocol):
 
     @property
     def whole(self) -> bool:
-        """Whether :meth:`look` tells of all there are, those that nobody expects among them, so that absence means gone."""
+        """Whether :meth:`look` reports all there are, the unexpected among them, so that absence means gone."""
         ...
 
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
         """What there is for this hub, sorted by (user, server, id), each freshly read.
 
-        Each expected server that can't be told of has a Backend with ``alive`` None. Without ``whole`` there is one for each
-        of ``expected`` and no other. Backends of another hub are left out; those that merely look like this hub's have no
-        ``proof``. Raises BackendError where it can't be told in full.
+        An expected server of which nothing is known has a Backend with ``alive`` None. Without ``whole``, each of
+        ``expected`` has one, and nothing else does. Backends of another hub are left out; those that merely look like this
+        hub's have no ``proof``. Raises BackendError if not everything can be read.
         """
         ...
 
     async def end(self, backend: Backend) -> None:
-        """Ask that one to end; a later look tells whether it did. It is read again first, by id, and its proof made anew.
+        """Ask that one to end; a later look shows whether it did. It is read again first, by id, with its proof.
 
-        Nothing happens where it is gone already. Raises BackendError where it isn't proved to be this hub's, or isn't the one
+        Nothing happens if it is gone already. Raises BackendError if it isn't proved to be this hub's, or isn't the one
         that it was, or the engine refuses: nothing was ended then.
         """
         ...

@@ -1,8 +1,8 @@
 """Servers that are processes of this machine, as LocalProcessSpawner and what is derived from it start them.
 
-A hub tells each server who it is by the environment, and that is how its processes are known: by the hub's API, the user and
-the server named there. Kernels and terminals inherit all of it, and may outlive their server; only the server itself, which
-listens where it was told to, is told of.
+A hub names each server in its environment, and that identifies its processes: the hub's API, the user and the server. Kernels
+and terminals inherit all of it, and may outlive their server; only the server itself, which listens at the port that it was
+given, is reported.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hubguard.errors import BackendError
 from hubguard.model import Key
 
 GRACE_S = 5.0
-"""From SIGTERM to SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL."""
 
 SETTLED_S = 60.0
-"""Until a process is so old its environment is read at each look: it may still become another program (fork, then exec)."""
+"""Seconds of age up to which a process's environment is read at each look: it may still become another program (exec)."""
 
 SOONEST = timedelta(seconds=-5)
 LATEST = timedelta(minutes=10)
-"""When a process may have started, counted from the server's start at the hub, for its number alone to tell that it is it."""
+"""When a process may have started, counted from the server's start at the hub, for its number alone to identify it."""
 
 FIRST_PERSON = 1000
 """Accounts of the system have smaller numbers: what can't be read of theirs is no server. So has nobody's, the one below."""
@@ -134,7 +134,7 @@ class ProcessBackends(Backends):
         ]
         self._whole = self._here and not unread
         if not self._whole:
-            # One for each: the one that the hub names, where there are several.
+            # One for each: the one that the hub names, if there are several.
             found.sort(key=lambda backend: int(backend.id.partition(":")[0]) in named)
             wanted = {(one.user, one.server) for one in expected} - {backend.key for backend in missing}
             found = list({backend.key: backend for backend in found if backend.key in wanted}.values())
@@ -212,7 +212,7 @@ class ProcessBackends(Backends):
         )
 
     def _missing(self, one: Expected, listeners: _Listeners, *, hidden: bool, unread: bool) -> Backend:
-        """What can be told of an expected server that no process with this hub's proof is."""
+        """What is known of an expected server that no process with this hub's proof is."""
         pid = _pid(one)
         known = self._known.get(pid) if pid is not None else None
         alive: bool | None = None
@@ -249,7 +249,7 @@ class ProcessBackends(Backends):
         if known.readable and port is not None and listeners.at(port, known.process.pid):
             return True, "it listens where the server should, and carries no proof of being this hub's"
         if one.started is None:
-            return None, f"pid {known.process.pid} runs, and it can't be told since when the server should"
+            return None, f"pid {known.process.pid} runs, and when the server started is unknown"
         if SOONEST <= _time(known.began) - one.started <= LATEST:
             return True, "it started when the server did, and carries no proof of being this hub's"
         return False, other
@@ -257,9 +257,9 @@ class ProcessBackends(Backends):
     # ending
 
     def _family(self, backend: Backend) -> list[_Known]:
-        """That backend's process, and those that came of it and carry the same proof. Empty where it is gone.
+        """That backend's process, and those that came of it and carry the same proof. Empty if it is gone.
 
-        Raises BackendError where it isn't proved to be this hub's.
+        Raises BackendError if it isn't proved to be this hub's.
         """
         try:
             pid = int(backend.id.partition(":")[0])
@@ -295,7 +295,7 @@ class ProcessBackends(Backends):
 
     def _signal(self, family: Sequence[_Known], key: Key, send: Callable[[psutil.Process], None]) -> None:
         for known in family:
-            # The proof is read anew right before, and psutil compares the start: by now its number may be another process's.
+            # The proof is read again right before, and psutil compares the start: by now its number may be another process's.
             with contextlib.suppress(psutil.NoSuchProcess):
                 if known.process.is_running() and self._is_proved(known, key):
                     send(known.process)
@@ -317,7 +317,7 @@ class _Listeners:
         self._asked: dict[tuple[int, int], bool] = {}
 
     def at(self, port: int, pid: int) -> bool:
-        """Whether that process listens on that port; False, too, where it can't be told."""
+        """Whether that process listens on that port; False, too, if that can't be read."""
         if (port, pid) not in self._asked:
             self._asked[port, pid] = self._holds(port, pid)
         return self._asked[port, pid]

@@ -32,7 +32,7 @@ _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def open_backends(place: Place) -> Backends:
-    """The units of this machine that are servers of that hub. Never raises: what is wrong is told by ``look``."""
+    """The units of this machine that are servers of that hub. Never raises: ``look`` reports what is wrong."""
     return SystemdBackends(place)
 
 
@@ -85,11 +85,11 @@ class SystemdBackends(Backends):
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """Units that nobody expects are told of while they live only.
+        """Reports unexpected units only while they live.
 
-        Where a unit's process can't be read, its name tells the user, and there is no proof. Where a server's own isn't seen
-        to run, another hub's may be it, from before this hub's URL changed, if the server's state or its own name says so:
-        then it can't be told.
+        If a unit's process can't be read, its name shows the user, and there is no proof. If a server's own isn't seen to
+        run, another hub's may be it, from before this hub's URL changed, if the server's state or its own name says so: then
+        it is unknown whether the server runs.
         """
         pattern, fits = self._names()
         state_names = {name: (one.user, one.server) for one in expected if (name := _named_by(one)) is not None}
@@ -130,7 +130,7 @@ class SystemdBackends(Backends):
                 proof=self._proof(claim),
                 detail=unit.detail
                 if claim is not None or not unit.pid
-                else f"{unit.detail}; its process doesn't tell whose it is",
+                else f"{unit.detail}; its process doesn't show whose it is",
             )
         running = {backend.key for backend in found.values() if backend.alive}
         found.update((backend.id, backend) for backend in strangers if backend.key not in running)
@@ -174,7 +174,7 @@ class SystemdBackends(Backends):
     def _names(self, user: str | None = None) -> tuple[str, re.Pattern[str]]:
         """What systemctl finds the hub's units by, and what matches their names, with the user's as the group "user".
 
-        With ``user``, it matches the names of that user's units only. Raises BackendError where the template makes no sense.
+        With ``user``, it matches the names of that user's units only. Raises BackendError if the template makes no sense.
         """
         pattern, regex, named = "", "", False
         who = "(?P<user>.+)" if user is None else f"(?P<user>{re.escape(_mangled(user))})"
@@ -254,7 +254,7 @@ class SystemdBackends(Backends):
         return list({unit.name: unit for unit in units}.values())
 
     async def _systemctl(self, *arguments: str) -> str:
-        """What it prints. Raises BackendError where it can't be run, fails or takes too long."""
+        """What it prints. Raises BackendError if it can't be run, fails or takes too long."""
         path = self._place.environ.get("PATH") or os.environ.get("PATH") or os.defpath
         command = shutil.which("systemctl", path=path)
         if command is None:
@@ -329,7 +329,7 @@ def _named_by(one: Expected) -> str | None:
 
 
 def _by_name(unit: str, fits: re.Pattern[str], keys: set[Key]) -> Key | None:
-    """The server that a unit of that name must be for, where its process tells nothing; None where the name doesn't, either.
+    """The server that a unit of that name must be for, where its process tells nothing; None if the name doesn't, either.
 
     A name tells the user only: of the user's servers, it is the default one, unless just one that is named is expected.
     """

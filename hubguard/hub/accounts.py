@@ -39,7 +39,7 @@ from hubguard.hub.tables import (
 )
 
 ROWS_AT_ONCE = 5000
-"""So many rows of what hangs on users are read by one statement, where everybody's are."""
+"""Maximum rows that one statement reads of what hangs on users, when everybody's are read."""
 
 NAMED = "named"
 """What an undo file has as this table isn't one: it says which name had each id that its rows point to."""
@@ -189,7 +189,7 @@ class _Hanging:
 
 
 def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | None) -> Accounts:
-    """See HubDB.accounts."""
+    """What :meth:`HubDB.accounts` returns."""
     began_s = time.monotonic()
     hanging = _Hanging(db)
     with db.transaction() as connection:
@@ -216,7 +216,7 @@ def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | N
 
 
 def read_users_made(db: ReadOnly, names: Sequence[str]) -> dict[str, datetime | None]:
-    """See HubDB.users_made. ``names`` are few."""
+    """What :meth:`HubDB.users_made` returns. ``names`` are few."""
     with db.transaction() as connection:
         known_revision(db, connection)
         rows = connection.execute(_THESE_USERS, {"names": list(names)}).all()
@@ -226,7 +226,7 @@ def read_users_made(db: ReadOnly, names: Sequence[str]) -> dict[str, datetime | 
 
 
 def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
-    """See HubDB.undo_users."""
+    """What :meth:`HubDB.undo_users` returns."""
     found: list[UndoUser] = []
     for batch in _batches(names):
         with db.transaction() as connection:

@@ -55,7 +55,7 @@ class HubAPI(Protocol):
     async def start_server(self, user: str, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> bool:
         """Ask the hub to start it, with the options it had last, or none. True: answered 201, it runs; False: 202, it starts.
 
-        ``confirm`` is as for stop_server. One that the hub calls ready is polled first, and started anew where it is dead;
+        ``confirm`` is as for stop_server. One that the hub calls ready is polled first, and started again if it is dead;
         else, and for one that is stopping, HubFailed, 400. A named server needn't be there yet; an unknown user is
         HubFailed, 404, and a start that fails HubFailed, 500. A hub that starts as many as it may is HubBusy.
         Raises HubError; after HubUnreachable it may be starting all the same.
@@ -69,7 +69,7 @@ class HubAPI(Protocol):
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
         """Every user who hasn't been active since then, or never was, sorted by name; None: every user.
 
-        Raises HubError when any page is missing, HubRefused also where the hub doesn't tell when users were active.
+        Raises HubError when any page is missing, HubRefused also if the hub doesn't show when users were active.
         """
         ...
 
@@ -78,22 +78,22 @@ class HubAPI(Protocol):
 
         With ``stopped``, those of their servers that don't run are there, too: neither ready nor pending. The default one
         may be among them though it was never started.
-        Raises HubError when the hub didn't say, HubRefused also where it doesn't tell when users were active.
+        Raises HubError when the hub didn't say, HubRefused also if it doesn't show when users were active.
         """
         ...
 
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Ask the hub to delete that user, for ever, with what its spawner keeps for them. Unknown by now (404) is fine.
+        """Ask the hub to delete that user for good, with what its spawner keeps for them. Unknown by now (404) is fine.
 
         ``confirm`` is as for stop_server. Stop all servers first: the hub itself stops the default one only, and gives up
-        where that is slow (HubFailed, 400); a named or pending one makes it fail (HubFailed, 500) when the default one is
+        if that is slow (HubFailed, 400); a named or pending one makes it fail (HubFailed, 500) when the default one is
         stopped and its authenticator has forgotten the user already. Our own name is refused (HubFailed, 400).
         Raises HubError; after HubUnreachable the user may be gone all the same.
         """
         ...
 
     async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
-        """How many API tokens that user has, and the last use of any of them; None where none was ever used.
+        """How many API tokens that user has, and the last use of any of them; None if none was ever used.
 
         Expired ones don't count: the hub removes them on this occasion. Raises HubError, for an unknown user HubFailed, 404.
         """
@@ -128,7 +128,7 @@ class HubAPI(Protocol):
     ) -> None:
         """Have the hub make a named server that doesn't run, with these options. One by that name stays as it is.
 
-        ``confirm`` is as for stop_server. Hubs before 6.0 can't (HubFailed, 405), nor where named servers are off or as many
+        ``confirm`` is as for stop_server. Hubs before 6.0 can't (HubFailed, 405), nor if named servers are off or as many
         as may be (HubFailed, 400). A name must be a letter, then up to 29 letters, digits and single hyphens, all of them
         small and of ASCII, and no hyphen last: another that a server had before 6.0 is refused (HubFailed, 400).
         Raises HubError; after HubUnreachable it may be there all the same.
@@ -136,9 +136,9 @@ class HubAPI(Protocol):
         ...
 
     async def startup_s(self) -> float | None:
-        """How many seconds the hub's last start took, by its own measure; None where it doesn't tell, or not our token.
+        """How many seconds the hub's last start took, by its own measure; None if it doesn't show that, or not to our token.
 
-        Raises HubError where it didn't answer.
+        Raises HubError if it didn't answer.
         """
         ...
 
@@ -190,7 +190,7 @@ class HubAPI(Protocol):
         ...
 
     async def spawner_class(self) -> str | None:
-        """The full name of the class of the hub's spawner; None where our token may not ask. Raises HubError otherwise."""
+        """The full name of the class of the hub's spawner; None if our token may not ask. Raises HubError otherwise."""
         ...
 
     async def whoami(self) -> tuple[str, frozenset[str]]:

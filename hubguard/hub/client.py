@@ -134,7 +134,7 @@ class HTTPHubAPI(HubAPI):
 
     @override
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
-        """Only as many pages are read as hold inactive users, where the hub gives these in a firm order."""
+        """Only as many pages are read as hold inactive users, if the hub lists them in a fixed order."""
         what = "list its users"
         users = None
         if inactive_since is not None:
@@ -206,7 +206,7 @@ class HTTPHubAPI(HubAPI):
 
     @override
     async def startup_s(self) -> float | None:
-        call = _Call("GET", "/metrics", "tell its metrics", "read:metrics", known=(200,), json=False)
+        call = _Call("GET", "/metrics", "show its metrics", "read:metrics", known=(200,), json=False)
         try:
             answer = await self._read(call)
         except HubRefused:
@@ -265,23 +265,23 @@ class HTTPHubAPI(HubAPI):
 
     @override
     async def version(self) -> str:
-        answer = await self._read(_Call("GET", "/", "tell its version", "", known=(200,)))
+        answer = await self._read(_Call("GET", "/", "show its version", "", known=(200,)))
         return _understood(lambda: read_text(answer.json, "version"))
 
     @override
     async def spawner_class(self) -> str | None:
         try:
-            answer = await self._read(_Call("GET", "/info", "tell its spawner's class", "read:hub", known=(200,)))
+            answer = await self._read(_Call("GET", "/info", "show its spawner's class", "read:hub", known=(200,)))
         except HubRefused:
             return None
         return _understood(lambda: read_text(read_part(answer.json, "spawner"), "class"))
 
     @override
     async def whoami(self) -> tuple[str, frozenset[str]]:
-        answer = await self._read(_Call("GET", "/user", "tell whose token this is", "", known=(200,)))
+        answer = await self._read(_Call("GET", "/user", "show whose token this is", "", known=(200,)))
         scopes = answer.json.get("scopes") if isinstance(answer.json, dict) else None
         if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-            raise HubGarbled("The hub told whose token this is, but not with which scopes. Is the API's URL right?")
+            raise HubGarbled("The hub showed whose token this is, but not its scopes. Is the API's URL right?")
         return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
 
     async def _all_pages(self, listing: _Call, read_items: Callable[[Any], dict[str, T]]) -> dict[str, T]:
@@ -297,7 +297,7 @@ class HTTPHubAPI(HubAPI):
                     " used. Is the API's URL right?"
                 )
             if again and offset and not items.keys() & page.items.keys():
-                # So many have left that the pages no longer meet: something in between may not have been read.
+                # Too many have left for the pages to meet: something in between may not have been read.
                 steps_back += 1
                 if steps_back > STEPS_BACK:
                     raise HubGarbled(
@@ -316,7 +316,7 @@ class HTTPHubAPI(HubAPI):
     async def _least_active_users(self, listing: _Call, inactive_since: datetime) -> dict[str, User] | None:
         """Those up to that time and some more, by name, from no more pages than that takes.
 
-        None where the pages don't fit together: somebody came or left in between, or the database has its own ideas of the
+        None if the pages don't fit together: somebody came or left in between, or the database has its own ideas of the
         order of those who were never active, as PostgreSQL does.
         """
         users: dict[str, User] = {}
@@ -469,7 +469,7 @@ _SERVICES = _Call("GET", "/services", "list its services", "list:services and re
 
 
 def _listing(what: str, **query: str) -> _Call:
-    """The request for a list of users, but for which page."""
+    """The request for a list of users, without the page."""
     return _Call("GET", "/users", what, "list:users and read:servers", known=(200,), query=query)
 
 

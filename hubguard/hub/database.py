@@ -144,7 +144,7 @@ class HubState:
     ``targets`` is where the hub believes each server is reached, as scheme://host:port. It leaves out a server that listens
     on all addresses of a machine (which machine isn't written down: the hub takes its own host's name) or on a Unix socket,
     and while one still starts, what stands there needn't be its address yet. ``states`` is what each server's spawner keeps
-    to find it again, where it keeps anything; it may hold secrets, and is in no repr.
+    to find it again, if it keeps anything; it may hold secrets, and is in no repr.
     """
 
     servers: tuple[Server, ...]
@@ -170,7 +170,7 @@ class HubDB(Protocol):
         """
 
     async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
-        """Users with all that hangs on them, but for what is pending.
+        """Users with all that hangs on them, except what is pending.
 
         ``since`` None: everybody; else who was never active, or not after it. ``names``: of these only; who isn't there is
         left out. A server counts as active from the first moment of its start to the last of its stop. Each user's parts
@@ -336,7 +336,7 @@ class SQLHubDB(HubDB):
 
 
 def _target(proto: object, ip: object, port: object) -> str | None:
-    """scheme://host:port, or None where the row doesn't name one."""
+    """scheme://host:port, or None if the row doesn't name one."""
     if proto not in ("http", "https") or not isinstance(ip, str) or ip in _ALL_ADDRESSES or not isinstance(port, int):
         return None
     return f"{proto}://[{ip}]:{port}" if ":" in ip else f"{proto}://{ip}:{port}"

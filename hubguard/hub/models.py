@@ -38,14 +38,14 @@ class Page(Generic[T]):
 def read_page(answer: Any, read_items: Callable[[Any], dict[str, T]], *, asked_offset: int) -> Page[T]:
     """A page of a list, its items as ``read_items`` gives them.
 
-    Raises HubGarbled also where the numbers on it would skip or repeat items.
+    Raises HubGarbled also if the numbers on it would skip or repeat items.
     """
-    told = answer.get("_pagination") if isinstance(answer, dict) else None
+    pagination = answer.get("_pagination") if isinstance(answer, dict) else None
     items = answer.get("items") if isinstance(answer, dict) else None
-    if not isinstance(told, dict) or not isinstance(items, (list, dict)):
-        raise _garbled("the list has no pagination, so it can't be told whether it is whole")
-    offset, limit, total = (_count(told, key) for key in ("offset", "limit", "total"))
-    next_page = told.get("next")
+    if not isinstance(pagination, dict) or not isinstance(items, (list, dict)):
+        raise _garbled("the list has no pagination, so it is unknown whether it is whole")
+    offset, limit, total = (_count(pagination, key) for key in ("offset", "limit", "total"))
+    next_page = pagination.get("next")
     next_offset = None
     if offset != asked_offset or limit < 1 or len(items) > limit:
         raise _garbled(
@@ -73,8 +73,8 @@ def read_users(items: Any, *, need_activity: bool = False) -> dict[str, User]:
 def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool = False) -> User:
     """The model of the user ``of``, with the active servers, and with ``stopped`` with all others in it.
 
-    Raises HubRefused where the hub leaves the servers out, as it does without the scope read:servers, and with
-    ``need_activity`` also where it leaves out the last activity, which would make everybody look as if never active.
+    Raises HubRefused if the hub leaves the servers out, as it does without the scope read:servers, and with
+    ``need_activity`` also if it leaves out the last activity, which would make everybody look as if never active.
     """
     if not isinstance(user, dict) or user.get("name") != of:
         raise _garbled(f"asked for the user {of!r}, it gave {_short(user)} without that name")
@@ -86,7 +86,7 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
     if need_activity and "last_activity" not in user:
         raise HubRefused(
             f"The hub doesn't show the last activity of {of}: the token lacks the scope read:users:activity."
-            " Give it to HubGuard's role; without it, no user can be told to be inactive."
+            " Give it to HubGuard's role; without it, HubGuard can't know who is inactive."
         )
     servers, admin = user["servers"], user.get("admin")
     if not isinstance(servers, dict) or not isinstance(admin, bool):
@@ -108,21 +108,21 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
 
 
 def read_tokens(answer: Any, *, of: str) -> tuple[int, datetime | None]:
-    """How many tokens the user ``of`` has, and the last use of any; None where none was used."""
+    """How many tokens the user ``of`` has, and the last use of any; None if none was used."""
     tokens = read_part(answer, "api_tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         raise _garbled(f"the tokens of {of!r} are {_short(tokens)}")
     if any("last_activity" not in token for token in tokens):
-        raise _garbled(f"it doesn't tell when the tokens of {of!r} were used")
+        raise _garbled(f"it doesn't show when the tokens of {of!r} were used")
     used = (read_time(token["last_activity"], f"the last use of a token of {of!r}") for token in tokens)
     return len(tokens), max((at for at in used if at is not None), default=None)
 
 
 def read_startup(metrics: str) -> float | None:
-    """Of the hub's metrics, in Prometheus' text format: how many seconds its start took; None where they don't tell."""
-    told = dict(_STARTUP.findall(metrics))
+    """Of the hub's metrics, in Prometheus' text format: how many seconds its start took; None if they don't show it."""
+    values = dict(_STARTUP.findall(metrics))
     try:
-        sum_s, count = float(told["sum"]), float(told["count"])
+        sum_s, count = float(values["sum"]), float(values["count"])
     except (KeyError, ValueError):
         return None
     # Each start is measured by a process of its own. Before the end of it there is nothing yet.
@@ -135,9 +135,9 @@ def read_services(answer: Any) -> dict[str, tuple[str, ...]]:
 
 
 def read_prefixes(answer: Any) -> dict[str, str]:
-    """The path of each service's route, unquoted and without a slash at its end, by its name, where it has one.
+    """The path of each service's route, unquoted and without a slash at its end, by its name, if it has one.
 
-    Raises HubRefused where the hub leaves it out, as it does without the scope read:services.
+    Raises HubRefused if the hub leaves it out, as it does without the scope read:services.
     """
     found = {}
     for name, model in _services(answer).items():
@@ -145,7 +145,7 @@ def read_prefixes(answer: Any) -> dict[str, str]:
         if "prefix" not in model and model.get("name") == name:
             raise HubRefused(
                 f"The hub doesn't show where the service {name} is: the token lacks the scope read:services. Give it to"
-                " HubGuard's role; without it, a service's missing route can't be told."
+                " HubGuard's role; without it, HubGuard can't see a service's missing route."
             )
         if not isinstance(prefix, str) or (prefix and not prefix.startswith("/")):
             raise _garbled(f"the service {name!r} has the prefix {_short(prefix)}")
@@ -187,7 +187,7 @@ def read_time(text: Any, what: str) -> datetime | None:
 
 
 def read_retry_after(header: str | None) -> float | None:
-    """The header Retry-After, a number of seconds or an HTTP date, in seconds from now; None where it is neither."""
+    """The header Retry-After, a number of seconds or an HTTP date, in seconds from now; None if it is neither."""
     if header is None:
         return None
     try:
@@ -224,7 +224,7 @@ def _read_date(header: str) -> datetime | None:
 
 
 def _read_names(user: dict[str, Any], key: str, of: str) -> tuple[str, ...] | None:
-    """The names of the groups or roles of a user, in order; None where the hub leaves them out."""
+    """The names of the groups or roles of a user, in order; None if the hub leaves them out."""
     if key not in user:
         return None
     names = user[key]
@@ -274,7 +274,7 @@ def _count(answer: dict[str, Any], key: str) -> int:
 
 def _short(value: Any) -> str:
     if isinstance(value, (dict, list)):
-        # Not what is in it: where something else answers, that may be our own request, with its headers.
+        # Not what is in it: if something else answers, that may be our own request, with its headers.
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "…"

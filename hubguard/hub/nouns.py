@@ -24,7 +24,7 @@ class AccountServer:
     """One of a user's servers, running or not. ``name`` is ``""`` for the default server.
 
     ``active``: it runs, or ``pending`` says what the hub is in the middle of. ``keeps_state``: its spawner keeps something to
-    find its storage or backend again; None: not told.
+    find its storage or backend again; None: unknown.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Account:
 
     ``servers_whole``: those that don't run are among them, too. ``groups`` and ``roles`` are in name order. ``tokens`` and
     ``shares`` (as owner and as the one shared with) are numbers of rows; ``token_used_at`` is the last use of any token.
-    ``id`` is the hub's. Whatever the source doesn't tell is None.
+    ``id`` is the hub's. Whatever the source doesn't show is None.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class UndoServer:
-    """A server of a user's, as an undo file has it. ``options`` is what it was last started with, None: none or not told."""
+    """A server of a user's, as an undo file has it. ``options`` is what it was last started with, None: none or unknown."""
 
     name: str
     options: Mapping[str, object] | None = field(default=None, hash=False)

@@ -26,7 +26,7 @@ LONGEST_S = 2.0
 """A transaction that isn't through by then is broken off."""
 
 LOCK_TIMEOUT_S = 3.0
-"""For so long a reading waits for whoever writes to SQLite; waiting holds nobody up."""
+"""Maximum seconds that a reading waits for whoever writes to SQLite; waiting holds nobody up."""
 
 CONNECT_TIMEOUT_S = 5
 # Longer than connecting and any transaction.
@@ -111,7 +111,7 @@ class ReadOnly:
     def _so(self) -> str:
         if self._told_by:
             return "It isn't read, and nothing was done."
-        return "It isn't read, and HubGuard knows only what the hub's API tells."
+        return "It isn't read, and HubGuard knows only what the hub's API shows."
 
     def _parse(self, text: str) -> URL:
         told_by = self._told_by or "HubGuard.hub_db_url"

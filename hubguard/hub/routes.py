@@ -71,7 +71,7 @@ def _time(text: Any, path: str, garbled: Callable[[str], HubGuardError]) -> date
 
 def _kind(value: Any) -> str:
     if isinstance(value, (dict, list)):
-        # Not what is in it: where something else answers, that may be our own request, with its headers.
+        # Not what is in it: if something else answers, that may be our own request, with its headers.
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "…"

@@ -20,7 +20,7 @@ REVISIONS: Mapping[str, str] = {
 """The Alembic revisions of the hub's database that are read here, each with the JupyterHub that it came with."""
 
 USERS_AT_ONCE = 500
-"""So many users are looked up by one statement; databases limit how many values a statement may have."""
+"""Maximum users that one statement looks up; databases limit how many values a statement may have."""
 
 # No ORM of the hub's and no types: a column is what the driver gives, and only those are named that are read.
 _revision = sa.table("alembic_version", sa.column("version_num"))

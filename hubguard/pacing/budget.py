@@ -24,10 +24,10 @@ from hubguard.pacing.limits import Breaker, Concurrency, Latency, Rate, Spread
 from hubguard.pacing.model import BudgetUse, PaceState
 
 RESERVED_SHARE = 0.2
-"""The part of rate and burst that acting leaves alone; and so many places come on top of those for acting."""
+"""Share of rate and burst that acting leaves alone; the same share of places comes on top of those for acting."""
 
 LONGEST_PAUSE_S = 600.0
-"""A Retry-After counts up to here: a wrong header mustn't silence HubGuard for a day."""
+"""Maximum seconds of a Retry-After: a wrong header mustn't silence HubGuard for a day."""
 
 
 _lowered_to: ContextVar[tuple[_Stage, ...]] = ContextVar("_lowered_to", default=())
@@ -318,7 +318,7 @@ class Budget:
         self._wake_in(wait_s, now_s)
 
     def _wait_s(self, turn: _Turn, now_s: float) -> float:
-        """Seconds until that one may go, as far as can be told; infinite until somebody else is done."""
+        """Seconds until that one may go, as far as is known; infinite until somebody else is done."""
         side = self._sides[turn.to]
         if side.breaker.state == "probing":
             return math.inf

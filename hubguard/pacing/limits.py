@@ -14,11 +14,11 @@ class Rate:
     """A rate limit: within any window of W seconds at most ``rate * W + burst`` are spent, and never more.
 
     This is the generic cell rate algorithm (ITU-T I.371, annex A, the virtual scheduling form): one number, the
-    theoretical arrival time, tells when the next one would come if all came evenly at ``rate``; they may come early by
+    theoretical arrival time, says when the next one would come if all came evenly at ``rate``; they may come early by
     as much as ``burst - 1`` of them take. One is reserved first, and spent when it really goes out, however much later:
     until then it holds one of the burst, so that reservations that are spent all at once keep to the limit, too.
 
-    It starts as if the burst had just been spent: one may go at once, the next an interval later. So starting anew gives
+    It starts as if the burst had just been spent: one may go at once, the next an interval later. So starting again gives
     no burst either, as long as a start takes an interval (``1 / rate``) at least. A clock that jumps back stands still,
     as far as the limit goes: it gives no burst, and nobody waits longer for it.
     """
@@ -46,19 +46,19 @@ class Rate:
         return wait_s if wait_s > TINY_S else 0.0
 
     def reserve(self, now_s: float) -> None:
-        """Reserve one. Raises ValueError where ``wait_s(now_s)`` isn't 0."""
+        """Reserve one. Raises ValueError if ``wait_s(now_s)`` isn't 0."""
         if self.wait_s(now_s) > 0:
             raise ValueError("reserved before its time")
         self._reserved += 1
 
     def spend(self, now_s: float) -> None:
-        """One that was reserved goes out now. Raises ValueError where none was."""
+        """One that was reserved goes out now. Raises ValueError if none was."""
         self.give_back()
         self._see(now_s)
         self._due_s = max(now_s, self._due_s) + self._interval_s
 
     def give_back(self) -> None:
-        """One that was reserved goes to others instead. Raises ValueError where none was."""
+        """One that was reserved goes to others instead. Raises ValueError if none was."""
         if self._reserved < 1:
             raise ValueError("none is reserved")
         self._reserved -= 1
@@ -118,8 +118,9 @@ class Concurrency:
 class Spread:
     """Spreads what takes long over the time that it takes, so that it doesn't go out, and come back, in heaps.
 
-    With so many in flight at once that each take as long as the last ones did, one may go every so-and-so often (Little's
-    law). Whoever keeps that distance, or almost, gets as many done, and others never meet ten at once.
+    When several are in flight at once, each for as long as the last ones took, the time that one takes, divided by their
+    number, is the distance between two (Little's law). Whoever keeps that distance, or almost, gets as many done, and others
+    never meet ten at once.
     """
 
     SHARE = 0.9
@@ -148,7 +149,7 @@ class Spread:
         self._last_s = now_s
 
     def took(self, seconds: float) -> None:
-        """One is done, and took so long."""
+        """One is done, and took that many seconds."""
         seconds = max(0.0, seconds)
         self._takes_s = seconds if self._takes_s is None else self._takes_s + self.WEIGHT * (seconds - self._takes_s)
 
@@ -161,14 +162,14 @@ class Latency:
     wait for it everybody waits for, and that is what a user feels; 10 ms that become 40 ms hurt nobody.
 
     What is usual follows slowly when answers take longer: a hub that is slower for good counts as usual after about 80
-    answers, and isn't strangled for ever. It follows at once when they take less.
+    answers, and isn't strangled forever. It follows at once when they take less.
     """
 
     FEW = 5
-    """So many answers the short average is made of, about: one that took 2 s alone isn't a rise."""
+    """Answers in the short average, about: one that took 2 s alone isn't a rise."""
 
     MANY = 200
-    """So many answers the long average is made of, about."""
+    """Answers in the long average, about."""
 
     TIMES = 3.0
     MORE_S = 0.5
@@ -201,10 +202,10 @@ def backoff_s(failures: int, draw: float, base_s: float, max_s: float) -> float:
 def cycle_in_s(
     every_s: float, draw: float, now_s: float, hub_checks_at_s: float | None = None, hub_check_every_s: float = 0.0
 ) -> float:
-    """Seconds from now until the next cycle: ``every_s`` give or take 10 %, and not while the hub does its own check.
+    """Seconds from now until the next cycle: ``every_s`` plus or minus 10 %, and not while the hub does its own check.
 
     ``hub_checks_at_s`` is a moment, on the clock of ``now_s``, at which the hub checks its routes and takes over activity,
-    None where that isn't known; it does so every ``hub_check_every_s``, 0 for never. The quiet zone reaches ``q`` = 5 s to
+    None if that isn't known; it does so every ``hub_check_every_s``, 0 for never. The quiet zone reaches ``q`` = 5 s to
     both sides of each such moment, but no further than a tenth of either interval; what falls into it comes ``2 * q``
     later, which is behind it, and as spread as before. So the result is in ``[0.9 * every_s, 1.1 * every_s + 2 * q]``.
     """

@@ -56,7 +56,7 @@ class Canary(Protocol):
         ...
 
     async def broken(self) -> None:
-        """Return when the idle connection has ended, within milliseconds of it; at once where there is none."""
+        """Return when the idle connection has ended, within milliseconds of it; at once if there is none."""
         ...
 
     async def listens(self) -> bool:
@@ -64,11 +64,11 @@ class Canary(Protocol):
         ...
 
     async def started_at(self) -> datetime | None:
-        """When the proxy's process was started, where it runs on this machine and we may see that; else None."""
+        """When the proxy's process was started, if it runs on this machine and HubGuard may see that; else None."""
         ...
 
     async def remove(self) -> None:
-        """Have the route no more, where that is quick, and close the connection. Never raises."""
+        """Have the route no more, if that is quick, and close the connection. Never raises."""
         ...
 
 
@@ -91,7 +91,7 @@ class HTTPCanary(Canary):
         timeout_s: float = 2.0,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """``public_url`` is where users reach the proxy, None: not known.
+        """``public_url`` is where users reach the proxy, None: unknown.
 
         Raises ConfigError for a URL or token that can't be one.
         """
@@ -187,7 +187,7 @@ class HTTPCanary(Canary):
         self._close()
 
     async def _ask(self, method: str, body: bytes, judged: Callable[[int, bytes], Sighting]) -> Sighting:
-        """What it says, over the connection that is there, or over a new one where that has ended."""
+        """What it says, over the connection that is there, or over a new one if that has ended."""
         kept = self._wire is not None and not self._wire.over
         seen = await self._once(method, body, judged)
         if kept and seen.verdict is Verdict.NO_ANSWER:
@@ -332,7 +332,7 @@ class _Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:
-            # Nobody has asked. What it may be, the next answer can't be told from it.
+            # Nobody has asked. The next answer couldn't be distinguished from it.
             self.close()
             return
         self._bytes += data
@@ -372,7 +372,7 @@ async def _in_time(work: Coroutine[Any, Any, T], seconds: float) -> T:
 
 
 def _parsed(answer: bytes) -> tuple[int, bytes] | None:
-    """(status, body), or None where it isn't whole yet. Raises ValueError for what isn't HTTP, or has no length."""
+    """(status, body), or None if it isn't whole yet. Raises ValueError for what isn't HTTP, or has no length."""
     head, found, rest = answer.partition(b"\r\n\r\n")
     if not answer.startswith(b"HTTP/1."[: len(answer)]):
         raise ValueError("not HTTP")

@@ -21,7 +21,7 @@ SAME_START = timedelta(seconds=2)
 """Maximum difference between two readings of one process's start: the system counts it from its own boot, in ticks."""
 
 LOOK_EVERY_S = 1.5
-"""Seconds between looks, give or take a third. The end of the connection shows at once; only a wipe waits for a look."""
+"""Seconds between looks, plus or minus a third. The end of the connection shows at once; only a wipe waits for a look."""
 
 UNUSABLE_EVERY_S = 60.0
 """Seconds between looks at a proxy that doesn't know our token."""
@@ -69,7 +69,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The table was read after so many ``losses``, and lacks these paths; None: it couldn't be read."""
+    """The table was read after that number of ``losses``, and lacks these paths; None: it couldn't be read."""
 
     lacking: tuple[str, ...] | None
     losses: int
@@ -77,7 +77,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The hub was asked to check its routes, after so many ``starts`` of the proxy.
+    """The hub was asked to check its routes, after that number of ``starts`` of the proxy.
 
     ``answered``: it has checked them. ``refused`` is the hub's refusal, "" for any other failure.
     """

@@ -60,7 +60,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 async def http() -> AsyncIterator[HTTPBackends]:
-    http = HTTPBackends(Place(API), anew=True)
+    http = HTTPBackends(Place(API), every_time=True)
     yield http
     await http.close()
 
