@@ -44,21 +44,21 @@ HOOK = "cull_arbiter_hook"
 NO_CAP = 1_000_000
 
 TELL_EVERY_S = 0.5
-"""Between two looks at whether a cycle has ended, so that the log tells of it."""
+"""Seconds between checks whether a cycle has ended, for the log."""
 
 JOURNAL_DAYS = 8
 """It lies in memory, which it would fill in the long run; back-offs and counts need less."""
 
 WITHOUT: tuple[str, ...] = (
-    "Its journal is in memory: after a restart it remembers no failed stop, no outage and nothing that it has done.",
-    "It has no page, no API and no hold: what it does stands in its log alone, and ending it is how it is stopped.",
-    "It doesn't look at the proxy: how active a server is, the hub alone tells, which lags by minutes.",
+    "Its journal is in memory: after a restart it remembers no failed stop, no outage and nothing that it did.",
+    "It has no page, no API and no hold. Its log says what it does; to stop it, end it.",
+    "It doesn't read the proxy: it knows activity only from the hub, which lags by minutes.",
     "It can't notice another culler at work beside it.",
 )
 """What the drop-in can't do or check, since it has the culler's scopes and no disk. The service can."""
 
 WORTH_TELLING = {FindingKind.PENDING_STUCK, FindingKind.CAME_BACK}
-"""What is told of single servers. That nothing but the hub tells of activity is told once, at the start."""
+"""What the log says about single servers. It says once, at the start, that only the hub reports activity."""
 
 Hook = Callable[..., Any]
 
@@ -196,7 +196,7 @@ def settings_of(options: Mapping[str, object], environ: Mapping[str, str]) -> Se
 
 
 def _request_timeout_s(environ: Mapping[str, str]) -> float | None:
-    """JUPYTERHUB_REQUEST_TIMEOUT within what HubGuard can do; 0, which is "for ever" there, is the longest."""
+    """JUPYTERHUB_REQUEST_TIMEOUT within what HubGuard can do; 0, which means no limit there, is the longest."""
     text = environ.get("JUPYTERHUB_REQUEST_TIMEOUT")
     if not text:
         return None
@@ -348,7 +348,7 @@ class _HubWithModels(HTTPHubAPI):
         return answer
 
     def model(self, server: Server) -> dict[str, Any]:
-        """``server`` as the hub told of it last. Raises KeyError for one that it didn't."""
+        """``server`` as the hub last reported it. Raises KeyError for one that it didn't."""
         return self._models[server.key]
 
 

@@ -86,7 +86,7 @@ def examine_config(path: Path) -> tuple[Check, ...]:
     services = services.get_value([]) if isinstance(services, LazyConfigValue) else services
     names = [spec.get("name") for spec in services if isinstance(spec, Mapping)]
     if "hubguard" not in names:
-        what = "HubGuard isn't among the services in the end: there is no include, or a later line sets services anew"
+        what = "HubGuard isn't among the services in the end: there is no include, or a later line overwrites them"
         checks.append(
             Check("service", Finding.WRONG, what, "Include it last, or add to c.JupyterHub.services with extend().")
         )
@@ -168,7 +168,7 @@ def _pruning(prune: HubGuardPrune) -> list[Check]:
         return [Check("users", Finding.WARNING, what, do)]
     what = (
         f"this deletes users by itself, every {every} up to {prune.run_cap:,} (HubGuardPrune.every_s): whoever is"
-        f" {' or '.join(when)}, but for who is protected"
+        f" {' or '.join(when)}, except protected users"
     )
     do = (
         "Set HubGuardPrune.every_s to 0 unless that is wanted; plans can be made and applied by hand. Where the spawner"

@@ -98,7 +98,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route in the proxy's table. ``path`` begins with a slash and has none at its end, but for ``/`` itself.
+    """A route in the proxy's table. ``path`` begins with a slash and has none at its end, except ``/`` itself.
 
     ``user`` and ``server`` are those that the hub has put into the route's data, and None for a route of something else.
     ``last_activity`` is when the proxy last saw traffic on it, or when it was added, whichever is later; None: not told.

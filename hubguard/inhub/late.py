@@ -71,7 +71,7 @@ class LateRegistration(str):
         return made
 
     def __deepcopy__(self, memo: object) -> LateRegistration:
-        return self  # a copy would neither know whom it took over from, nor be callable if it were made by way of str
+        return self  # a copy would neither know which culler it replaced, nor be callable if it were made by way of str
 
     def __call__(self, spawner: Any) -> str:
         """The registration as JSON. Never raises: what fails is told in ``errors``."""
@@ -129,7 +129,7 @@ class LateRegistration(str):
     def _idle_culler(self, app: Any, errors: list[Problem]) -> dict[str, Any] | None:
         """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
         if self.took_over is not None:
-            # The hub starts our process again when it has ended. By then nothing else tells of the culler any more.
+            # The hub starts our process again when it has ended. By then nothing else shows the culler any more.
             return self.took_over
         found = [service for service in app._service_map.values() if service.managed and runs_a_culler(service.command)]
         if not found:
@@ -149,7 +149,7 @@ class LateRegistration(str):
 class Members(list[str]):
     """The services that a role is for, as far as the hub has them in the end.
 
-    A line after the include may set the hub's services anew. A role for a service that isn't there would keep the hub from
+    A line after the include may overwrite the hub's services. A role for a service that isn't there would keep the hub from
     starting; this list is empty then, and says so in the log.
     """
 
@@ -164,7 +164,7 @@ class Members(list[str]):
                 yield name
             else:
                 log.error(
-                    "HubGuard isn't started: a line after its include sets c.JupyterHub.services anew. Add to what is there"
+                    "HubGuard isn't started: a line after its include overwrites c.JupyterHub.services. Add to what is there"
                     " instead, or include HubGuard last."
                 )
 
@@ -237,9 +237,8 @@ def _spawner(app: Any, errors: list[Problem]) -> dict[str, Any]:
 
 
 def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
-    """Whom the config names (see :func:`packed`), and what the spawner does about a user's storage when they are deleted.
-
-    What can't be told is left out, or None, and in no ``errors``: it costs pruning a caution, and culling nothing.
+    """The users that the config names (see :func:`packed`), and what the spawner does with a deleted user's storage.
+    What is unknown is left out, or None, and in no ``errors``: it costs pruning a caution, and culling nothing.
     """
     told = packed(named_users(app))
     if told["named"] is None and not told.get("named_packed"):

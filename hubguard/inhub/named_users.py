@@ -1,4 +1,4 @@
-"""Whom the hub's config names: the hub makes these users anew at its next start, whoever deletes them."""
+"""The users that the hub's config names: the hub creates them again at its next start, whoever deletes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST = 50_000
 
 
 def named_users(app: Any) -> list[str] | None:
-    """The users that the config of the hub ``app`` names, as the hub calls them, in order; None where that can't be told.
+    """The users that the config of the hub ``app`` names, as the hub calls them, in order; None if that is unknown.
 
     By the config: a hub that runs adds everybody in its database to ``authenticator.allowed_users`` (5.5 and 6.1). Blocked
     users aren't among them, since no hub makes those. Never raises.
@@ -54,7 +54,7 @@ def in_roles(roles: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def packed(names: list[str] | None) -> dict[str, Any]:
     """``named``, the names or None; or, where they are many, ``named`` None and ``named_packed``, a text of them all.
 
-    Where even that is too long for an environment variable, both are None: then it isn't known whom the config names.
+    Where even that is too long for an environment variable, both are None: then it is unknown who is named.
     """
     if names is None or len(text := json.dumps(names)) <= LONGEST:
         return {"named": names}

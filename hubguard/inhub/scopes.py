@@ -32,7 +32,7 @@ SCOPES: dict[str, Need] = {
 }
 """In the order in which `hubguard doctor` tells what is missing.
 
-None is a custom one: with a line after the include that sets the custom scopes anew, the hub wouldn't start for a role that
+None is a custom one: with a line after the include that overwrites the custom scopes, the hub wouldn't start for a role that
 names one. ``delete:servers`` allows the same. ``servers`` allows starting them, on a 6.x hub as on a 5.x hub, which doesn't
 know ``start:servers`` and wouldn't start for a role that names it.
 """

@@ -21,13 +21,13 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from hubguard.inhub.scopes import SERVICE
 
 POLL_S = 2.0
-"""A poll after a stop is given up after so long; the stop waits for it no longer."""
+"""Maximum seconds for a poll after a stop; the stop waits no longer."""
 
 TELL_S = 2.0
-"""HubGuard is given so long to take a report; nothing waits for that."""
+"""Maximum seconds for HubGuard to take a report; nothing waits for that."""
 
 TELLINGS_AT_ONCE = 4
-"""So many reports are on their way at once. Others queue, and are given up after TELL_S, too."""
+"""Maximum reports on their way at a time. Others queue, and are dropped after TELL_S, too."""
 
 log = logging.getLogger("hubguard.inhub")
 
@@ -79,13 +79,17 @@ class _Watch:
                 # Its end isn't waited for: a poll may not mind being cancelled.
                 polling.cancel()
                 polling.add_done_callback(_forget)
-                log.debug("What %s ran in can't be told: polling takes more than %g s.", spawner._log_name, POLL_S)
+                log.debug(
+                    "Polling %s after its stop takes more than %g s.",
+                    spawner._log_name,
+                    POLL_S,
+                )
             elif polling.result() is None:
                 telling = asyncio.ensure_future(self._tell(spawner.user.name, spawner.name, type(spawner).__name__))
                 self._tellings.add(telling)  # the event loop itself doesn't keep it
                 telling.add_done_callback(self._tellings.discard)
         except Exception as error:
-            log.debug("What a stopped server ran in can't be told: %s", type(error).__name__)
+            log.debug("Can't check whether a stopped server's backend lives on: %s", type(error).__name__)
 
     async def _tell(self, user: str, server: str, spawner: str) -> None:
         try:

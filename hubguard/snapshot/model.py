@@ -1,4 +1,4 @@
-"""The nouns of a snapshot: what was seen, of whom, and why acting is braked."""
+"""The nouns of a snapshot: what was seen, and why acting is braked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Seen:
     """What HubGuard itself has seen of one server, kept after it is gone.
 
     ``active_at`` is the last real use, by ``evidence``; None: none was seen. It leaves out what only looks like use: a route
-    that was added anew, by itself or with all of a table that was lost (then ``readded_at`` is its time).
+    that was added again, by itself or with all of a table that was lost (then ``readded_at`` is its time).
     ``pending_since`` is when it was first seen ``pending`` as it is.
     ``route_missing``: it was ready and had no route when the proxy was last read.
     """
@@ -73,8 +73,8 @@ class Seen:
 class Situation:
     """What the hub looks like at ``at``: a snapshot, and what HubGuard knows of its servers beside it.
 
-    ``restores`` are the times (from, to) in which a proxy's lost table was filled again: what the hub's and the proxy's times
-    tell of these isn't use. No idle clock counts from before ``clock_from``; None: there was no outage.
+    ``restores`` are the times (from, to) in which a proxy's lost table was filled again: the hub's and the proxy's
+    times within these aren't use. No idle clock counts from before ``clock_from``; None: there was no outage.
     """
 
     at: datetime
@@ -85,7 +85,7 @@ class Situation:
 
 
 class BrakeReason(str, Enum):
-    """Why HubGuard holds back by itself."""
+    """Why HubGuard is braked."""
 
     INCOMPLETE = "incomplete"  # the list of servers isn't whole
     CHECKING = "checking"  # the hub has just started, and doesn't know its own servers yet
@@ -98,7 +98,7 @@ class BrakeReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Brake:
-    """HubGuard holds back. ``why`` is one clause for people ("the list of servers is incomplete: …"), ``ends`` one sentence.
+    """HubGuard is braked. ``why`` is one clause for people ("the list of servers is incomplete: …"), ``ends`` one sentence.
 
     ``since`` is when it began. ``acceptable``: a person who resumes lets HubGuard go on with what it objects to.
     """

@@ -17,14 +17,14 @@ from hubguard.snapshot.decide.activity import ALIVE, by_server
 from hubguard.snapshot.model import Snapshot
 
 WHOLE_S = 600.0
-"""Where the hub's database is read, its API is asked for the whole list so often: what is pending only the API tells."""
+"""Seconds between whole lists from the API when the hub's database is read: only the API shows what is pending."""
 
 ROUTES_LAST_S = 2.0
-"""The proxy's table serves second looks for so long. Reading 10,000 routes takes it 15 ms."""
+"""Seconds for which the proxy's table serves second looks. Reading 10,000 routes takes it 15 ms."""
 
 
 class Observer:
-    """Takes snapshots of one hub. ``database`` and ``proxy`` are None where they can't be read, for want of a setting."""
+    """Takes snapshots of one hub. ``database`` and ``proxy`` are None if no setting gives access to them."""
 
     def __init__(
         self, hub: HubAPI, clock: Clock, *, database: HubDB | None = None, proxy: ProxyAPI | None = None

@@ -105,7 +105,7 @@ class AuthPort(Protocol):
     async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
         """Who sent it, None for nobody that the hub knows. ``fresh``: the hub is asked now, whatever is known.
 
-        Raises HubUnreachable where that can't be told: the hub doesn't answer, and nothing usable is known.
+        Raises HubUnreachable if that is unknown: the hub doesn't answer, and nothing usable is known.
         """
         ...
 

@@ -69,7 +69,7 @@ class RunningGuard:
         timeout = aiohttp.ClientTimeout(total=within_s, connect=CONNECT_S)
         headers = {"Authorization": f"token {self._token}"}
         # Until it is known to have said no, or not to have been reached, it may have done what it was asked.
-        doubt = "" if method == "GET" else ". Whether it has done it can't be told; the journal will show"
+        doubt = "" if method == "GET" else ". It may have done it; see the journal"
         failed = ""
         try:
             async with (

@@ -29,7 +29,7 @@ def is_htmx(handler: RequestHandler) -> bool:
 
 
 def reload_page(handler: RequestHandler) -> None:
-    """Have htmx load the whole page anew when it gets this answer."""
+    """Have htmx load the whole page again when it gets this answer."""
     handler.set_header("HX-Refresh", "true")
 
 

@@ -40,13 +40,13 @@ culler.cull_idle = once
 culler.main()
 """
 
-NO_ACTIVITY_OF_OLD = "The activity of an earlier run doesn't count against a server that was just started."
-CAME_BACK = "Right before each request the server or user is read again, and whoever came back is left alone."
-SWITCHES_HOLD = "Max age doesn't overrule a switch: servers that are never to be stopped aren't."
-HOOK_HOLDS = "Max age doesn't overrule the hook."
-NAMES_ARE_QUOTED = "Names go into a path quoted, so that every server and user can be reached."
+NO_ACTIVITY_OF_OLD = "Activity of an earlier run doesn't count against a server that was just started."
+CAME_BACK = "HubGuard reads each server or user again right before the request, and leaves alone anyone who came back."
+SWITCHES_HOLD = "Maximum age doesn't overrule a switch: HubGuard never stops servers that are switched off."
+HOOK_HOLDS = "Maximum age doesn't overrule the hook."
+NAMES_ARE_QUOTED = "Names in a path are quoted, so that every server and user can be reached."
 ITS_SERVER_FIRST = (
-    "A user is deleted by a list that shows none of their servers, not in the cycle that stops the last of these."
+    "HubGuard deletes a user when a list shows none of their servers, not in the cycle that stops the last of these."
 )
 
 
@@ -422,6 +422,6 @@ async def _said(hub: TestbedHub, text: str) -> bool:
 
 
 def test_the_docs_tell_every_difference():
-    docs = (Path(__file__).parents[2] / "docs" / "from-the-idle-culler.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs" / "reference" / "idle-culler.md").read_text()
     for reason in {reason for situation in SITUATIONS for reason in situation.different.values()}:
         assert f"- {reason}" in docs

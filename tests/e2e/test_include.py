@@ -180,7 +180,7 @@ async def test_a_later_line_that_sets_it_anew_costs_the_guard_and_not_the_hub(te
     await serves(hub)
     if what == "services":
         assert await registered(hub) == []
-        assert "HubGuard isn't started: a line after its include sets c.JupyterHub.services anew" in hub.log_text()
+        assert "HubGuard isn't started: a line after its include overwrites c.JupyterHub.services" in hub.log_text()
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_the_role_is_for_nobody_once_the_service_is_gone(
     assert list(members) == ["hubguard"]
     monkeypatch.setattr(JupyterHub, "_instance", SimpleNamespace(services=[{"name": "other"}]))
     assert list(members) == []
-    assert "sets c.JupyterHub.services anew" in caplog.text
+    assert "overwrites c.JupyterHub.services" in caplog.text
 
 
 @pytest.mark.parametrize(

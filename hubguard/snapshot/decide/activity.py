@@ -13,7 +13,7 @@ SAME = timedelta(seconds=1)
 
 
 LATEST_LOOK = timedelta(minutes=10)
-"""Longer than any two looks are apart. Where none was made for so long before a table was lost, use went unseen."""
+"""Seconds, longer than any two looks are apart. If there was no look for longer before a table was lost, use went unseen."""
 
 Window = tuple[datetime, datetime]
 """(from, to) of a time in which a proxy's lost table was filled again."""

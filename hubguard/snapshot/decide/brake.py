@@ -172,7 +172,7 @@ def _feed(watch: Watch, seen: Look, caution: Caution, gap_s: float, *, anew: boo
     feed = watch.feed.started_anew() if anew else watch.feed
     if seen.snapshot.routes is None or not _whole(seen):
         return feed
-    # A gap much longer than the last one was a pause of ours or a jump of the clock: nobody watched the feed for so long.
+    # A gap much longer than the last one was a pause of ours or a jump of the clock: nobody watched the feed meanwhile.
     passed_s = min(gap_s, max(limit_s(interval_s) / 2, 2 * watch.gap_s))
     return feed.looked(seen.snapshot.servers, seen.snapshot.routes, seen.now, passed_s, interval_s)
 
@@ -183,7 +183,7 @@ def _feed(watch: Watch, seen: Look, caution: Caution, gap_s: float, *, anew: boo
 def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason, tuple[str, str] | None]:
     """The words (why, ends) of all that speaks against acting, most serious first.
 
-    None: if it stood before, then it still does, but it doesn't hold back now.
+    None: if it stood before, then it still does, but it doesn't brake now.
     """
     found: dict[BrakeReason, tuple[str, str] | None] = {}
     if not _whole(seen):
@@ -233,7 +233,7 @@ def _incomplete(seen: Look) -> tuple[str, str]:
     detail = reading.detail if reading is not None and not reading.complete else ""
     return (
         f"the list of servers is incomplete: {detail or 'the hub did not answer'}",
-        "It ends by itself as soon as the hub tells of all its servers.",
+        "It ends by itself when the hub returns all its servers.",
     )
 
 
@@ -262,7 +262,7 @@ def _fallen(reference: int, total: int) -> tuple[str, str]:
 def _proxy_down(since: datetime) -> tuple[str, str]:
     return (
         f"the proxy hasn't answered since {_time(since)}, so that nobody's use of their server can be seen",
-        "It ends by itself when the proxy answers again; all idle clocks then start anew. Where HubGuard has no way to the"
+        "It ends by itself when the proxy answers again; all idle clocks then restart. If HubGuard can't reach the"
         " proxy's API, set HubGuard.read_proxy to False.",
     )
 
@@ -278,7 +278,7 @@ def _over_cap(due: int, cap: int) -> tuple[str, str]:
     return (
         f"{due:,} actions are due at once, more than the {cap:,} of HubGuardCull.plan_cap",
         f"It ends by itself when no more than {cap:,} are due. If all of them are right, resume: each cycle then does"
-        " so many.",
+        " that many.",
     )
 
 
@@ -304,7 +304,7 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
 
 
 def _is_told(ready: list[Server], seen: Look) -> bool:
-    """Whether the proxy tells of traffic, or would if it answered and had its table."""
+    """Whether the proxy shows traffic, or would if it answered and had its table."""
     if seen.snapshot.routes is None:
         return seen.proxy_answered is not None
     routes = by_server(seen.snapshot.routes)

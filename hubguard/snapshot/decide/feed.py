@@ -14,10 +14,10 @@ from hubguard.model import Route, Server
 from hubguard.snapshot.decide.activity import by_server
 
 MOST_AWAITED = 200
-"""So many runs are watched at most: enough to tell, whatever the size of the hub."""
+"""Maximum runs that are watched: enough to decide, whatever the size of the hub."""
 
 CLEAN_LOOKS = 2
-"""So many looks in a row must find the feed alive again until it is believed."""
+"""Looks in a row that must find the feed alive before it counts as alive."""
 
 GRACE_S = 30.0
 """Seconds that the hub may take over two of its intervals: its start, and a slow update."""
@@ -103,7 +103,7 @@ class Feed:
         kept = _bounded(awaited)
         if self.frozen_since is None:
             return Feed(clock_s, kept)
-        # An empty table, or one that tells of no times, says nothing about a feed that was frozen.
+        # An empty table, or one without times, says nothing about a feed that was frozen.
         blind = bool(ready) and not any(server.key in stamps for server in ready)
         alive = not blind and (bool(taken) or not any(one.stamp and not one.odd for one in awaited))
         clean = self.clean + 1 if alive else 0
@@ -121,7 +121,7 @@ def _await(
             taken_s, odd = clock_s, False
         elif stamp is not None and stamp - old.stamp >= -SAME:
             return old
-        # Else the route is gone, or was made anew by a proxy with another clock: the hub can't take over what was there.
+        # Else the route is gone, or was made again by a proxy with another clock: the hub can't take over what was there.
     if stamp is not None and stamp - hub > SAME:
         return Awaited(server.run, stamp, now, clock_s, taken_s, odd)
     return None if old is None else Awaited(server.run, None, now, clock_s, taken_s, odd)

@@ -22,7 +22,7 @@ TURN_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """Something hasn't answered since ``since``, in so many looks in a row."""
+    """Something hasn't answered since ``since``, in ``looks`` looks in a row."""
 
     since: datetime
     looks: int
@@ -50,7 +50,7 @@ class Population:
         return max((n for n in (self.peak, self.earlier) if n is not None), default=None)
 
     def without(self, deleted: int) -> Population:
-        """The same after HubGuard has deleted so many."""
+        """The same after HubGuard has deleted ``deleted`` users."""
         peak, earlier, shown = (
             None if number is None else max(0, number - deleted) for number in (self.peak, self.earlier, self.shown)
         )
@@ -103,7 +103,7 @@ class Watch:
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> Watch:
-        """What :meth:`to_dict` gave, after JSON. Anything else is ``Watch()``: HubGuard begins to watch anew."""
+        """What :meth:`to_dict` gave, after JSON. Anything else is ``Watch()``: HubGuard begins to watch again."""
         try:
             return _watch(data)
         except (KeyError, TypeError, ValueError, AttributeError):
