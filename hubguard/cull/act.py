@@ -1,4 +1,4 @@
-"""Carries out a plan of culling: each server in turn, within the budget, with a second look and verification."""
+"""Carries out a plan of culling: each action in turn, within the budget, with a second look and verification."""
 
 from __future__ import annotations
 
@@ -8,52 +8,50 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.delete import UserDeleter
 from hubguard.act.verify import Verifier
 from hubguard.cull.decide.judge import CullPolicy, still_due, user_still_due
 from hubguard.cull.model import Known, Plan
-from hubguard.errors import (
-    BudgetExhausted,
-    HubError,
-    JournalError,
-)
+from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
-from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server, same_run
+from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
 
-
 KnownNow = Callable[[Action, Server | None], Awaitable[Known]]
-"""What is known now of the server of an action, beyond what the hub has just said of it (None: for a user, or it's gone)."""
+"""What is known of the server of an action, beyond what the hub has just said of it (None: for a user, or it's gone)."""
 
 
 class Executor:
-    """Carries out plans. ``verify_s`` is how long a stop may take until it counts as unverified.
+    """Carries out plans. ``verify_s`` is how many seconds a stop may take until it counts as unverified.
 
-    ``known_now`` is asked at each second look; ``running`` is about how many servers the hub has.
+    ``known_now`` is asked at each second look, ``attempt_for`` makes an attempt at an action, ``settle`` records what came
+    of an intent. ``running`` is about how many servers the hub has.
     """
 
     def __init__(
         self,
         hub: HubAPI,
-        keeper: LeaseKeeper,
         clock: Clock,
+        policy: CullPolicy,
         known_now: KnownNow,
+        attempt_for: Callable[[Action], Attempt],
+        settle: Callable[[int, Outcome], Awaitable[None]],
         *,
         verify_s: float,
         running: int,
     ) -> None:
         self._hub = hub
-        self._keeper = keeper
         self._clock = clock
+        self._policy = policy
         self._known_now = known_now
-        self._verify_s = verify_s
-        self._running = running
+        self._attempt_for = attempt_for
+        self._settle = settle
+        self._verifier = Verifier(hub, clock, verify_s=verify_s, running=running)
+        self._deleter = UserDeleter(hub, clock, verify_s=verify_s)
 
-    async def run(
-        self, plan: Plan, policy: CullPolicy, actor: str, *, asked: bool, armed: bool | None, concurrency: int
-    ) -> tuple[tuple[Action, Outcome], ...]:
+    async def run(self, plan: Plan, *, concurrency: int) -> tuple[tuple[Action, Outcome], ...]:
         """Every action of ``plan`` with its outcome, in the plan's order; at most ``concurrency`` at a time.
 
         A stop that was answered makes room for the next one while it is being verified. One failure never ends the rest.
@@ -62,7 +60,6 @@ class Executor:
         plan are settled.
         """
         work = _Work()
-        verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=self._running)
         try:
             for of_users in (False, True):
                 waiting = iter(
@@ -73,29 +70,16 @@ class Executor:
                     ]
                 )
                 room = asyncio.Semaphore(concurrency * UNVERIFIED_A_PLACE)
-                workers = [
-                    self._work(waiting, room, work, verifier, plan, policy, actor, asked=asked, armed=armed)
-                    for _ in range(max(1, min(concurrency, len(plan.actions))))
-                ]
-                await asyncio.gather(*workers)
+                places = max(1, min(concurrency, len(plan.actions)))
+                await asyncio.gather(*(self._work(waiting, room, work, plan) for _ in range(places)))
                 await work.all_verified()
         finally:
             work.cancel()
-            verifier.close()
+            self._verifier.close()
         return tuple((action, work.outcomes[index]) for index, action in enumerate(plan.actions))
 
     async def _work(
-        self,
-        waiting: Iterator[tuple[int, Action]],
-        room: asyncio.Semaphore,
-        work: _Work,
-        verifier: Verifier,
-        plan: Plan,
-        policy: CullPolicy,
-        actor: str,
-        *,
-        asked: bool,
-        armed: bool | None,
+        self, waiting: Iterator[tuple[int, Action]], room: asyncio.Semaphore, work: _Work, plan: Plan
     ) -> None:
         for index, action in waiting:
             await room.acquire()
@@ -106,11 +90,11 @@ class Executor:
                 if work.ended:
                     work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
                     continue
-                attempt = Attempt(self._keeper, self._clock, action, actor, asked=asked, armed=armed)
-                sent = await self._look_and_send(action, attempt, policy)
+                attempt = self._attempt_for(action)
+                sent = await self._look_and_send(action, attempt)
                 if isinstance(sent, Sent):
                     work.end(sent.remark if sent.refused else "")
-                    work.verify(index, self._verify(action, attempt, sent, verifier), room)
+                    work.verify(index, self._verify(action, attempt, sent), room)
                     handed_over = True
                 else:
                     work.outcomes[index], end = sent
@@ -119,60 +103,45 @@ class Executor:
                 if not handed_over:
                     room.release()
 
-    async def _look_and_send(self, action: Action, attempt: Attempt, policy: CullPolicy) -> Sent | tuple[Outcome, str]:
-        return await attempt.make(
-            lambda: self._second_look(action, policy), lambda: self._send(action, attempt.confirm)
-        )
+    async def _look_and_send(self, action: Action, attempt: Attempt) -> Sent | tuple[Outcome, str]:
+        return await attempt.make(lambda: self._second_look(action), lambda: self._send(action, attempt))
 
-    async def _second_look(self, action: Action, policy: CullPolicy) -> str | None:
+    async def _second_look(self, action: Action) -> str | None:
         """Why not, after all; None when it is still to be done."""
         if action.kind is ActionKind.DELETE_USER:
             user = await self._hub.get_user(action.user)
             known = await self._known_now(action, None)
             exemptions = () if known.exemption is None else (known.exemption,)
-            return user_still_due(action, user, policy, exemptions, self._clock.now(), known.clock_from)
+            return user_still_due(action, user, self._policy, exemptions, self._clock.now(), known.clock_from)
         server = await self._hub.get_server(action.user, action.name)
         known = await self._known_now(action, server)
-        return still_due(action, server, policy, known, self._clock.now())
+        return still_due(action, server, self._policy, known, self._clock.now())
 
-    async def _send(self, action: Action, confirm: Callable[[], Awaitable[None]]) -> str:
+    async def _send(self, action: Action, attempt: Attempt) -> str:
         if action.kind is ActionKind.DELETE_USER:
-            await self._hub.delete_user(action.user, confirm=confirm)
-            return ""
-        at_once = await self._hub.stop_server(action.user, action.name, remove=action.remove, confirm=confirm)
+            return await self._deleter.send(action.user, attempt)
+        at_once = await self._hub.stop_server(action.user, action.name, remove=action.remove, confirm=attempt.confirm)
         return "" if at_once else STOPS_SLOWLY
 
-    async def _verify(self, action: Action, attempt: Attempt, sent: Sent, verifier: Verifier) -> tuple[Outcome, str]:
+    async def _verify(self, action: Action, attempt: Attempt, sent: Sent) -> tuple[Outcome, str]:
         """The outcome, recorded, and what ends the whole plan, or ""."""
         end = ""
         try:
             if sent.refused:
                 outcome = Outcome(OutcomeKind.FAILED, sent.remark)
             elif action.kind is ActionKind.DELETE_USER:
-                outcome = await self._verify_user(action, sent)
+                outcome = await self._deleter.verify(action.user, action.started, sent)
             else:
-                outcome = await verifier.outcome(action, sent.remark, failed=sent.failed)
+                outcome = await self._verifier.outcome(action, sent.remark, failed=sent.failed)
         except Exception as error:
             log.exception("The outcome for %s is unknown", action.label)
-            outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {named(error)}")
+            outcome = Outcome(OutcomeKind.UNVERIFIED, f"unexpected error (a bug in HubGuard): {named(error)}")
         assert attempt.intent is not None
         try:
-            await self._keeper.settle(attempt.intent, outcome)
+            await self._settle(attempt.intent, outcome)
         except JournalError as error:
             end = f"the journal can't record what was done: {error}"
         return outcome, end
-
-    async def _verify_user(self, action: Action, sent: Sent) -> Outcome:
-        """A hub deletes a user before it answers, so that one read tells; it may have failed half way."""
-        try:
-            user = await self._hub.get_user(action.user)
-        except (HubError, BudgetExhausted) as error:
-            return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {error}")
-        if user is None:
-            return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({sent.remark})" if sent.remark else ""))
-        if not same_run(user.created, action.started):
-            return Outcome(OutcomeKind.DONE, "that user is gone; one of the same name is there since")
-        return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
 
 
 class _Work:

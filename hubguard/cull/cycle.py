@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from hubguard.act.attempt import LOOK_LASTS_S
+from hubguard.act.attempt import LOOK_LASTS_S, Attempt
 from hubguard.act.lease import LeaseKeeper
 from hubguard.config import Settings
 from hubguard.cull.act import Executor
@@ -170,13 +170,15 @@ class Cycles:
         elif plan.actions:
             executor = Executor(
                 self._hub,
-                keeper,
                 self._clock,
+                policy,
                 _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
+                lambda action: Attempt(keeper, self._clock, action, actor, asked=asked, armed=armed),
+                keeper.settle,
                 verify_s=self._settings.cull.verify_s,
                 running=len(snapshot.servers),
             )
-            outcomes = await executor.run(plan, policy, actor, asked=asked, armed=armed, concurrency=width)
+            outcomes = await executor.run(plan, concurrency=width)
             await self._note_cycle(journal, keeper, actor, plan, outcomes)
         self._count(outcomes)
         self._snapshots.learn(outcomes)

@@ -551,6 +551,22 @@ def test_a_user_is_deleted_when_due_without_a_server_and_meant_by_the_policy(
     assert len(plan((), policy, NOW, [verdict]).actions) == (standing is Standing.STOP)
 
 
+@pytest.mark.parametrize(
+    ("outage_over_s", "standing", "idle_s"),
+    [(500, Standing.KEEP, 500), (2500, Standing.STOP, 2000), (8000, Standing.STOP, 2000)],
+)
+def test_a_users_clock_counts_from_the_end_of_an_outage_or_their_last_use_whichever_is_later(
+    outage_over_s: int, standing: Standing, idle_s: int
+):
+    (verdict,) = judge_users([user()], USERS, (), NOW, ago(outage_over_s))
+    assert (verdict.standing, verdict.idle_since) == (standing, ago(idle_s))
+
+
+def test_an_outage_long_ago_makes_nobody_due_who_was_there_since():
+    (verdict,) = judge_users([user(last_activity=ago(300))], USERS, (), NOW, ago(5000))
+    assert verdict.standing is Standing.KEEP
+
+
 @pytest.mark.parametrize("name", [None, "", "gpu"])
 def test_whoever_has_a_server_that_is_to_be_kept_is_kept(name: str | None):
     (verdict,) = judge_users([user()], USERS, [exemption(name=name)], NOW)
