@@ -21,8 +21,8 @@ REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
 """Seconds between two re-reads of a user; they double up to the second number."""
 
 HALF_WAY = (
-    "the hub's authenticator may have forgotten the user already, so that they can't log in; delete them in the hub's admin"
-    " page, or by another plan"
+    "the hub's authenticator may have forgotten the user already, so that they can't log in; delete them on the hub's admin"
+    " page or with another plan"
 )
 """5.5 and 6.1 run authenticator.delete_user before anything that can fail."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hubguard.act.attempt import Attempt, Sent
-from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, Unrecordable
+from hubguard.act.delete import HALF_WAY, UserDeleter
+from hubguard.errors import HubGuardError, JournalError, Unrecordable
 from hubguard.hub.api import HubAPI
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, same_run
 from hubguard.pacing.clock import Clock
@@ -27,19 +29,10 @@ TRIES = 3
 RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 """Seconds before a second try, and the most that is added to them. Usually the hub is still stopping a server."""
 
-REREAD_S, LONGEST_REREAD_S = 0.5, 8.0
-"""Seconds before the first re-read after a request, and the longest between two."""
-
 AT_ONCE = 3
 """Maximum users in work at once: one whom the hub deletes, which is all it does then, the next one, and one who is being
 written down. More make others wait longer for the hub and gain nothing. It stays below what counts as a fall of the
 population (snapshot.decide.memory.FEWEST_GONE), since users may be counted while they go."""
-
-HALF_WAY = (
-    "the hub's authenticator may have forgotten the user already, so that they can't log in; delete them on the hub's admin"
-    " page or with another plan"
-)
-"""5.5 and 6.1 run authenticator.delete_user before anything that can fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +63,7 @@ class Pruner:
         clock: Clock,
         chance: Callable[[], float],
     ) -> None:
-        self._hub = hub
+        self._deleter = UserDeleter(hub, clock, verify_s=pace.verify_s, note_error=standing.note)
         self._review = review
         self._standing = standing
         self._record = record
@@ -119,7 +112,7 @@ class Pruner:
             deletion = self._deletions[position]
             if not same_run(deletion.created, intent.started):
                 continue
-            gone = await self._is_gone(deletion)
+            gone = await self._deleter.is_gone(deletion.user, deletion.created)
             if gone:
                 outcome = Outcome(OutcomeKind.DONE, "a later look found that user gone")
                 await self._record.settle_intent(intent.id, outcome)
@@ -132,7 +125,8 @@ class Pruner:
         """Users who are gone are done, and those still there wait for their turn again; how many remain unknown."""
         unknown = 0
         for position in await self._record.unverified():
-            gone = await self._is_gone(self._deletions[position])
+            deletion = self._deletions[position]
+            gone = await self._deleter.is_gone(deletion.user, deletion.created)
             if gone:
                 await self._record.settle(position, Outcome(OutcomeKind.DONE, "gone at a later re-read"))
             elif gone is None:
@@ -143,16 +137,6 @@ class Pruner:
             else:
                 await self._record.wait_again(position)
         return unknown
-
-    async def _is_gone(self, deletion: Deletion) -> bool | None:
-        """Whether that very user is gone; None: unknown, the hub doesn't answer."""
-        try:
-            user = await self._hub.get_user(deletion.user)
-        except (HubError, BudgetExhausted) as error:
-            self._standing.note(error)
-            log.info("It is unknown yet whether %s is deleted: %s", deletion.user, error)
-            return None
-        return user is None or not same_run(user.created, deletion.created)
 
     # -- one after another ----------------------------------------------------------------------------------------
 
@@ -264,12 +248,10 @@ class Pruner:
         async def send() -> str:
             nonlocal error
             try:
-                await self._hub.delete_user(deletion.user, confirm=attempt.confirm)
+                return await self._deleter.send(deletion.user, attempt)
             except HubGuardError as raised:
                 error = raised
-                self._standing.note(raised)
                 raise
-            return ""
 
         sent = await attempt.make(look, send)
         if not isinstance(sent, Sent):
@@ -277,34 +259,7 @@ class Pruner:
             if was_ours and outcome.kind is OutcomeKind.SKIPPED and outcome.cause is not Cause.NOT_TRIED:
                 outcome = Outcome(OutcomeKind.DONE, "gone, as HubGuard had requested before")
             return outcome, error
-        if sent.refused:
-            return Outcome(OutcomeKind.FAILED, sent.remark), error
+        proof = functools.partial(self._review.is_gone, deletion)
+        outcome = await self._deleter.verify(deletion.user, deletion.created, sent, proof=proof)
         # A hub that failed to answer has deleted the user all the same, or another try tells.
-        return await self._verify(deletion, sent), None
-
-    async def _verify(self, deletion: Deletion, sent: Sent) -> Outcome:
-        """What came of a request that went out, by a re-read: again and again while the hub doesn't answer."""
-        until_s, wait_s = self._clock.monotonic_s() + self._pace.verify_s, REREAD_S
-        if not sent.remark and await self._review.is_gone(deletion):
-            return Outcome(OutcomeKind.DONE, "gone at a re-read")
-        while True:
-            unread: HubGuardError | None = None
-            try:
-                user = await self._hub.get_user(deletion.user)
-            except (HubError, BudgetExhausted) as error:
-                self._standing.note(error)
-                unread = error
-            else:
-                if user is None:
-                    return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({sent.remark})" if sent.remark else ""))
-                if not same_run(user.created, deletion.created):
-                    return Outcome(OutcomeKind.DONE, "that user is gone, and another has taken the name")
-                if sent.failed:
-                    return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark}; {HALF_WAY}")
-            if self._clock.monotonic_s() + wait_s > until_s:
-                break
-            await self._clock.sleep(wait_s)
-            wait_s = min(wait_s * 2, LONGEST_REREAD_S)
-        if unread is not None:
-            return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {unread}")
-        return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark or 'the hub said that it was deleted'}")
+        return outcome, error if sent.refused else None
