@@ -1,4 +1,4 @@
-"""The ``hubguard`` command. Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 held or braked, 4 findings exist."""
+"""The ``hubguard`` command: its table of commands, and those that belong to no feature."""
 
 from __future__ import annotations
 
@@ -9,38 +9,33 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hubguard import __version__, config, times
-from hubguard.console import (
-    FAILED,
-    FINDINGS,
-    FINE,
-    USAGE,
-    _actor,
-    _configs,
-    _count,
-    _count_or_0,
-    _settings,
-    _the_guards_journal,
-)
-from hubguard.cull.cli import _explain, _keep, _keep_arguments
-from hubguard.drift.cli import _drift, _drift_arguments
+from hubguard import __version__
+from hubguard.console import Configured, Context, Exit, add_config, add_json, count
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.journal.model import Stance
-from hubguard.prune.cli import _given
-from hubguard.prune.cli import add_command as add_prune_command
+
+if TYPE_CHECKING:
+    from hubguard.config import Settings
+    from hubguard.cull.model import CycleReport
+    from hubguard.journal.model import Stance
+    from hubguard.place import Place
+
+
+EXIT_CODES = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 on hold or braked, 4 findings exist."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. An error is one line on stderr, never a traceback."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = make_parser(words)
+    arguments, rest = parser.parse_known_args(words)
     # argparse drops a last word that stands behind an option: `keep ada --for 7d "an exam"`.
     if arguments.command == "keep" and not arguments.why and len(rest) == 1 and not rest[0].startswith("-"):
         arguments.why = rest[0]
@@ -53,174 +48,165 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.debug:
         logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.run(arguments, _context(arguments)))
     except ConfigError as error:
-        return _fail(error, USAGE)
+        return _fail(error, Exit.USAGE)
     except HubGuardError as error:
-        return _fail(error, FAILED)
+        return _fail(error, Exit.FAILED)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader (head, less) has seen enough. Nothing more may be written, at interpreter exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+        return Exit.FINE
 
 
-def _fail(error: HubGuardError, code: int) -> int:
+def _fail(error: HubGuardError, code: Exit) -> Exit:
     print(f"hubguard: {error}", file=sys.stderr)
     if error.detail:
         print(error.detail, file=sys.stderr)
     return code
 
 
-# -- the commands ---------------------------------------------------------------------------------------------------------
+# -- the table of commands ------------------------------------------------------------------------------------------------
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these words: every command by name, and the options of the one that is called.
+
+    So `hubguard --help` imports none of what the commands need.
+    """
+    parser = argparse.ArgumentParser(prog="hubguard", description="Keeps a JupyterHub healthy.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"hubguard {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    called = next((word for word in words if not word.startswith("-")), "")
+    for name, (add, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == called:
+            (import_module(add).ARGUMENTS[name] if isinstance(add, str) else add)(command)
+            if not any(isinstance(action, argparse._SubParsersAction) for action in command._actions):
+                add_config(command)
+    return parser
+
+
+def _context(arguments: argparse.Namespace) -> Context:
+    def read() -> Configured:
+        return _configured(_files(arguments))
+
+    async def cycle_alone(place: Place, actor: str, /, **wish: Any) -> CycleReport:
+        from hubguard import app
+
+        return await app.cycle_once(_settings(_files(arguments)), place, actor, **wish)
+
+    return Context(read, os.environ, sys.stdin.isatty(), cycle_alone)
+
+
+def _files(arguments: argparse.Namespace) -> list[Path]:
+    """The config files that were given, else the one of the environment."""
+    return [Path(name) for name in arguments.config or [os.environ.get("HUBGUARD_CONFIG", "")] if name]
+
+
+def _settings(files: Sequence[Path]) -> Settings:
+    from hubguard import config
+
+    return config.load(*(config.sections_of(config.read_file(path)) for path in files))
+
+
+def _configured(files: Sequence[Path]) -> Configured:
+    from hubguard import config
+
+    configs = tuple(map(config.read_file, files))
+    settings = config.load(*map(config.sections_of, configs))
+    return Configured(
+        settings.guard, {type(section): section for section in settings.sections}, settings.errors, configs
+    )
+
+
+# -- running, checking ----------------------------------------------------------------------------------------------------
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="where the proxy reaches us (default: $JUPYTERHUB_SERVICE_URL)")
+    # Set by the include alone: they say which hub's process runs the guard.
+    parser.add_argument("--generation", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--hub-pid", type=int, default=None, help=argparse.SUPPRESS)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard import app
-    from hubguard.place import place_from
 
-    place = place_from(os.environ)
     place = replace(
-        place,
-        url=arguments.url or os.environ.get("JUPYTERHUB_SERVICE_URL", ""),
+        context.place,
+        url=arguments.url or context.environ.get("JUPYTERHUB_SERVICE_URL", ""),
         generation=arguments.generation,
         hub_pid=arguments.hub_pid,
     )
-    return asyncio.run(app.serve(place, arguments.config))
+    files = _files(arguments)
+    if len(files) > 1:
+        raise ConfigError("--config", "the service reads one file. Put all settings in it")
+    return asyncio.run(app.serve(place, files[0] if files else None))
 
 
-def _cull(arguments: argparse.Namespace) -> int:
-    from hubguard import once
-    from hubguard.cull import words as cull_words
-
-    settings = _settings(arguments)
-    if settings.errors:
-        raise settings.errors[0]
-    _the_guards_journal(settings)
-    report = asyncio.run(
-        once.cull(
-            settings,
-            os.environ,
-            actor=_actor(),
-            policy_known=arguments.config is not None or arguments.timeout is not None,
-            dry_run=arguments.dry_run,
-            idle_timeout_s=arguments.timeout,
-            concurrency=arguments.concurrency,
-            rate=arguments.rate,
-        )
-    )
-    print(json.dumps(report, indent=2) if arguments.json else cull_words.report_text(report))
-    return once.exit_code(report, dry_run=arguments.dry_run)
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    add_json(parser, "print JSON")
+    parser.set_defaults(run=_doctor)
 
 
-def _prune(arguments: argparse.Namespace) -> int:
-    from hubguard.place import place_from
-    from hubguard.prune import cli as prune_cli
-    from hubguard.web.client import RunningGuard, running_guard
-
-    configs = [config.read_file(path) for path in _configs(arguments)]
-    settings = config.load(*map(config.sections_of, configs))
-    if arguments.offline:
-        from hubguard.prune.offline import cli as offline_cli
-
-        return offline_cli.run(
-            arguments, settings, configs, actor=_actor(), say=print, asks=sys.stdin.isatty(), environ=os.environ
-        )
-    if wanted := [name for name in ("hub_db", "housekeeping", "undo_folder", "with_tokens") if _given(arguments, name)]:
-        raise ConfigError(f"--{wanted[0].replace('_', '-')}", "is for --offline alone. Nothing was done")
-    url, token = _the_guards_journal(settings), place_from(os.environ).token
-    instead = (
-        "and it is the guard that removes users. For a hub that isn't running there is --offline"
-        " (docs/how-to/prune-users.md)"
-    )
-
-    def find() -> RunningGuard:
-        return running_guard(url, token, instead=instead)
-
-    return asyncio.run(prune_cli.run(arguments, prune_cli.Asked(find, print, asks=sys.stdin.isatty())))
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard import doctor
 
-    checks = asyncio.run(doctor.examine(_settings(arguments), os.environ))
-    if arguments.json:
-        print(json.dumps([doctor.as_json(check) for check in checks], indent=2))
-    else:
-        print(doctor.as_text(checks))
-    return FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else FINE
+    checks = asyncio.run(doctor.examine(_settings(_files(arguments)), context.environ))
+    context.say(
+        json.dumps([doctor.as_json(check) for check in checks], indent=2) if arguments.json else doctor.as_text(checks)
+    )
+    return Exit.FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else Exit.FINE
 
 
-def _stance(arguments: argparse.Namespace) -> int:
-    """arm, observe, hold and resume go straight into the journal, so that they work with hub, proxy and guard down."""
-    from hubguard.journal.store import Journal, open_journal
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    change = {"arm": Journal.arm, "observe": Journal.observe, "hold": Journal.hold, "resume": Journal.resume}
-    settings = _settings(arguments)
-    journal = open_journal(_the_guards_journal(settings))
-    try:
-        stance = change[arguments.command](journal, _actor(), arguments.why, datetime.now(timezone.utc))
-    finally:
-        journal.close()
-    print(f"{'acting is on hold' if stance.held else 'not on hold'}, {_armed_words(stance, settings.guard.armed)}")
-    if arguments.command == "resume":
-        print("What HubGuard itself held back for so far is accepted, where a person may accept it (see the Overview).")
-    return FINE
+    def action(name: str, run: Callable[[argparse.Namespace, Context], int], text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+        add_config(made)
+        made.set_defaults(run=run)
+        return made
 
-
-def _armed_words(stance: Stance, by_config: bool | None) -> str:
-    """Whether HubGuard acts by itself, as far as it can be told here: the guard's config may be another than ours."""
-    if by_config is not None:
-        return f"{'armed' if by_config else 'observing only'} (HubGuard.armed is {by_config} in the config)"
-    return f"{'armed' if stance.armed else 'observing only'}, unless HubGuard.armed is set in the guard's config"
+    check = action("check", _config_check, "check a config file before you deploy it")
+    check.add_argument("file", type=Path, help="jupyterhub_config.py, or a config file of HubGuard's own")
+    action("show", _config_show, "print every setting with its value, default and meaning")
+    install = action("install", _config_install, "copy the include into a config folder")
+    install.add_argument("folder", help="for example /opt/tljh/config/jupyterhub_config.d")
 
 
-def _journal(arguments: argparse.Namespace) -> int:
-    from hubguard.journal import words as journal_words
-    from hubguard.journal.store import open_journal
-
-    journal = open_journal(_the_guards_journal(_settings(arguments)))
-    try:
-        entries = journal.entries(limit=arguments.limit, user=arguments.user)
-    finally:
-        journal.close()
-    for entry in entries:
-        print(json.dumps(journal_words.entry_json(entry)) if arguments.json else journal_words.entry_text(entry))
-    return FINE
-
-
-def _config_check(arguments: argparse.Namespace) -> int:
+def _config_check(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard import doctor
 
     checks = doctor.examine_config(arguments.file)
-    print(doctor.as_text(checks))
-    return FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else FINE
+    context.say(doctor.as_text(checks))
+    return Exit.FAILED if any(check.finding is doctor.Finding.WRONG for check in checks) else Exit.FINE
 
 
-def _config_show(arguments: argparse.Namespace) -> int:
+def _config_show(arguments: argparse.Namespace, context: Context) -> int:
+    from hubguard import config
     from hubguard.journal.database import without_password
 
-    settings = _settings(arguments)
+    settings = _settings(_files(arguments))
+    sections = {type(section).__name__: section for section in settings.sections}
     for name, default, text in config.settings_table():
         section, trait = name.split(".")
-        holder = {
-            type(part).__name__: part
-            for part in (settings.guard, settings.cull, settings.drift, settings.prune, settings.budget)
-        }[section]
-        value = repr(getattr(holder, trait))
-        if name == "HubGuard.db_url":
-            value = repr(without_password(getattr(holder, trait)))
-        print(f"{name} = {value}" + ("" if value == default else f"  (default: {default})"))
-        print(f"    {text}")
+        value = getattr(sections[section], trait)
+        shown = repr(without_password(value) if name == "HubGuard.db_url" else value)
+        context.say(f"{name} = {shown}" + ("" if shown == default else f"  (default: {default})"))
+        context.say(f"    {text}")
     for note in settings.notes:
         print(note, file=sys.stderr)
     for error in settings.errors:
         print(f"wrong: {error}", file=sys.stderr)
-    return USAGE if settings.errors else FINE
+    return Exit.USAGE if settings.errors else Exit.FINE
 
 
-def _config_install(arguments: argparse.Namespace) -> int:
+def _config_install(arguments: argparse.Namespace, context: Context) -> int:
     spec = find_spec("hubguard.config_d")
     assert spec is not None
     assert spec.origin is not None
@@ -230,30 +216,104 @@ def _config_install(arguments: argparse.Namespace) -> int:
     if not target.parent.is_dir():
         raise ConfigError(str(target.parent), "there is no such folder")
     if target.exists() and target.read_bytes() != snippet.read_bytes():
-        raise ConfigError(str(target), "is there already, and differs. Nothing was written; remove it to get a new one")
+        raise ConfigError(
+            str(target), "exists already, and differs. Nothing was written. Remove it, then install again"
+        )
     shutil.copyfile(snippet, target)
-    print(f"{target} is in place. It takes effect when the hub restarts and its config includes it.")
-    return FINE
+    context.say(f"Installed {target}. It takes effect when the hub restarts, if the hub's config includes that folder.")
+    return Exit.FINE
 
 
-def _db(arguments: argparse.Namespace) -> int:
+# -- the journal ----------------------------------------------------------------------------------------------------------
+
+
+def _add_stance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("why", nargs="?", default="", metavar="WHY", help="reason, for the journal")
+    parser.set_defaults(run=_stance)
+
+
+def _stance(arguments: argparse.Namespace, context: Context) -> int:
+    """arm, observe, hold and resume go straight into the journal, so that they work with hub, proxy and guard down."""
+    from hubguard.journal.store import Journal, open_journal
+
+    change = {"arm": Journal.arm, "observe": Journal.observe, "hold": Journal.hold, "resume": Journal.resume}
+    journal = open_journal(context.journal)
+    try:
+        stance = change[arguments.command](journal, context.actor, arguments.why, datetime.now(timezone.utc))
+    finally:
+        journal.close()
+    held = "acting is on hold" if stance.held else "not on hold"
+    context.say(f"{held}, {_armed_words(stance, context.configured.guard.armed)}")
+    if arguments.command == "resume":
+        context.say("HubGuard also accepts what braked it, if a person may accept that (see the Overview).")
+    return Exit.FINE
+
+
+def _armed_words(stance: Stance, by_config: bool | None) -> str:
+    """Whether HubGuard acts by itself, as far as this command knows: the guard may read another config."""
+    if by_config is not None:
+        return f"{'armed' if by_config else 'observing only'} by HubGuard.armed = {by_config} in the config"
+    return f"{'armed' if stance.armed else 'observing only'} (HubGuard.armed in the guard's config takes precedence)"
+
+
+def _add_journal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--limit", type=count(1), default=50, metavar="N", help="maximum number of entries (default: 50)"
+    )
+    parser.add_argument("--user", help="only entries about this user")
+    add_json(parser, "print one JSON object a line")
+    parser.set_defaults(run=_journal)
+
+
+def _journal(arguments: argparse.Namespace, context: Context) -> int:
+    from hubguard.journal import words
+    from hubguard.journal.store import open_journal
+
+    journal = open_journal(context.journal)
+    try:
+        entries = journal.entries(limit=arguments.limit, user=arguments.user)
+    finally:
+        journal.close()
+    for entry in entries:
+        context.say(json.dumps(words.entry_json(entry)) if arguments.json else words.entry_text(entry))
+    return Exit.FINE
+
+
+def _add_db(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["status", "upgrade"], metavar="ACTION", help="status or upgrade")
+    parser.set_defaults(run=_db)
+
+
+def _db(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard.journal import migrate
     from hubguard.journal.store import open_journal
 
-    url = _settings(arguments).guard.db_url
+    url = context.configured.guard.db_url
     if arguments.action == "upgrade":
         open_journal(url).close()
     found, newest = migrate.revisions(url)
-    print(f"revision {found or 'none yet'}, newest {newest}")
-    return FINE if found == newest else FINDINGS
+    context.say(f"revision {found or 'none yet'}, newest {newest}")
+    return Exit.FINE if found == newest else Exit.FINDINGS
 
 
-def _seed(arguments: argparse.Namespace) -> int:
+# -- test beds ------------------------------------------------------------------------------------------------------------
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hub-db-url", "--hub-db", default=os.environ.get("HUBGUARD_HUB_DB_URL"), metavar="URL")
+    parser.add_argument("--users", type=count(), default=100, metavar="N")
+    parser.add_argument("--running", type=count(), default=10, metavar="M", help="number of them with a running server")
+    parser.add_argument("--groups", type=count(), default=0, metavar="N")
+    parser.add_argument("--named", type=count(), default=0, metavar="N", help="number of those that are named servers")
+    parser.set_defaults(run=_seed)
+
+
+def _seed(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard.staging.seed import seed
 
     if not arguments.hub_db_url:
         raise ConfigError(
-            "--hub-db-url", "is needed: the database of a hub that hasn't started yet (or HUBGUARD_HUB_DB_URL)"
+            "--hub-db-url", "is required: the database of a hub that hasn't started yet (or set HUBGUARD_HUB_DB_URL)"
         )
     summary = seed(
         arguments.hub_db_url,
@@ -262,136 +322,43 @@ def _seed(arguments: argparse.Namespace) -> int:
         groups=arguments.groups,
         named=arguments.named,
     )
-    print(summary)
-    return FINE
+    context.say(str(summary))
+    return Exit.FINE
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="watch it work, print what was seen, and exit 0 or 1")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(arguments: argparse.Namespace, context: Context) -> int:
     try:
         from hubguard.staging.demo import run_demo
     except ImportError as error:
-        raise HubGuardError(f"The demo needs {error.name}: pip install 'hubguard[demo]'") from None
+        raise HubGuardError(
+            f"Demo not started: it needs {error.name}. Install it: pip install 'hubguard[demo]'"
+        ) from None
 
     return asyncio.run(run_demo(check=arguments.check))
 
 
-# -- their arguments -----------------------------------------------------------------------------------------------------
+CULL, DRIFT, PRUNE = "hubguard.cull.cli", "hubguard.drift.cli", "hubguard.prune.parser"
 
-
-def _idle_timeout(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= times.YEAR_S:
-        raise ValueError(text)
-    return value
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 1000:
-        raise ValueError(text)
-    return value
-
-
-def _width(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 500:
-        raise ValueError(text)
-    return value
-
-
-# argparse names a type in its message: "argument --rate: invalid number from 0.1 to 1000 value: '-1'".
-_idle_timeout.__name__ = "number above 0 and up to a year"
-_rate.__name__ = "number from 0.1 to 1000"
-_width.__name__ = "count from 1 to 500"
-
-
-def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--debug", action="store_true", help="log more")
-    shared.add_argument(
-        "--config",
-        type=Path,
-        default=os.environ.get("HUBGUARD_CONFIG") and Path(os.environ["HUBGUARD_CONFIG"]),
-        metavar="FILE",
-        help="a config file with c.HubGuard… lines; jupyterhub_config.py will do (default: $HUBGUARD_CONFIG)",
-    )
-    parser = argparse.ArgumentParser(prog="hubguard", description="Keeps a JupyterHub healthy.", epilog=__doc__)
-    parser.add_argument("--version", action="version", version=f"hubguard {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Any, text: str, group: Any = commands) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = group.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(run=run)
-        return made
-
-    serve = command("serve", _serve, "run the service: the guard, its pages and its API")
-    serve.add_argument("--url", help="where the proxy reaches us (default: $JUPYTERHUB_SERVICE_URL)")
-    # Set by the include alone: they tell a guard which hub's process runs it.
-    serve.add_argument("--generation", type=float, default=0.0, help=argparse.SUPPRESS)
-    serve.add_argument("--hub-pid", type=int, default=None, help=argparse.SUPPRESS)
-
-    cull = command("cull", _cull, "stop the servers that are due, once, even when HubGuard only observes")
-    cull.add_argument("--once", action="store_true", required=True, help="one cycle (the service does the others)")
-    cull.add_argument("--dry-run", action="store_true", help="say what would be stopped, and stop nothing")
-    cull.add_argument("--json", action="store_true", help="print the whole report as JSON")
-    cull.add_argument("--timeout", type=_idle_timeout, metavar="S", help="idle timeout for this cycle, in seconds")
-    cull.add_argument("--concurrency", type=_width, metavar="N", help="stop at most N at a time")
-    cull.add_argument("--rate", type=_rate, metavar="PER_SECOND", help="at most so many requests per second")
-
-    explain = command("explain", _explain, "say why a server is stopped or not, by what rule, since when, and when")
-    explain.add_argument(
-        "who", metavar="USER[/SERVER]", help="ada: her default server; a slash in a name is written %%2F"
-    )
-    explain.add_argument("--json", action="store_true", help="as the API gives it")
-
-    _drift_arguments(command("drift", _drift, "show where hub, database, proxy and backends differ, and repair it"))
-
-    add_prune_command(commands, _prune)
-    _stance_commands(command)
-
-    _keep_arguments(
-        command("keep", _keep, "keep a server, or all of a user's, until a time; works with hub and proxy down")
-    )
-
-    journal = command("journal", _journal, "show what was done and decided, newest first")
-    journal.add_argument("--limit", type=_count, default=50, metavar="N")
-    journal.add_argument("--user", help="only what concerns this user")
-    journal.add_argument("--json", action="store_true", help="one JSON object a line")
-
-    doctor = command("doctor", _doctor, "check hub, scopes, proxy, database and other cullers; say what to do")
-    doctor.add_argument("--json", action="store_true")
-
-    settings = commands.add_parser("config", help="check, show or install the config").add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    )
-    check = command("check", _config_check, "say what is wrong with a config file before it is deployed", settings)
-    check.add_argument("file", type=Path, help="jupyterhub_config.py, or a file of HubGuard's own")
-    command("show", _config_show, "every setting with its value, default and meaning", settings)
-    install = command("install", _config_install, "put the include into a config folder", settings)
-    install.add_argument("folder", help="for instance /opt/tljh/config/jupyterhub_config.d")
-
-    database = command("db", _db, "show or upgrade the revision of HubGuard's own database")
-    database.add_argument("action", choices=["status", "upgrade"])
-
-    seed = command("seed", _seed, "fill a hub's database with made-up users and servers, before that hub first starts")
-    seed.add_argument("--hub-db-url", "--hub-db", default=os.environ.get("HUBGUARD_HUB_DB_URL"), metavar="URL")
-    seed.add_argument("--users", type=_count_or_0, default=100, metavar="N")
-    seed.add_argument(
-        "--running", type=_count_or_0, default=10, metavar="M", help="how many of them have a server running"
-    )
-    seed.add_argument("--groups", type=_count_or_0, default=0, metavar="N")
-    seed.add_argument("--named", type=_count_or_0, default=0, metavar="N", help="how many of those are named servers")
-
-    demo = command("demo", _demo, "a real hub with a few dozen little servers, guarded by HubGuard")
-    demo.add_argument("--check", action="store_true", help="watch it work, print what was seen, exit 0 or 1")
-    return parser
-
-
-def _stance_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    for name, text in (
-        ("arm", "let HubGuard act by itself"),
-        ("observe", "let HubGuard only observe"),
-        ("hold", "nothing more is sent, whoever asks, until resumed; works with hub and proxy down"),
-        ("resume", "end a hold; what HubGuard itself holds back for is accepted, where a person may accept it"),
-    ):
-        command(name, _stance, text).add_argument("why", nargs="?", default="", help="a reason, for the journal")
+COMMANDS: Mapping[str, tuple[str | Callable[[argparse.ArgumentParser], None], str]] = {
+    "serve": (_add_serve, "run the service: the guard, its pages and its API"),
+    "cull": (CULL, "stop the servers that are due, once, even when HubGuard only observes"),
+    "explain": (CULL, "explain why a server is stopped or kept: by which rule, since when, and when"),
+    "drift": (DRIFT, "show where hub, database, proxy and backends disagree, and repair it"),
+    "prune": (PRUNE, "delete stale users by a plan that people review first, and restore them"),
+    "arm": (_add_stance, "let HubGuard act by itself"),
+    "observe": (_add_stance, "let HubGuard only observe"),
+    "hold": (_add_stance, "stop all acting, whoever asks for it, until you resume; works with hub and proxy down"),
+    "resume": (_add_stance, "end a hold, and accept what braked HubGuard if a person may accept it"),
+    "keep": (CULL, "keep a server, or all of a user's servers, until a time; works with hub and proxy down"),
+    "journal": (_add_journal, "print what was done and decided, newest first"),
+    "doctor": (_add_doctor, "check hub, scopes, proxy, database and other cullers, and say what to do"),
+    "config": (_add_config, "check, show or install the config"),
+    "db": (_add_db, "show or upgrade the revision of HubGuard's own database"),
+    "seed": (_add_seed, "fill the database of a new hub with made-up users and servers"),
+    "demo": (_add_demo, "start a real hub with a few dozen small servers, guarded by HubGuard"),
+}

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
+from traitlets import Float, Int, TraitError
 from traitlets.config import Config
 from traitlets.config.loader import PyFileConfigLoader
 
@@ -22,78 +21,7 @@ from hubguard.drift.settings import HubGuardDrift
 from hubguard.errors import ConfigError
 from hubguard.pacing.settings import HubGuardBudget
 from hubguard.prune.settings import HubGuardPrune
-from hubguard.section import Section, closest
-from hubguard.times import DAY_S, YEAR_S
-
-
-class HubGuard(Section):
-    """The service itself."""
-
-    armed = Bool(
-        None,
-        allow_none=True,
-        help="""Whether HubGuard may act by itself. None: an admin decides, on the page, through the API or with
-        `hubguard arm`; until then it only observes and shows what it would do. True or False overrule that.""",
-    ).tag(config=True)
-    url = Unicode(
-        "http://127.0.0.1:0",
-        help="""Where the hub's proxy reaches HubGuard's pages. Port 0 picks a free port at each start of the hub. Where the
-        proxy runs on another machine or in another pod, a URL that it can reach. Read when the include runs: set it before
-        the include.""",
-    ).tag(config=True)
-    bind_ip = Unicode(
-        "",
-        help="""The address to listen on. Empty: the host in `HubGuard.url`. Set it, for instance to 0.0.0.0, where that
-        host is a name that stands for this machine only from outside.""",
-    ).tag(config=True)
-    db_url = Unicode(
-        "sqlite:///hubguard.sqlite",
-        help="""SQLAlchemy URL of HubGuard's own database: the journal, the lease and what people have set. One
-        database serves one hub. A relative SQLite path is taken from the folder that the hub runs in. The environment
-        variable HUBGUARD_DB_URL is its default.""",
-    ).tag(config=True)
-    on_idle_culler = Enum(
-        ["take over", "refuse"],
-        default_value="take over",
-        help="""What to do where jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
-        it, and HubGuard goes on with its settings, armed. "refuse": it keeps running, and HubGuard only observes.""",
-    ).tag(config=True)
-    hub_db_url = Unicode(
-        "",
-        help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
-        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names; say so in that config.
-        An account that may only read is enough.""",
-    ).tag(config=True)
-    read_proxy = Bool(
-        True,
-        help="""Whether HubGuard reads the routes of a configurable-http-proxy, which knows of traffic minutes before the hub
-        does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its routes shows
-        within seconds.""",
-    ).tag(config=True)
-    longest_exemption_s = Float(
-        30 * DAY_S,
-        help="Seconds for which a server can be kept by an exemption at the longest. Range: 0 (no exemptions) to a year.",
-    ).tag(config=True, low=0.0, high=YEAR_S)
-    journal_days = Int(
-        400,
-        help="""Days after which the journal forgets an entry. What is still open is never forgotten. Range: 8 to 36,600.
-        (More than a year, so that a semester can be compared with the one a year before.)""",
-    ).tag(config=True, low=8, high=36_600)
-
-    constants = ("lease_s",)
-
-    lease_s = 30.0
-    """Seconds after which a guard that has gone silent loses the right to act. It renews its lease three times as often."""
-
-    def problems(self) -> list[ConfigError]:
-        """Whether the URL is one."""
-        try:
-            parts = urlsplit(self.url)
-            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
-        except ValueError:
-            fine = False
-        return [] if fine else [ConfigError("HubGuard.url", f"{self.url!r} is no URL such as http://127.0.0.1:10101")]
-
+from hubguard.settings import HubGuard, Section, closest
 
 SECTIONS: tuple[type[Section], ...] = (HubGuard, HubGuardCull, HubGuardDrift, HubGuardPrune, HubGuardBudget)
 
@@ -113,6 +41,11 @@ class Settings:
     budget: HubGuardBudget
     errors: tuple[ConfigError, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """All of them, in the order of the docs."""
+        return self.guard, self.cull, self.drift, self.prune, self.budget
 
 
 def load(

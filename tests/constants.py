@@ -7,7 +7,7 @@ from hubguard.config import SECTIONS, Settings
 
 def with_constants(settings: Settings, **values: float) -> Settings:
     """``settings``, with these constants changed in them alone."""
-    for section in (settings.guard, settings.cull, settings.drift, settings.prune, settings.budget):
+    for section in settings.sections:
         for name in section.constants:
             if name in values:
                 setattr(section, name, values.pop(name))

@@ -4,67 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
+import cli as command
 import pytest
 from doubles.guard import CALLERS, NOW, POLICY, FakeAuth, guard_with, made_up, minutes
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from hubguard import cli
-from hubguard.act.lease import HUB
 from hubguard.dashboard.routes import make_application
 from hubguard.journal.store import open_journal
 from hubguard.model import Server
-
-HUBLESS = {"JUPYTERHUB_API_TOKEN": "sikrit-token", "JUPYTERHUB_API_URL": "http://127.0.0.1:9/hub/api"}
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own, and nothing in the environment."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "JUPYTERHUB_API_TOKEN",
-        "JUPYTERHUB_API_URL",
-        "HUBGUARD_DB_URL",
-        "HUBGUARD_CONFIG",
-        "CONFIGPROXY_API_URL",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    command.alone(monkeypatch, hub=False)
 
 
 @pytest.fixture
 def begun() -> None:
     """The guard's journal is in this folder."""
-    open_journal("sqlite:///hubguard.sqlite").close()
+    command.journal()
 
 
 @pytest.fixture
 def hubless(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in HUBLESS.items():
-        monkeypatch.setenv(name, value)
-
-
-class Said:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+    command.alone(monkeypatch, hub=True)
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]):
-    def runs(*words: str) -> Said:
-        try:
-            code = cli.main(words)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        assert HUBLESS["JUPYTERHUB_API_TOKEN"] not in out + err
-        return Said(code, out, err)
-
-    return runs
+    return partial(command.run, capsys)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +47,18 @@ def run(capsys: pytest.CaptureFixture[str]):
         ([], "COMMAND"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         (["cull"], "--once"),
-        (["cull", "--once", "--rate", "-1"], "argument --rate: invalid number from 0.1 to 1000 value: '-1'"),
-        (["cull", "--once", "--rate", "nan"], "argument --rate: invalid number from 0.1 to 1000 value: 'nan'"),
-        (["cull", "--once", "--rate", "0.01"], "argument --rate: invalid number from 0.1 to 1000 value: '0.01'"),
-        (["cull", "--once", "--timeout", "1e12"], "argument --timeout: invalid number above 0 and up to a year value"),
+        (["cull", "--once", "--rate", "-1"], "argument --rate: '-1' is not a number from 0.1 to 1000"),
+        (["cull", "--once", "--rate", "nan"], "argument --rate: 'nan' is not a number from 0.1 to 1000"),
+        (["cull", "--once", "--rate", "0.01"], "argument --rate: '0.01' is not a number from 0.1 to 1000"),
+        (
+            ["cull", "--once", "--timeout", "1e12"],
+            "argument --timeout: '1e12' is not a number above 0 and up to a year",
+        ),
         (
             ["cull", "--once", "--timeout", "-5"],
-            "argument --timeout: invalid number above 0 and up to a year value: '-5'",
+            "argument --timeout: '-5' is not a number above 0 and up to a year",
         ),
-        (["cull", "--once", "--concurrency", "0"], "argument --concurrency: invalid count from 1 to 500 value: '0'"),
+        (["cull", "--once", "--concurrency", "0"], "argument --concurrency: '0' is not a count from 1 to 500"),
         (["seed", "--users", "many"], "argument --users"),
         (["db", "drop"], "invalid choice: 'drop'"),
     ],
@@ -124,7 +101,7 @@ def test_a_wrong_setting_is_named_before_anything_is_done(run, hubless, tmp_path
 
 
 def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path: Path):
-    unless = ", unless HubGuard.armed is set in the guard's config\n"
+    unless = " (HubGuard.armed in the guard's config takes precedence)\n"
     assert run("hold", "an exam").out == f"acting is on hold, observing only{unless}"
     journal = open_journal("sqlite:///hubguard.sqlite")
     assert journal.stance().held
@@ -132,7 +109,7 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
     journal.close()
     resumed = run("resume").out
     assert resumed.startswith(f"not on hold, observing only{unless}")
-    assert "held back for so far is accepted" in resumed
+    assert "accepts what braked it" in resumed
     assert run("arm", "we are ready").out == f"not on hold, armed{unless}"
     assert run("observe").out == f"not on hold, observing only{unless}"
     lines = run("journal", "--json").out.splitlines()
@@ -143,9 +120,9 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
 @pytest.mark.parametrize(("armed", "words"), [(True, "armed"), (False, "observing only")])
 def test_what_the_config_says_of_acting_overrules_what_people_set(run, begun, tmp_path: Path, armed: bool, words: str):
     (tmp_path / "mine.py").write_text(f"c.HubGuard.armed = {armed}\n")
-    for command in ("hold", "resume", "arm", "observe"):
-        said = run(command, "--config", "mine.py")
-        assert f", {words} (HubGuard.armed is {armed} in the config)\n" in said.out, said.err
+    for name in ("hold", "resume", "arm", "observe"):
+        said = run(name, "--config", "mine.py")
+        assert f", {words} by HubGuard.armed = {armed} in the config\n" in said.out, said.err
 
 
 @pytest.mark.parametrize(
@@ -310,14 +287,14 @@ def test_what_is_kept_is_listed_and_ended(run, begun):
     [
         (["keep"], "--for --until --list --end"),
         (["keep", "ada"], "--for --until --list --end"),
-        (["keep", "ada", "--for", "7"], "invalid span such as 90min, 12h, 7d or 2w"),
+        (["keep", "ada", "--for", "7"], "is not a span such as 90min, 12h, 7d or 2w"),
         (["keep", "ada", "--for", "-7d"], "--for"),
-        (["keep", "ada", "--for", "0h"], "invalid span"),
-        (["keep", "ada", "--for", "9999w"], "invalid span"),
-        (["keep", "ada", "--until", "soon"], "invalid time such as 2026-12-01 or 2026-12-01T18:00"),
-        (["keep", "ada", "--until", "2020-01-01"], "--until: 2020-01-01 23:59 UTC is over already"),
-        (["keep", "ada", "--until", "9999-12-31"], "30 days at the longest (HubGuard.longest_exemption_s)"),
-        (["keep", "ada", "--for", "31d"], "30 days at the longest (HubGuard.longest_exemption_s)"),
+        (["keep", "ada", "--for", "0h"], "is not a span"),
+        (["keep", "ada", "--for", "9999w"], "is not a span"),
+        (["keep", "ada", "--until", "soon"], "is not a time such as 2026-12-01 or 2026-12-01T18:00"),
+        (["keep", "ada", "--until", "2020-01-01"], "--until: 2020-01-01 23:59 UTC has passed"),
+        (["keep", "ada", "--until", "9999-12-31"], "the maximum is 30 days (HubGuard.longest_exemption_s)"),
+        (["keep", "ada", "--for", "31d"], "the maximum is 30 days (HubGuard.longest_exemption_s)"),
         (["keep", "--for", "1d"], "needs a USER"),
         (["keep", "/gpu", "--for", "1d"], "USER"),
         (["keep", "ada", "--list"], "takes no USER"),
@@ -359,7 +336,7 @@ def test_a_name_that_no_journal_can_hold_is_one_line(run, begun):
 def test_without_a_guard_nobody_can_explain_and_it_says_so(run, begun, hubless):
     said = run("explain", "ada/gpu")
     assert said.code == 1
-    assert said.err.startswith("hubguard: No guard runs for this hub")
+    assert said.err.startswith("hubguard: No guard is running for this hub")
 
 
 @pytest.fixture
@@ -377,9 +354,7 @@ async def guarded(begun, hubless):
     sockets = bind_sockets(0, "127.0.0.1")
     server.add_sockets(sockets)
     address = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/services/hubguard/"
-    journal = open_journal("sqlite:///hubguard.sqlite")
-    journal.take_lease(HUB, "hub-1:4711", address, 0.0, datetime.now(timezone.utc), 600.0)
-    journal.close()
+    command.journal(address)
     yield address
     server.stop()
     await server.close_all_connections()
@@ -389,7 +364,7 @@ class Trusting(FakeAuth):
     """Takes the service's own token for one that may act."""
 
     async def caller(self, handler, *, fresh):
-        ours = handler.request.headers.get("Authorization") == f"token {HUBLESS['JUPYTERHUB_API_TOKEN']}"
+        ours = handler.request.headers.get("Authorization") == f"token {command.TOKEN}"
         return CALLERS["actor" if ours else "nobody"]
 
 

@@ -106,9 +106,9 @@ def test_every_command_in_the_docs_is_one_that_the_command_line_takes(page: str,
     if re.fullmatch(r"hubguard config [a-z]+", command):
         words.append("--help")  # only its name is told, and that has to be right
         with pytest.raises(SystemExit, match="0"):
-            cli._parser().parse_args(words)
+            cli.make_parser(words).parse_args(words)
         return
-    arguments, rest = cli._parser().parse_known_args(words)
+    arguments, rest = cli.make_parser(words).parse_known_args(words)
     # As main() has it: the reason may stand behind the options.
     assert rest == [] or (arguments.command == "keep" and not arguments.why and len(rest) == 1)
 

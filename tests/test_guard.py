@@ -16,12 +16,12 @@ from virtual_time import VirtualClock
 from hubguard import config, words
 from hubguard.act.lease import HUB
 from hubguard.cull import shapes as cull_shapes
+from hubguard.cull.cli import exit_code
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import open_journal
 from hubguard.model import OutcomeKind, Server, User
-from hubguard.once import exit_code
 from hubguard.pacing.budget import Budget
 from hubguard.status import Mode, Status
 

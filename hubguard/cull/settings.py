@@ -6,7 +6,7 @@ from traitlets import Bool, Dict, Float, Int, List, Unicode
 
 from hubguard.cull.decide import rules as cull_rules
 from hubguard.errors import ConfigError
-from hubguard.section import Section
+from hubguard.settings import Section
 from hubguard.times import DAY_S, YEAR_S
 
 

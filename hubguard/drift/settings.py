@@ -9,7 +9,7 @@ from traitlets import Enum, Float, List, Unicode
 
 from hubguard.drift.model import REMEDIES
 from hubguard.errors import ConfigError
-from hubguard.section import Section, closest
+from hubguard.settings import Section, closest
 
 
 class HubGuardDrift(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from traitlets import Float, Int
 
-from hubguard.section import Section
+from hubguard.settings import Section
 
 
 class HubGuardBudget(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from traitlets import Bool, Float, Int, List, Unicode
 
 from hubguard.errors import ConfigError
-from hubguard.section import Section
+from hubguard.settings import Section
 from hubguard.times import DAY_S, HOUR_S
 
 

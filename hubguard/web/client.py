@@ -14,16 +14,20 @@ from hubguard.errors import HubGuardError
 from hubguard.journal.model import Lease
 from hubguard.journal.store import open_journal
 from hubguard.pacing.clock import SystemClock
+from hubguard.status import Mode
 
 CONNECT_S = 10.0
-"""It listens on this machine, or near it: what takes longer to be reached is gone."""
+"""Maximum seconds to reach it. It listens on this machine or near it."""
 
 ANSWER_S = 300.0
-"""The longest that a look at all sources may take; all else it tells from memory."""
+"""Maximum seconds for an answer. A look at all sources takes long; all else is answered from memory."""
+
+PAGE = 1000
+"""Rows of a list read at a time."""
 
 
 class Refused(HubGuardError):
-    """The guard was asked and said no, in its own words. ``status`` is the HTTP status, from 400 to 499."""
+    """The guard refused a request, in its own words. ``status`` is the HTTP status, from 400 to 499."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -40,16 +44,20 @@ class RunningGuard:
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, within_s: float = ANSWER_S
     ) -> Any:
-        """The JSON of its answer, whichever success that was.
+        """The JSON of its answer.
 
-        Raises Refused where it says no, HubGuardError for any other answer and for none within ``within_s`` seconds.
+        Raises Refused if it refuses, HubGuardError for any other error and if there is no answer within ``within_s`` seconds.
         """
         return await self._answer(method, path, body, within_s, lambda response: response.json(content_type=None))
 
     async def read(self, path: str, *, within_s: float = ANSWER_S) -> str:
         """The text of its answer to GET, such as a table's. Raises as :meth:`ask` does."""
-        told: str = await self._answer("GET", path, None, within_s, lambda response: response.text())
-        return told
+        text: str = await self._answer("GET", path, None, within_s, lambda response: response.text())
+        return text
+
+    async def held_or_braked(self) -> bool:
+        """Whether acting is on hold, or HubGuard is braked. Raises as :meth:`ask` does."""
+        return (await self.ask("GET", "api/v1/status"))["mode"] in {Mode.HELD.value, Mode.BRAKED.value}
 
     async def _answer(
         self,
@@ -61,9 +69,7 @@ class RunningGuard:
     ) -> Any:
         guard = f"the guard that holds the lease ({self._lease.holder})"
         if not self._lease.address:
-            raise HubGuardError(
-                f"Another command is at work: {guard} has no address to ask. Try again when it is done."
-            )
+            raise HubGuardError(f"Another command is running: {guard} has no address. Try again when it has ended.")
         # Encoded by us: a name may hold what looks like a part of the address.
         url = URL(self._lease.address + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=within_s, connect=CONNECT_S)
@@ -87,13 +93,23 @@ class RunningGuard:
             ends = f"If it is gone, its lease ends at {self._lease.expires_at:%H:%M:%S} UTC"
             failed = f"doesn't answer at {url} ({type(error).__name__}), so nothing was done. {ends}"
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            failed = f"gave no answer that makes sense at {url} ({type(error).__name__}){doubt}"
+            failed = f"gave no usable answer at {url} ({type(error).__name__}){doubt}"
         # Raised out here: aiohttp's errors carry the request, and with it the token.
         raise HubGuardError(f"{guard[0].upper()}{guard[1:]} {failed}")
 
 
+async def all_rows(guard: RunningGuard, path: str) -> list[dict[str, Any]]:
+    """All rows of a list, in the guard's order. Raises as :meth:`RunningGuard.ask` does."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        page = await guard.ask("GET", f"{path}?offset={len(rows)}&limit={PAGE}")
+        rows += page
+        if len(page) < PAGE:
+            return rows
+
+
 def running_lease(url: str) -> Lease | None:
-    """The lease in the journal at ``url``, None where nobody holds it now. Raises JournalError."""
+    """The lease in the journal at ``url``, None if nobody holds it now. Raises JournalError."""
     journal = open_journal(url)
     try:
         lease = journal.lease(HUB)
@@ -105,9 +121,9 @@ def running_lease(url: str) -> Lease | None:
 def running_guard(url: str, token: str, *, instead: str) -> RunningGuard:
     """The guard that runs, by the journal at ``url``.
 
-    Raises HubGuardError where none does; ``instead`` ends its sentence, and says why that is needed or what else to do.
+    Raises HubGuardError if there is none; ``instead`` is the sentence that says why one is needed, or what else to do.
     """
     lease = running_lease(url)
     if lease is None:
-        raise HubGuardError(f"No guard runs for this hub, {instead}")
+        raise HubGuardError(f"No guard is running for this hub. {instead}")
     return RunningGuard(lease, token)

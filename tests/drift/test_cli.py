@@ -6,61 +6,38 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cli as command
 import pytest
 from asked_site import Site, sites
+from cli import TOKEN
 from doubles.drift import drift_of, one_of_each, reading, report_with, settled, world_of
 from doubles.guard import CALLERS, guard_with, made_up
 
-from hubguard import cli
-from hubguard.act.lease import HUB
 from hubguard.drift import cli as drift_cli
 from hubguard.drift.model import DriftKind, Repaired
 from hubguard.journal.model import Stance
-from hubguard.journal.store import open_journal
 from hubguard.model import Cause, OutcomeKind, Source
 from hubguard.status import Mode
 
-TOKEN = "sikrit-token"
 SERVERS = made_up(12)
-
-
-class Said:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    async def runs(*words: str) -> Said:
-        def command() -> int:
-            try:
-                return cli.main(["drift", *words])
-            except SystemExit as end:
-                return int(end.code or 0)
-
-        code = await asyncio.to_thread(command)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        assert TOKEN not in out + err
-        return Said(code, out, err)
-
-    return runs
+    return partial(asyncio.to_thread, command.run, capsys, "drift")
 
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard's journal is in this folder, and nobody holds the lease."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HUBGUARD_DB_URL", "HUBGUARD_CONFIG", "CONFIGPROXY_API_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", TOKEN)
-    monkeypatch.setenv("JUPYTERHUB_API_URL", "http://127.0.0.1:9/hub/api")
+    command.alone(monkeypatch, hub=True)
     monkeypatch.setattr(drift_cli, "POLL_S", 0.0)
-    open_journal("sqlite:///hubguard.sqlite").close()
+    command.journal()
 
 
 @pytest.fixture
@@ -71,9 +48,7 @@ async def site(journal: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         guard = guard_with(SERVERS)
         guard.found = report_with(one_of_each(), SERVERS)
         made = make(guard)
-        books = open_journal("sqlite:///hubguard.sqlite")
-        books.take_lease(HUB, "hub-1:4711", made.url, 0.0, datetime.now(timezone.utc), 600.0)
-        books.close()
+        command.journal(made.url)
         yield made
 
 
@@ -173,7 +148,7 @@ async def test_without_the_right_count_nothing_is_done(
     said = await run("--repair", "server-dead", *words)
     assert said.code == code
     assert "--count" in said.err
-    assert "Nothing was done" in said.err
+    assert "Nothing was repaired" in said.err
     assert site.guard.asked == []
 
 
@@ -222,17 +197,17 @@ async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[...
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
     said = await run("--repair", "server-dead", "--count", "1")
     assert said.code == 3
-    assert "Nothing was done: ann has put acting on hold" in said.out
+    assert "Nothing was repaired. ann has put acting on hold" in said.out
     assert site.guard.asked == []
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--kind", "ghosts"], "--kind: 'ghosts' is no kind of drift; there are "),
+        (["--kind", "ghosts"], "--kind: 'ghosts' is no kind of drift; choose from "),
         (["--repair", "all"], "--repair: 'all' is neither a kind of drift nor the id of one"),
         (["--repair", "server-dead", "--look"], "--repair: "),
-        (["--count", "1"], "--repair: is what --count and --why belong to"),
+        (["--count", "1"], "--repair: is missing: --count and --why belong to it"),
         (["--repair"], "expected at least one argument"),
         (["--repair", "server-dead", "--server", "ann"], "not allowed with"),
         (["--server", "/gpu"], "USER: is missing"),
@@ -253,7 +228,7 @@ async def test_nothing_to_repair_is_said_and_exits_1(site: Site, run: Callable[.
 
 async def test_without_a_guard_it_says_so(journal: None, run: Callable[..., Any]) -> None:
     said = await run()
-    assert (said.code, said.err.startswith("hubguard: No guard runs for this hub")) == (1, True)
+    assert (said.code, said.err.startswith("hubguard: No guard is running for this hub")) == (1, True)
 
 
 async def test_without_the_right_to_act_it_says_which_is_missing(site: Site, run: Callable[..., Any]) -> None:

@@ -111,7 +111,7 @@ async def test_a_token_is_not_sent_on_to_where_a_redirect_leads() -> None:
 
 
 async def test_another_command_at_work_has_no_address_to_ask() -> None:
-    with pytest.raises(HubGuardError, match="Another command is at work"):
+    with pytest.raises(HubGuardError, match="Another command is running"):
         await at("").ask("GET", "api/v1/status")
 
 
@@ -124,8 +124,8 @@ def test_a_lease_that_has_run_out_is_no_guard(tmp_path: Path, ends_in_s: float) 
     journal.take_lease(HUB, "hub-1:4711", "http://127.0.0.1:9/", 0.0, begin, 120.0)
     journal.close()
     if ends_in_s < 0:
-        with pytest.raises(HubGuardError, match="^No guard runs for this hub, so ask later$"):
-            running_guard(url, TOKEN, instead="so ask later")
+        with pytest.raises(HubGuardError, match=r"^No guard is running for this hub\. Ask later$"):
+            running_guard(url, TOKEN, instead="Ask later")
     else:
         lease = running_lease(url)
         assert lease is not None

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from traitlets.config import Config
 
 from hubguard import words
-from hubguard.config import Settings
+from hubguard.console import Context, Exit
 from hubguard.errors import ConfigError, HubGuardError, JournalError
 from hubguard.inhub.named_users import named_users
 from hubguard.inhub.spawner_settings import setting
@@ -27,11 +27,7 @@ from hubguard.journal.model import Event, Exemption
 from hubguard.journal.store import open_journal
 from hubguard.prune import undo_file
 from hubguard.prune.confirm import (
-    FAILED,
-    FINE,
-    HELD,
     Progress,
-    Say,
     acknowledge,
     confirmed,
     criteria_of,
@@ -49,17 +45,20 @@ from hubguard.prune.offline.apply import Applied, apply_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.prune.offline.plan import plan_offline
 from hubguard.prune.offline.restore import Restored, restore_offline
+from hubguard.prune.settings import HubGuardPrune
 from hubguard.prune.store import PruneStore
+
+T = TypeVar("T", Applied, Restored)
 
 UNDO_FILE = "undo-file "
 """Under this and the file's name the journal keeps the checksum of an undo file that was written offline."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What HubGuard's own journal tells. ``url`` None: it can't be opened, and nothing is known, nor written down.
+class JournalFacts:
+    """What HubGuard's own journal knows. ``url`` None: it can't be opened, so nothing is known and nothing is written down.
 
-    ``held_by`` is who has put acting on hold, None: nobody has.
+    ``held_by`` is who has put acting on hold, None if nobody has.
     """
 
     url: str | None
@@ -68,96 +67,80 @@ class Told:
     held_by: str | None = None
 
 
-def run(
-    arguments: argparse.Namespace,
-    settings: Settings,
-    configs: Sequence[Config],
-    *,
-    actor: str,
-    say: Say,
-    asks: bool,
-    environ: Mapping[str, str],
-) -> int:
-    """One command; its exit code. ``configs`` are what the config files set. Raises ConfigError, HubGuardError."""
-    if settings.errors:
-        raise settings.errors[0]
+@dataclass(frozen=True, slots=True)
+class Change(Generic[T]):
+    """A change of the hub's database: how it is made, and what is recorded before it, after it and if it fails."""
+
+    intent: str
+    failure: str
+    make: Callable[[Mapping[str, Any]], T]
+    text: Callable[[T], str]
+    summary: Callable[[T], str]
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    """One command; its exit code. Raises ConfigError, HubGuardError."""
+    context.check()
     if not arguments.hub_db:
-        raise ConfigError("--hub-db", "is needed: the hub's database (or HUBGUARD_HUB_DB_URL). Nothing was done")
-    told = _of_the_journal(settings)
+        raise ConfigError("--hub-db", "is required: the hub's database (or set HUBGUARD_HUB_DB_URL). Nothing was done")
+    facts = _journal_facts(context)
     if arguments.action == "plan":
-        return _plan(arguments, settings, configs, told, actor, say)
-    if told.held_by is not None and not arguments.dry_run:
-        to_people(f"{told.held_by} has put acting on hold. `hubguard resume` ends that. Nothing was done.")
-        return HELD
-    hub_at = {"hub_api_url": environ.get("JUPYTERHUB_API_URL") or None, "also_at": _answers_at(configs)}
+        return _plan(arguments, context, facts)
+    if facts.held_by is not None and not arguments.dry_run:
+        to_people(f"Nothing was done: acting is on hold by {facts.held_by}. Run hubguard resume, then try again.")
+        return Exit.HELD
+    hub_at = {
+        "hub_api_url": context.environ.get("JUPYTERHUB_API_URL") or None,
+        "also_at": _answers_at(context.configured.configs),
+    }
     if arguments.action == "apply":
-        return _apply(arguments, settings, configs, told, actor, say, asks, hub_at)
-    return _restore(arguments, told, actor, say, asks, hub_at)
+        return _apply(arguments, context, facts, hub_at)
+    return _restore(arguments, context, facts, hub_at)
 
 
-def _plan(
-    arguments: argparse.Namespace,
-    settings: Settings,
-    configs: Sequence[Config],
-    told: Told,
-    actor: str,
-    say: Say,
-) -> int:
+def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts) -> int:
+    settings = context.section(HubGuardPrune)
     plan = plan_offline(
         arguments.hub_db,
         Path.cwd(),
         _criteria(arguments, settings),
-        _protection(settings, configs),
+        _protection(context),
         now=_now(),
-        made_by=actor,
-        life_s=settings.prune.plan_life_s,
+        made_by=context.actor,
+        life_s=settings.plan_life_s,
         cap=None,
         storage=risks.OFFLINE_STORAGE,
-        exemptions=told.exemptions,
-        uses=told.uses,
-        journal_known=told.url is not None,
+        exemptions=facts.exemptions,
+        uses=facts.uses,
+        journal_known=facts.url is not None,
         housekeeping=arguments.housekeeping,
     )
-    show_plan(arguments, plan, say)
-    return FINE
+    show_plan(arguments, plan, context.say)
+    return Exit.FINE
 
 
-def _apply(
-    arguments: argparse.Namespace,
-    settings: Settings,
-    configs: Sequence[Config],
-    told: Told,
-    actor: str,
-    say: Say,
-    asks: bool,
-    hub_at: Mapping[str, Any],
-) -> int:
+def _apply(arguments: argparse.Namespace, context: Context, facts: JournalFacts, hub_at: Mapping[str, Any]) -> int:
     plan = plan_in(Path(arguments.plan))
-    protection = _protection(settings, configs)
+    protection = _protection(context)
     unknown = {caution.name for caution in plan.cautions}
-    # Else the second look would look at less than the first.
-    if risks.JOURNAL not in unknown and told.url is None:
+    # Otherwise the second look would see less than the first.
+    if risks.JOURNAL not in unknown and facts.url is None:
         raise ConfigError(
             "HUBGUARD_DB_URL",
-            "HubGuard's own journal is needed: the plan was made with it, and keeps whom somebody asked to keep. Run this"
-            " where it was planned, or name the journal. Nothing was done",
+            "HubGuard's own journal is required: the plan was made with it, and keeps users by its exemptions. Run this"
+            " in the folder where you planned, or name the journal. Nothing was done",
         )
     if risks.USERS_IN_CONFIG not in unknown and protection.in_config is None:
-        raise ConfigError(
-            "--config", "is needed: the plan was made with the hub's config, and goes by it. Nothing was done"
-        )
-    unseen = _unseen(arguments, hub_at)
-    every = replace(plan, cautions=(*plan.cautions, *unseen))
+        raise ConfigError("--config", "is required: the plan was made with the hub's config. Nothing was done")
+    every = replace(plan, cautions=(*plan.cautions, *_unseen(arguments, hub_at)))
     if arguments.dry_run:
         count = len(plan.deletions) if arguments.count is None else arguments.count
         acknowledged = [caution.name for caution in every.cautions]
     else:
-        count, acknowledged = confirmed(every, arguments, asks=asks)
-    digest, many = plan.digest[:12], words.count(len(plan.deletions), "user")
-    note = _noting(told, actor, arguments)
-    note(f"An offline plan ({digest}) to delete {many} from {plan.database} is carried out")
-    progress = Progress()
-    try:
+        count, acknowledged = confirmed(every, arguments, asks=context.asks)
+
+    def make(how: Mapping[str, Any]) -> Applied:
+        folder = context.section(HubGuardPrune).undo_folder or "hubguard-undo"
         applied = apply_offline(
             arguments.hub_db,
             Path.cwd(),
@@ -165,108 +148,124 @@ def _apply(
             count=count,
             acknowledged=acknowledged,
             protection=protection,
-            undo_folder=arguments.undo_folder or Path(settings.prune.undo_folder or "hubguard-undo"),
-            now=_now,
-            actor=actor,
-            **hub_at,
-            exemptions=told.exemptions,
-            uses=told.uses,
-            dry_run=arguments.dry_run,
-            progress=progress.show,
+            undo_folder=arguments.undo_folder or Path(folder),
+            actor=context.actor,
+            exemptions=facts.exemptions,
+            uses=facts.uses,
+            **how,
         )
-    except HubGuardError as error:
-        note(f"The offline plan {digest} was not carried out: {error}")
-        raise
-    finally:
-        progress.end()
-    say(
-        json.dumps(words.as_json(applied), indent=2, default=str)
-        if arguments.json
-        else _applied_text(applied, arguments.hub_db)
+        if facts.url is not None and applied.undo_file is not None and not arguments.dry_run:
+            with closing(open_journal(facts.url)) as journal:
+                journal.remember(UNDO_FILE + applied.undo_file.name, {"sha256": applied.undo_sha256}, _now())
+        return applied
+
+    digest, many = plan.digest[:12], words.count(len(plan.deletions), "user")
+    change = Change(
+        intent=f"Offline plan {digest} to delete {many} from {plan.database} started",
+        failure=f"Offline plan {digest} not applied",
+        make=make,
+        text=lambda applied: _applied_text(applied, arguments.hub_db),
+        summary=lambda applied: (
+            f"Offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
+            f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
+        ),
     )
-    if told.url is not None and applied.undo_file is not None and not arguments.dry_run:
-        with closing(open_journal(told.url)) as journal:
-            journal.remember(UNDO_FILE + Path(applied.undo_file).name, {"sha256": applied.undo_sha256}, _now())
-    note(
-        f"The offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
-        f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
-    )
-    return FINE
+    _make(change, arguments, context, facts, hub_at)
+    return Exit.FINE
 
 
-def _restore(
-    arguments: argparse.Namespace, told: Told, actor: str, say: Say, asks: bool, hub_at: Mapping[str, Any]
-) -> int:
+def _restore(arguments: argparse.Namespace, context: Context, facts: JournalFacts, hub_at: Mapping[str, Any]) -> int:
     path = Path(arguments.undo)
     if not path.exists():
-        raise ConfigError("FILE", f"there is no {path}. Nothing was done")
-    sha256 = _noted_sha256(told, path)
+        raise ConfigError("FILE", f"there is no file {path}. Nothing was done")
+    sha256 = _noted_sha256(facts, path)
     head, users = undo_file.read(path, sha256=sha256)
     there = sum(1 for user in users if user.name)
     if not arguments.json:
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
-        say(f"{path} has {words.count(there, 'user')} of {whose}, from {when}.")
-    unseen = (*_unseen(arguments, hub_at), *([risks.JOURNAL_UNKNOWN] if told.url is None else []))
+        context.say(f"{path} has {words.count(there, 'user')} of {whose}, from {when}.")
+    unseen = (*_unseen(arguments, hub_at), *([risks.JOURNAL_UNKNOWN] if facts.url is None else []))
     acknowledged = [caution.name for caution in unseen]
     if not arguments.dry_run:
-        acknowledged = acknowledge(unseen, arguments.acknowledge, asks=asks)
-        typed_count(there, arguments.count, asks=asks, what="users to bring back")
-    note = _noting(told, actor, arguments)
-    note(f"The users of the undo file {path} are brought back offline")
-    progress = Progress()
-    try:
-        restored = restore_offline(
+        acknowledged = acknowledge(unseen, arguments.acknowledge, asks=context.asks)
+        typed_count(there, arguments.count, asks=context.asks, what="users to restore")
+
+    def make(how: Mapping[str, Any]) -> Restored:
+        return restore_offline(
             arguments.hub_db,
             Path.cwd(),
             path,
             with_tokens=arguments.with_tokens,
             sha256=sha256,
             from_other_database=arguments.from_other_database,
-            now=_now,
-            **hub_at,
             acknowledged=acknowledged,
-            dry_run=arguments.dry_run,
-            progress=progress.show,
+            **how,
         )
+
+    change = Change(
+        intent=f"Offline restore of the users of the undo file {path} started",
+        failure=f"Users of the undo file {path} not restored",
+        make=make,
+        text=_restored_text,
+        summary=lambda restored: (
+            f"Undo file {path}: {len(restored.restored):,} restored, {len(restored.skipped):,} not restored"
+        ),
+    )
+    restored = _make(change, arguments, context, facts, hub_at)
+    return Exit.FINE if not restored.skipped else Exit.FAILED
+
+
+def _make(
+    change: Change[T], arguments: argparse.Namespace, context: Context, facts: JournalFacts, hub_at: Mapping[str, Any]
+) -> T:
+    """Make ``change``, with a line before and after it in the journal, and print the result. Raises HubGuardError."""
+    note = _note_taker(facts, context.actor, arguments)
+    note(change.intent)
+    progress = Progress()
+    try:
+        made = change.make({"now": _now, "dry_run": arguments.dry_run, "progress": progress.show, **hub_at})
     except HubGuardError as error:
-        note(f"The users of the undo file {path} were not brought back: {error}")
+        note(f"{change.failure}: {error}")
         raise
     finally:
         progress.end()
-    say(json.dumps(words.as_json(restored), indent=2, default=str) if arguments.json else _restored_text(restored))
-    note(f"From the undo file {path}: {len(restored.restored):,} brought back, {len(restored.skipped):,} not")
-    return FINE if not restored.skipped else FAILED
+    if arguments.json:
+        context.say(json.dumps(words.as_json(made), indent=2, default=str))
+    else:
+        context.say(change.text(made))
+    note(change.summary(made))
+    return made
 
 
-# -- what they go by ------------------------------------------------------------------------------------------------------
+# -- what they need -------------------------------------------------------------------------------------------------------
 
 
-def _criteria(arguments: argparse.Namespace, settings: Settings) -> StaleCriteria:
-    default = settings.prune
-    asked: dict[str, Any] = {
-        "inactive_for_s": default.inactive_for_s,
-        "never_active_for_s": default.never_active_for_s,
-        "groups": default.groups,
-        "roles": default.roles,
-        "names": default.names,
+def _criteria(arguments: argparse.Namespace, settings: HubGuardPrune) -> StaleCriteria:
+    criteria: dict[str, Any] = {
+        "inactive_for_s": settings.inactive_for_s,
+        "never_active_for_s": settings.never_active_for_s,
+        "groups": settings.groups,
+        "roles": settings.roles,
+        "names": settings.names,
         **criteria_of(arguments),
     }
-    return stale.checked(StaleCriteria(**asked))
+    return stale.checked(StaleCriteria(**criteria))
 
 
-def _protection(settings: Settings, configs: Sequence[Config]) -> Protection:
+def _protection(context: Context) -> Protection:
+    settings = context.section(HubGuardPrune)
     return Protection(
-        groups=tuple(settings.prune.protected_groups),
-        roles=tuple(settings.prune.protected_roles),
-        names=tuple(settings.prune.protected_names),
-        in_config=_named(configs),
-        token_used_within_s=settings.prune.token_used_within_s,
+        groups=tuple(settings.protected_groups),
+        roles=tuple(settings.protected_roles),
+        names=tuple(settings.protected_names),
+        in_config=_named(context.configured.configs),
+        token_used_within_s=settings.token_used_within_s,
         callers=_caller(),
     )
 
 
 def _caller() -> tuple[str, ...]:
-    """Who runs the command, should they be a user of the hub by that name."""
+    """Who runs the command, in case the hub has a user of that name."""
     try:
         return (getpass.getuser(),)
     except (KeyError, OSError):
@@ -274,7 +273,7 @@ def _caller() -> tuple[str, ...]:
 
 
 def _named(configs: Sequence[Config]) -> frozenset[str] | None:
-    """The users that the hub's config names; None where none of ``configs`` is the hub's, or it can't be told."""
+    """The users that the hub's config names; None if none of ``configs`` is the hub's, or the names are unknown."""
     hub = _hub_of(configs)
     if hub is None:
         return None
@@ -294,15 +293,15 @@ def _named(configs: Sequence[Config]) -> frozenset[str] | None:
                 load_roles=hub.load_roles,
             )
         )
-    except Exception:  # whatever a site's own classes raise: then it can't be told
+    except Exception:  # whatever a site's own classes raise: then it is unknown
         return None
     return None if names is None else frozenset(names)
 
 
 def _unseen(arguments: argparse.Namespace, hub_at: Mapping[str, Any]) -> tuple[Caution, ...]:
-    """What can't be seen of who uses the database. Of what can, nothing is left in ``arguments.acknowledge``.
+    """Cautions about what can't be seen of who uses the database. What can be seen is dropped from ``arguments.acknowledge``.
 
-    So a script may name these whether or not it runs as root today.
+    So a script may name these cautions whether or not it runs as root today.
     """
     unseen = cautions(arguments.hub_db, Path.cwd(), **hub_at)
     needless = {HUB_NOT_ASKED.name, PROCESSES_NOT_SEEN} - {caution.name for caution in unseen}
@@ -311,7 +310,7 @@ def _unseen(arguments: argparse.Namespace, hub_at: Mapping[str, Any]) -> tuple[C
 
 
 def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
-    """Where the hub's own API answers, as its config says; empty: none of ``configs`` is the hub's, or it can't be told."""
+    """URLs of the hub's own API by its config; empty if none of ``configs`` is the hub's, or it is unknown."""
     hub = _hub_of(configs)
     if hub is None:
         return ()
@@ -320,7 +319,7 @@ def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
         addresses.append(hub.hub_connect_url)
     elif hub.hub_connect_ip:
         addresses.append(f"http://{hub.hub_connect_ip}:{hub.hub_port}")
-    found = []
+    urls = []
     for address in addresses:
         parts = urlsplit(address)
         # All addresses of this machine are meant where it listens on all.
@@ -328,15 +327,15 @@ def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
         if parts.scheme in ("http", "https"):
             host = f"[{host}]" if ":" in str(host) else host
             port = "" if parts.port is None else f":{parts.port}"
-            found.append(f"{parts.scheme}://{host}{port}{hub.hub_prefix}api")
-    return tuple(found)
+            urls.append(f"{parts.scheme}://{host}{port}{hub.hub_prefix}api")
+    return tuple(urls)
 
 
 def _hub_of(configs: Sequence[Config]) -> Any:
-    """A hub (JupyterHub's own application) with that config, which isn't started; None where none is the hub's."""
+    """A hub (JupyterHub's own application) with that config, not started; None if none of ``configs`` is the hub's."""
     merged = Config()
-    for one in configs:
-        merged.merge(one)
+    for config in configs:
+        merged.merge(config)
     if "JupyterHub" not in merged:
         return None
     # Only where it is needed: it takes a second.
@@ -344,37 +343,37 @@ def _hub_of(configs: Sequence[Config]) -> Any:
 
     try:
         return JupyterHub(config=merged)
-    except Exception:  # whatever a site's own classes raise: then it can't be told
+    except Exception:  # whatever a site's own classes raise: then it is unknown
         return None
 
 
-def _of_the_journal(settings: Settings) -> Told:
-    """Exemptions, activity, stops and hold, as the journal has them; where it can't be opened, people are told.
+def _journal_facts(context: Context) -> JournalFacts:
+    """Exemptions, activity, stops and hold from the journal; if it can't be opened, people are told.
 
-    It is closed again: where it is in the hub's own database, a connection to it would look like somebody's who uses that.
+    It is closed again: if it is in the hub's own database, an open connection would look like somebody using that.
     """
-    url = settings.guard.db_url
+    url = context.configured.guard.db_url
     try:
         database = Database(url)
         if database.missing:
             raise JournalError(f"There is no {database.file}.")
         with closing(open_journal(url)) as journal:
             stance = journal.stance()
-            held_by = (stance.held_by or "Somebody") if stance.held else None
-            return Told(url, journal.exemptions(_now()), PruneStore(journal).uses(), held_by)
+            held_by = (stance.held_by or "somebody") if stance.held else None
+            return JournalFacts(url, journal.exemptions(_now()), PruneStore(journal).uses(), held_by)
     except HubGuardError as error:
         to_people(
-            "HubGuard's own journal can't be opened, so that exemptions and the use it has seen aren't known, and nothing is"
-            f" written down there: {error}"
+            "HubGuard's own journal can't be opened, so exemptions and the activity it has seen are unknown, and nothing will"
+            f" be recorded there: {error}"
         )
-        return Told(None)
+        return JournalFacts(None)
 
 
-def _noted_sha256(told: Told, path: Path) -> str | None:
-    """The checksum that HubGuard's journal has for that undo file, None: it has none, or isn't known. Raises JournalError."""
-    if told.url is None:
+def _noted_sha256(facts: JournalFacts, path: Path) -> str | None:
+    """The checksum of that undo file in HubGuard's journal, None if it has none or can't be read. Raises JournalError."""
+    if facts.url is None:
         return None
-    with closing(open_journal(told.url)) as journal:
+    with closing(open_journal(facts.url)) as journal:
         for run in PruneStore(journal).prune_runs():
             if run.undo_file is not None and Path(run.undo_file).name == path.name:
                 return run.undo_sha256
@@ -382,14 +381,14 @@ def _noted_sha256(told: Told, path: Path) -> str | None:
         return str(noted[0]["sha256"]) if noted is not None and "sha256" in noted[0] else None
 
 
-def _noting(told: Told, actor: str, arguments: argparse.Namespace) -> Callable[[str], None]:
-    """What writes a line into the journal, where there is one and this is no dry run. Raises JournalError."""
+def _note_taker(facts: JournalFacts, actor: str, arguments: argparse.Namespace) -> Callable[[str], None]:
+    """A function that writes a line into the journal, if there is one and this is no dry run. It raises JournalError."""
 
     def note(text: str) -> None:
-        if told.url is None or arguments.dry_run:
+        if facts.url is None or arguments.dry_run:
             return
         why = f": {arguments.why}" if arguments.why else ""
-        with closing(open_journal(told.url)) as journal:
+        with closing(open_journal(facts.url)) as journal:
             journal.note(Event.NOTE, actor, 0, _now(), f"{text}{why}")
 
     return note
@@ -413,12 +412,12 @@ def _applied_text(applied: Applied, hub_db: str) -> str:
     if applied.undo_file:
         lines += [f"Undo file: {applied.undo_file}", f"  SHA-256 {applied.undo_sha256}"]
         command = ["hubguard", "prune", "restore", "--offline", *hub_db_words(hub_db), str(applied.undo_file)]
-        lines.append(f"To bring them back{with_hub_db(hub_db)}:\n\n    {shlex.join(command)}\n")
+        lines.append(f"To restore them{with_hub_db(hub_db)}:\n\n    {shlex.join(command)}\n")
     return "\n".join([*lines, *applied.notes])
 
 
 def _restored_text(restored: Restored) -> str:
     would = "would be " if restored.dry_run else ""
-    lines = [f"{words.count(len(restored.restored), 'user')} {would}brought back, {len(restored.skipped):,} not."]
+    lines = [f"{words.count(len(restored.restored), 'user')} {would}restored, {len(restored.skipped):,} not."]
     lines += [f"  {name}: {why}" for name, why in restored.skipped]
     return "\n".join([*lines, *rows_text(restored.rows), *restored.notes])

@@ -1,0 +1,115 @@
+"""What every section of settings has in common, and the section that belongs to no feature."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets.config import Configurable
+
+from hubguard.errors import ConfigError
+from hubguard.times import DAY_S, YEAR_S
+
+
+class Section(Configurable):
+    """One section, ``c.HubGuard…`` in a config file: its settings are the traits tagged ``config=True``.
+
+    ``constants`` are attributes that were settings once. They are the same everywhere; tests change them.
+    ``replaced`` are other former settings, each with the sentence that says what to set instead.
+    """
+
+    constants: ClassVar[tuple[str, ...]] = ()
+    replaced: ClassVar[Mapping[str, str]] = {}
+
+    def problems(self) -> list[ConfigError]:
+        """What is wrong with the settings together, when each is fine on its own."""
+        return []
+
+    @classmethod
+    def note_on_former(cls, name: str) -> str | None:
+        """What to tell an operator who still sets ``name``; None if it was never a setting."""
+        setting = f"{cls.__name__}.{name}"
+        if name in cls.constants:
+            unit = " s" if name.endswith("_s") else ""
+            return f"{setting} is no longer a setting; HubGuard uses {getattr(cls, name):g}{unit}. Remove the line."
+        if name in cls.replaced:
+            return f"{setting} is no longer a setting. {cls.replaced[name]} Remove the line."
+        return None
+
+
+class HubGuard(Section):
+    """The service itself."""
+
+    armed = Bool(
+        None,
+        allow_none=True,
+        help="""Whether HubGuard may act by itself. None: an admin decides, on the page, through the API or with
+        `hubguard arm`; until then it only observes and shows what it would do. True or False overrule that.""",
+    ).tag(config=True)
+    url = Unicode(
+        "http://127.0.0.1:0",
+        help="""Where the hub's proxy reaches HubGuard's pages. Port 0 picks a free port at each start of the hub. Where the
+        proxy runs on another machine or in another pod, a URL that it can reach. Read when the include runs: set it before
+        the include.""",
+    ).tag(config=True)
+    bind_ip = Unicode(
+        "",
+        help="""The address to listen on. Empty: the host in `HubGuard.url`. Set it, for instance to 0.0.0.0, where that
+        host is a name that stands for this machine only from outside.""",
+    ).tag(config=True)
+    db_url = Unicode(
+        "sqlite:///hubguard.sqlite",
+        help="""SQLAlchemy URL of HubGuard's own database: the journal, the lease and what people have set. One
+        database serves one hub. A relative SQLite path is taken from the folder that the hub runs in. The environment
+        variable HUBGUARD_DB_URL is its default.""",
+    ).tag(config=True)
+    on_idle_culler = Enum(
+        ["take over", "refuse"],
+        default_value="take over",
+        help="""What to do where jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
+        it, and HubGuard goes on with its settings, armed. "refuse": it keeps running, and HubGuard only observes.""",
+    ).tag(config=True)
+    hub_db_url = Unicode(
+        "",
+        help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
+        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names; say so in that config.
+        An account that may only read is enough.""",
+    ).tag(config=True)
+    read_proxy = Bool(
+        True,
+        help="""Whether HubGuard reads the routes of a configurable-http-proxy, which knows of traffic minutes before the hub
+        does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its routes shows
+        within seconds.""",
+    ).tag(config=True)
+    longest_exemption_s = Float(
+        30 * DAY_S,
+        help="Seconds for which a server can be kept by an exemption at the longest. Range: 0 (no exemptions) to a year.",
+    ).tag(config=True, low=0.0, high=YEAR_S)
+    journal_days = Int(
+        400,
+        help="""Days after which the journal forgets an entry. What is still open is never forgotten. Range: 8 to 36,600.
+        (More than a year, so that a semester can be compared with the one a year before.)""",
+    ).tag(config=True, low=8, high=36_600)
+
+    constants = ("lease_s",)
+
+    lease_s = 30.0
+    """Seconds after which a guard that has gone silent loses the right to act. It renews its lease three times as often."""
+
+    def problems(self) -> list[ConfigError]:
+        """Whether the URL is one."""
+        try:
+            parts = urlsplit(self.url)
+            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 0) >= 0
+        except ValueError:
+            fine = False
+        return [] if fine else [ConfigError("HubGuard.url", f"{self.url!r} is no URL such as http://127.0.0.1:10101")]
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """The end of a sentence about an unknown ``name``: the one that was probably meant, or all ``names``."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(sorted(names))}"
