@@ -58,28 +58,26 @@ class Confirmed(Backends):
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
         """Takes as long as ``inner``'s, and as ``http``'s where any seems gone."""
-        told = await self._inner.look(expected)
+        reported = await self._inner.look(expected)
         whole = self._inner.whole
         of: dict[Key, list[Backend]] = {}
-        for backend in told:
+        for backend in reported:
             of.setdefault(backend.key, []).append(backend)
-        self._seen = self._seen or any(backend.alive for backend in told)
+        self._seen = self._seen or any(backend.alive for backend in reported)
         doubted = {
-            (one.user, one.server): one
-            for one in expected
-            if all(backend.alive is False for backend in of.get((one.user, one.server), ()))
+            ready.key: ready for ready in expected if all(backend.alive is False for backend in of.get(ready.key, ()))
         }
         if not doubted:
-            return told
+            return reported
         # One that lives is asked, too: once it has answered, it means something that others refuse.
-        living = [one for one in expected if one.target and (one.user, one.server) not in doubted]
-        answers = {one.key: one for one in await self._http.look([*doubted.values(), *living[:1]])}
-        for key, one in doubted.items():
+        living = [ready for ready in expected if ready.target and ready.key not in doubted]
+        answers = {answer.key: answer for answer in await self._http.look([*doubted.values(), *living[:1]])}
+        for key, ready in doubted.items():
             answer, before = answers[key], of.get(key, [])
-            if answer.alive or (answer.alive is None and not self._is_positive(one, before, whole=whole)):
+            if answer.alive or (answer.alive is None and not self._is_positive(ready, before, whole=whole)):
                 of[key] = [self._in_place_of(before, answer)]
-        found = [backend for backends in of.values() for backend in backends]
-        return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+        everything = [backend for backends in of.values() for backend in backends]
+        return tuple(sorted(everything, key=lambda backend: (*backend.key, backend.id)))
 
     @override
     async def end(self, backend: Backend) -> None:
@@ -93,10 +91,10 @@ class Confirmed(Backends):
         finally:
             await self._http.close()
 
-    def _is_positive(self, one: Expected, before: Sequence[Backend], *, whole: bool) -> bool:
+    def _is_positive(self, ready: Expected, before: Sequence[Backend], *, whole: bool) -> bool:
         if any(backend.proof for backend in before):
             return True
-        is_named = any((one.state or {}).get(name) for name in NAMED_BY.get(self.kind, ()))
+        is_named = any((ready.state or {}).get(name) for name in NAMED_BY.get(self.kind, ()))
         return is_named and self._seen and (whole or bool(before))
 
     def _in_place_of(self, before: Sequence[Backend], answer: Backend) -> Backend:

@@ -122,8 +122,8 @@ class DockerBackends(Backends):
         rows = _rows(await self._read("/containers/json?all=1", "list its containers"))
         self._seen = {row.id: self._seen[row.id] for row in rows if row.id in self._seen}
         by_id, by_name = _named(expected)
-        keys = {(one.user, one.server) for one in expected}
-        found: list[Backend] = []
+        keys = {ready.key for ready in expected}
+        backends: list[Backend] = []
         strangers: list[Backend] = []
         unnamed = keys - {*by_id.values(), *by_name.values()}
         for row, details in zip(rows, await self._details_of(rows), strict=True):
@@ -137,7 +137,7 @@ class DockerBackends(Backends):
                 continue
             # A renamed user's container keeps the old name in its environment.
             user, server = details.claim.key if named is None or details.claim.key in keys else named
-            found.append(
+            backends.append(
                 Backend(
                     kind=self.kind,
                     id=f"{row.id}@{details.run}",
@@ -150,9 +150,9 @@ class DockerBackends(Backends):
                     detail=row.status or row.state,
                 )
             )
-        running = {backend.key for backend in found if backend.alive}
-        found += [backend for backend in strangers if backend.key not in running]
-        return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+        running = {backend.key for backend in backends if backend.alive}
+        backends += [backend for backend in strangers if backend.key not in running]
+        return tuple(sorted(backends, key=lambda backend: (*backend.key, backend.id)))
 
     @override
     async def end(self, backend: Backend) -> None:
@@ -161,10 +161,10 @@ class DockerBackends(Backends):
         if not _CONTAINER_ID.fullmatch(container):
             raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")
         self._seen.pop(container, None)
-        found = await self._read(f"/containers/{container}/json", f"describe {backend.name}", missing_is_fine=True)
-        if found is None:
+        page = await self._read(f"/containers/{container}/json", f"describe {backend.name}", missing_is_fine=True)
+        if page is None:
             return
-        details = _details(found)
+        details = _details(page)
         alive = _ALIVE.get(details.state)
         if alive is False:
             return
@@ -232,8 +232,8 @@ class DockerBackends(Backends):
         try:
             return list(await asyncio.gather(*reading))
         finally:
-            for one in reading:
-                one.cancel()
+            for task in reading:
+                task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
 
     def _looks_ours(self, details: _Details) -> bool:
@@ -357,14 +357,14 @@ def _named(expected: Sequence[Expected]) -> tuple[dict[str, Key], dict[str, Key]
     """The servers by the id, and where that isn't kept by the name, of the container that their spawners' state names."""
     by_id: dict[str, Key] = {}
     by_name: dict[str, Key] = {}
-    for one in expected:
-        state = one.state or {}
+    for ready in expected:
+        state = ready.state or {}
         container = state.get("object_id") or state.get("container_id")
         name = state.get("object_name")
         if isinstance(container, str) and container:
-            by_id[container] = (one.user, one.server)
+            by_id[container] = ready.key
         elif isinstance(name, str) and name:
-            by_name[name] = (one.user, one.server)
+            by_name[name] = ready.key
     return by_id, by_name
 
 
@@ -373,25 +373,25 @@ def _rows(answer: object) -> list[_Row]:
     try:
         if not isinstance(answer, list):
             raise TypeError
-        return [_row(one) for one in answer]
+        return [_row(container) for container in answer]
     except (TypeError, KeyError, AttributeError):
         raise BackendError(
             "The Docker engine's list of containers has another shape than its API promises. Is DOCKER_HOST its API?"
         ) from None
 
 
-def _row(one: dict[str, object]) -> _Row:
-    container = one["Id"]
+def _row(model: dict[str, object]) -> _Row:
+    container = model["Id"]
     if not isinstance(container, str) or not _CONTAINER_ID.fullmatch(container):
         raise TypeError
-    names = one.get("Names")
+    names = model.get("Names")
     first = names[0] if isinstance(names, list) and names else ""  # one that is being made or removed may have none
     return _Row(
         id=container,
         name=printable(str(first).lstrip("/")) or container[:12],
-        state=_text(one["State"]),
-        status=printable(str(one.get("Status") or "")),
-        networks=_networks(one.get("NetworkSettings")),
+        state=_text(model["State"]),
+        status=printable(str(model.get("Status") or "")),
+        networks=_networks(model.get("NetworkSettings")),
     )
 
 

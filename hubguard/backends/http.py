@@ -85,7 +85,7 @@ class HTTPBackends(Backends):
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
         """Takes some 23 s at most, however many there are and however slow they are."""
         async with self._one_look:
-            wanted = {(one.user, one.server): one for one in expected}
+            wanted = {ready.key: ready for ready in expected}
             now_s = self._clock.monotonic_s()
             # Another run, or another target, is another server.
             self._answers = {
@@ -101,8 +101,8 @@ class HTTPBackends(Backends):
             queue = iter([wanted[key] for _, key in sorted(due)])
             await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S) for _ in range(AT_ONCE)])
             since_s = now_s if self._every_time else self._clock.monotonic_s() - 2 * FINE_S
-            found = [self._last(one, since_s) for one in wanted.values()]
-            return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+            backends = [self._last(ready, since_s) for ready in wanted.values()]
+            return tuple(sorted(backends, key=lambda backend: (*backend.key, backend.id)))
 
     async def end(self, backend: Backend) -> None:
         """Raises BackendError: nothing can be ended this way."""
@@ -118,8 +118,8 @@ class HTTPBackends(Backends):
             self._session = None
 
     async def _ask_all(self, queue: Iterator[Expected], until_s: float) -> None:
-        for one in queue:
-            if one.target is None:
+        for ready in queue:
+            if ready.target is None:
                 continue
             while (wait_s := self._rate.wait_s(self._clock.monotonic_s())) > 0:
                 await self._clock.sleep(min(wait_s, 1.0))
@@ -128,17 +128,17 @@ class HTTPBackends(Backends):
                 return
             self._rate.reserve(asked_s)
             self._rate.spend(asked_s)
-            alive, detail = await self._ask(one.target.rstrip("/") + self._prefix(one))
+            alive, detail = await self._ask(ready.target.rstrip("/") + self._prefix(ready))
             again_s = asked_s + (FINE_S * (0.8 + 0.4 * self._jitter()) if alive else 0.0)
-            self._answers[one.user, one.server] = _Answer(one, self._backend(one, alive, detail), asked_s, again_s)
+            self._answers[ready.key] = _Answer(ready, self._backend(ready, alive, detail), asked_s, again_s)
 
-    def _last(self, one: Expected, since_s: float) -> Backend:
+    def _last(self, ready: Expected, since_s: float) -> Backend:
         """Its last answer, unless it was asked before that."""
-        if one.target is None:
-            return self._backend(one, None, "its address is unknown")
-        answer = self._answers.get((one.user, one.server))
+        if ready.target is None:
+            return self._backend(ready, None, "its address is unknown")
+        answer = self._answers.get(ready.key)
         if answer is None or answer.asked_s < since_s:
-            return self._backend(one, None, "too many servers to ask all in one look: this one is asked in the next")
+            return self._backend(ready, None, "too many servers to ask all in one look: this one is asked in the next")
         return answer.backend
 
     async def _ask(self, url: str) -> tuple[bool | None, str]:
@@ -182,14 +182,14 @@ class HTTPBackends(Backends):
         async with self._session.get(URL(url, encoded=True), allow_redirects=False) as answer:
             return answer.status, "X-JupyterHub-Version" in answer.headers
 
-    def _prefix(self, one: Expected) -> str:
-        named = f"{quote(one.server, safe='@~')}/" if one.server else ""
-        return f"{self._base_url}user/{quote(one.user, safe='@~')}/{named}"
+    def _prefix(self, ready: Expected) -> str:
+        named = f"{quote(ready.server, safe='@~')}/" if ready.server else ""
+        return f"{self._base_url}user/{quote(ready.user, safe='@~')}/{named}"
 
-    def _backend(self, one: Expected, alive: bool | None, detail: str) -> Backend:
-        place = f"{one.target.rstrip('/') if one.target else ''}{self._prefix(one)}"
-        run = one.started.isoformat() if one.started else ""
-        return Backend(self.kind, f"{place} {run}".rstrip(), one.user, one.server, alive, place, detail=detail)
+    def _backend(self, ready: Expected, alive: bool | None, detail: str) -> Backend:
+        place = f"{ready.target.rstrip('/') if ready.target else ''}{self._prefix(ready)}"
+        run = ready.started.isoformat() if ready.started else ""
+        return Backend(self.kind, f"{place} {run}".rstrip(), ready.user, ready.server, alive, place, detail=detail)
 
 
 def _is_loopback(url: str) -> bool:
@@ -200,5 +200,5 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _identity(one: Expected) -> tuple[str | None, datetime | None]:
-    return (one.target, one.started)
+def _identity(ready: Expected) -> tuple[str | None, datetime | None]:
+    return (ready.target, ready.started)

@@ -136,12 +136,12 @@ class KubernetesBackends(Backends):
             await client.close()
 
     def _told(self, pods: Sequence[Pod], expected: Sequence[Expected], namespace: str) -> tuple[Backend, ...]:
-        found, others = [], []
+        backends, others = [], []
         for pod in pods:
             if pod.user is None or pod.api_url not in (None, self._api_url):
                 others.append(pod)
                 continue
-            found.append(
+            backends.append(
                 Backend(
                     kind=self.kind,
                     id=pod.uid,
@@ -154,28 +154,28 @@ class KubernetesBackends(Backends):
                     detail=pod.detail,
                 )
             )
-        known = {backend.key for backend in found}
+        known = {backend.key for backend in backends}
         by_name = {pod.name: pod for pod in others}
         by_key = {(pod.user, pod.server): pod for pod in others}
-        for one in expected:
-            if (one.user, one.server) in known:
+        for ready in expected:
+            if ready.key in known:
                 continue
-            state = one.state or {}
+            state = ready.state or {}
             name, elsewhere = state.get("pod_name"), state.get("namespace")
             if elsewhere and elsewhere != namespace:
                 where = f"in the namespace {elsewhere}, which isn't read"
-                found.append(self._untold(one, f"{elsewhere}/{name}", f"pod {name}", where))
+                backends.append(self._untold(ready, f"{elsewhere}/{name}", f"pod {name}", where))
                 continue
-            other = by_name.get(str(name)) if one.state is not None else by_key.get((one.user, one.server))
+            other = by_name.get(str(name)) if ready.state is not None else by_key.get(ready.key)
             if other is not None:
                 # This hub's API URL may have changed since it started: so it isn't gone, but whose it is is unknown.
                 url, user = other.api_url or "not to be seen", other.user or "nobody in particular"
                 whose = f"its JUPYTERHUB_API_URL is {url}, and it is for {user}; {other.detail}"
-                found.append(self._untold(one, other.uid, f"pod {other.name}", whose))
-        return tuple(sorted(found, key=lambda backend: (*backend.key, backend.id)))
+                backends.append(self._untold(ready, other.uid, f"pod {other.name}", whose))
+        return tuple(sorted(backends, key=lambda backend: (*backend.key, backend.id)))
 
-    def _untold(self, one: Expected, id_: str, name: str, detail: str) -> Backend:
-        return Backend(self.kind, id_, one.user, one.server, None, name, detail=detail)
+    def _untold(self, ready: Expected, id_: str, name: str, detail: str) -> Backend:
+        return Backend(self.kind, id_, ready.user, ready.server, None, name, detail=detail)
 
     def _proof(self, pod: Pod, namespace: str) -> str:
         if pod.namespace != namespace or pod.component != self._component or pod.api_url != self._api_url:

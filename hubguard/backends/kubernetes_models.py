@@ -141,25 +141,25 @@ def _read(model: Any) -> Pod:
 
 def _environment(container: Mapping[str, Any]) -> dict[str, str | None]:
     """What its environment is set to; None for what comes from elsewhere (a secret, ...) and can't be seen here."""
-    found: dict[str, str | None] = {}
+    values: dict[str, str | None] = {}
     for variable in _sequence(container, "env"):
         if not isinstance(variable, dict) or not isinstance(variable.get("name"), str):
             raise _garbled("has a pod with an environment that is none")
         # Go leaves out what is empty: KubeSpawner's default server has a JUPYTERHUB_SERVER_NAME without value.
-        found[variable["name"]] = None if "valueFrom" in variable else _text(variable, "value")
-    return found
+        values[variable["name"]] = None if "valueFrom" in variable else _text(variable, "value")
+    return values
 
 
 def _whose(environment: Mapping[str, str | None], annotations: Mapping[str, Any]) -> tuple[str | None, str]:
     """(user, server). Labels don't count: they can't hold every name, and KubeSpawner alters those that they can't."""
-    told = {
+    named = {
         (environment.get("JUPYTERHUB_USER"), environment.get("JUPYTERHUB_SERVER_NAME") or ""),
         (annotations.get("hub.jupyter.org/username"), annotations.get("hub.jupyter.org/servername") or ""),
     }
-    told = {(user, server) for user, server in told if user}
-    if len(told) != 1:
+    named = {(user, server) for user, server in named if user}
+    if len(named) != 1:
         return None, ""
-    [(user, server)] = told
+    [(user, server)] = named
     if not isinstance(user, str) or not isinstance(server, str):
         raise _garbled("has a pod whose annotations aren't text")
     return user, server

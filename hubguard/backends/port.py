@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from hubguard.backends.model import Backend
+from hubguard.model import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class Expected:
     started: datetime | None = None
     target: str | None = None
     state: Mapping[str, object] | None = field(default=None, hash=False)
+
+    @property
+    def key(self) -> Key:
+        """(user, name) of the server."""
+        return (self.user, self.server)
 
 
 class Backends(Protocol):

@@ -115,11 +115,11 @@ class ProcessBackends(Backends):
         pids = psutil.pids()
         self._read(pids)
         listeners = _Listeners()
-        named = {pid: one for one in expected if (pid := _pid(one)) is not None}
+        named = {pid: ready for ready in expected if (pid := _pid(ready)) is not None}
         servers, ours = self._servers(named, listeners)
-        found = [self._backend(known) for known in servers]
+        backends = [self._backend(known) for known in servers]
         # One of an earlier run may live while the one that the hub names is gone.
-        told = {backend.key for backend in found}
+        reported = {backend.key for backend in backends}
         # Services aren't asked: HubGuard is one itself, and may be with the hub where the servers are elsewhere.
         self._here = self._here or any(
             known.claim is not None and known.claim.api_url == self._api_url for known in self._known.values()
@@ -128,17 +128,17 @@ class ProcessBackends(Backends):
         hidden = sys.platform == "linux" and 1 not in pids
         unread = hidden or any(map(_could_be_a_server, self._known.values()))
         missing = [
-            self._missing(one, listeners, hidden=hidden, unread=unread)
-            for one in expected
-            if (one.user, one.server) not in told or ((pid := _pid(one)) is not None and pid not in ours)
+            self._missing(ready, listeners, hidden=hidden, unread=unread)
+            for ready in expected
+            if ready.key not in reported or ((pid := _pid(ready)) is not None and pid not in ours)
         ]
         self._whole = self._here and not unread
         if not self._whole:
             # One for each: the one that the hub names, if there are several.
-            found.sort(key=lambda backend: int(backend.id.partition(":")[0]) in named)
-            wanted = {(one.user, one.server) for one in expected} - {backend.key for backend in missing}
-            found = list({backend.key: backend for backend in found if backend.key in wanted}.values())
-        return tuple(sorted([*found, *missing], key=lambda backend: (*backend.key, backend.id)))
+            backends.sort(key=lambda backend: int(backend.id.partition(":")[0]) in named)
+            wanted = {ready.key for ready in expected} - {backend.key for backend in missing}
+            backends = list({backend.key: backend for backend in backends if backend.key in wanted}.values())
+        return tuple(sorted([*backends, *missing], key=lambda backend: (*backend.key, backend.id)))
 
     def _read(self, pids: Iterable[int]) -> None:
         """Have all processes in ``_known``, and of those that are new, or young, the environment."""
@@ -188,8 +188,8 @@ class ProcessBackends(Backends):
             return pid
 
         for pid, (known, claim, _) in ours.items():
-            one = named.get(pid)
-            if one is not None and claim.key == (one.user, one.server):
+            ready = named.get(pid)
+            if ready is not None and claim.key == ready.key:
                 known.serves = True
             elif not known.serves and claim.port is not None and listeners.at(claim.port, pid):
                 # A shell may have started it (LocalProcessSpawner.shell_cmd): it is the shell that is the server, then.
@@ -211,13 +211,13 @@ class ProcessBackends(Backends):
             detail="it runs",
         )
 
-    def _missing(self, one: Expected, listeners: _Listeners, *, hidden: bool, unread: bool) -> Backend:
+    def _missing(self, ready: Expected, listeners: _Listeners, *, hidden: bool, unread: bool) -> Backend:
         """What is known of an expected server that no process with this hub's proof is."""
-        pid = _pid(one)
+        pid = _pid(ready)
         known = self._known.get(pid) if pid is not None else None
         alive: bool | None = None
         if known is not None:
-            alive, detail = self._judge(one, known, listeners)
+            alive, detail = self._judge(ready, known, listeners)
         elif not self._here:
             detail = "no server of this hub was ever seen from here: HubGuard may run on another machine than the hub"
         elif hidden or (pid is None and unread):
@@ -226,16 +226,16 @@ class ProcessBackends(Backends):
             alive, detail = False, "no process carries its name" if pid is None else f"pid {pid} is gone"
         return Backend(
             kind=self.kind,
-            id=known.id if known is not None else f"{pid or 'none'} of {one.user}/{one.server}",
-            user=one.user,
-            server=one.server,
+            id=known.id if known is not None else f"{pid or 'none'} of {ready.user}/{ready.server}",
+            user=ready.user,
+            server=ready.server,
             alive=alive,
             name="no process" if pid is None else f"pid {pid}",
             started=_time(known.began) if known is not None and alive else None,
             detail=detail,
         )
 
-    def _judge(self, one: Expected, known: _Known, listeners: _Listeners) -> tuple[bool | None, str]:
+    def _judge(self, ready: Expected, known: _Known, listeners: _Listeners) -> tuple[bool | None, str]:
         """Whether that process, which the hub says is the server, and which carries no proof of it, is it; and why."""
         other = f"pid {known.process.pid} is another process by now"
         try:
@@ -243,14 +243,14 @@ class ProcessBackends(Backends):
                 return False, f"pid {known.process.pid} has ended"
         except psutil.NoSuchProcess:
             return False, f"pid {known.process.pid} is gone"
-        if known.claim is not None and known.claim.key != (one.user, one.server):
+        if known.claim is not None and known.claim.key != ready.key:
             return False, other
-        port = urlsplit(one.target).port if one.target else None
+        port = urlsplit(ready.target).port if ready.target else None
         if known.readable and port is not None and listeners.at(port, known.process.pid):
             return True, "it listens where the server should, and carries no proof of being this hub's"
-        if one.started is None:
+        if ready.started is None:
             return None, f"pid {known.process.pid} runs, and when the server started is unknown"
-        if SOONEST <= _time(known.began) - one.started <= LATEST:
+        if SOONEST <= _time(known.began) - ready.started <= LATEST:
             return True, "it started when the server did, and carries no proof of being this hub's"
         return False, other
 
@@ -341,14 +341,14 @@ class _Listeners:
 
 def _listening_sockets() -> dict[int, set[str]]:
     """By port, the listening sockets as /proc/<pid>/fd names them."""
-    found: dict[int, set[str]] = {}
+    sockets: dict[int, set[str]] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == "0A":
-                    found.setdefault(int(fields[1].rpartition(":")[2], 16), set()).add(f"socket:[{fields[9]}]")
-    return found
+                    sockets.setdefault(int(fields[1].rpartition(":")[2], 16), set()).add(f"socket:[{fields[9]}]")
+    return sockets
 
 
 def _claim(environ: Mapping[str, str]) -> Claim | None:
@@ -357,9 +357,9 @@ def _claim(environ: Mapping[str, str]) -> Claim | None:
     return None if claim is None or claim.service or not claim.api_url else claim
 
 
-def _pid(one: Expected) -> int | None:
+def _pid(ready: Expected) -> int | None:
     """The number of the process that the hub believes to be that server, as LocalProcessSpawner keeps it."""
-    pid = (one.state or {}).get("pid")
+    pid = (ready.state or {}).get("pid")
     return pid if isinstance(pid, int) and pid > 0 else None
 
 

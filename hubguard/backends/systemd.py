@@ -81,7 +81,7 @@ class SystemdBackends(Backends):
         self._timeout_s = timeout_s
         template = place.settings.get("unit_name_template")
         self._template = template if isinstance(template, str) and template else DEFAULT_TEMPLATE
-        self._told: dict[tuple[str, str, int], Claim] = {}
+        self._claims: dict[tuple[str, str, int], Claim] = {}
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
@@ -92,12 +92,12 @@ class SystemdBackends(Backends):
         it is unknown whether the server runs.
         """
         pattern, fits = self._names()
-        state_names = {name: (one.user, one.server) for one in expected if (name := _named_by(one)) is not None}
+        state_names = {name: ready.key for ready in expected if (name := _named_by(ready)) is not None}
         others = sorted(name for name in state_names if not fits.fullmatch(name))
         units = [unit for unit in await self._show([pattern, *others]) if unit.loaded and unit.transient]
         claims = await asyncio.to_thread(self._read_claims, units)
-        keys = {(one.user, one.server) for one in expected}
-        found: dict[str, Backend] = {}
+        keys = {ready.key for ready in expected}
+        backends: dict[str, Backend] = {}
         strangers: list[Backend] = []
         nobodys = 0
         for unit in units:
@@ -119,7 +119,7 @@ class SystemdBackends(Backends):
             if key is None:
                 nobodys += 1
                 continue
-            found[unit.name] = Backend(
+            backends[unit.name] = Backend(
                 kind=self.kind,
                 id=f"{unit.name}@{unit.run}",
                 user=key[0],
@@ -132,11 +132,11 @@ class SystemdBackends(Backends):
                 if claim is not None or not unit.pid
                 else f"{unit.detail}; its process doesn't show whose it is",
             )
-        running = {backend.key for backend in found.values() if backend.alive}
-        found.update((backend.id, backend) for backend in strangers if backend.key not in running)
+        running = {backend.key for backend in backends.values() if backend.alive}
+        backends.update((backend.id, backend) for backend in strangers if backend.key not in running)
         if nobodys:
-            for user, server in keys - {backend.key for backend in found.values()}:
-                found[f"{user}/{server}"] = Backend(
+            for user, server in keys - {backend.key for backend in backends.values()}:
+                backends[f"{user}/{server}"] = Backend(
                     kind=self.kind,
                     id=f"of {user}/{server}",
                     user=user,
@@ -145,7 +145,7 @@ class SystemdBackends(Backends):
                     name=f"the unit of {user}",
                     detail=f"it could be one of {nobodys} whose process can't be read",
                 )
-        return tuple(sorted(found.values(), key=lambda backend: (*backend.key, backend.id)))
+        return tuple(sorted(backends.values(), key=lambda backend: (*backend.key, backend.id)))
 
     @override
     async def end(self, backend: Backend) -> None:
@@ -158,7 +158,7 @@ class SystemdBackends(Backends):
             return
         if unit.run != run:
             raise BackendError(f"Unit {name} was started again since it was looked at, so it wasn't ended. Look again.")
-        self._told.pop((unit.name, unit.run, unit.pid), None)
+        self._claims.pop((unit.name, unit.run, unit.pid), None)
         claim = (await asyncio.to_thread(self._read_claims, [unit])).get(name) if unit.transient else None
         if not self._proof(claim):
             raise BackendError(
@@ -228,10 +228,10 @@ class SystemdBackends(Backends):
 
     def _read_claims(self, units: Iterable[_Unit]) -> dict[str, Claim]:
         """By unit, where its process can be read, and what that was told fits its name. Blocks; run it in a thread."""
-        told: dict[tuple[str, str, int], Claim] = {}
+        claims: dict[tuple[str, str, int], Claim] = {}
         for unit in units:
             place = (unit.name, unit.run, unit.pid)
-            claim = self._told.get(place)
+            claim = self._claims.get(place)
             if claim is None and unit.pid:
                 # What isn't a server yet may become one: right after the start, it is still systemd's own.
                 claim = _read_claim(unit.pid)
@@ -243,9 +243,9 @@ class SystemdBackends(Backends):
                 ):
                     claim = None
             if claim is not None:
-                told[place] = claim
-        self._told = told
-        return {name: claim for (name, _, _), claim in told.items()}
+                claims[place] = claim
+        self._claims = claims
+        return {name: claim for (name, _, _), claim in claims.items()}
 
     async def _show(self, names: Sequence[str]) -> list[_Unit]:
         # Of its output forms, this one is the same in all versions; times come in the zone that it is told.
@@ -289,23 +289,25 @@ class SystemdBackends(Backends):
 
 def _unit(block: str) -> _Unit:
     """One unit from the lines "Name=value" that are its properties. Raises BackendError for what can't be that."""
-    told = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-    if not told.get("Id") or not told.get("ActiveState"):
+    properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    if not properties.get("Id") or not properties.get("ActiveState"):
         raise BackendError("systemctl show printed what isn't a unit's properties, so units can't be seen.")
-    pid = told.get("MainPID", "0")
+    pid = properties.get("MainPID", "0")
     try:
-        started = datetime.strptime(told.get("ExecMainStartTimestamp", "") + "+0000", "%a %Y-%m-%d %H:%M:%S UTC%z")
+        started = datetime.strptime(
+            properties.get("ExecMainStartTimestamp", "") + "+0000", "%a %Y-%m-%d %H:%M:%S UTC%z"
+        )
     except ValueError:
         started = None
     return _Unit(
-        name=told["Id"],
-        loaded=told.get("LoadState") == "loaded",
-        transient=told.get("Transient") == "yes",
-        active=told["ActiveState"],
-        sub=told.get("SubState", ""),
-        result=told.get("Result", ""),
+        name=properties["Id"],
+        loaded=properties.get("LoadState") == "loaded",
+        transient=properties.get("Transient") == "yes",
+        active=properties["ActiveState"],
+        sub=properties.get("SubState", ""),
+        result=properties.get("Result", ""),
         pid=int(pid) if pid.isdecimal() else 0,
-        run=told.get("InvocationID", ""),
+        run=properties.get("InvocationID", ""),
         started=started,
     )
 
@@ -318,9 +320,9 @@ def _read_claim(pid: int) -> Claim | None:
         return None
 
 
-def _named_by(one: Expected) -> str | None:
+def _named_by(ready: Expected) -> str | None:
     """The unit that its spawner's state names, which holds even after the template was changed."""
-    name = (one.state or {}).get("unit_name")
+    name = (ready.state or {}).get("unit_name")
     if not isinstance(name, str) or not name:
         return None
     unit = _mangled(name)
