@@ -44,6 +44,7 @@ from hubguard.proxy.canary import Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.web.auth import HubLogin
+from hubguard.wiring import assemble
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ LARGEST_REQUEST = 65536
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a guard must know besides its settings; the fields are those of :class:`hubguard.guard.Guard`."""
+    """What a guard must know besides its settings; the fields are those of :func:`hubguard.wiring.assemble`."""
 
     observe_only: str = ""
     took_over: str = ""
@@ -145,7 +146,7 @@ def make_guard(
             base_url=place.base_url,
             subdomains=bool(place.registration.get("hub", {}).get("subdomain_host")),
         )
-    return Guard(
+    return assemble(
         settings,
         hub,
         budget,
@@ -328,7 +329,7 @@ def _application(guard: Guard, place: Place, budget: Budget) -> Application:
     return make_application(
         guard,
         login,
-        policy=guard.policy,
+        policy=guard.culling.policy,
         prefix=place.prefix,
         hub_prefix=hub_pages,
         cookie_secret=secret,

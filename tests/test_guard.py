@@ -24,6 +24,7 @@ from hubguard.journal.store import open_journal
 from hubguard.model import OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.status import Mode, Status
+from hubguard.wiring import assemble
 
 ARMED = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 600.0}}
 
@@ -89,7 +90,7 @@ async def world() -> MakeWorld:
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
 
         holder = str(options.pop("holder", "here"))
-        guard = Guard(
+        guard = assemble(
             settings, hub, budget, books, clock, lambda: 0.5,
             holder=holder, address="http://here/", generation=float(options.pop("generation", 0.0)), **options,
         )  # fmt: skip
@@ -378,7 +379,9 @@ async def _dry(w: World):
     from hubguard.cull.decide.judge import judge_all, plan
 
     servers = await w.hub.list_servers()
-    return plan(judge_all(servers, w.guard.policy, {}, w.clock.now()), w.guard.policy, w.clock.now()).actions
+    return plan(
+        judge_all(servers, w.guard.culling.policy, {}, w.clock.now()), w.guard.culling.policy, w.clock.now()
+    ).actions
 
 
 async def test_a_journal_that_cannot_be_used_stops_everything_and_is_tried_again(world: MakeWorld):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import (
     BackendError,
     BudgetExhausted,
@@ -19,7 +19,7 @@ from hubguard.errors import (
     ProxyError,
     Unrecordable,
 )
-from hubguard.model import Action, Cause, Outcome, OutcomeKind
+from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,22 @@ class _LookAgain(Exception):
     """The second look has grown old while the request waited for its turn."""
 
 
+class Ledger(Protocol):
+    """Where intents and outcomes are written, under the lease: the mandate."""
+
+    async def intend(self, action: Action, order: Order, detail: str = "") -> int:
+        """The intent's id, on disk. Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent."""
+
+    async def settle(self, intent: int, outcome: Outcome) -> None:
+        """The outcome of ``intent`` is on disk. Raises JournalError."""
+
+    async def skip(self, action: Action, actor: str, detail: str) -> None:
+        """The journal says that ``action`` wasn't done, and why. Raises JournalError."""
+
+    def release(self, intent: int) -> None:
+        """Nobody works on ``intent`` any more."""
+
+
 class Attempt:
     """One try at an action. It makes sure that its request rests on a fresh look and is written down before it goes out.
 
@@ -61,21 +77,16 @@ class Attempt:
 
     def __init__(
         self,
-        keeper: LeaseKeeper,
+        ledger: Ledger,
         clock: Clock,
         action: Action,
-        actor: str,
-        *,
-        asked: bool,
-        armed: bool | None,
+        order: Order,
         detail: str = "",
     ) -> None:
-        self._keeper = keeper
+        self._ledger = ledger
         self._clock = clock
         self._action = action
-        self._actor = actor
-        self._asked = asked
-        self._armed = armed
+        self._order = order
         self._detail = detail
         self._looked_at_s = float("-inf")
         self.intent: int | None = None
@@ -93,7 +104,7 @@ class Attempt:
                 self._looked_at_s = self._clock.monotonic_s()
                 stands_in_the_way = await second_look()
                 if stands_in_the_way is not None:
-                    await self._keeper.skip(self._action, self._actor, stands_in_the_way)
+                    await self._ledger.skip(self._action, self._order.actor, stands_in_the_way)
                     return Outcome(OutcomeKind.SKIPPED, stands_in_the_way), ""
                 try:
                     return Sent(await send(), failed=False)
@@ -117,14 +128,17 @@ class Attempt:
         began_s = self._clock.monotonic_s()
         if began_s - self._looked_at_s > LOOK_LASTS_S:
             raise _LookAgain
-        intent = await self._keeper.intend(
-            self._action, self._actor, asked=self._asked, armed=self._armed, detail=self._detail
-        )
+        intent = await self._ledger.intend(self._action, self._order, self._detail)
         if self._clock.monotonic_s() - began_s > COMMIT_LASTS_S:
             # The budget has let this request go a while ago. Those that a slow journal held up would go out all at once.
-            await self._keeper.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))
+            await self._ledger.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))
             raise _LookAgain
         self.intent = intent
+
+    def close(self) -> None:
+        """Nobody works on it any more. If its intent is still open, a later look settles it."""
+        if self.intent is not None:
+            self._ledger.release(self.intent)
 
 
 def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:

@@ -48,6 +48,7 @@ class Executor:
         self._known_now = known_now
         self._attempt_for = attempt_for
         self._settle = settle
+        self._attempts: list[Attempt] = []
         self._verifier = Verifier(hub, clock, verify_s=verify_s, running=running)
         self._deleter = UserDeleter(hub, clock, verify_s=verify_s)
 
@@ -76,6 +77,9 @@ class Executor:
         finally:
             work.cancel()
             self._verifier.close()
+            for attempt in self._attempts:
+                attempt.close()
+            self._attempts.clear()
         return tuple((action, work.outcomes[index]) for index, action in enumerate(plan.actions))
 
     async def _work(
@@ -91,6 +95,7 @@ class Executor:
                     work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
                     continue
                 attempt = self._attempt_for(action)
+                self._attempts.append(attempt)
                 sent = await self._look_and_send(action, attempt)
                 if isinstance(sent, Sent):
                     work.end(sent.remark if sent.refused else "")

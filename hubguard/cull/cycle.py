@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from hubguard.act.attempt import LOOK_LASTS_S, Attempt
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.attempt import LOOK_LASTS_S
+from hubguard.act.mandate import Mandate
 from hubguard.config import Settings
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
@@ -27,6 +27,7 @@ from hubguard.model import (
     ActionKind,
     Finding,
     FindingKind,
+    Order,
     Outcome,
     OutcomeKind,
     Server,
@@ -69,6 +70,7 @@ class Cycles:
         hub: HubAPI,
         budget: Budget,
         snapshots: Snapshots,
+        mandate: Mandate,
         observer: Observer,
         clock: Clock,
         *,
@@ -84,6 +86,7 @@ class Cycles:
         self._hub = hub
         self._budget = budget
         self._snapshots = snapshots
+        self._mandate = mandate
         self._observer = observer
         self._clock = clock
         self._hook = hook
@@ -99,13 +102,8 @@ class Cycles:
 
     async def run(
         self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
-        actor: str,
+        order: Order,
         *,
-        asked: bool,
-        armed: bool | None,
-        why_observing: str,
         dry_run: bool = False,
         policy: CullPolicy | None = None,
         rate: float | None = None,
@@ -113,19 +111,13 @@ class Cycles:
     ) -> CycleReport:
         """The report of one cycle; it waits for the one that is under way. Raises JournalError.
 
-        ``armed`` is what the settings say (None: people do), ``why_observing`` why it isn't armed now, or "". ``policy``,
-        ``rate`` and ``concurrency`` are for this cycle alone.
+        ``policy``, ``rate`` and ``concurrency`` are for this cycle alone.
         """
         async with self._one_at_a_time:
-            await self._snapshots.begin(journal)
+            await self._snapshots.begin(self._mandate.journal)
             with self._budget.lowered(rate=rate, concurrency=concurrency):
                 report = await self._run(
-                    journal,
-                    keeper,
-                    actor,
-                    asked=asked,
-                    armed=armed,
-                    why_observing=why_observing,
+                    order,
                     dry_run=dry_run,
                     policy=policy or self.policy,
                     width=self._width(rate, concurrency),
@@ -136,20 +128,15 @@ class Cycles:
 
     async def _run(
         self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
-        actor: str,
+        order: Order,
         *,
-        asked: bool,
-        armed: bool | None,
-        why_observing: str,
         dry_run: bool,
         policy: CullPolicy,
         width: int,
     ) -> CycleReport:
-        began_at = self._clock.now()
+        journal, began_at, why_observing = self._mandate.journal, self._clock.now(), self._mandate.why_observing
         situation = await self._snapshots.look(
-            journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=asked
+            journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
         )
         now, snapshot = situation.at, situation.snapshot
         exemptions = await journal.exemptions(now)
@@ -162,7 +149,7 @@ class Cycles:
         user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
         plan = plan_cull(verdicts, policy, now, user_verdicts)
         judgement = await self._snapshots.judge(journal, due=len(plan.actions) + plan.left_out, keep=not dry_run)
-        skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=asked, dry_run=dry_run)
+        skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=order.asked, dry_run=dry_run)
         outcomes: tuple[tuple[Action, Outcome], ...] = ()
         if skipped_why:
             if not dry_run:
@@ -173,13 +160,13 @@ class Cycles:
                 self._clock,
                 policy,
                 _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
-                lambda action: Attempt(keeper, self._clock, action, actor, asked=asked, armed=armed),
-                keeper.settle,
+                lambda action: self._mandate.attempt(action, order),
+                self._mandate.settle,
                 verify_s=self._settings.cull.verify_s,
                 running=len(snapshot.servers),
             )
             outcomes = await executor.run(plan, concurrency=width)
-            await self._note_cycle(journal, keeper, actor, plan, outcomes)
+            await self._note_cycle(journal, order.actor, plan, outcomes)
         self._count(outcomes)
         self._snapshots.learn(outcomes)
         if not dry_run:
@@ -253,7 +240,6 @@ class Cycles:
     async def _note_cycle(
         self,
         journal: AsyncJournal,
-        keeper: LeaseKeeper,
         actor: str,
         plan: Plan,
         outcomes: tuple[tuple[Action, Outcome], ...],
@@ -263,7 +249,7 @@ class Cycles:
         rest = f"; {plan.left_out} more wait for the next cycle" if plan.left_out else ""
         users = sum(action.kind is ActionKind.DELETE_USER for action in plan.actions)
         what = f"{len(plan.actions) - users} servers to stop" + (f", {users} users to delete" if users else "")
-        fence = keeper.seen.fence if keeper.seen else 0
+        fence = self._mandate.fence
         with contextlib.suppress(JournalError):
             await journal.note(Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
 

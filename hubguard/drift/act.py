@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.act.verify import FIRST_REREAD_S, LONGEST_REREAD_S, Verifier
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Backends, Expected
@@ -19,7 +19,7 @@ from hubguard.drift.model import ROUTE_KINDS, Drift, DriftKind, Repair, RepairPl
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.model import Entry
-from hubguard.model import Action, ActionKind, Cause, Key, Outcome, OutcomeKind, Server, same_run
+from hubguard.model import Action, ActionKind, Cause, Key, Order, Outcome, OutcomeKind, Server, same_run
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Repairer:
         self,
         hub: HubAPI,
         backends: Backends | None,
-        keeper: LeaseKeeper,
+        mandate: Mandate,
         clock: Clock,
         look: Look,
         *,
@@ -63,7 +63,7 @@ class Repairer:
     ) -> None:
         self._hub = hub
         self._backends = backends
-        self._keeper = keeper
+        self._mandate = mandate
         self._clock = clock
         self._look = look
         self._verify_s = verify_s
@@ -71,13 +71,14 @@ class Repairer:
         self._one_plan_at_a_time = asyncio.Lock()
         self._attempts: list[Attempt] = []
 
-    @property
-    def under_way(self) -> frozenset[int]:
-        """The intents of the plan that is being carried out. They aren't left over: nobody else settles them."""
-        return frozenset(attempt.intent for attempt in self._attempts if attempt.intent is not None)
+    def abandon(self) -> None:
+        """What was being carried out is given up: a later look settles it."""
+        for attempt in self._attempts:
+            attempt.close()
+        self._attempts.clear()
 
     async def run(
-        self, plan: RepairPlan, actor: str, *, asked: bool, armed: bool | None, concurrency: int, running: int
+        self, plan: RepairPlan, order: Order, *, concurrency: int, running: int
     ) -> tuple[tuple[Repair, Outcome], ...]:
         """Every repair of ``plan`` with its outcome, in the plan's order; at most ``concurrency`` at a time.
 
@@ -89,7 +90,7 @@ class Repairer:
         """
         async with self._one_plan_at_a_time:
             verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=running)
-            work = _Work(plan, actor, asked, armed, verifier, concurrency)
+            work = _Work(plan, order, verifier, concurrency)
             tasks: list[asyncio.Task[None]] = []
             try:
                 for of_routes in (True, False):
@@ -104,7 +105,7 @@ class Repairer:
                     task.cancel()
                 verifier.close()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                self._attempts.clear()
+                self.abandon()
             return tuple((repair, work.outcomes[index]) for index, repair in enumerate(plan.repairs))
 
     async def settle_left(self, open_intents: Sequence[Entry]) -> None:
@@ -113,7 +114,7 @@ class Repairer:
         Those to stop a server or interrupt its start are left to whoever settles those of culling: one read tells.
         """
         for intent in open_intents:
-            if intent.id in self.under_way:
+            if intent.id in self._mandate.intents_under_way:
                 continue
             try:
                 outcome = await self._what_became_of(intent)
@@ -123,7 +124,7 @@ class Repairer:
                 log.warning("What became of a repair (%s) isn't known yet: %s", intent.action, error)
                 continue
             if outcome is not None:
-                await self._keeper.settle(intent.id, outcome)
+                await self._mandate.settle(intent.id, outcome)
 
     async def _what_became_of(self, intent: Entry) -> Outcome | None:
         """None: it isn't known yet, or isn't for us to say."""
@@ -184,16 +185,14 @@ class Repairer:
         detail = f"for the drift {', '.join(repair.drifts[:NAMED])}"
         if repair.backend is not None:
             detail = f"{repair.backend.name} ({repair.backend.id}; {repair.backend.proof}), {detail}"
-        attempt = Attempt(
-            self._keeper, self._clock, action, work.actor, asked=work.asked, armed=work.armed, detail=detail
-        )
+        attempt = self._mandate.attempt(action, work.order, detail)
         self._attempts.append(attempt)
         return attempt
 
     async def _skipped(self, repair: Repair, work: _Work) -> Outcome:
         outcome = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
         try:
-            await self._keeper.skip(repair.action, work.actor, work.ended)
+            await self._mandate.skip(repair.action, work.order.actor, work.ended)
         except JournalError as error:
             log.warning("The journal doesn't tell that a repair was skipped: %s", error)
         return outcome
@@ -201,7 +200,7 @@ class Repairer:
     async def _settle(self, attempt: Attempt, outcome: Outcome, work: _Work) -> None:
         assert attempt.intent is not None
         try:
-            await self._keeper.settle(attempt.intent, outcome)
+            await self._mandate.settle(attempt.intent, outcome)
         except JournalError as error:
             work.end(f"the journal can't record what was done: {error}")
 
@@ -441,9 +440,7 @@ class _Work:
     """One plan that is being carried out. ``ended`` is what ends the rest of it, ``start_failed`` its starts, or ""."""
 
     plan: RepairPlan
-    actor: str
-    asked: bool
-    armed: bool | None
+    order: Order
     verifier: Verifier
     concurrency: int
     outcomes: dict[int, Outcome] = field(default_factory=dict)

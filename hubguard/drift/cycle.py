@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.backends.port import Backends
 from hubguard.drift.decide.follow import DriftPolicy
 from hubguard.drift.looks import Looks
@@ -14,13 +14,16 @@ from hubguard.drift.model import Drift, DriftKind, DriftReport, RepairPlan
 from hubguard.drift.observe import WorldObserver
 from hubguard.drift.repairs import Limits, Repairs
 from hubguard.drift.settings import HubGuardDrift
+from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.model import Action, ActionKind, Key, Outcome
+from hubguard.model import Key, Order
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.snapshot.cycle import Snapshots
+
+BEFORE_FIRST_S = 1.0
+"""Seconds between asking whether a cycle has read the hub's servers. Before, nothing can differ from them."""
 
 SOON = 6.0
 SOONEST_S = 5.0
@@ -41,6 +44,7 @@ class DriftCycles:
         observer: WorldObserver,
         backends: Backends | None,
         snapshots: Snapshots,
+        mandate: Mandate,
         clock: Clock,
         chance: Callable[[], float],
         *,
@@ -56,12 +60,15 @@ class DriftCycles:
         )
         kinds = [DriftKind(kind) for kind in settings.repair]
         self._every_s = settings.every_s
+        self._snapshots = snapshots
+        self._mandate = mandate
+        self._clock = clock
+        self._ready = False
         self._chance = chance
         self._watch = watch
         self._looks = Looks(observer, snapshots, table, clock, policy)
-        self._repairs = Repairs(self._looks, hub, backends, snapshots, clock, chance, watch, kinds, limits)
+        self._repairs = Repairs(self._looks, hub, backends, snapshots, mandate, clock, chance, watch, kinds, limits)
         self._next_look_at: datetime | None = None
-        self._restoring: frozenset[int] = frozenset()
 
     @property
     def report(self) -> DriftReport | None:
@@ -92,19 +99,12 @@ class DriftCycles:
             every_s = min(every_s, max(SOONEST_S, every_s / SOON))
         return every_s * (0.9 + 0.2 * self._chance())
 
-    def looks_next(self, at: datetime) -> None:
-        """The report says when the next look comes."""
-        self._next_look_at = at
-
-    def under_way(self) -> frozenset[int]:
-        """The ids of the intents that are being carried out."""
-        return self._repairs.under_way() | self._restoring
-
-    async def look(self, journal: AsyncJournal, keeper: LeaseKeeper) -> DriftReport:
-        """Look at all sources, and settle what an earlier guard left open. Raises JournalError."""
-        await self._looks.begin(journal)
-        await self._repairs.settle_what_was_left(journal, keeper)
-        await self._looks.look(journal)
+    async def look(self) -> DriftReport:
+        """Look at all sources, and settle what an earlier guard left open. Raises HubGuardError if this guard may not act."""
+        self._mandate.check()
+        await self._looks.begin(self._mandate.journal)
+        await self._repairs.settle_what_was_left()
+        await self._looks.look(self._mandate.journal)
         report = self.report
         assert report is not None
         return report
@@ -123,42 +123,37 @@ class DriftCycles:
 
     def plan(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
         """A plan for these raised differences, and for all of these kinds. Raises HubGuardError if one can't be repaired."""
+        self._mandate.check()
         return self._repairs.plan(ids=ids, kinds=kinds)
 
-    def only_routes(self, digest: str) -> bool:
-        """Whether the plan of that digest only has the hub check its routes."""
-        return self._repairs.only_routes(digest)
+    async def repair(self, digest: str, count: int, order: Order) -> RepairPlan:
+        """Begin to carry out the plan of that digest. Raises HubGuardError with the reason if it isn't begun."""
+        self._mandate.check()
+        await self._mandate.refresh()
+        if self._mandate.held:
+            raise HubGuardError(f"{self._mandate.stance.sentence} Nothing was repaired; resume first.")
+        brake = self._snapshots.brake
+        if brake is not None and not self._repairs.only_routes(digest):
+            raise HubGuardError(f"{brake.sentence} Nothing was repaired.")
+        return self._repairs.begin(digest, count, order)
 
-    def repair(
-        self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
-        digest: str,
-        count: int,
-        actor: str,
-        why: str,
-        *,
-        armed: bool | None,
-    ) -> RepairPlan:
-        """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
-        return self._repairs.begin(journal, keeper, digest, count, actor, why, armed=armed)
+    # -- as a part of the guard -----------------------------------------------------------------------------------
 
-    def repair_by_itself(self, journal: AsyncJournal, keeper: LeaseKeeper, *, armed: bool | None) -> None:
-        """Begin what the policy repairs without being asked, except what is backing off."""
-        self._repairs.begin_by_policy(journal, keeper, armed=armed)
+    name = "drift"
 
-    async def record_restore(
-        self, journal: AsyncJournal, keeper: LeaseKeeper, what: str, outcome: Outcome | None, *, armed: bool | None
-    ) -> None:
-        """Journal that the hub is about to fill the proxy's lost table again, or with ``outcome`` what came of it.
+    async def turn(self) -> None:
+        """Look for drift, and begin what the policy repairs, once a cycle has read the hub's servers."""
+        self._ready = self._snapshots.last is not None
+        if self._ready:
+            await self.look()
+            if self._mandate.may_act(Order("hubguard")):
+                self._repairs.begin_by_policy()
 
-        Raises LeaseLost, ActingRefused or JournalError; then nothing may be sent.
-        """
-        if outcome is None:
-            action = Action("", "", None, None, DriftKind.ROUTE_MISSING, kind=ActionKind.CHECK_ROUTES)
-            intent = await keeper.intend(action, "hubguard", asked=False, armed=armed, detail=what)
-            self._restoring = frozenset({intent})
-            return
-        restoring, self._restoring = self._restoring, frozenset()
-        for intent in restoring:
-            await keeper.settle(intent, outcome)
+    async def wait(self) -> None:
+        """Wait until the next look is due."""
+        wait_s = BEFORE_FIRST_S
+        if self._ready:
+            wait_s = self.next_in_s
+            self._next_look_at = self._clock.now() + timedelta(seconds=wait_s)
+        self._ready = False
+        await self._clock.sleep(wait_s)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.backends.port import Backends
 from hubguard.drift.act import Repairer
 from hubguard.drift.decide.repair import plan_repairs, remedy
@@ -17,9 +17,8 @@ from hubguard.drift.looks import Looks, in_a_line
 from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, Repaired, RepairPlan
 from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
-from hubguard.model import ActionKind, Cause, Outcome, OutcomeKind
+from hubguard.model import ActionKind, Cause, Order, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
@@ -77,6 +76,7 @@ class Repairs:
         hub: HubAPI,
         backends: Backends | None,
         snapshots: Snapshots,
+        mandate: Mandate,
         clock: Clock,
         chance: Callable[[], float],
         watch: Callable[[], ProxyWatchStatus],
@@ -90,6 +90,7 @@ class Repairs:
         self._hub = hub
         self._backends = backends
         self._snapshots = snapshots
+        self._mandate = mandate
         self._clock = clock
         self._chance = chance
         self._watch = watch
@@ -99,10 +100,6 @@ class Repairs:
         self._plans: dict[str, RepairPlan] = {}
         self._failed: dict[str, _Failed] = {}
         self._repairer: Repairer | None = None
-
-    def under_way(self) -> frozenset[int]:
-        """The ids of the intents that are being carried out."""
-        return self._repairer.under_way if self._repairer is not None else frozenset()
 
     async def close(self) -> None:
         """Give up what is under way. Its intents stay open, and the next look of any guard settles them."""
@@ -145,14 +142,9 @@ class Repairs:
 
     def begin(
         self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
         digest: str,
         count: int,
-        actor: str,
-        why: str,
-        *,
-        armed: bool | None,
+        order: Order,
     ) -> RepairPlan:
         """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
         plan = self._plans.get(digest)
@@ -163,13 +155,13 @@ class Repairs:
         if self.busy:
             raise HubGuardError("Other repairs are under way. Nothing was done; try again when they are through.")
         del self._plans[digest]
-        self._begin(journal, keeper, plan, actor, why, asked=True, armed=armed)
+        self._begin(plan, order)
         return plan
 
-    def begin_by_policy(self, journal: AsyncJournal, keeper: LeaseKeeper, *, armed: bool | None) -> None:
+    def begin_by_policy(self) -> None:
         """Begin what the policy repairs without being asked, except what is backing off."""
         self._forget_failures()
-        if self.busy or keeper.lease is None:
+        if self.busy or not self._mandate.holds_lease:
             return
         if self._watch().state in (WatchState.GONE, WatchState.HANGS, WatchState.WIPED):
             # The watch has the hub fill the table as soon as the proxy answers. Before, the hub could only wait for it, and a
@@ -192,7 +184,7 @@ class Repairs:
             due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in doubted]
         plan = plan_repairs(due, now)
         if plan.repairs:
-            self._begin(journal, keeper, plan, "hubguard", "by the policy", asked=False, armed=armed)
+            self._begin(plan, Order("hubguard", "by the policy"))
 
     def _forget_failures(self) -> None:
         followed = {drift.id for drift in self._looks.drifts}
@@ -202,24 +194,16 @@ class Repairs:
 
     def _begin(
         self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
         plan: RepairPlan,
-        actor: str,
-        why: str,
-        *,
-        asked: bool,
-        armed: bool | None,
+        order: Order,
     ) -> None:
         """Carry out ``plan`` in a task of its own, so that looks go on beside it."""
         self.busy = True
         began_at = self._clock.now()
         for repair in plan.repairs:
-            self._put(Repaired(repair, actor, began_at))
-        log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), actor, why)
-        task = asyncio.get_running_loop().create_task(
-            self._carry_out(journal, keeper, plan, actor, why, asked=asked, armed=armed)
-        )
+            self._put(Repaired(repair, order.actor, began_at))
+        log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), order.actor, order.why)
+        task = asyncio.get_running_loop().create_task(self._carry_out(plan, order))
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
 
@@ -237,26 +221,18 @@ class Repairs:
 
     async def _carry_out(
         self,
-        journal: AsyncJournal,
-        keeper: LeaseKeeper,
         plan: RepairPlan,
-        actor: str,
-        why: str,
-        *,
-        asked: bool,
-        armed: bool | None,
+        order: Order,
     ) -> None:
         unknown = NOT_KNOWN
         try:
-            if asked:
-                fence = keeper.seen.fence if keeper.seen is not None else 0
-                note = f"repairs were asked for, {len(plan.repairs)} in all: {why}"
-                await journal.note(Event.NOTE, actor, fence, self._clock.now(), note)
-            repairing = self._repairer_under(keeper).run(
+            if order.asked:
+                fence = self._mandate.fence
+                note = f"repairs were asked for, {len(plan.repairs)} in all: {order.why}"
+                await self._mandate.journal.note(Event.NOTE, order.actor, fence, self._clock.now(), note)
+            repairing = self._the_repairer().run(
                 plan,
-                actor,
-                asked=asked,
-                armed=armed,
+                order,
                 concurrency=self._limits.concurrency,
                 running=self._looks.server_count,
             )
@@ -269,7 +245,7 @@ class Repairs:
         finally:
             self._end(unknown)
         try:
-            await self._looks.look(journal)
+            await self._looks.look(self._mandate.journal)
         except HubGuardError as error:
             log.warning("No look for drift after repairs: %s", error)
         except Exception:
@@ -288,16 +264,18 @@ class Repairs:
                 # So that nothing is written after the journal is closed. A task that ignores it is left behind.
                 await asyncio.wait({task}, timeout=ENDS_S)
         if hangs:
+            if self._repairer is not None:
+                self._repairer.abandon()
             self._repairer = None
             raise HubGuardError(f"they hung, and were given up after {longest_s:g} s")
         task.result()
 
-    def _repairer_under(self, keeper: LeaseKeeper) -> Repairer:
+    def _the_repairer(self) -> Repairer:
         if self._repairer is None:
             self._repairer = Repairer(
                 self._hub,
                 self._backends,
-                keeper,
+                self._mandate,
                 self._clock,
                 self._looks.look_at,
                 verify_s=self._limits.verify_s,
@@ -305,16 +283,18 @@ class Repairs:
             )
         return self._repairer
 
-    async def settle_what_was_left(self, journal: AsyncJournal, keeper: LeaseKeeper) -> None:
+    async def settle_what_was_left(
+        self,
+    ) -> None:
         """Settle by a look the intents that an earlier guard left open. Raises JournalError."""
         async with self._settling:
             left = [
                 entry
-                for entry in await journal.open_intents()
-                if entry.action in SETTLED_BY_DRIFT and entry.id not in self.under_way()
+                for entry in await self._mandate.journal.open_intents()
+                if entry.action in SETTLED_BY_DRIFT and entry.id not in self._mandate.intents_under_way
             ]
             if left:
-                await self._repairer_under(keeper).settle_left(left)
+                await self._the_repairer().settle_left(left)
 
     def _conclude(self, repair: Repair, outcome: Outcome) -> None:
         """Record the outcome of one repair, and when to try again."""

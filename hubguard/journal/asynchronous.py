@@ -70,6 +70,10 @@ class AsyncJournal(AsyncStore[Journal]):
             raise JournalError(self._trouble or "The journal isn't open yet. Try again in a few seconds.")
         return self._store
 
+    def check(self) -> None:
+        """Raises JournalError until it is open."""
+        _ = self.sync
+
     async def open(self) -> None:
         """The journal is open, in the thread that uses it from now on. Does nothing if it is. Raises JournalError."""
         if self._store is not None:

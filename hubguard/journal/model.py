@@ -52,6 +52,11 @@ class Stance:
     held_at: datetime | None = None
     held_why: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """``On hold (Ann: exam week).``, for people; "" if acting isn't on hold."""
+        return f"On hold ({self.held_by or 'someone'}: {self.held_why or 'no reason given'})." if self.held else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

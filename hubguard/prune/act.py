@@ -76,12 +76,6 @@ class Pruner:
         self._rate = Rate(pace.rate, 1, clock.monotonic_s())
         self._turns = asyncio.Lock()
         self._queue: list[tuple[float, int]] = []
-        self._attempts: set[Attempt] = set()
-
-    @property
-    def under_way(self) -> frozenset[int]:
-        """The ids of the intents that are being worked on."""
-        return frozenset(attempt.intent for attempt in self._attempts if attempt.intent is not None)
 
     async def work(self) -> End:
         """Delete one user after another until all are settled or something ends it; how it ended. Raises JournalError.
@@ -190,7 +184,6 @@ class Pruner:
             await self._record.settle(position, Outcome(OutcomeKind.SKIPPED, why))
             return
         attempt = self._attempt_for(action)
-        self._attempts.add(attempt)
         try:
             outcome, error = await self._delete(deletion, attempt)
             if outcome.kind is OutcomeKind.DONE:
@@ -201,7 +194,7 @@ class Pruner:
                 await self._record.settle_intent(attempt.intent, outcome)
             await self._conclude(position, outcome, error)
         finally:
-            self._attempts.discard(attempt)
+            attempt.close()
 
     async def _conclude(self, position: int, outcome: Outcome, error: Exception | None) -> None:
         """Settle that user, or let them wait for another try; ``error`` kept the request from going out or was the answer."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
@@ -54,7 +54,7 @@ UNDER_WAY = (PruneState.RUNNING, PruneState.PAUSED)
 class PruneCycles:
     """Implements PrunePort for one guard, and carries out one plan at a time.
 
-    ``journal`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    ``journal`` gives the journal, ``mandate`` the lease; both raise HubGuardError with why, where they can't be used now.
     ``armed`` is what the settings say about acting (None: people do), ``acting`` whether HubGuard may act by itself.
     ``findings`` are what an operator should look at.
     """
@@ -71,28 +71,23 @@ class PruneCycles:
         concurrency: int,
         verify_s: float,
         journal_days: float,
-        journal: AsyncJournal,
-        keeper: Callable[[], LeaseKeeper],
-        armed: Callable[[], bool | None],
-        acting: Callable[[], bool],
+        mandate: Mandate,
         facts: HubConfigFacts | None = None,
     ) -> None:
         self.findings: tuple[Finding, ...] = ()
         self._settings = settings
         self._snapshots = snapshots
         self._clock = clock
+        journal = mandate.journal
         self._journal = journal
-        self._keeper = keeper
-        self._acting = acting
+        self._mandate = mandate
         self._beginning = asyncio.Lock()
         reader = AccountReader(hub, database, clock)
         self._review = Review(settings, hub, reader, clock, journal, facts or HubConfigFacts())
         self._plans = Plans(journal)
-        self._undo = Undo(settings, hub, reader, clock, journal, keeper)
+        self._undo = Undo(settings, hub, reader, clock, journal, mandate)
         pace = Pace(settings.rate, concurrency, verify_s)
-        self._runner = PruneRunner(
-            settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace, armed=armed
-        )
+        self._runner = PruneRunner(settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace)
         self._under_way = True
         self._journal_days = journal_days
         self._forgot_at: datetime | None = None
@@ -123,7 +118,7 @@ class PruneCycles:
     async def users(self, criteria: StaleCriteria | None = None, *, caller: str | None = None) -> UsersReport:
         """See PrunePort."""
         criteria = prune_stale.checked(criteria or self.default_criteria())
-        self._keeper()
+        self._mandate.check()
         return await self._review.users(criteria, caller)
 
     async def user(
@@ -131,13 +126,13 @@ class PruneCycles:
     ) -> PruneVerdict | None:
         """See PrunePort."""
         criteria = prune_stale.checked(criteria or self.default_criteria())
-        self._keeper()
+        self._mandate.check()
         return await self._review.user(name, criteria, caller)
 
     async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
         """See PrunePort."""
         criteria = prune_stale.checked(criteria)
-        self._keeper()
+        self._mandate.check()
         plan = await self._review.plan(criteria, actor, caller)
         if not plan.deletions:
             raise HubGuardError("Nobody is stale by these limits who isn't kept, so there is nothing to plan.")
@@ -168,7 +163,8 @@ class PruneCycles:
         self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
     ) -> PruneRun:
         """See PrunePort."""
-        keeper = self._keeper()
+        mandate = self._mandate
+        mandate.check()
         async with self._beginning:
             known = await AsyncPrunes(self._journal).prune_run(digest)
             plan = None if known is None else await self._plans.plan(digest)
@@ -193,12 +189,12 @@ class PruneCycles:
                     f" Make a new plan, which shows it. {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            return await self._begin(self._journal, keeper, plan, actor, why, acknowledged)
+            return await self._begin(self._journal, mandate, plan, actor, why, acknowledged)
 
     async def _begin(
         self,
         journal: AsyncJournal,
-        keeper: LeaseKeeper,
+        mandate: Mandate,
         plan: PrunePlan,
         actor: str,
         why: str,
@@ -227,7 +223,7 @@ class PruneCycles:
             await asyncio.to_thread(written.path.unlink, missing_ok=True)
             raise HubGuardError("Somebody else has begun this plan, or another, at this moment. Look at how it stands.")
         log.info("Plan %s, to remove %d users, is carried out for %s (%s).", plan.digest[:12], run.count, actor, why)
-        self._runner.start(journal, keeper, plan, run)
+        self._runner.start(journal, mandate, plan, run)
         return run
 
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -237,7 +233,8 @@ class PruneCycles:
 
     async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """See PrunePort."""
-        keeper = self._keeper()
+        mandate = self._mandate
+        mandate.check()
         run, plan = await self._plans.run(digest), await self._plans.plan(digest)
         await self._refuse_while_held(self._journal)
         if run.state is PruneState.PAUSED:
@@ -251,7 +248,7 @@ class PruneCycles:
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
             await self._find_out(self._journal, run)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
-        self._runner.start(self._journal, keeper, plan, run)
+        self._runner.start(self._journal, mandate, plan, run)
         return run
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -305,7 +302,7 @@ class PruneCycles:
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
     ) -> PruneRun:
         """See PrunePort."""
-        self._keeper()
+        self._mandate.check()
         async with self._beginning:
             run, plan = await self._plans.run(digest), await self._plans.plan(digest)
             if run.state in (PruneState.PAUSED, PruneState.CANCELLED) and self._runner.works_on(digest):
@@ -328,10 +325,6 @@ class PruneCycles:
         self._runner.begin_anew()
         self._under_way = True
 
-    def under_way(self) -> frozenset[int]:
-        """The ids of the intents that are being worked on here."""
-        return self._runner.under_way()
-
     async def close(self) -> None:
         """What is under way is left as it is: whoever holds the lease next goes on with it."""
         await self._runner.close()
@@ -341,16 +334,24 @@ class PruneCycles:
         """Seconds until the next :meth:`tick`: sooner while a plan is under way, which may wait for the hub."""
         return TICK_S if self._under_way or self._runner.busy else IDLE_TICK_S
 
-    async def tick(self) -> None:
-        """What is under way goes on, and what is due by schedule begins. Raises HubGuardError."""
-        if self._runner.busy:
+    name = "pruning"
+
+    async def wait(self) -> None:
+        """Wait until the next :meth:`turn` is due."""
+        await self._clock.sleep(self.next_in_s)
+
+    async def turn(self) -> None:
+        """Go on with what is under way, and begin what is due by schedule. Raises HubGuardError."""
+        # Only a cycle shows whether to brake.
+        if self._runner.busy or self._snapshots.last is None:
             return
-        keeper = self._keeper()
-        self._under_way = await self._runner.go_on(self._journal, keeper)
+        mandate = self._mandate
+        mandate.check()
+        self._under_way = await self._runner.go_on(self._journal, mandate)
         if not self._under_way:
             await self._runner.aftermath.settle_some(self._journal)
             await self._forget_what_is_old()
-            await self._prune_by_schedule(self._journal, keeper)
+            await self._prune_by_schedule(self._journal, mandate)
 
     async def _forget_what_is_old(self) -> None:
         now = self._clock.now()
@@ -358,9 +359,9 @@ class PruneCycles:
             self._forgot_at = now
             await AsyncPrunes(self._journal).forget(now - timedelta(days=self._journal_days))
 
-    async def _prune_by_schedule(self, journal: AsyncJournal, keeper: LeaseKeeper) -> None:
+    async def _prune_by_schedule(self, journal: AsyncJournal, mandate: Mandate) -> None:
         every_s, now = self._settings.every_s, self._clock.now()
-        if every_s <= 0 or not self._acting() or not self._settings.delete_users:
+        if every_s <= 0 or not self._mandate.armed or not self._settings.delete_users:
             return
         last = await journal.recall(SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
@@ -396,7 +397,7 @@ class PruneCycles:
             return
         self.findings = ()
         async with self._beginning:
-            await self._begin(journal, keeper, plan, "hubguard", "by schedule")
+            await self._begin(journal, mandate, plan, "hubguard", "by schedule")
 
     async def _hold_back(self, journal: AsyncJournal, why: str) -> None:
         now = self._clock.now()

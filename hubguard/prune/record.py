@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry
 from hubguard.model import Action, Outcome, OutcomeKind
@@ -21,7 +21,7 @@ class Record:
     def __init__(
         self,
         journal: AsyncJournal,
-        keeper: LeaseKeeper,
+        mandate: Mandate,
         clock: Clock,
         plan: PrunePlan,
         run: PruneRun,
@@ -31,7 +31,7 @@ class Record:
     ) -> None:
         self.tries = tries
         self._journal = journal
-        self._keeper = keeper
+        self._mandate = mandate
         self._clock = clock
         self._plan = plan
         self._run = run
@@ -45,7 +45,7 @@ class Record:
 
     async def settle_intent(self, intent: int, outcome: Outcome) -> None:
         """That intent has an outcome."""
-        await self._keeper.settle(intent, outcome)
+        await self._mandate.settle(intent, outcome)
 
     async def was_intended(self, deletion: Deletion) -> bool:
         """Whether this plan was about to delete that very user before."""
@@ -53,7 +53,7 @@ class Record:
 
     async def skip(self, action: Action, why: str) -> None:
         """The journal says that ``action`` isn't tried, and why."""
-        await self._keeper.skip(action, self._run.actor, why)
+        await self._mandate.skip(action, self._run.actor, why)
 
     async def settled(self) -> dict[int, Outcome]:
         """The outcomes so far, by position."""

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from hubguard.act.attempt import Attempt
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.model import Action
+from hubguard.model import Action, Order
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
 from hubguard.prune.act import Pace, Pruner
@@ -39,7 +39,7 @@ answers."""
 
 
 class PruneRunner:
-    """Carries out the plan that is under way, for one guard. ``armed`` is what the settings say about acting."""
+    """Carries out the plan that is under way, for one guard."""
 
     def __init__(
         self,
@@ -52,8 +52,6 @@ class PruneRunner:
         clock: Clock,
         chance: Callable[[], float],
         pace: Pace,
-        *,
-        armed: Callable[[], bool | None],
     ) -> None:
         self.progress = Progress(clock, snapshots.count_deleted)
         self.aftermath = Aftermath(hub, plans, self.progress, clock)
@@ -66,7 +64,6 @@ class PruneRunner:
         self._clock = clock
         self._chance = chance
         self._pace = pace
-        self._armed = armed
         self._pruner: Pruner | None = None
         self._standing: Standing | None = None
         self._task: asyncio.Task[None] | None = None
@@ -84,17 +81,13 @@ class PruneRunner:
         """Whether a user of that plan may be being deleted at this moment."""
         return self.busy and self.progress.digest == digest
 
-    def under_way(self) -> frozenset[int]:
-        """The ids of the intents that are being worked on here."""
-        return self._pruner.under_way if self._pruner is not None else frozenset()
-
     def acknowledged(self, run: PruneRun) -> frozenset[str]:
         """The names of the cautions acknowledged for that plan: by people, or by the settings if it is scheduled."""
         return frozenset((*run.acknowledged, *(self._settings.acknowledged if run.scheduled else ())))
 
     # -- starting and resuming ------------------------------------------------------------------------------------
 
-    def start(self, journal: AsyncJournal, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
+    def start(self, journal: AsyncJournal, mandate: Mandate, plan: PrunePlan, run: PruneRun) -> None:
         """Carry out that plan now, since a person or the schedule wants it.
 
         If it is still being worked on, after a short pause, nothing that was read before counts.
@@ -104,7 +97,7 @@ class PruneRunner:
         if self.busy:
             self._review.look_anew()
         else:
-            self._work_on(journal, keeper, plan, run)
+            self._work_on(journal, mandate, plan, run)
 
     def turned(self) -> None:
         """Somebody has paused or cancelled a plan: its state is read again before anybody else is deleted."""
@@ -116,7 +109,7 @@ class PruneRunner:
         self._taken_over = True
         self.aftermath.forget()
 
-    async def go_on(self, journal: AsyncJournal, keeper: LeaseKeeper) -> bool:
+    async def go_on(self, journal: AsyncJournal, mandate: Mandate) -> bool:
         """Work on the plan under way, unless it still waits for the hub; whether there is one. Raises HubGuardError."""
         if self.busy:
             return True
@@ -131,7 +124,7 @@ class PruneRunner:
         elif self._clock.monotonic_s() >= self._not_before_s:
             plan = await self._plans.plan(running.digest)
             if not self.busy:
-                self._work_on(journal, keeper, plan, running)
+                self._work_on(journal, mandate, plan, running)
         return True
 
     async def _why_not_by_itself(self, journal: AsyncJournal, run: PruneRun) -> str:
@@ -152,24 +145,24 @@ class PruneRunner:
 
     # -- working --------------------------------------------------------------------------------------------------
 
-    def _work_on(self, journal: AsyncJournal, keeper: LeaseKeeper, plan: PrunePlan, run: PruneRun) -> None:
+    def _work_on(self, journal: AsyncJournal, mandate: Mandate, plan: PrunePlan, run: PruneRun) -> None:
         self.progress.begin(run)
         self.aftermath.forget(plan.digest)
         self._standing = Standing(
             plan,
             self.acknowledged(run),
             journal,
-            keeper,
+            mandate,
             self._review,
             self._snapshots,
             self._settings,
             self._clock,
         )
-        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, journal, keeper, run))
+        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, journal, mandate, run))
 
-    async def _carry_out(self, standing: Standing, journal: AsyncJournal, keeper: LeaseKeeper, run: PruneRun) -> None:
+    async def _carry_out(self, standing: Standing, journal: AsyncJournal, mandate: Mandate, run: PruneRun) -> None:
         try:
-            end = await self._work(standing, journal, keeper, run)
+            end = await self._work(standing, journal, mandate, run)
         except UndoError as error:
             end = End(Ends.PAUSES, str(error))
         except HubGuardError as error:
@@ -184,7 +177,7 @@ class PruneRunner:
         except JournalError as error:
             log.warning("The journal doesn't say yet how plan %s stands: %s", run.digest[:12], error)
 
-    async def _work(self, standing: Standing, journal: AsyncJournal, keeper: LeaseKeeper, run: PruneRun) -> End:
+    async def _work(self, standing: Standing, journal: AsyncJournal, mandate: Mandate, run: PruneRun) -> End:
         # The hub may have another spawner since the plan was made, or since this guard last worked on it.
         standing.hub_was_away()
         if (end := await standing.new_risks()) is not None:
@@ -192,7 +185,7 @@ class PruneRunner:
         undo = await self._undo.facts(run)
         record = Record(
             journal,
-            keeper,
+            mandate,
             self._clock,
             standing.plan,
             run,
@@ -201,18 +194,9 @@ class PruneRunner:
         )
         if run.why:
             await AsyncPrunes(journal).say_of_prune(run.digest, "")
-        armed = self._armed()
 
         def attempt_for(action: Action) -> Attempt:
-            return Attempt(
-                keeper,
-                self._clock,
-                action,
-                run.actor,
-                asked=not run.scheduled,
-                armed=armed,
-                detail=f"plan {run.digest[:12]}",
-            )
+            return mandate.attempt(action, Order(run.actor, asked=not run.scheduled), f"plan {run.digest[:12]}")
 
         self._pruner = Pruner(
             self._hub,

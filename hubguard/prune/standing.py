@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import (
     ActingRefused,
     BudgetExhausted,
@@ -75,7 +75,7 @@ class Standing:
         plan: PrunePlan,
         acknowledged: frozenset[str],
         journal: AsyncJournal,
-        keeper: LeaseKeeper,
+        mandate: Mandate,
         review: Review,
         snapshots: Snapshots,
         settings: HubGuardPrune,
@@ -85,7 +85,7 @@ class Standing:
         self.acknowledged = acknowledged
         self.end: End | None = None
         self._journal = journal
-        self._keeper = keeper
+        self._mandate = mandate
         self._review = review
         self._snapshots = snapshots
         self._settings = settings
@@ -130,7 +130,7 @@ class Standing:
     async def _check(self) -> End | None:
         while self._snapshots.counting:
             await self._clock.sleep(LOOKING_S)
-        if self._keeper.lease is None:
+        if not self._mandate.holds_lease:
             return End(Ends.LEFT)
         if not self._settings.delete_users:
             return End(Ends.PAUSES, "HubGuardPrune.delete_users is False, so HubGuard deletes nobody.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError, UndoError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.nouns import UndoUser
@@ -29,7 +29,7 @@ UNDO_FOLDER = "hubguard-undo"
 class Undo:
     """Writes undo files, and brings users back from them. Files are read and written in threads of their own.
 
-    ``journal`` gives the journal, ``keeper`` the lease; both raise HubGuardError with why, where they can't be used now.
+    ``journal`` gives the journal, ``mandate`` the lease; both raise HubGuardError with why, where they can't be used now.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Undo:
         reader: AccountReader,
         clock: Clock,
         journal: AsyncJournal,
-        keeper: Callable[[], LeaseKeeper],
+        mandate: Mandate,
     ) -> None:
         self._folder = Path(settings.undo_folder or UNDO_FOLDER).absolute()
         self._hub = hub
         self._reader = reader
         self._clock = clock
         self._journal = journal
-        self._keeper = keeper
+        self._mandate = mandate
         self._facts: tuple[str | None, Mapping[str, UndoFacts]] = (None, {})
 
     async def write(self, plan: PrunePlan) -> undo_file.Written:
@@ -116,7 +116,7 @@ class Undo:
         return frozenset(names)
 
     async def _may_restore(self) -> None:
-        self._keeper()
+        self._mandate.check()
         if (held := await why_held(self._journal)) is not None:
             raise HubGuardError(held)
 

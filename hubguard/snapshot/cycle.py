@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
+from hubguard.act.mandate import Mandate
 from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
@@ -73,7 +74,7 @@ class Snapshots:
     known of each server that was there. ``counting``: users are being counted, so nobody else may be deleted, from the start
     of a look until it is judged.
 
-    ``under_way`` gives the ids of the intents that this guard is working on, ``restores`` the times (from, to) in which a
+    ``restores`` gives the times (from, to) in which a
     table that the proxy had lost was filled again. ``generation`` is the start of the hub that runs this guard.
     """
 
@@ -87,7 +88,7 @@ class Snapshots:
         *,
         generation: float = 0.0,
         journal_days: int = 365,
-        under_way: Callable[[], frozenset[int]] = frozenset,
+        mandate: Mandate,
         restores: Callable[[], tuple[activity.Window, ...]] = tuple,
     ) -> None:
         self.begun = False
@@ -102,7 +103,7 @@ class Snapshots:
         self._caution = caution
         self._generation = generation
         self._journal_days = journal_days
-        self._under_way = under_way
+        self._mandate = mandate
         self._filled_again = restores
         self._restores: tuple[activity.Window, ...] = ()
         self._looked: Look | None = None
@@ -188,7 +189,7 @@ class Snapshots:
         self, journal: AsyncJournal, *, users: bool, inactive_since: datetime | None, whole: bool
     ) -> Situation:
         # Read before the snapshot is taken: an intent that is open by now is older than what the snapshot shows.
-        under_way = self._under_way()
+        under_way = self._mandate.intents_under_way
         open_intents = [intent for intent in await journal.open_intents() if intent.id not in under_way]
         snapshot = await self._observer.look(
             users=users,
@@ -233,7 +234,7 @@ class Snapshots:
         """
         servers = {server.key: server for server in snapshot.servers}
         for intent in open_intents:
-            if intent.action in SETTLED_BY_DRIFT or intent.id in self._under_way():
+            if intent.action in SETTLED_BY_DRIFT or intent.id in self._mandate.intents_under_way:
                 continue
             if intent.action == ActionKind.DELETE_USER.value:
                 outcome = await self._what_became_of_user(intent)

@@ -108,3 +108,8 @@ class Brake:
     why: str
     ends: str
     acceptable: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """``Braked: the server list is incomplete. It ends when …``, for people."""
+        return f"Braked: {self.why.rstrip('. ')}. {self.ends}".rstrip()

@@ -17,7 +17,7 @@ from hubguard.cull.act import Executor
 from hubguard.cull.decide.judge import PLAN_LIFE_S, CullPolicy, judge_all, judge_users, plan
 from hubguard.cull.model import Known, Plan
 from hubguard.errors import HubFailed, HubRefused, JournalError
-from hubguard.model import Action, Cause, Outcome, OutcomeKind, Server, User
+from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind, Server, User
 
 POLICY = CullPolicy(idle_timeout_s=600.0, max_age_s=0.0, users=True, user_idle_timeout_s=3600.0)
 VERIFY_S = 60.0
@@ -67,6 +67,9 @@ class Keeper:
     async def skip(self, action: Action, *args: Any) -> None:
         self.skipped.append(action)
 
+    def release(self, intent: int) -> None:
+        pass
+
 
 class Scene:
     def __init__(self) -> None:
@@ -109,7 +112,7 @@ class Scene:
             self.clock,
             POLICY,
             known_now,
-            lambda action: Attempt(self.keeper, self.clock, action, "ann", asked=False, armed=True),  # type: ignore[arg-type]
+            lambda action: Attempt(self.keeper, self.clock, action, Order("ann")),  # type: ignore[arg-type]
             self.keeper.settle,
             verify_s=VERIFY_S,
             running=10,

@@ -15,6 +15,7 @@ from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard.act.lease import HUB, LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.backends.model import Backend
 from hubguard.drift.act import NAMED, START_S, Repairer
 from hubguard.drift.decide.follow import DriftPolicy, follow
@@ -32,7 +33,7 @@ from hubguard.errors import (
     ProxyUnreachable,
 )
 from hubguard.journal.model import Entry, Event
-from hubguard.model import ActionKind, Cause, Key, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.model import ActionKind, Cause, Key, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
 
 VERIFY_S = 20.0
 LIMIT_S = 600.0
@@ -84,6 +85,7 @@ class Scene:
         self.engine = MemoryBackends(clock=clock)
         self.hub = Hub(clock, self.engine)
         self.keeper = LeaseKeeper(books, clock, holder="me", address="", generation=1.0, lease_s=3600.0)
+        self.mandate = Mandate(books, self.keeper, clock)
         self.ghosts: set[tuple[str, str, datetime | None]] = set()
         self.found: tuple[Drift, ...] = ()
         self.looks = 0
@@ -92,11 +94,11 @@ class Scene:
         self.told: list[tuple[Repair, Outcome]] = []
         self.repairer = self.another_repairer()
 
-    def another_repairer(self, keeper: LeaseKeeper | None = None) -> Repairer:
+    def another_repairer(self, mandate: Mandate | None = None) -> Repairer:
         return Repairer(
             self.hub,
             self.engine,
-            keeper or self.keeper,
+            mandate or self.mandate,
             self.clock,
             self.look,
             verify_s=VERIFY_S,
@@ -149,7 +151,7 @@ class Scene:
         return plan_repairs([drift for drift in drifts if not kinds or drift.kind in kinds], self.clock.now())
 
     async def repair(self, plan: RepairPlan, *, asked: bool = True, concurrency: int = 4) -> list[Outcome]:
-        done = await self.repairer.run(plan, "ann", asked=asked, armed=None, concurrency=concurrency, running=10)
+        done = await self.repairer.run(plan, Order("ann", asked=asked), concurrency=concurrency, running=10)
         assert tuple(repair for repair, _ in done) == plan.repairs
         assert sorted(map(str, self.told)) == sorted(map(str, done))
         return [outcome for _, outcome in done]
@@ -933,9 +935,7 @@ async def test_two_plans_are_carried_out_one_after_the_other(play: Play):
         scene.dead("ann")
         plan = await scene.plan()
         scene.hub.takes_s = 0.3
-        run = [
-            scene.repairer.run(plan, actor, asked=True, armed=None, concurrency=4, running=1) for actor in ("bo", "cy")
-        ]
+        run = [scene.repairer.run(plan, Order(actor, asked=True), concurrency=4, running=1) for actor in ("bo", "cy")]
         (_, first), (_, second) = [done[0] for done in await asyncio.gather(*run)]
         assert kinds([first, second]) == ["done", "skipped"]
         assert scene.asked_to("stop") == ["ann"]
@@ -960,14 +960,14 @@ async def crash(scene: Scene, plan: RepairPlan, call: str) -> None:
 
     kept = {name: getattr(owner, name) for owner, name in ((scene.hub, call),)}
     setattr(scene.hub, call, hang)
-    task = asyncio.ensure_future(scene.repairer.run(plan, "ann", asked=True, armed=None, concurrency=4, running=1))
+    task = asyncio.ensure_future(scene.repairer.run(plan, Order("ann", asked=True), concurrency=4, running=1))
     await reached.wait()
-    assert {intent.id for intent in scene.open_intents()} == scene.repairer.under_way
+    assert {intent.id for intent in scene.open_intents()} == scene.mandate.intents_under_way
     await scene.repairer.settle_left(scene.open_intents())
     assert scene.open_intents()  # what is under way isn't left over
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert not scene.repairer.under_way
+    assert not scene.mandate.intents_under_way
     for name, method in kept.items():
         setattr(scene.hub, name, method)
 
@@ -977,7 +977,7 @@ async def test_an_intent_left_behind_is_settled_by_a_look_and_its_request_is_not
         scene.server("ann")
         del scene.hub.routes["/user/ann"]
         await crash(scene, await scene.plan(), "check_routes")
-        later = scene.another_repairer()
+        later = scene.another_repairer(Mandate(scene.books, scene.keeper, scene.clock))
         await later.settle_left(scene.open_intents())
         (left,) = scene.entries(Event.OUTCOME)
         assert left.outcome is OutcomeKind.UNVERIFIED

@@ -34,6 +34,7 @@ from hubguard.model import OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
 from hubguard.snapshot.cycle import NEWS
+from hubguard.wiring import assemble
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
 EVERYTHING = [kind.value for kind in (*DriftKind,) if kind not in (DriftKind.ORM_DANGLING, DriftKind.ACTIVITY_FROZEN)]
@@ -92,7 +93,7 @@ class Scene:
         loaded = with_constants(config.load(ARMED, settings or {}, environ={}), **constants)
         assert loaded.errors == ()
 
-        self.guard = Guard(
+        self.guard = assemble(
             loaded, self.hub, self.budget, self.books, self.clock, lambda: 0.5,
             holder=holder, address="http://here/", generation=0.0, database=self.db, proxy=self.proxy,
             world=WorldObserver(self.hub, self.clock, database=self.db, proxy=self.proxy, backends=self.engine),
@@ -436,7 +437,7 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     s = Scene()
     await s.guards({"HubGuardDrift": {"repair": EVERYTHING}, "HubGuard": {"armed": why != "unarmed"}})
     if why == "observe-only":
-        s.guard._observe_only = "another culler is at work"
+        s.guard.mandate._by_settings = False
     s.server("ann")
     s.server("bob", backend=False)
     s.engine.add("eve")
@@ -614,9 +615,8 @@ async def test_nothing_is_repaired_by_itself_while_the_watch_says_that_the_proxy
     s.server("ann")
     s.server("bob", backend=False)
     s.loses("ann")
-    watch = s.guard._watch
-    assert watch is not None
-    drifts = s.guard._drifts
+    assert s.guard.watching is not None
+    drifts = s.guard.drifts
     assert drifts is not None
     repairs = drifts._repairs
     status = repairs._watch
@@ -725,7 +725,7 @@ async def test_an_expired_plan_a_hold_and_a_standby_are_refused_in_words():
             await s.guard.repair(plan.digest, 1, "ada", "late")
         plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
         s.books.journal.hold("bob", "an exam", s.clock.now())
-        with pytest.raises(HubGuardError, match="bob has put acting on hold: an exam. Nothing was repaired"):
+        with pytest.raises(HubGuardError, match=r"On hold \(bob: an exam\)\. Nothing was repaired"):
             await s.guard.repair(plan.digest, 1, "ada", "now")
         s.books.journal.resume("bob", "over", s.clock.now())
         s.books.journal.take_lease("hub", "another", "", 9.0, s.clock.now(), 3600)
@@ -1076,7 +1076,7 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
 
     async def story() -> None:
         await s.clock.sleep(100)
-        drifts = s.guard._drifts
+        drifts = s.guard.drifts
         assert drifts is not None
         table = drifts._looks._table
         assert table.expected() == {"/": None, "/user/ann": ("ann", ""), "/user/bob": ("bob", "")}

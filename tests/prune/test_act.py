@@ -13,9 +13,10 @@ from virtual_time import VirtualClock
 
 from hubguard.act.attempt import Attempt
 from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import HubUnreachable
 from hubguard.hub.nouns import UndoUser
-from hubguard.model import Action, ActionKind, Outcome, OutcomeKind, User
+from hubguard.model import Action, ActionKind, Order, Outcome, OutcomeKind, User
 from hubguard.prune.act import Pace, Pruner
 from hubguard.prune.decide.stale import undo_facts
 from hubguard.prune.model import (
@@ -96,11 +97,13 @@ class World:
         run = PruneStore(self.books.journal).prune_run(self.plan.digest)
         assert run is not None
 
+        mandate = Mandate(self.books, self.keeper, self.clock, armed=True)
+
         def attempt_for(action: Action) -> Attempt:
-            return Attempt(self.keeper, self.clock, action, "ada", asked=True, armed=True)
+            return mandate.attempt(action, Order("ada", asked=True))
 
         progress = Progress(self.clock, lambda: None)
-        record = Record(self.books, self.keeper, self.clock, self.plan, run, tries={}, progress=progress)
+        record = Record(self.books, mandate, self.clock, self.plan, run, tries={}, progress=progress)
         standing: Any = AlwaysStands(self.plan)
         review: Any = LooksAtTheHub(self.hub)
         facts = {name: undo_facts(UndoUser(name)) for name in undo}

@@ -35,6 +35,7 @@ from hubguard.prune.decide import stale as prune_stale
 from hubguard.prune.model import PruneReason, PruneState, StaleCriteria
 from hubguard.prune.review import HubConfigFacts
 from hubguard.prune.store import PruneStore
+from hubguard.wiring import assemble
 
 DAY_S = 86400.0
 STALE = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
@@ -141,7 +142,7 @@ async def world(tmp_path: Path) -> MakeWorld:
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
 
         database = FollowingDB(hub) if with_database else None
-        guard = Guard(
+        guard = assemble(
             settings, hub, budget, books, clock, lambda: 0.5, holder=str(options.pop("holder", "here")),
             address="http://here/", generation=0.0, database=database, told=told, **options,
         )  # fmt: skip

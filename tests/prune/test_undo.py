@@ -15,7 +15,7 @@ from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
-from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
 from hubguard.errors import HubError, HubFailed, HubGuardError, HubRefused
 from hubguard.hub.nouns import UndoServer, UndoUser
 from hubguard.journal.model import Event
@@ -96,7 +96,7 @@ async def world(tmp_path: Path) -> Any:
     hub.groups = {"lab"}
     settings = config.load({"HubGuardPrune": {"undo_folder": str(tmp_path)}}, environ={})
     reader = AccountReader(hub, None, clock)
-    undo = Undo(settings.prune, hub, reader, clock, books, lambda: cast(LeaseKeeper, None))
+    undo = Undo(settings.prune, hub, reader, clock, books, cast(Mandate, None))
     now = clock.now()
     deletions = tuple(Deletion(name, now, None, PruneReason.NEVER_ACTIVE, now) for name in NAMES)
     kept = Storage(StorageFate.KEPT, "Local", "kept")

@@ -26,7 +26,6 @@ from virtual_time import VirtualClock
 from hubguard import config
 from hubguard.act.attempt import COMMIT_LASTS_S, LOOK_LASTS_S
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
-from hubguard.guard import Guard
 from hubguard.hub.routes import route_path
 from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import Journal, open_journal
@@ -34,6 +33,7 @@ from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.snapshot.model import Evidence
 from hubguard.snapshot.observe import ROUTES_LAST_S
+from hubguard.wiring import assemble
 
 T = TypeVar("T")
 Key = tuple[str, str]
@@ -236,7 +236,7 @@ class Life:
         self.hub = hub
         books = LifeBooks(world.journal, self)
 
-        self.guard = Guard(
+        self.guard = assemble(
             settings,
             hub,
             budget,
@@ -467,7 +467,7 @@ class World:
 
     def jump(self, seconds: float) -> None:
         """The date of the guard's machine changes by so much, between two cycles."""
-        while self.life is not None and not self.life.dead and self.life.guard._cycles._one_at_a_time.locked():
+        while self.life is not None and not self.life.dead and self.life.guard.culling.cycles._one_at_a_time.locked():
             self.passes(1.0)
         self.wall.ahead_s += seconds
         if self.life is not None:

@@ -1,0 +1,50 @@
+"""What the hub says about itself and about our token, read again every ten minutes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from hubguard.errors import HubGuardError
+from hubguard.hub.api import HubAPI
+from hubguard.pacing.clock import Clock
+
+log = logging.getLogger(__name__)
+
+LEARN_S = 600.0
+"""Seconds between two readings: an upgraded hub or a mended role shows by then."""
+
+
+class HubFacts:
+    """``version`` is the hub's, None until read. ``notes`` are those given, and one for each scope that our token lacks.
+
+    ``features`` says for each hub scope what needs it.
+    """
+
+    def __init__(
+        self, hub: HubAPI, clock: Clock, features: Mapping[str, str] | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.version: str | None = None
+        self.notes = notes
+        self._given = notes
+        self._hub = hub
+        self._clock = clock
+        self._features = features or {}
+        self._read_at: datetime | None = None
+
+    async def refresh(self) -> None:
+        """Read them again if the last reading is old. Never raises HubGuardError."""
+        if self._read_at is not None and self._clock.now() - self._read_at < timedelta(seconds=LEARN_S):
+            return
+        try:
+            _, held = await self._hub.whoami()
+            self.notes = self._given + tuple(
+                f"No {feature}: the service's role lacks the scope {scope}."
+                for scope, feature in self._features.items()
+                if scope not in held
+            )
+            self.version = await self._hub.version()
+            self._read_at = self._clock.now()
+        except HubGuardError as error:
+            log.warning("The hub doesn't return its version or our scopes: %s", error)

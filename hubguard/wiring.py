@@ -1,0 +1,161 @@
+"""Makes a guard and its parts from the settings and the ways to the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from hubguard.act.lease import LeaseKeeper
+from hubguard.act.mandate import Mandate
+from hubguard.backends.port import Backends
+from hubguard.config import Settings
+from hubguard.cull.cycle import Cycles, caution_of
+from hubguard.cull.hook import Hook, Hooked
+from hubguard.cull.part import Culling, Rhythm
+from hubguard.drift.cycle import DriftCycles
+from hubguard.drift.model import DriftKind
+from hubguard.drift.observe import WorldObserver
+from hubguard.drift.repairs import Limits
+from hubguard.guard import Guard
+from hubguard.hub.api import HubAPI
+from hubguard.hub.database import HubDB
+from hubguard.hub.facts import HubFacts
+from hubguard.journal.asynchronous import AsyncJournal
+from hubguard.pacing.budget import Budget
+from hubguard.pacing.clock import Clock
+from hubguard.proxy.canary import Canary
+from hubguard.proxy.client import ProxyAPI
+from hubguard.proxy.cycle import ProxyWatch
+from hubguard.proxy.model import ProxyWatchStatus
+from hubguard.proxy.part import Restores, Watching
+from hubguard.proxy.table import ExpectedRoutes
+from hubguard.prune.cycle import PruneCycles
+from hubguard.prune.review import HubConfigFacts
+from hubguard.snapshot.cycle import Snapshots
+from hubguard.snapshot.observe import Observer
+
+
+def assemble(
+    settings: Settings,
+    hub: HubAPI,
+    budget: Budget,
+    journal: AsyncJournal,
+    clock: Clock,
+    chance: Callable[[], float],
+    *,
+    holder: str,
+    address: str,
+    generation: float,
+    observe_only: str = "",
+    took_over: str = "",
+    notes: tuple[str, ...] = (),
+    features: Mapping[str, str] | None = None,
+    database: HubDB | None = None,
+    proxy: ProxyAPI | None = None,
+    hook: Hook | None = None,
+    hub_checks_at_s: float | None = None,
+    world: WorldObserver | None = None,
+    backends: Backends | None = None,
+    canary: Canary | None = None,
+    told: HubConfigFacts | None = None,
+) -> Guard:
+    """The guard, not yet running.
+
+    ``journal`` needn't be open. ``chance`` returns numbers in [0, 1). ``observe_only``, ``took_over``: see Mandate.
+    ``notes`` go to the Overview. ``features`` says for each hub scope what needs it. ``database``, ``proxy`` and ``hook``
+    are None if there is no way to them. ``world`` looks for drift, with ``backends`` if they can be read; without it the
+    guard doesn't. ``canary`` is the route by which the proxy is watched, None if it isn't. ``hub_checks_at_s`` is a moment
+    (unix time) at which the hub checks its routes, None if unknown.
+    """
+    cull = settings.cull
+    keeper = LeaseKeeper(
+        journal, clock, holder=holder, address=address, generation=generation, lease_s=settings.guard.lease_s
+    )
+    mandate = Mandate(
+        journal,
+        keeper,
+        clock,
+        armed=settings.guard.armed,
+        observe_only=observe_only,
+        took_over=took_over,
+        wrong_setting=str(settings.errors[0]) if settings.errors else "",
+    )
+    watch: ProxyWatch | None = None
+    table = ExpectedRoutes(lambda: watch_status().state)
+
+    def watch_status() -> ProxyWatchStatus:
+        return ProxyWatchStatus() if watch is None else watch.status
+
+    if world is not None and canary is not None and proxy is not None and not settings.errors:
+        restores = Restores(mandate, wanted=DriftKind.ROUTE_MISSING.value in settings.drift.repair)
+        watch = ProxyWatch(
+            canary,
+            proxy,
+            hub,
+            budget,
+            clock,
+            expected=table.expected,
+            may_act=restores.may_act,
+            record=restores.record,
+        )
+    observer = Observer(hub, clock, database=database, proxy=proxy)
+    snapshots = Snapshots(
+        hub,
+        budget,
+        observer,
+        clock,
+        caution_of(settings),
+        generation=generation,
+        journal_days=settings.guard.journal_days,
+        mandate=mandate,
+        restores=lambda: () if watch is None else watch.restores,
+    )
+    facts = HubFacts(hub, clock, features, notes)
+    cycles = Cycles(
+        settings, hub, budget, snapshots, mandate, observer, clock, hook=Hooked(hook) if hook is not None else None
+    )
+    culling = Culling(
+        cycles,
+        snapshots,
+        mandate,
+        facts,
+        clock,
+        Rhythm(cull.every_s, cull.outage_s, cull.hub_activity_interval_s, chance, hub_checks_at_s),
+        longest_exemption_s=settings.guard.longest_exemption_s,
+    )
+    drifts = None
+    if world is not None:
+        limits = Limits(
+            pending_limit_s=cull.pending_limit_s,
+            concurrency=settings.budget.concurrency,
+            verify_s=cull.verify_s,
+            retry_base_s=cull.retry_base_s,
+            retry_max_s=cull.retry_max_s,
+        )
+        drifts = DriftCycles(
+            settings.drift,
+            limits,
+            hub,
+            world,
+            backends,
+            snapshots,
+            mandate,
+            clock,
+            chance,
+            table=table,
+            watch=watch_status,
+        )
+    pruning = PruneCycles(
+        settings.prune,
+        hub,
+        database,
+        snapshots,
+        clock,
+        chance,
+        mandate=mandate,
+        facts=told,
+        concurrency=settings.budget.concurrency,
+        verify_s=cull.verify_s,
+        journal_days=settings.guard.journal_days,
+    )
+    watching = None if watch is None else Watching(watch, mandate, clock)
+    return Guard(settings, mandate, snapshots, culling, drifts, watching, pruning, facts, budget, clock)
