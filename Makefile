@@ -6,11 +6,11 @@ VENV_LOWEST ?= .venv-lowest
 ARGS ?=
 # Most tests wait for hubs and proxies: three at a time keep two cores busy, as long as none of the three has to wait for those
 # that another has taken.
-PYTEST = pytest -q -n 3 --dist worksteal --durations 15
+PYTEST = pytest -q -n 3 --dist worksteal --durations 30
 BIN = $(CURDIR)/$(VENV)/bin
 export PYTHON
 
-.PHONY: bench demo test test-long lint setup
+.PHONY: bench demo lint setup setup-55 setup-lowest test test-long test-quick test-55 test-lowest
 
 setup:
 	@sh .ci/setup $(VENV) 'jupyterhub>=6.1,<7'
@@ -23,26 +23,33 @@ bench: setup
 	@PATH="$(BIN):$$PATH" $(BIN)/python -m bench.cull $(ARGS)
 
 lint: setup
-	PATH="$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
+	@PATH="$(BIN):$$PATH" sh .ci/timed "lint" $(BIN)/pre-commit run --all-files
 
-test: lint
-	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
+# Most tests wait, and meanwhile there is time to lint.
+test: setup
+	@$(MAKE) --no-print-directory --output-sync=target -j2 lint test-quick
 
-# What a second hub version may answer differently to. What has no hub, or is about our own pages, isn't tried twice.
-HUB_TESTS = tests/inhub/test_register.py tests/staging/test_seed.py \
-	$(wildcard tests/*/test_*on_a_hub.py) tests/cull/test_hundred_servers.py tests/cull/test_drop_in.py tests/prune/test_incidents.py \
-	$(addprefix tests/e2e/test_,activity.py commands.py include.py service.py) \
-	$(filter-out %_faults.py,$(wildcard tests/hub/test_*.py)) tests/prune/test_store.py tests/prune/test_offline.py tests/prune/test_web.py \
-	$(addprefix tests/backends/test_,confirmed.py process.py) tests/proxy/test_client.py \
-	tests/inhub/test_stop_hook.py tests/web/test_login.py tests/web/test_login_budget.py
+test-quick: setup
+	@PATH="$(BIN):$$PATH" sh .ci/timed "make test" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
 
-# The long tier on the newest hub; all that has to do with a hub on the second version; and what needs no browser with every
-# dependency at the lowest version that setup.cfg allows.
+# The long tier on the newest hub; all that starts a hub on the second version; and what touches our dependencies with each at
+# the lowest version that setup.cfg allows.
 test-long: setup
-	PATH="$(BIN):$$PATH" $(BIN)/$(PYTEST) -m long $(ARGS)
+	@PATH="$(BIN):$$PATH" sh .ci/timed "the long tier" $(BIN)/$(PYTEST) -m long $(ARGS)
+	@$(MAKE) --no-print-directory test-55 test-lowest
+
+setup-55:
 	@sh .ci/setup $(VENV_55) 'jupyterhub==5.5.*'
-	PATH="$(CURDIR)/$(VENV_55)/bin:$$PATH" $(CURDIR)/$(VENV_55)/bin/$(PYTEST) $(HUB_TESTS) $(ARGS)
-	@$(BIN)/python -c 'import configparser; c = configparser.ConfigParser(); c.read("setup.cfg"); \
-	    print(c["options"]["install_requires"].strip().replace(">=", "=="))' >$(VENV)/lowest.txt
-	@sh .ci/setup $(VENV_LOWEST) -c $(VENV)/lowest.txt
-	PATH="$(CURDIR)/$(VENV_LOWEST)/bin:$$PATH" $(CURDIR)/$(VENV_LOWEST)/bin/$(PYTEST) tests --ignore tests/e2e --ignore tests/simulation --ignore-glob "*on_a_hub.py" --ignore-glob "*in_a_browser.py"
+
+setup-lowest:
+	@mkdir -p $(VENV_LOWEST)
+	@sed -n '/^install_requires/,/^$$/s/^ *\(.*\)>=/\1==/p' setup.cfg >$(VENV_LOWEST)/lowest.txt
+	@sh .ci/setup $(VENV_LOWEST) -c $(VENV_LOWEST)/lowest.txt
+
+test-55: setup-55
+	@PATH="$(CURDIR)/$(VENV_55)/bin:$$PATH" sh .ci/timed "JupyterHub 5.5" \
+	    $(CURDIR)/$(VENV_55)/bin/$(PYTEST) -m "hub and not double" $(ARGS)
+
+test-lowest: setup-lowest
+	@PATH="$(CURDIR)/$(VENV_LOWEST)/bin:$$PATH" sh .ci/timed "the lowest versions" \
+	    $(CURDIR)/$(VENV_LOWEST)/bin/$(PYTEST) -m "contract and not long" $(ARGS)

@@ -25,6 +25,15 @@ def pytest_report_header() -> str:
     return f"hub under test: JupyterHub {asked.stdout.strip() or 'missing'} ({HUB_PYTHON})"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever starts a hub is tried on every version of it, unless it says that any will do."""
+    for item in items:
+        if "testbed_hub" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("any_hub"):
+            item.add_marker("hub")
+        if "memory" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker("double")
+
+
 @pytest.fixture
 async def testbed_hub() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
     """Makes running hubs: ``hub = await testbed_hub(config=…)`` takes what TestbedHub takes; all are ended afterwards."""

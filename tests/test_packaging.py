@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
@@ -26,6 +28,17 @@ def test_every_package_in_the_tree_is_listed_and_nothing_else():
 
 def test_every_listed_package_is_found():
     assert [name for name in listed() if find_spec(name) is None] == []
+
+
+@pytest.mark.contract
+def test_every_module_is_imported_without_a_warning():
+    code = (
+        "import importlib, pkgutil, hubguard\n"
+        "for module in pkgutil.walk_packages(hubguard.__path__, 'hubguard.'):\n"
+        "    if not module.name.endswith('.__main__'): importlib.import_module(module.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_files_that_are_not_python_are_package_data():

@@ -26,6 +26,8 @@ from hubguard.backends.process import ProcessBackends
 from hubguard.errors import BackendError
 from hubguard.staging.processes import free_ports
 
+pytestmark = pytest.mark.contract
+
 ELSEWHERE = "http://192.0.2.1:8888"  # nobody's address (TEST-NET-1)
 
 # A wrapper that starts a server and passes nothing on to it, as sudo and `docker run` do. Its first line is the child's pid.

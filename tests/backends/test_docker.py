@@ -26,6 +26,8 @@ from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
 from hubguard.staging.hub import TestbedHub
 
+pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
+
 OURS = "http://hub.example.org:8081/hub/api"
 THEIRS = "http://hub.example.org:9081/hub/api"
 SHARED = "http://hub:8081/hub/api"

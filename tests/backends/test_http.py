@@ -25,6 +25,8 @@ from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
 from hubguard.staging.hub import TestbedHub
 
+pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
+
 PLACE = Place("http://127.0.0.1:8081/hub/api")
 Serve = Callable[..., Awaitable[str]]
 

@@ -32,6 +32,8 @@ from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
 from hubguard.staging.hub import TestbedHub
 
+pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
+
 OURS = "http://hub:8081/hub/api"
 THEIRS = "http://other-hub:8081/hub/api"
 NAMESPACE = "jhub"

@@ -19,6 +19,8 @@ from hubguard.backends.process import ProcessBackends
 from hubguard.errors import BackendError
 from hubguard.pacing.clock import SystemClock
 
+pytestmark = pytest.mark.contract
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:

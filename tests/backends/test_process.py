@@ -28,6 +28,8 @@ from hubguard.staging.hub import TestbedHub
 from hubguard.staging.processes import free_ports
 from hubguard.staging.spawner import LITTLE_SERVER
 
+pytestmark = pytest.mark.contract
+
 CHECKOUT = Path(__file__).parents[2]
 
 # A server that listens where it was told to, with one child that inherits all it was told, as a kernel does; the child's

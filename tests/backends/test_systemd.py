@@ -19,6 +19,8 @@ from hubguard.backends.port import Expected, Place
 from hubguard.backends.systemd import SystemdBackends, open_backends
 from hubguard.errors import BackendError
 
+pytestmark = pytest.mark.contract
+
 OURS = "http://127.0.0.1:8081/hub/api"
 THEIRS = "http://127.0.0.1:9081/hub/api"
 NUMBERS = itertools.count(1)

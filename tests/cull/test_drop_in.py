@@ -18,6 +18,8 @@ from guarded import gone, servers
 
 from hubguard.staging.hub import TestbedHub
 
+pytestmark = pytest.mark.contract
+
 ONE = "1.4.0"
 TWO = "2.0.0"
 CYCLE_S = 60.0

@@ -24,6 +24,8 @@ from hubguard.model import Finding, FindingKind, Outcome, OutcomeKind, Server, T
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
 from hubguard.status import Mode
 
+pytestmark = pytest.mark.contract
+
 STATES = [f"api/v1/{word}" for word in ("arm", "observe", "hold", "resume")]
 
 

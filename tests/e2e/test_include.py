@@ -77,7 +77,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "load_subconfig" else pytest.mark.long) for way in WAYS]
+)
 async def test_however_it_is_included_the_process_is_started_and_knows_what_was_set(testbed_hub: MakeHub, way: str):
     config = WAYS[way] * 2 + stand_in() + "c.HubGuardCull.idle_timeout_s = 4321\n"
     hub = await testbed_hub(config=config, environment={"HUBGUARD_DB_URL": "sqlite:///elsewhere.sqlite"})
@@ -117,6 +119,7 @@ async def test_a_file_that_sets_the_services_anew_before_it_includes_us_works(te
     assert sorted(await registered(hub)) == ["hubguard", "hubguard-process"]
 
 
+@pytest.mark.any_hub
 @pytest.mark.parametrize(
     "code",
     [
@@ -174,6 +177,7 @@ LATER = {
 
 
 @pytest.mark.long
+@pytest.mark.any_hub
 @pytest.mark.parametrize("what", LATER)
 async def test_a_later_line_that_sets_it_anew_costs_the_guard_and_not_the_hub(testbed_hub: MakeHub, what: str):
     hub = await testbed_hub(config=INCLUDE + stand_in() + LATER[what])
@@ -183,6 +187,7 @@ async def test_a_later_line_that_sets_it_anew_costs_the_guard_and_not_the_hub(te
         assert "HubGuard isn't started: a line after its include overwrites c.JupyterHub.services" in hub.log_text()
 
 
+@pytest.mark.any_hub
 @pytest.mark.parametrize(
     ("config", "environment"),
     [
@@ -208,7 +213,7 @@ def cullers_of(hub: TestbedHub) -> list[int]:
     return [pid for pid, file in commands.items() if file.exists() and b"jupyterhub_idle_culler" in file.read_bytes()]
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=pytest.mark.long)])
 async def test_an_idle_culler_is_taken_over_and_never_started(testbed_hub: MakeHub, order: str):
     lines = [culler("--cull-every=600"), INCLUDE + stand_in()]
     hub = await testbed_hub(config="".join(lines if order == "before" else reversed(lines)))
@@ -223,11 +228,10 @@ async def test_an_idle_culler_is_taken_over_and_never_started(testbed_hub: MakeH
 @pytest.mark.parametrize(
     "config",
     [
-        culler() + INCLUDE + "c.HubGuard.on_idle_culler = 'refuse'\n",
-        culler("--spare-the-professor") + INCLUDE,
-        culler() + culler(name="another") + INCLUDE,
+        pytest.param(culler() + INCLUDE + "c.HubGuard.on_idle_culler = 'refuse'\n", id="refused"),
+        pytest.param(culler("--spare-the-professor") + INCLUDE, id="not understood", marks=pytest.mark.long),
+        pytest.param(culler() + culler(name="another") + INCLUDE, id="two of them", marks=pytest.mark.long),
     ],
-    ids=["refused", "not understood", "two of them"],
 )
 async def test_a_culler_that_is_not_taken_over_is_started_as_ever(testbed_hub: MakeHub, config: str):
     hub = await testbed_hub(config=config + stand_in())

@@ -28,7 +28,7 @@ EVERY_PAGE = (
 )
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.any_hub]
 
 
 @pytest.mark.parametrize(("theme", "width"), MODES)

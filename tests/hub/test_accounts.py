@@ -33,6 +33,8 @@ from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, made_up, with_owners
 from hubguard.staging.seed import write
 
+pytestmark = [pytest.mark.hub, pytest.mark.contract]
+
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 USED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 

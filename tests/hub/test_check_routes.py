@@ -22,7 +22,7 @@ from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import Population, SeededServer
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.hub, pytest.mark.contract]
 
 PEOPLE = ("ann", "bob", "sl/ash")
 CONFIG = """

@@ -24,7 +24,7 @@ from hubguard.pacing.budget import Budget
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, with_owners
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.hub, pytest.mark.contract]
 
 NAMED = tuple(SeededServer("namer", name, idle_for_s=60.0) for name in (*AWKWARD_NAMES, "plain"))
 SERVERS = (

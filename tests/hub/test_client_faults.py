@@ -31,6 +31,8 @@ from hubguard.hub import models
 from hubguard.hub.client import HTTPHubAPI, internal_ssl_context
 from hubguard.pacing.budget import Budget
 
+pytestmark = pytest.mark.contract
+
 TOKEN = "9a7c51b3e0d24f1e-never-to-be-seen"
 
 CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {

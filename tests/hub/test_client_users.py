@@ -30,7 +30,7 @@ from hubguard.prune.restore import Restorer
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.hub, pytest.mark.contract]
 
 USED_S = 5 * DAY_S
 POPULATION = Population(

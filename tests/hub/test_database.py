@@ -32,6 +32,8 @@ from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, Population, SeededServer, SeededUser, made_up, with_owners
 from hubguard.staging.seed import write
 
+pytestmark = [pytest.mark.hub, pytest.mark.contract]
+
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 DAY_S = 86400.0
 

@@ -29,7 +29,7 @@ from hubguard.prune.restore import Restorer
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import DAY_S, Population, SeededServer, SeededUser
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.hub, pytest.mark.contract]
 
 KUBE = {"pod_name": "jupyter-x", "pvc_name": "claim-x", "namespace": "jhub", "dns_name": "x.jhub.svc"}
 AWKWARD = ("sl/ash", "que?stion", "ha#sh", "per%cent", "käthe 李雷")

@@ -21,6 +21,8 @@ from hubguard.inhub import CUSTOM_SCOPES, SCOPES, named_users, register, runs_a_
 from hubguard.inhub.late import LONGEST, LateRegistration, Members
 from hubguard.inhub.named_users import packed, unpacked
 
+pytestmark = pytest.mark.hub
+
 SNIPPET = Path(__file__).parents[2] / "jupyterhub_config.d" / "hubguard.py"
 
 

@@ -18,6 +18,8 @@ from traitlets.config import Config
 from hubguard.inhub import stop_hook
 from hubguard.inhub.stop_hook import watch_stops
 
+pytestmark = pytest.mark.hub
+
 
 class Page:
     """What HubGuard's page was told. Where it ``hangs``, it takes requests and never answers."""

@@ -27,6 +27,8 @@ from hubguard.journal.store import open_journal
 from hubguard.prune.store import PruneStore
 from hubguard.snapshot.store import ActivityStore
 
+pytestmark = pytest.mark.contract
+
 
 def engine(url: str) -> sa.Engine:
     return sa.create_engine(url, poolclass=sa.NullPool)

@@ -17,6 +17,8 @@ from hubguard.proxy.canary import PREFIX, Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.proxy.decide import Verdict
 
+pytestmark = pytest.mark.contract
+
 
 def plenty(**more) -> Budget:
     return Budget(**{"rate": 1000.0, "burst": 1000, "concurrency": 10, **more})

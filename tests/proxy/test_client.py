@@ -37,6 +37,8 @@ from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, Population, SeededServer
 
+pytestmark = pytest.mark.contract
+
 NAMES = (*AWKWARD_NAMES, "plain", "UPPER", "%41", "a+b c", "__proto__", "constructor")
 
 

@@ -37,6 +37,8 @@ from hubguard.prune.model import Protection, PrunePlan, StaleCriteria
 from hubguard.prune.offline import Applied, Restored, apply_offline, plan_offline, restore_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 
+pytestmark = [pytest.mark.hub, pytest.mark.contract]
+
 DAY_S = 86400.0
 LAST_USED = datetime.now(timezone.utc).replace(tzinfo=None)
 NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)

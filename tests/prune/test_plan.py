@@ -37,6 +37,8 @@ from hubguard.prune.model import (
     StorageFate,
 )
 
+pytestmark = pytest.mark.contract
+
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 ASKED = StaleCriteria(86400.0, 86400.0, names=("*",))
 KUBE = "kubespawner.KubeSpawner"

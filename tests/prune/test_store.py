@@ -27,6 +27,8 @@ from hubguard.prune.store import PruneStore
 from hubguard.snapshot.model import Evidence, Seen
 from hubguard.snapshot.store import ActivityStore
 
+pytestmark = pytest.mark.contract
+
 HUB = "http://127.0.0.1:8081/hub/api"
 NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 DONE = Outcome(OutcomeKind.DONE, "gone")

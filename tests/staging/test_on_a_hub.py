@@ -23,6 +23,8 @@ from hubguard.staging.processes import find_proxy_command, free_ports
 from hubguard.staging.seed import seed
 from hubguard.staging.spawner import Little, born, launch
 
+pytestmark = pytest.mark.any_hub
+
 Hubs = Callable[..., Awaitable[TestbedHub]]
 
 

@@ -15,6 +15,8 @@ from hubguard.staging import seed as staging_seed
 from hubguard.staging.population import AWKWARD_NAMES, DAY_S, Population, SeededServer, SeededUser, made_up
 from hubguard.staging.seed import order, seed, write
 
+pytestmark = pytest.mark.hub
+
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 
 

@@ -18,6 +18,8 @@ from hubguard.pacing.budget import Budget, Lane
 from hubguard.web import auth
 from hubguard.web.auth import Caller, HubLogin, rights
 
+pytestmark = [pytest.mark.hub, pytest.mark.contract]
+
 SECRET = b"s" * 32
 ANN = {"kind": "user", "name": "ann", "admin": True, "scopes": ["access:services!service=hubguard", "delete:servers"]}
 

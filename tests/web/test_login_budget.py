@@ -18,6 +18,8 @@ from hubguard.errors import HubUnreachable
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.web.auth import HubLogin
 
+pytestmark = [pytest.mark.hub, pytest.mark.contract]
+
 PREFIX = "/services/hubguard/"
 ACCESS = "access:services!service=hubguard"
 ADMIN = {
