@@ -22,8 +22,8 @@ UNITS = {
     "HubGuardCull.population_fall": "share of users",
     "HubGuardPrune.share_cap": "share of users",
 }
-NO_LIMITS = {"hubguard.times", "hubguard.console"}
-"""Modules whose numbers are units or exit codes."""
+NO_LIMITS = {"VERSION", "HOUR_S", "DAY_S", "YEAR_S", "NOBODY", "FINE", "FAILED", "USAGE", "HELD", "FINDINGS"}
+"""Formats, units, ids and exit codes."""
 
 
 class Limit(NamedTuple):
@@ -38,12 +38,12 @@ def limits() -> Iterator[Limit]:
     """Every public numeric constant of a module, except those of the demo and the tests."""
     for file in sorted((ROOT / "hubguard").rglob("*.py")):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        if module in NO_LIMITS or module.startswith("hubguard.staging"):
+        if module.startswith("hubguard.staging"):
             continue
         for names, text in _assigned(ast.parse(file.read_text()).body):
             for name in names:
                 value = getattr(importlib.import_module(module), name)
-                if name.isupper() and _is_number(value) and name != "VERSION":
+                if name.isupper() and _is_number(value) and name not in NO_LIMITS:
                     yield Limit(f"{module.removeprefix('hubguard.')}.{name}", value, text)
 
 
@@ -62,9 +62,10 @@ def _is_number(value: object) -> bool:
 
 
 def _assigned(body: list[ast.stmt]) -> Iterator[tuple[list[str], str]]:
-    """The names of each assignment, with the string that follows it."""
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        yield _names(node), _text(after)
+    """The names of each assignment, with the string that follows it, or the last of those right after it."""
+    for place, node in enumerate(body):
+        after = (_text(later) for later in body[place + 1 :] if not _names(later))
+        yield _names(node), next(after, "")
 
 
 def _names(node: ast.stmt) -> list[str]:

@@ -53,6 +53,7 @@ REBIND_S = 2.0
 """Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
 
 PARENT_CHECK_S = 1.0
+"""Seconds between checks whether the hub that started this process still runs."""
 
 LARGEST_REQUEST = 65536
 """In bytes. Nothing that HubGuard is asked needs more."""
@@ -187,7 +188,7 @@ def _features(settings: Settings) -> dict[str, str]:
 async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIterator[Sources]:
     """The hub's database and the proxy, each None where there is no way to it; closed at the end. Never raises for either.
 
-    The proxy is the one that the hub told of, or that CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN name.
+    The proxy is the one that the hub names, or that CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN name.
     """
     told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
     url = settings.guard.hub_db_url

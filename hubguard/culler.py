@@ -42,6 +42,7 @@ FINE, FAILED, USAGE = 0, 1, 2
 HOOK = "cull_arbiter_hook"
 
 NO_CAP = 1_000_000
+"""Maximum actions due at a time: no person is there to look and resume, so there is no cap."""
 
 TELL_EVERY_S = 0.5
 """Seconds between checks whether a cycle has ended, for the log."""

@@ -21,7 +21,7 @@ class Mode(str, Enum):
     ACTING = "acting"  # armed, and stopping what is due
     OBSERVING = "observing"  # shows what it would do, and does nothing by itself
     HELD = "held"  # a person has put acting on hold
-    BRAKED = "braked"  # HubGuard itself holds back; ``why`` says what for
+    BRAKED = "braked"  # HubGuard is braked; ``why`` says for which reason
     STANDBY = "standby"  # another guard holds the lease and acts for this hub
     TROUBLED = "troubled"  # a wrong setting or an unusable database: acts on nothing; ``why`` names it
 

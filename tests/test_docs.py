@@ -315,6 +315,10 @@ def test_the_page_of_defaults_is_the_one_the_code_makes():
     assert made.PAGE.read_text() == made.page(), "run: python docs/make.py"
 
 
+def test_every_default_has_a_sentence_that_says_what_it_is():
+    assert [limit.name for limit in make_docs().limits() if not limit.reason] == []
+
+
 def make_docs() -> ModuleType:
     spec = importlib.util.spec_from_file_location("docs_make", DOCS / "make.py")
     assert spec is not None

@@ -49,8 +49,8 @@ def pieces(file: Path) -> Iterator[tuple[int, str]]:
 def prose() -> list[Path]:
     """README, docs, the product with its templates, and what is installed or run beside it."""
     found = [ROOT / "README.md", ROOT / "Makefile"]
-    rooms = [f"hubguard/{room}" for room in ("backends", "hub", "pacing", "proxy", "staging")]
-    for folder in ("docs", "bench", "migrations", "jupyterhub_config.d", *rooms):
+    rooms = ["act", "backends", "dashboard", "hub", "inhub", "journal", "pacing", "proxy", "snapshot", "staging", "web"]
+    for folder in ("docs", "bench", "migrations", "jupyterhub_config.d", *(f"hubguard/{room}" for room in rooms)):
         found += [file for file in (ROOT / folder).rglob("*") if file.suffix in {".py", ".md", ".html", ".mako"}]
     return sorted(file for file in found if file.name != "settings.md")
 

@@ -25,13 +25,13 @@ from hubguard.pacing.clock import Clock
 log = logging.getLogger(__name__)
 
 LOOK_LASTS_S = 15.0
-"""A second look counts for so long: a request that waits longer for its turn looks again."""
+"""Seconds for which a second look counts. A request that waits longer for its turn looks again."""
 
 COMMIT_LASTS_S = 2.0
 """A request whose intent took longer to write down gives its turn back."""
 
 LOOKS = 5
-"""So many second looks at one server in one cycle, before it is left to the next."""
+"""Maximum second looks at one server in one cycle, before it waits for the next."""
 
 UNVERIFIED_A_PLACE = 5
 """How many stops may be under way, not yet verified, for each one that may be sent at once. Most are verified within a
@@ -97,7 +97,7 @@ class Attempt:
         """What was sent, or the outcome of what wasn't with what ends the whole plan, or "". Never raises Exceptions.
 
         ``second_look`` says why it isn't to be done after all, or None. ``send`` awaits :meth:`confirm` when its request is
-        about to go out, sends it once, and returns what is worth telling of the answer, or "".
+        about to go out, sends it once, and returns what is worth noting about the answer, or "".
         """
         try:
             for _ in range(LOOKS):

@@ -20,12 +20,12 @@ TOGETHER_S = 0.5
 
 USERS_A_PAGE = 200
 READS_A_PAGE = 10
-"""A list is asked for where that many single reads for each of its pages would be: so long a page holds up the hub's only
-event loop (6.1: 30 to 45 ms for 200 users), and whoever asks it meanwhile."""
+"""A list is asked for where that many single reads for each of its pages would be: that long a page blocks the hub's
+only event loop (6.1: 30 to 45 ms for 200 users), and whoever asks it meanwhile."""
 
 
 class Verifier:
-    """Reads servers again until each is gone, was started anew, or ``verify_s`` has passed since it was handed over.
+    """Reads servers again until each is gone, was restarted, or ``verify_s`` has passed since it was handed over.
 
     ``running`` is about how many servers the hub has, to choose between a list and single reads.
     """

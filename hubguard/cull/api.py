@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from typing_extensions import override
+
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull.model import Standing
 from hubguard.journal.model import Exemption
@@ -38,8 +40,8 @@ class ServersApi(Api):
         )
     }
 
+    @override
     def get(self) -> None:
-        """See write_page."""
         asked = self.query()
         standing = Standing(asked["standing"]) if asked["standing"] else None
         status = self.site.guard.status()
@@ -133,8 +135,8 @@ class ExemptionsApi(Api):
         ),
     }
 
+    @override
     async def get(self) -> None:
-        """See write_page."""
         asked = self.query()
         rows = await self.site.guard.exemptions(user=asked["user"], ended=asked["ended"])
         self.write_page(rows, asked, lambda row: row)

@@ -21,13 +21,13 @@ tuple, None where the hub doesn't tell), ``inactive`` (a timedelta) and ``inacti
 stop the server."""
 
 PATIENCE_S = 10.0
-"""So long a hook may take for one server."""
+"""Maximum seconds for one server."""
 
 HANGING = 5
-"""So many servers it may hang for, until it isn't asked about others before it has answered for one of them."""
+"""Maximum servers a hook may hang for. Then HubGuard calls it for no others until it has returned for one of them."""
 
 AT_ONCE = 10
-"""So many servers an async hook is asked about at once."""
+"""Maximum calls of an async hook at a time."""
 
 
 def load_hook(name: str) -> Hook:

@@ -46,12 +46,12 @@ class Reason(str, Enum):
 class Known:
     """What HubGuard knows of one run beyond the hub's list of servers; None: nothing.
 
-    ``failures`` tells of earlier tries, ``proxy_activity`` of the last traffic that the proxy has seen, ``active_at`` of the
-    last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is now.
-    ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a proxy's lost table
-    was filled again: what the hub's and the proxy's times tell of these isn't use.
-    ``hook`` is the answer of the operator's own function: True for stop, False for keep, None where there is no such
-    function; ``hook_error`` is one line on why it has none.
+    ``failures`` are earlier attempts, ``proxy_activity`` is the last traffic that the proxy has seen, ``active_at``
+    the last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is
+    now. ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a
+    proxy's lost table was filled again: what the hub's and the proxy's times tell of these isn't use. ``hook`` is the
+    answer of the operator's own function: True for stop, False for keep, None where there is no such function;
+    ``hook_error`` is one line on why it has none.
     """
 
     failures: Failures | None = None

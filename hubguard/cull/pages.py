@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from hubguard import words
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull import words as cull_words
@@ -25,8 +27,8 @@ class Servers(Page):
     template = "cull/servers.html"
     tab = "servers"
 
+    @override
     async def get(self) -> None:
-        """See the class. What makes no sense in the address counts as not given."""
         status = self.site.guard.status()
         q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
         wanted = Standing(standing) if standing in {one.value for one in Standing} else None
@@ -93,8 +95,8 @@ class ServerPage(Page):
     template = "cull/server.html"
     tab = "servers"
 
+    @override
     async def get(self, user: str, name: str) -> None:
-        """See the class. 404 for what neither runs nor is in the journal."""
         status = self.site.guard.status()
         row = cull_shapes.find(status.last_cycle, user, name)
         trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
@@ -135,8 +137,8 @@ class Exemptions(Page):
     template = "cull/exemptions.html"
     tab = "servers"
 
+    @override
     async def get(self) -> None:
-        """See the class."""
         user, ended = self.asked("user").strip(), bool(self.asked("ended"))
         found = await self.site.guard.exemptions(user=user or None, ended=ended)
         pages = max(1, -(-len(found) // ROWS))

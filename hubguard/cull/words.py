@@ -34,11 +34,11 @@ _EXEMPT_WHY: dict[Reason, str] = {
 
 
 _WHEN_DUE: dict[Mode, str] = {
-    Mode.STARTING: "judged anew when HubGuard has started",
+    Mode.STARTING: "judged again when HubGuard has started",
     Mode.ACTING: "{done} in the next cycle",
     Mode.OBSERVING: "would be {done} now, if armed",
     Mode.HELD: "would be {done} now, but acting is on hold",
-    Mode.BRAKED: "would be {done} now, but HubGuard holds back",
+    Mode.BRAKED: "would be {done} now, but HubGuard is braked",
     Mode.STANDBY: "left to the guard that holds the lease",
     Mode.TROUBLED: "would be {done} now, but HubGuard is in trouble",
 }
@@ -64,7 +64,7 @@ _JUST_NOW: dict[Evidence, str] = {
     Evidence.HUB: "In use within the last minute",
     Evidence.START: "Started within the last minute",
     Evidence.PROXY: "In use within the last minute",
-    Evidence.RECOVERY: "Idleness counts anew, since an outage has just ended",
+    Evidence.RECOVERY: "The idle clock restarted after an outage",
 }
 
 
@@ -126,7 +126,7 @@ def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, o
 def _exempt(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
     exemption = verdict.known.exemption
     if verdict.reason is Reason.EXEMPTION and exemption is not None:
-        return f"Kept {_kept(exemption, now)}. Judged anew after that."
+        return f"Kept {_kept(exemption, now)}. Judged again after that."
     if verdict.reason is Reason.RULE:
         rule = _rule(verdict, policy)
         if rule is not None and rule.week is not None:

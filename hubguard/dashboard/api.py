@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from typing_extensions import override
 
 from hubguard.dashboard import status as dashboard_status
 from hubguard.journal.model import Entry, Event
@@ -27,8 +28,8 @@ class StatusApi(Api):
 
     operations = {"get": Operation("What HubGuard is doing, and why.", dashboard_status.StatusShape, "read")}
 
+    @override
     def get(self) -> None:
-        """See ``operations``."""
         self.write_json(dashboard_status.of_status(self.site.guard.status(), self.site.policy))
 
 
@@ -81,8 +82,8 @@ class MetricsApi(Api):
 
     operations = {"get": Operation("Metrics in Prometheus' text format.", None, "read")}
 
+    @override
     def get(self) -> None:
-        """See ``operations``."""
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
         self.finish(generate_latest(self.site.metrics))
 
@@ -96,8 +97,8 @@ class HealthApi(Api):
         )
     }
 
+    @override
     def get(self) -> None:
-        """See ``operations``."""
         self.write_json(dashboard_status.health(self.site.guard.status()))
 
 
@@ -106,6 +107,6 @@ class OpenApi(Api):
 
     operations = {"get": Operation("This description.", None, "none")}
 
+    @override
     def get(self) -> None:
-        """See ``operations``."""
         self.write_json(document(self.site.operations, self.site.prefix))

@@ -9,6 +9,7 @@ from datetime import datetime
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 import hubguard
 from hubguard.cull.model import CycleReport, Standing
@@ -39,8 +40,8 @@ class GuardCollector(Collector):
         """Nothing: registering must not ask the guard."""
         return []
 
+    @override
     def collect(self) -> Iterator[Metric]:
-        """See the class."""
         status = self._status()
         versions = {"version": hubguard.__version__, "hub_version": status.hub_version or ""}
         yield InfoMetricFamily("hubguard", "HubGuard, and the hub it guards", versions)
@@ -65,7 +66,7 @@ class GuardCollector(Collector):
             yield _gauge("hubguard_error_ratio", text, status.recent.error_ratio)
         reason = status.brake.reason if status.brake else None
         brakes = {one.value: one is reason for one in BrakeReason}
-        yield _labelled("hubguard_brake", "1 for what HubGuard holds back for", "reason", brakes)
+        yield _labelled("hubguard_brake", "1 for the reason of the brake", "reason", brakes)
         kinds = Counter(finding.kind for finding in status.findings)
         found = {kind.value: kinds[kind] for kind in FindingKind}
         yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", found)

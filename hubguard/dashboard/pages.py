@@ -6,6 +6,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from typing_extensions import override
+
 from hubguard.cull import shapes as cull_shapes
 from hubguard.dashboard import status as dashboard_status
 from hubguard.dashboard.api import EVENTS
@@ -25,8 +27,8 @@ class Overview(Page):
     template = "dashboard/overview.html"
     tab = "overview"
 
+    @override
     async def get(self) -> None:
-        """See the class."""
         status = self.site.guard.status()
         trouble, entries = "", tuple[Entry, ...]()
         try:
@@ -55,13 +57,13 @@ class Overview(Page):
 
 
 def recovered_at(status: Status) -> datetime | None:
-    """When idle clocks were started anew, as long as that is news: for a day."""
+    """When idle clocks restarted, as long as that is news: for a day."""
     at = status.clock_from
     return at if at is not None and status.at - at < timedelta(days=1) else None
 
 
 def last_actions(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
-    """The newest few of ``entries``, without the intents that an outcome tells of anyway."""
+    """The newest few of ``entries``, without the intents that have an outcome."""
     settled = {entry.refers_to for entry in entries}
     return tuple(entry for entry in entries if entry.id not in settled)[:8]
 
@@ -73,7 +75,7 @@ class JournalPage(Page):
     tab = "journal"
 
     async def get(self) -> None:
-        """See the class. Older pages don't change, and aren't asked for again."""
+        """Older pages don't change, and aren't asked for again."""
         user, event = self.asked("user").strip(), self.asked("event")
         event = event if event in EVENTS else ""
         before = whole(self.asked("before_id")) if self.asked("before_id") else None

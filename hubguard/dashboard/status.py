@@ -32,8 +32,8 @@ from hubguard.web.sources import SourceShape
 class StatusShape:
     """What HubGuard is doing. ``sentence`` says it in words; ``last_cycle`` is null before the first one.
 
-    ``brake`` is set while HubGuard holds back by itself; where it is ``acceptable``, resuming lets it go on. ``clock_from``:
-    idle clocks were started anew then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
+    ``brake`` is set while HubGuard is braked; if it is ``acceptable``, a person can resume. ``clock_from``: idle
+    clocks restarted then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
     ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null where nothing was.
     ``findings`` are what an operator should look at, most recent last.
     """
@@ -87,8 +87,10 @@ STALE_CYCLE_S = 900.0
 
 
 ERRORS_MOST = 0.5
+"""Share of actions that failed or are unverified, above which ``/health`` isn't ok."""
+
 ERRORS_AMONG = 10
-"""With a larger share of so many actions or more failed or unverified, ``/health`` says so."""
+"""Fewest actions in an hour for which ``/health`` judges the share that failed or is unverified."""
 
 
 def of_status(status: Status, policy: CullPolicy) -> StatusShape:

@@ -40,9 +40,8 @@ def acceptance(brake: Brake, policy: CullPolicy) -> str:
 
 
 def headline(status: Status, due: int, users: int = 0) -> str:
-    """One sentence: what HubGuard is doing and why. ``due`` is how many servers are due at the last look.
-
-    So many ``users`` are due to be deleted.
+    """One sentence: what HubGuard is doing and why. ``due`` and ``users`` are how many servers and users were due at
+    the last look.
     """
     if status.mode is Mode.ACTING:
         now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due" if due else "none is due right now"
@@ -55,5 +54,5 @@ def headline(status: Status, due: int, users: int = 0) -> str:
     if status.mode is Mode.HELD:
         return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
     if status.mode is Mode.BRAKED and status.brake is not None:
-        return f"HubGuard holds back, since {status.brake.why.rstrip('. ')}."
+        return f"Braked: {status.brake.why.rstrip('. ')}."
     return status.why

@@ -29,8 +29,10 @@ LOCK_TIMEOUT_S = 3.0
 """Maximum seconds that a reading waits for whoever writes to SQLite; waiting holds nobody up."""
 
 CONNECT_TIMEOUT_S = 5
-# Longer than connecting and any transaction.
+"""Seconds to connect to a database server."""
+
 SILENT_S = 15
+"""Seconds after which a silent connection counts as lost: longer than connecting and any transaction."""
 
 # What a database says, in lower case, and what that means for an operator.
 _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (

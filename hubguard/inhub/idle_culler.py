@@ -23,7 +23,10 @@ AT_ONCE_S = 0.001
 """What ``--timeout=0`` is in HubGuard's settings, where 0 means never."""
 
 LONGEST_EVERY_S = 86400
+"""Maximum seconds between cycles, as in HubGuard's settings."""
+
 MOST_AT_ONCE = 500
+"""Maximum concurrency, as in HubGuard's settings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,16 @@ from sqlalchemy.pool import NullPool, StaticPool
 from hubguard.errors import JournalError, Unrecordable
 
 CONNECT_TIMEOUT_S = 5
+"""Seconds to connect to a database server."""
+
 LOCK_TIMEOUT_S = 5
-# Longer than any transaction of ours needs. After it the server itself ends the transaction of a guard that was frozen
-# in the middle of one, so that another guard can have the lease.
+"""Seconds to wait for a lock."""
+
 STALLED_AFTER_S = 15
+"""Seconds after which the database server ends the transaction of a frozen guard, so that another can have the lease.
+
+Longer than any transaction needs.
+"""
 
 _MYSQL_DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb", "mariadb+mysqldb")
 

@@ -18,6 +18,7 @@ from hubguard.model import Action, Outcome, OutcomeKind, Tally
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
+"""Maximum characters of an entry's detail."""
 
 NOTES = frozenset(
     {

@@ -90,7 +90,7 @@ def _moment(at: datetime) -> str:
 def _not_in_force(exemption_id: int, row: Any) -> NoSuchExemption:
     if row is None:
         return NoSuchExemption(
-            f"There is no exemption {exemption_id}: it was never made, or was over so long ago that it is forgotten. "
+            f"There is no exemption {exemption_id}: it was never made, or ended long ago and is forgotten. "
             "Nothing was changed; look at those in force."
         )
     over = (

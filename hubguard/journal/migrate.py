@@ -21,6 +21,7 @@ from hubguard.journal.database import Database
 from hubguard.journal.tables import PREFIX, VERSION_TABLE, stance
 
 UPGRADE_WAIT_S = 60
+"""Seconds to wait for another process that upgrades the database."""
 
 # Two of these together are a hub's database; one alone may be any program's.
 _HUB_TABLES = frozenset({"users", "spawners", "api_tokens"})

@@ -38,7 +38,8 @@ class Exemption:
 
 @dataclass(frozen=True, slots=True)
 class Stance:
-    """Whether HubGuard may act, as people have set it. Each ``*_by``/``*_at``/``*_why`` tells of the last change, or None.
+    """Whether HubGuard may act, as people have set it. Each ``*_by``/``*_at``/``*_why`` describes the last change, or
+    is None.
 
     ``armed`` None: nobody has armed it or disarmed it yet (it observes).
     """

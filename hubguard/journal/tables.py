@@ -13,7 +13,9 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 PREFIX = "hubguard_"
 VERSION_TABLE = "hubguard_version"
 NAME_LENGTH = 255
+"""Maximum characters of a name, as in the hub's tables."""
 PENDING_LENGTH = 64
+"""Maximum characters of what a server is pending for."""
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -141,7 +141,7 @@ class Snapshots:
         return {key: seen.active_at for key, seen in self.seen.items() if seen.active_at is not None}
 
     def count_deleted(self, users: int = 1) -> None:
-        """HubGuard has deleted so many users, which the brake then doesn't take for a loss."""
+        """Subtract ``users`` deleted users, so that the brake doesn't take them for a loss."""
         self._deleted_users += users
 
     def begin_anew(self) -> None:
@@ -275,7 +275,7 @@ class Snapshots:
     # -- judging --------------------------------------------------------------------------------------------------
 
     async def judge(self, journal: AsyncJournal, *, due: int, keep: bool = True) -> Judgement:
-        """Whether acting is safe after the last look, with so many actions due. Raises JournalError.
+        """Whether acting is safe after the last look, with ``due`` actions due. Raises JournalError.
 
         Without ``keep`` nothing of it is remembered.
         """
@@ -299,10 +299,10 @@ class Snapshots:
         if reason is not (before.reason if before else None):
             now = self._clock.now()
             if judgement.brake is not None:
-                log.warning("HubGuard holds back: %s. %s", judgement.brake.why, judgement.brake.ends)
+                log.warning("Braked: %s. %s", judgement.brake.why, judgement.brake.ends)
                 await journal.note(Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
             elif before is not None:
-                log.info("HubGuard no longer holds back (%s).", before.reason.value)
+                log.info("HubGuard is no longer braked (%s).", before.reason.value)
                 await journal.note(Event.BRAKE_OVER, "hubguard", 0, now, before.why)
 
     # -- what came of it ------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class Snapshots:
                 await journal.remember(PACE, asdict(paced), now)
 
     async def _forget_what_is_old(self, journal: AsyncJournal) -> None:
-        """Once a day, so that the journal doesn't grow for ever; piece by piece, so that the lease can be renewed between."""
+        """Once a day, so that the journal doesn't grow forever; piece by piece, so that the lease can be renewed between."""
         now, days = self._clock.now(), self._journal_days
         if self._forgot_at is None or now - self._forgot_at >= timedelta(days=1):
             self._forgot_at = now

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler
 from tornado.httputil import url_concat
 from tornado.web import HTTPError, RequestHandler
+from typing_extensions import override
 
 from hubguard.errors import BudgetExhausted, HubUnreachable
 from hubguard.pacing.budget import Slot
@@ -53,6 +54,7 @@ LOOKUPS_AT_ONCE = 2
 """Lookups in flight at most: a flood of made-up tokens gets no more of the budget than this."""
 
 KNOWN_MOST = 10_000
+"""Maximum tokens whose owner is remembered."""
 
 _PLAUSIBLE = re.compile(r"[!-~]{1,2048}")
 # Anything else can't be passed on in a header, and would look like a hub in trouble.
@@ -163,8 +165,8 @@ class Callback(HubOAuthCallbackHandler):
         self.login = login
         self.hub_auth = login.hub_auth
 
+    @override
     def set_default_headers(self) -> None:
-        """See harden."""
         harden(self)
 
     async def prepare(self) -> None:
@@ -194,7 +196,7 @@ class Callback(HubOAuthCallbackHandler):
         log.warning("a login didn't work: %s", getattr(value, "log_message", None) or value)
 
 
-class HubLogin:
+class HubLogin(AuthPort):
     """The AuthPort over a hub: OAuth logins by cookie, tokens by ``Authorization: token …`` or ``bearer …``.
 
     ``lane`` gives the budget's slot that each request to the hub passes. ``hub_host`` is set where the hub is at another
@@ -230,8 +232,8 @@ class HubLogin:
         self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
         self._known: dict[str, tuple[float, Caller | None]] = {}
 
+    @override
     async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
-        """See AuthPort. Whoever lacks the scope to access this service has no scopes here."""
         token = self.hub_auth.get_token(handler)
         if not token or not _PLAUSIBLE.fullmatch(token):
             return None
@@ -296,14 +298,14 @@ class HubLogin:
                 self._known.clear()
         self._known[key] = (now_s, caller)
 
+    @override
     def session(self, handler: RequestHandler) -> str | None:
-        """See AuthPort."""
         if self.hub_auth.get_token(handler, in_cookie=False):
             return None
         return self.hub_auth.get_token(handler) or None
 
     def login_url(self, handler: RequestHandler) -> str:
-        """See AuthPort. With PKCE, where this JupyterHub knows it (6.0 and later)."""
+        """With PKCE, where this JupyterHub knows it (6.0 and later)."""
         query: dict[str, str] = {}
         extra: dict[str, str] = {}
         if getattr(self.hub_auth, "pkce_enabled", False):
@@ -313,6 +315,6 @@ class HubLogin:
         query["state"] = self.hub_auth.set_state_cookie(handler, next_url=handler.request.uri, **extra)
         return url_concat(self.hub_auth.login_url, query)
 
+    @override
     def callback(self) -> tuple[type[RequestHandler], dict[str, Any]]:
-        """See AuthPort."""
         return Callback, {"login": self}

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment
 from prometheus_client import CollectorRegistry
 from tornado.web import HTTPError, RequestHandler
+from typing_extensions import override
 
 from hubguard import words
 from hubguard.cull.decide.judge import CullPolicy
@@ -67,8 +68,8 @@ class Base(RequestHandler):
         """Take what the application hands to every handler."""
         self.site = site
 
+    @override
     def set_default_headers(self) -> None:
-        """See harden."""
         harden(self)
 
     async def head(self, *parts: str) -> None:

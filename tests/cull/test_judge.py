@@ -602,8 +602,8 @@ def deletion() -> Action:
     [
         (user(), USERS, (), None),
         (None, USERS, (), "there is no such user any more"),
-        (user(created=ago(8999)), USERS, (), "the user was deleted and made anew in the meantime"),
-        (user(created=None), USERS, (), "the user was deleted and made anew in the meantime"),
+        (user(created=ago(8999)), USERS, (), "the user was deleted and created again in the meantime"),
+        (user(created=None), USERS, (), "the user was deleted and created again in the meantime"),
         (user(last_activity=ago(1500)), USERS, (), "the user was active in the meantime"),
         (user(last_activity=ago(1998.9)), replace(USERS, user_max_age_s=1), (), "the user was active in the meantime"),
         (user(servers=(server(),)), USERS, (), "a server of the user's is running"),

@@ -170,11 +170,11 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(server(125), known=Known(exemption=KEPT)),
-            "Kept until 15:00 UTC (in 3 h), as bob asked: exam on Monday. Judged anew after that.",
+            "Kept until 15:00 UTC (in 3 h), as bob asked: exam on Monday. Judged again after that.",
         ),
         (
             says(server(125), known=Known(exemption=replace(KEPT, until=NOW + minutes(1500), why=""))),
-            "Kept until 22 Nov at 13:00 UTC (in 1 d 1 h), as bob asked. Judged anew after that.",
+            "Kept until 22 Nov at 13:00 UTC (in 1 d 1 h), as bob asked. Judged again after that.",
         ),
         (
             says(server(125), known=Known(hook=False)),
@@ -190,7 +190,7 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(server(300), known=Known(clock_from=NOW)),
-            "Idleness counts anew, since an outage has just ended; stopped when idle for 2 h, at 14:00 UTC.",
+            "The idle clock restarted after an outage; stopped when idle for 2 h, at 14:00 UTC.",
         ),
         (
             says(server(300), known=Known(proxy_activity=NOW - minutes(130))),

@@ -847,13 +847,13 @@ def overdue(minutes_ago: float, user: str = "late") -> Verdict:
 async def test_a_brake_is_shown_with_why_since_when_and_what_ends_it(site: Site) -> None:
     site.guard.change(mode=Mode.BRAKED, brake=PROXY_DOWN)
     text = (await site.ask("", "actor")).text
-    assert "HubGuard holds back, since the proxy hasn&#39;t answered since noon." in text
+    assert "Braked: the proxy hasn&#39;t answered since noon." in text
     assert "It ends when it answers again." in text
     assert "actions/resume" not in text
     told = (await site.ask("api/v1/status", "reader")).json["brake"]
     assert (told["reason"], told["acceptable"]) == ("proxy-down", False)
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
-    assert "would also hold back by itself" in (await site.ask("", "actor")).text
+    assert "would also be braked" in (await site.ask("", "actor")).text
     confirm = (await site.ask("actions/resume", "actor")).text
     assert "Resuming doesn&#39;t change that" in confirm
 
@@ -874,7 +874,7 @@ async def test_an_acceptable_brake_offers_to_resume_and_says_what_is_accepted(si
 
 async def test_after_an_outage_the_overview_says_that_idle_clocks_began_anew_for_a_day(site: Site) -> None:
     site.guard.change(clock_from=NOW - minutes(30))
-    assert "Idle clocks were started anew at" in (await site.ask("", "reader")).text
+    assert "Idle clocks restarted at" in (await site.ask("", "reader")).text
     site.guard.change(clock_from=NOW - timedelta(days=2))
     assert "Idle clocks" not in (await site.ask("", "reader")).text
     assert (await site.ask("api/v1/status", "reader")).json["clock_from"] == "2026-11-19T12:00:00Z"

@@ -434,7 +434,7 @@ def test_who_is_there_no_more_isnt_deleted() -> None:
 )
 def test_who_was_made_anew_isnt_deleted(anew: dict[str, Any]) -> None:
     """SQLite gives the id of the newest user, once deleted, to the next one."""
-    assert look(replace(ANN, **anew)) == "the user was deleted and made anew in the meantime"
+    assert look(replace(ANN, **anew)) == "the user was deleted and created again in the meantime"
 
 
 def test_who_was_active_after_the_plan_isnt_deleted_however_long_ago_that_is() -> None:

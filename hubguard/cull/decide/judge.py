@@ -187,7 +187,7 @@ def user_still_due(
     if user is None:
         return "there is no such user any more"
     if not same_run(user.created, action.started):
-        return "the user was deleted and made anew in the meantime"
+        return "the user was deleted and created again in the meantime"
     if user.last_activity is not None and (
         action.last_activity is None or user.last_activity > action.last_activity + timedelta(seconds=1)
     ):
@@ -229,7 +229,7 @@ def _limits(rule: Rule | None, policy: CullPolicy) -> tuple[float, float]:
 def _idle_since(server: Server, known: Known) -> tuple[datetime | None, Evidence | None]:
     """The latest evidence of use, since the hub may keep the activity of an earlier run, and which it is.
 
-    What HubGuard knows itself only ever moves the hub's times on, but for those that come of a proxy's table that was filled
+    What HubGuard knows itself only moves the hub's times forward, except those from a proxy's table that was filled
     again: these it knows better. Where the hub has no times, nothing is concluded.
     """
     if server.last_activity is None and server.started is None:

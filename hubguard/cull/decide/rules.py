@@ -53,7 +53,7 @@ class Rule:
     never: bool = False
 
     def matches(self, server: Server, now: datetime) -> bool | None:
-        """Whether it matches ``server`` at ``now``; None where that hangs on what the hub doesn't tell of it."""
+        """Whether it matches ``server`` at ``now``; None if that depends on something that the hub doesn't show."""
         if self.admin not in {None, server.admin} or self.named not in {None, bool(server.name)}:
             return False
         asked = [(self.users, (server.user,)), (self.servers, (server.name,)), (self.groups, server.groups)]
@@ -69,7 +69,7 @@ class Rule:
         return None if self.untold(server) else True
 
     def untold(self, server: Server) -> tuple[str, ...]:
-        """What it asks for that the hub doesn't tell of ``server``, of: groups, roles, options."""
+        """What it needs and the hub doesn't show of ``server``: groups, roles, options."""
         asked = (
             ("groups", self.groups is not None and server.groups is None),
             ("roles", self.roles is not None and server.roles is None),

@@ -45,7 +45,7 @@ HUB_TABLES = (
 """The hub's tables, each after those that it points to."""
 
 LOCK_WAIT_S = 1
-"""For so long it is waited for a lock; whoever holds one longer uses the database."""
+"""Seconds to wait for a lock; whoever holds one longer uses the database."""
 
 _CONNECT_TIMEOUT_S = 5
 _BUSY, _LOCKED = 5, 6
@@ -266,7 +266,7 @@ def _unswept() -> Iterator[None]:
 
 
 def give_up(status: int, remaining: int, total: int) -> None:
-    """For SQLite's copying, which would wait for a lock for ever. Raises sqlite3.OperationalError."""
+    """For SQLite's copying, which would wait for a lock forever. Raises sqlite3.OperationalError."""
     if status in (_BUSY, _LOCKED):
         raise sqlite3.OperationalError("database is locked")
 

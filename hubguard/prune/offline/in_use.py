@@ -22,8 +22,8 @@ from hubguard.prune.model import Caution
 from hubguard.prune.offline.database import Database
 
 LATELY_S = 330.0
-"""Whoever wrote so lately may still be there: a hub that people use writes down activity every 300 s, unless it is set
-otherwise. One that nobody uses may write nothing for hours, so silence alone proves nothing."""
+"""Seconds after which a writer counts as gone: a hub in use records activity every 300 s by default. One that nobody
+uses may write nothing for hours, so silence alone proves nothing."""
 
 DEFAULT_API_URL = "http://127.0.0.1:8081/hub/api"
 """Where a hub answers whose config says nothing else (JupyterHub 5 and 6: hub_ip, hub_port, base_url)."""
@@ -38,6 +38,7 @@ PROCESSES_NOT_SEEN = "processes-not-seen"
 """The names of what has to be acknowledged before the database is changed, and isn't a plan's."""
 
 ANSWER_TIMEOUT_S = 5.0
+"""Seconds for a hub to answer."""
 CLOSING_S = 2.0
 """A connection that is gone by then was about to close."""
 
@@ -186,7 +187,7 @@ def _wrote_lately(times: Iterable[tuple[str, datetime | None]], now: datetime, n
     if not what:
         return None
     return (
-        f"It was written lately ({what}, {LATELY_S - left_s:.0f} s ago), and whoever wrote may still be there: where no hub "
+        f"It was written recently ({what}, {LATELY_S - left_s:.0f} s ago); the writer may still be there. If no hub "
         f"runs, wait {left_s:.0f} s and try again. So it is after HubGuard's own writing, too."
     )
 

@@ -32,7 +32,7 @@ def plan_offline(
     journal_known: bool = True,
     housekeeping: bool,
 ) -> PrunePlan:
-    """The plan to delete whom ``criteria`` ask for straight from the database at ``url``; it changes nothing.
+    """The plan to delete the users that ``criteria`` select, in the database at ``url``; it changes nothing.
 
     A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
     the most users it may have, None: all. ``journal_known``: ``exemptions`` and ``uses`` are what HubGuard's own journal has;

@@ -65,7 +65,7 @@ def restore_offline(
     dry_run: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Restored:
-    """Bring back whom the undo file has rows of, into the hub's database at ``url``, all in one transaction.
+    """Bring back the users in the undo file, into the hub's database at ``url``, all in one transaction.
 
     Users who are there are left as they are, so it may be done twice; who has somebody else's number now gets a new one.
     Groups and roles are found by name, and none is made. ``with_tokens`` brings back tokens and codes, too; without, their
@@ -298,7 +298,7 @@ class _Restoring:
                 continue
             now_id = self._now(target, row[column])
             if now_id is None:
-                self._out[name, f"their {column} was of somebody who isn't there, or whom the file doesn't name"] += 1
+                self._out[name, f"their {column} was of a user who isn't there, or isn't named in the file"] += 1
                 return False
             row[column] = now_id
         client = row.get("client_id")

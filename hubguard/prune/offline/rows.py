@@ -24,7 +24,7 @@ Row = dict[str, Any]
 Rows = dict[str, list[Row]]
 
 IDS_AT_ONCE = 10_000
-"""So many ids are named in one statement."""
+"""Maximum ids in one statement."""
 
 MAPS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "user_group_map": (("user_id", "users"), ("group_id", "groups")),
@@ -309,7 +309,7 @@ def names_by_id(connection: Connection, table: sa.TableClause) -> dict[int, str]
 
 
 def _sources(tables: Tables) -> dict[str, list[tuple[sa.Select[Any], sa.ColumnElement[Any]]]]:
-    """By table, where rows that go with users are found, each with the column that says with whom."""
+    """By table, the rows that go with users, each with the column that names the user."""
     spawners, clients = tables["spawners"], tables["oauth_clients"]
     mine = spawners.alias("mine")
 
