@@ -20,27 +20,32 @@ from hubguard.web.openapi import Operation, Param, Refused
 ITEM_STATES = ("waiting", "done", "skipped", "failed", "unverified")
 
 PLANS_LISTED = 1000
-"""The newest plans that are told of; the journal has what was done by older ones."""
+"""Maximum plans listed, newest first; the journal has what older ones did."""
 
 CRITERIA = (
     Param(
         "inactive_for_s",
         float,
-        "Stale is who was last active so many seconds ago; 0: nobody who ever was. Left out: as set.",
+        "A user is stale who was last active this many seconds ago; 0: nobody who was ever active. Default: the setting.",
         low=0,
         high=LONGEST_S,
     ),
     Param(
         "never_active_for_s",
         float,
-        "Stale is who was never active and was made so many seconds ago; 0: nobody who wasn't. Left out: as set.",
+        "A user is stale who was never active and was created this many seconds ago; 0: no such user. Default: the setting.",
         low=0,
         high=LONGEST_S,
     ),
-    Param("groups", str, "Only members of one of these groups. Left out: as set.", low=1, high=255, many=True),
-    Param("roles", str, "Only users with one of these roles. Left out: as set.", low=1, high=255, many=True),
+    Param("groups", str, "Only members of one of these groups. Default: the setting.", low=1, high=255, many=True),
+    Param("roles", str, "Only users with one of these roles. Default: the setting.", low=1, high=255, many=True),
     Param(
-        "names", str, "Only users whose name one of these globs matches. Left out: as set.", low=1, high=255, many=True
+        "names",
+        str,
+        "Only users whose name matches one of these globs. Default: the setting.",
+        low=1,
+        high=255,
+        many=True,
     ),
 )
 
@@ -160,7 +165,7 @@ class UserApi(Api):
 
 def nobody(name: str) -> str:
     """What is said of a user whom the hub doesn't know."""
-    return f"The hub knows no user {name}: there never was one, or they were deleted."
+    return f"The hub has no user {name}: there never was one, or they were deleted."
 
 
 class PlanApi(Api):

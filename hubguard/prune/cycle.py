@@ -1,4 +1,4 @@
-"""What people and the schedule ask of pruning: to look, to plan, to begin, to pause, to end, to bring back."""
+"""What people and the schedule do with pruning: look, plan, apply, pause, cancel, restore."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from hubguard.snapshot.cycle import Snapshots
 log = logging.getLogger(__name__)
 
 TICK_S = 5.0
-"""So often it is seen to that a plan goes on that waits for the hub, or was left by another guard."""
+"""Seconds between looks at a plan under way, which may wait for the hub or have been left by another guard."""
 
 IDLE_TICK_S = 30.0
-"""While none is under way, so often it is asked whether one is, and whether one is due by schedule."""
+"""Seconds between looks while no plan is under way: has one been started, is one due by schedule."""
 
 SCHEDULE = "prune"
 """Under this name the journal keeps when the last scheduled pruning was."""
@@ -135,7 +135,7 @@ class PruneCycles:
         self._mandate.check()
         plan = await self._review.plan(criteria, actor, caller)
         if not plan.deletions:
-            raise HubGuardError("Nobody is stale by these limits who isn't kept, so there is nothing to plan.")
+            raise HubGuardError("No plan made: no user is stale by these criteria.")
         await self._plans.keep(plan)
         return plan
 
@@ -174,19 +174,19 @@ class PruneCycles:
             assert plan is not None
             assert known is not None
             if plan.offline:
-                raise HubGuardError("This plan is for a hub that doesn't run. Nothing was done; make one for this hub.")
+                raise HubGuardError(
+                    "Plan not applied: it is for a stopped hub (offline). Make a new plan for this hub."
+                )
             if known.state is not PruneState.PLANNED:
-                raise HubGuardError(f"This plan was begun before, and is {known.state.value}. Nothing was done.")
+                raise HubGuardError(f"Plan not applied: it was started before and is {known.state.value}.")
             await self._refuse_while_held(self._journal)
             if (brake := self._snapshots.brake) is not None:
-                raise HubGuardError(
-                    f"HubGuard holds back, since {brake.why.rstrip('.')}. {brake.ends} Nothing was deleted."
-                )
+                raise HubGuardError(f"Plan not applied. Braked: {brake.why.rstrip('.')}. {brake.ends}")
             cautions = await self._review.cautions()
             if (missing := prune_plan.unacknowledged(cautions, acknowledged)) is not None:
                 raise HubGuardError(
-                    "Nothing was done: since this plan was made, the hub has changed, and this must be acknowledged by name."
-                    f" Make a new plan, which shows it. {missing}"
+                    "Plan not applied: the hub has changed since the plan was made. Make a new plan, which asks you to"
+                    f" acknowledge this: {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
             return await self._begin(self._journal, mandate, plan, actor, why, acknowledged)
@@ -204,8 +204,7 @@ class PruneCycles:
         for other in await AsyncPrunes(journal).prunes_under_way():
             if other.state is PruneState.RUNNING:
                 raise HubGuardError(
-                    f"Another plan ({other.digest[:12]}) is being carried out. Nothing was done; wait for it, pause or"
-                    " cancel it."
+                    f"Plan not started: plan {other.digest[:12]} is running. Wait for it, pause it or cancel it."
                 )
         written = await self._undo.write(plan)
         now = self._clock.now()
@@ -221,8 +220,10 @@ class PruneCycles:
         if run is None:
             # Nothing rests on it, and it holds what nobody should keep without need.
             await asyncio.to_thread(written.path.unlink, missing_ok=True)
-            raise HubGuardError("Somebody else has begun this plan, or another, at this moment. Look at how it stands.")
-        log.info("Plan %s, to remove %d users, is carried out for %s (%s).", plan.digest[:12], run.count, actor, why)
+            raise HubGuardError(
+                "Plan not started: somebody else started it or another plan just now. Check its status."
+            )
+        log.info("Plan %s, to delete %d users, starts for %s (%s).", plan.digest[:12], run.count, actor, why)
         self._runner.start(journal, mandate, plan, run)
         return run
 
@@ -242,8 +243,7 @@ class PruneCycles:
             known = self._runner.acknowledged(run).union(acknowledged)
             if (missing := prune_plan.unacknowledged(cautions, known)) is not None:
                 raise HubGuardError(
-                    "Nothing was changed: since this plan was begun, the hub has changed, and this must be acknowledged by"
-                    f" name before it goes on. {missing}"
+                    f"Plan not resumed: the hub has changed since it started. Acknowledge this by name first: {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
             await self._find_out(self._journal, run)
@@ -259,12 +259,12 @@ class PruneCycles:
         return await self._plans.run(digest)
 
     async def _find_out(self, journal: AsyncJournal, run: PruneRun) -> None:
-        """Who is gone by that plan is settled so; a hub that doesn't tell is asked again later."""
+        """Settle the users who are gone; if the hub doesn't answer, HubGuard asks again later."""
         try:
             if not self._runner.works_on(run.digest):
                 await self._runner.aftermath.settle(journal, run)
         except (HubError, BudgetExhausted) as error:
-            log.info("What became of users of plan %s isn't known yet: %s", run.digest[:12], error)
+            log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
 
     async def _turn(
         self,
@@ -283,20 +283,18 @@ class PruneCycles:
         if run is None:
             stands = await self._plans.run(digest)
             if to is PruneState.RUNNING and stands.state in from_states:
-                raise HubGuardError("Another plan is being carried out. Nothing was changed; wait for it, or pause it.")
-            raise HubGuardError(
-                f"This plan is {stands.state.value}, so it can't be made {to.value}. Nothing was changed."
-            )
+                raise HubGuardError("Plan not resumed: another plan is running. Wait for it, or pause it.")
+            raise HubGuardError(f"Nothing changed: the plan is {stands.state.value}, so it can't become {to.value}.")
         return run
 
     async def _refuse_while_held(self, journal: AsyncJournal) -> None:
         if not self._settings.delete_users:
             raise HubGuardError(
-                "HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before HubGuard's include, and"
-                " restart the hub. Nothing was done."
+                "Nothing was done: HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before"
+                " HubGuard's include and restart the hub."
             )
         if (held := await why_held(journal)) is not None:
-            raise HubGuardError(f"{held}. Nothing was done; resume first.")
+            raise HubGuardError(f"Nothing was done: {held}. Resume acting first.")
 
     async def restore(
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
@@ -307,8 +305,8 @@ class PruneCycles:
             run, plan = await self._plans.run(digest), await self._plans.plan(digest)
             if run.state in (PruneState.PAUSED, PruneState.CANCELLED) and self._runner.works_on(digest):
                 raise HubGuardError(
-                    "Whoever was being deleted when this plan was stopped isn't finished yet. Nobody was brought back; try"
-                    " again in a minute."
+                    "Nobody was restored: the users being deleted when the plan was stopped aren't finished yet. Try again"
+                    " in a minute."
                 )
             if not self._runner.works_on(digest):
                 await self._runner.aftermath.settle(self._journal, run)
@@ -321,7 +319,7 @@ class PruneCycles:
     # -- again and again ------------------------------------------------------------------------------------------
 
     def begin_anew(self) -> None:
-        """What the journal tells of plans under way is looked at anew: another guard may have been at work since."""
+        """Look at the plans under way as if for the first time: another guard may have worked on them."""
         self._runner.begin_anew()
         self._under_way = True
 
@@ -371,14 +369,14 @@ class PruneCycles:
         # Before it begins: one that ends in a defect isn't tried over and over.
         await journal.remember(SCHEDULE, {}, now)
         if (brake := self._snapshots.brake) is not None:
-            await self._hold_back(journal, f"HubGuard holds back, since {brake.why.rstrip('.')}.")
+            await self._skip_schedule(journal, f"braked: {brake.why.rstrip('.')}.")
             return
         if paused := await AsyncPrunes(journal).prunes_under_way():
             first = paused[0]
-            await self._hold_back(
+            await self._skip_schedule(
                 journal,
-                f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and what it has to do would be done"
-                " all the same. Resume or cancel it; the schedule goes on after that.",
+                f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and a new plan would delete the same"
+                " users. Resume or cancel it; the schedule goes on after that.",
             )
             return
         criteria = prune_stale.checked(self.default_criteria())
@@ -393,15 +391,15 @@ class PruneCycles:
             acknowledged = tuple(self._settings.acknowledged)
             why = prune_plan.refusal(plan, count=len(plan.deletions), now=self._clock.now(), acknowledged=acknowledged)
         if why is not None:
-            await self._hold_back(journal, why)
+            await self._skip_schedule(journal, why)
             return
         self.findings = ()
         async with self._beginning:
             await self._begin(journal, mandate, plan, "hubguard", "by schedule")
 
-    async def _hold_back(self, journal: AsyncJournal, why: str) -> None:
+    async def _skip_schedule(self, journal: AsyncJournal, why: str) -> None:
         now = self._clock.now()
-        detail = f"Scheduled pruning removes nobody: {why}"
+        detail = f"Scheduled pruning deletes nobody: {why}"
         since = self.findings[0].since if self.findings else now
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)
@@ -409,7 +407,7 @@ class PruneCycles:
 
 
 def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:
-    """Those of the names that one of ``cautions`` has: nobody acknowledges beforehand what they haven't been told."""
+    """The names among ``acknowledged`` that one of ``cautions`` has: nobody acknowledges what they haven't seen."""
     return tuple(sorted({*acknowledged} & {caution.name for caution in cautions}))
 
 

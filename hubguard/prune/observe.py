@@ -27,10 +27,10 @@ PROVED_S = 3.0
 copy of a database has answered, it is no further behind than that."""
 
 UNDO_AT_ONCE = 500
-"""So many users' rows are read before others get their turn."""
+"""Users whose rows are read before others get their turn."""
 
 IN_FLIGHT = 10
-"""So many users are being read by the API, or wait for the budget, which is what paces that."""
+"""Maximum users being read through the API or waiting for the budget, which paces that."""
 
 
 @dataclass(frozen=True, slots=True)

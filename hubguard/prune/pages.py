@@ -75,7 +75,7 @@ def criteria_words(criteria: StaleCriteria) -> str:
     if criteria.inactive_for_s:
         limits.append(f"inactive for {words.limit(criteria.inactive_for_s)}")
     if criteria.never_active_for_s:
-        limits.append(f"never active, and made {words.limit(criteria.never_active_for_s)} ago")
+        limits.append(f"never active and created {words.limit(criteria.never_active_for_s)} ago")
     parts = [" or ".join(limits)]
     if criteria.groups:
         parts.append(f"in the group {' or '.join(criteria.groups)}")
@@ -170,12 +170,12 @@ class UsersPage(PrunePage):
 def empty_words(report: UsersReport | None, stale: int, *, search: str, show: str) -> str:
     """Why a table of users is empty."""
     if report is None:
-        return "Nobody can be shown: the users couldn't be read."
+        return "No users to show: they couldn't be read."
     if not report.users_total:
         return "The hub has no users."
     if search or show:
         return f"No user matches. {words.count(stale, 'user')} of {report.users_total:,} are stale by these criteria."
-    return "Nobody is stale by these criteria: there is nobody to delete."
+    return "No user is stale by these criteria."
 
 
 class UserPage(PrunePage):

@@ -17,7 +17,7 @@ TROUBLED = (OutcomeKind.FAILED, OutcomeKind.UNVERIFIED, OutcomeKind.SKIPPED)
 """The ends that a person should look at, most telling first."""
 
 TROUBLED_SHOWN = 20
-"""So many of each of them stand above the list; their own list has them all."""
+"""Maximum users of each kind above the list; their own list has all."""
 
 MARKS = {
     PruneState.PLANNED: "starting",

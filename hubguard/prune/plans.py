@@ -13,7 +13,7 @@ from hubguard.prune.model import PruneItem, PrunePlan, PruneRun
 from hubguard.prune.store import AsyncPrunes
 
 PLANS_KEPT = 4
-"""So many plans are kept as they were read from the journal: one for 50,000 users takes half a second to read."""
+"""Plans kept in memory after they were read from the journal: one for 50,000 users takes half a second to read."""
 
 
 class Plans:
@@ -81,7 +81,7 @@ class Plans:
 
 
 async def why_held(journal: AsyncJournal) -> str | None:
-    """Who has put acting on hold, and why, as a sentence without its end; None where nobody has. Raises JournalError."""
+    """Who has put acting on hold and why, as a sentence without its full stop; None: nobody. Raises JournalError."""
     stance: Stance = await journal.stance()
     if not stance.held:
         return None
@@ -89,6 +89,4 @@ async def why_held(journal: AsyncJournal) -> str | None:
 
 
 def _no_plan(digest: str) -> HubGuardError:
-    return HubGuardError(
-        f"There is no plan {digest[:12]} (any more): it was never made here, or has been forgotten. Make it again."
-    )
+    return HubGuardError(f"There is no plan {digest[:12]}: it was never made here or is forgotten. Make it again.")

@@ -13,12 +13,12 @@ from hubguard.hub.nouns import UndoUser
 from hubguard.model import Cause, Outcome, OutcomeKind, User
 
 AT_ONCE = 100
-"""So many users are brought back, and read again, before the next: a group takes so many of them with one request.
+"""Users restored, and read again, before the next ones: a group takes that many with one request.
 
 The hub does such a request in one piece, and nobody else is served meanwhile (6.1)."""
 
 IN_FLIGHT = 10
-"""So many users have a request under way or waiting for the budget, which is what paces them."""
+"""Maximum users with a request under way or waiting for the budget, which paces them."""
 
 SKEW_S = 5.0
 """The hub's clock is known to a second or so; whoever was pruned was made long before."""

@@ -41,21 +41,21 @@ from hubguard.prune.store import AsyncPrunes
 log = logging.getLogger(__name__)
 
 READ_LASTS_S = 300.0
-"""Users as they were read so lately are shown as they are. Every plan and every deletion reads anew."""
+"""Seconds for which users are shown as they were read. Every plan and every deletion reads them again."""
 
 JUDGED_LASTS_S = 10.0
-"""Leafing through a list doesn't judge everybody for each of its pages: 50,000 users take a third of a second."""
+"""Seconds for which verdicts count. Turning pages doesn't judge everybody again: 50,000 users take a third of a second."""
 
 LEARN_S = 600.0
-"""For so long pages go by what the hub told of its spawner and our scopes. Every plan asks anew."""
+"""Seconds for which pages use what the hub said about its spawner and our scopes. Every plan asks again."""
 
 AHEAD = 50
-"""So many users of a plan are read ahead at once at most: what is deleted within AHEAD_S where a hub is fast."""
+"""Maximum users of a plan that are read ahead at once: as many as a fast hub deletes within AHEAD_S."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubConfigFacts:
-    """What the include tells of the hub's config. ``named`` are the users it names, None where that isn't known.
+    """What the include reports about the hub's config. ``named`` are the users it names, None: unknown.
 
     ``classes`` are the full names of the spawner's class and those it is made of, nearest first; empty: not known.
     ``settings`` are those of its settings that decide what becomes of storage. ``overrides``: it has code of its own for
@@ -119,21 +119,21 @@ class Review:
         self._spawner_at_s = float("-inf")
 
     def forget(self) -> None:
-        """Users are read anew for whoever asks next."""
+        """Read users again the next time."""
         self._read = self._judged = None
 
     # -- looking --------------------------------------------------------------------------------------------------
 
     async def users(self, criteria: StaleCriteria, caller: str | None) -> UsersReport:
         """Everybody, as PrunePort has it."""
-        read = await self._read_lately(criteria)
-        verdicts = await self._judge_lately(read, criteria, caller)
+        read = await self._read_recently(criteria)
+        verdicts = await self._judge_recently(read, criteria, caller)
         storage = await self._storage(LEARN_S)
         notes = []
         if read.since is not None:
             notes.append(
-                f"Only users who weren't active since {read.since:%Y-%m-%d} are listed: more would cost the hub too much"
-                " by way of its API. Give HubGuard the hub's database (HubGuard.hub_db_url) to see all."
+                f"Only users who weren't active since {read.since:%Y-%m-%d} are listed: reading everyone through the API"
+                " would load the hub. Give HubGuard the hub's database (HubGuard.hub_db_url) to see all."
             )
         notes += [caution.why for caution in await self._cautions(storage, LEARN_S)]
         return UsersReport(
@@ -162,7 +162,7 @@ class Review:
         uses = await AsyncPrunes(self._journal).uses(name)
         return stale.judge([account], criteria, self._protection(caller), exemptions, uses, now)[0]
 
-    async def _read_lately(self, criteria: StaleCriteria) -> AccountsRead:
+    async def _read_recently(self, criteria: StaleCriteria) -> AccountsRead:
         async with self._reading:
             now, lasts = self._clock.now(), timedelta(seconds=READ_LASTS_S)
             since, read = stale.since(criteria, now), self._read
@@ -171,7 +171,7 @@ class Review:
                 self._read = read = await self._reader.read(since)
             return read
 
-    async def _judge_lately(
+    async def _judge_recently(
         self, read: AccountsRead, criteria: StaleCriteria, caller: str | None
     ) -> tuple[PruneVerdict, ...]:
         now_s = self._clock.monotonic_s()
@@ -212,13 +212,13 @@ class Review:
         )
 
     async def _storage(self, within_s: float) -> Storage:
-        """By the include's word, else by what the hub told of its spawner at most so long ago."""
+        """By what the include reports, else by what the hub said about its spawner within ``within_s``."""
         spawner = None
         if not self._facts.classes:
             try:
                 spawner = await self._spawner_class(within_s)
             except HubError as error:
-                log.info("Which spawner the hub has isn't known: %s", error)
+                log.info("The hub's spawner is unknown: %s", error)
         return self._storage_by(spawner)
 
     def _storage_by(self, spawner: str | None) -> Storage:
@@ -236,9 +236,9 @@ class Review:
         return prune_plan.cautions(storage, self._protection(), tokens_known=tokens_known)
 
     async def cautions(self) -> tuple[Caution, ...]:
-        """What it takes an acknowledgement for at this moment, whatever it did when a plan was made.
+        """What needs an acknowledgement now, whatever needed one when a plan was made.
 
-        Raises HubError where the hub doesn't answer: what it would tell may be another thing than nothing.
+        Raises HubError when the hub doesn't answer: it might report a risk.
         """
         spawner = None if self._facts.classes else await self._spawner_class(0.0)
         return await self._cautions(self._storage_by(spawner), 0.0)
@@ -316,7 +316,7 @@ class Review:
         try:
             return await self._reader.again(deletion.user, following)
         except HubRefused:
-            # Only where somebody has acknowledged that tokens can't be seen may it go on without.
+            # It goes on without only if somebody has acknowledged that tokens can't be seen.
             if TOKENS not in acknowledged and self._settings.token_used_within_s:
                 raise
             return await self._reader.one(deletion.user, tokens=False)

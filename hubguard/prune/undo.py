@@ -56,7 +56,7 @@ class Undo:
         users = await self._reader.undo_users(names)
         there = await asyncio.to_thread(_facts_of, users)
         if not there:
-            raise HubGuardError("None of the users of this plan is there any more. Nothing was done; make a new one.")
+            raise HubGuardError("Plan not started: none of its users exists any more. Make a new plan.")
         place = revision = ""
         if (database := self._reader.database) is not None:
             place, revision = database.place, (await database.accounts(None, names[:1])).revision
@@ -81,16 +81,14 @@ class Undo:
         of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
         """
         if run.state is PruneState.RUNNING:
-            raise HubGuardError("This plan is being carried out. Nobody was brought back; pause or cancel it first.")
+            raise HubGuardError("Nobody was restored: the plan is running. Pause or cancel it first.")
         if (held := await why_held(self._journal)) is not None:
-            raise HubGuardError(f"{held}. Nobody was brought back; resume first.")
+            raise HubGuardError(f"Nobody was restored: {held}. Resume acting first.")
         if sha256 is not None and sha256 != run.undo_sha256:
-            raise UndoError(
-                "The undo file you have isn't the one that was written for this plan. Nobody was brought back."
-            )
+            raise UndoError("Nobody was restored: your undo file isn't the one that was written for this plan.")
         deleted = await self._deleted_by(self._journal, plan)
         if count != len(deleted):
-            raise HubGuardError(f"This plan deleted {len(deleted):,} users, not {count:,}. Nobody was brought back.")
+            raise HubGuardError(f"Nobody was restored: this plan deleted {len(deleted):,} users, not {count:,}.")
         head, users = await _read(run)
         chosen = [user for user in users if user.name in deleted]
         what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
@@ -102,7 +100,7 @@ class Undo:
             )
         untried = [outcome.detail for _, outcome in outcomes if outcome.cause is Cause.NOT_TRIED]
         if untried and len(untried) == len(outcomes):
-            raise HubGuardError(f"Nobody was brought back: {untried[0]}")
+            raise HubGuardError(f"Nobody was restored: {untried[0]}")
         return await record.end()
 
     async def _deleted_by(self, journal: AsyncJournal, plan: PrunePlan) -> frozenset[str]:
@@ -172,5 +170,5 @@ def _facts_of(users: Iterable[UndoUser]) -> dict[str, UndoFacts]:
 
 async def _read(run: PruneRun) -> tuple[UndoHead, tuple[UndoUser, ...]]:
     if run.undo_file is None:
-        raise UndoError(f"Plan {run.digest[:12]} has no undo file: it was never begun.")
+        raise UndoError(f"Plan {run.digest[:12]} has no undo file: it was never started.")
     return await asyncio.to_thread(undo_file.read, Path(run.undo_file), sha256=run.undo_sha256)

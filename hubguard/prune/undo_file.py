@@ -184,7 +184,7 @@ def _unwritable(path: Path, error: OSError) -> UndoError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         advice = "Make room there, or name another folder"
     elif error.errno == errno.EEXIST:
-        advice = "One by that name is there and isn't overwritten: make the plan anew, or move that file away"
+        advice = "One by that name is there and isn't overwritten: write it again, or move that file away"
     elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         advice = "Let this account write there, or name another folder"
     else:

@@ -29,18 +29,18 @@ REASON_WORDS: Mapping[PruneReason, str] = {
     PruneReason.INACTIVE: "Inactive",
     PruneReason.NEVER_ACTIVE: "Never active",
     PruneReason.ACTIVE: "Active",
-    PruneReason.NOT_ASKED_FOR: "Not asked for",
+    PruneReason.NOT_ASKED_FOR: "Outside the criteria",
     PruneReason.ADMIN: "Admin",
     PruneReason.IN_CONFIG: "Named in the hub's config",
     PruneReason.PROTECTED_GROUP: "In a protected group",
     PruneReason.PROTECTED_ROLE: "Has a protected role",
     PruneReason.PROTECTED_NAME: "Protected name",
     PruneReason.EXEMPTION: "Exempt",
-    PruneReason.SERVER_ACTIVE: "Server runs",
-    PruneReason.TOKEN_USED: "Token used lately",
-    PruneReason.CALLER: "Asks for it",
-    PruneReason.NO_TIMES: "No times known",
-    PruneReason.CANT_TELL: "Can't tell",
+    PruneReason.SERVER_ACTIVE: "Server running",
+    PruneReason.TOKEN_USED: "Token used recently",
+    PruneReason.CALLER: "Makes the plan",
+    PruneReason.NO_TIMES: "No known activity",
+    PruneReason.CANT_TELL: "Groups or roles unknown",
 }
 
 STATE_WORDS: Mapping[PruneState, str] = {
@@ -70,15 +70,15 @@ ITEM_WORDS: Mapping[str, str] = {
 _KEPT: Mapping[PruneReason, str] = {
     PruneReason.ADMIN: "they are an admin",
     PruneReason.IN_CONFIG: "the hub's config names them, so they would come back at its next start",
-    PruneReason.PROTECTED_GROUP: "a group of theirs is protected",
-    PruneReason.PROTECTED_ROLE: "a role of theirs is protected",
+    PruneReason.PROTECTED_GROUP: "one of their groups is protected",
+    PruneReason.PROTECTED_ROLE: "one of their roles is protected",
     PruneReason.PROTECTED_NAME: "their name is protected",
-    PruneReason.EXEMPTION: "somebody has asked to keep them or a server of theirs",
-    PruneReason.SERVER_ACTIVE: "a server of theirs runs or is pending",
-    PruneReason.TOKEN_USED: "a token of theirs was used lately",
-    PruneReason.CALLER: "they are the one who asks",
+    PruneReason.EXEMPTION: "they or one of their servers are exempt",
+    PruneReason.SERVER_ACTIVE: "one of their servers is running or pending",
+    PruneReason.TOKEN_USED: "one of their tokens was used recently",
+    PruneReason.CALLER: "they make this plan",
     PruneReason.NO_TIMES: "neither their activity nor their creation is known",
-    PruneReason.CANT_TELL: "their groups or roles aren't told, and it depends on them",
+    PruneReason.CANT_TELL: "their groups or roles are unknown, and the criteria or protections need them",
 }
 
 
@@ -94,15 +94,15 @@ def verdict_sentence(verdict: PruneVerdict, now: datetime) -> str:
 
 def _clause(reason: PruneReason, verdict: PruneVerdict, now: datetime) -> str:
     if reason is PruneReason.TOKEN_USED and verdict.account.token_used_at is not None:
-        return f"a token of theirs was used {words.age(verdict.account.token_used_at, now)}"
+        return f"one of their tokens was used {words.age(verdict.account.token_used_at, now)}"
     if reason is PruneReason.ACTIVE:
         when = "" if verdict.due_at is None else f", so stale {words.until(verdict.due_at, now)} at the earliest"
         return f"{_idle(verdict, now)}{when}{_stamped(verdict, now)}"
     if reason is PruneReason.NOT_ASKED_FOR:
         if verdict.idle_since is not None and verdict.due_at is None:
             kind = "never" if _never_active(verdict) else "ever"
-            return f"those who were {kind} active aren't asked for"
-        return "they aren't among the groups, roles or names that are asked for"
+            return f"the criteria leave out users who were {kind} active"
+        return "their groups, roles and name don't match the criteria"
     return _KEPT[reason]
 
 
@@ -117,7 +117,7 @@ def _idle(verdict: PruneVerdict, now: datetime) -> str:
     if since is None:
         return _KEPT[PruneReason.NO_TIMES]
     if _never_active(verdict):
-        return f"made {words.age(since, now)}, and never active since"
+        return f"created {words.age(since, now)} and never active"
     return f"last active {words.age(since, now)}"
 
 
@@ -132,7 +132,7 @@ def _stamped(verdict: PruneVerdict, now: datetime) -> str:
     hubs, since = verdict.account.last_activity, verdict.idle_since
     if hubs is None or since is None or hubs <= since:
         return ""
-    return f" (the hub has {words.age(hubs, now)}, which is when HubGuard stopped a server of theirs)"
+    return f" (the hub has {words.age(hubs, now)}, when HubGuard stopped one of their servers)"
 
 
 def plan_sentence(plan: PrunePlan) -> str:
@@ -152,7 +152,7 @@ def gain_sentence(plan: PrunePlan) -> str:
         parts.append(f"{words.count(gain.pages_after, 'page')} of the hub's list instead of {gain.pages_before:,}")
     if gain.rows is not None:
         # Neither codes nor OAuth clients are counted, nor what others have of a user's.
-        parts.append(f"at least {words.count(sum(gain.rows.values()), 'row')} less in the hub's database")
+        parts.append(f"at least {words.count(sum(gain.rows.values()), 'row')} fewer in the hub's database")
     if gain.startup_s is not None:
         parts.append(f"the hub's last start took {gain.startup_s:.1f} s")
     return f"{'; '.join(parts)}."
@@ -162,7 +162,7 @@ def run_sentence(run: PruneRun) -> str:
     """How a plan stands, and why."""
     why = f": {run.why.rstrip('. ')}" if run.why.strip(". ") else ""
     if run.state is PruneState.PLANNED:
-        return f"Planned{why}; it can be begun until {words.stamp(run.expires_at)}."
+        return f"Planned{why}; apply it by {words.stamp(run.expires_at)}."
     parts = [f"{run.done:,} of {words.count(run.count, 'user')} deleted"]
     parts += [
         f"{number:,} {word}"
@@ -172,7 +172,7 @@ def run_sentence(run: PruneRun) -> str:
     if run.state is PruneState.RUNNING and run.left_s is not None:
         parts.append(f"done in about {words.duration(run.left_s)}")
     if run.restored:
-        parts.append(f"{run.restored:,} brought back")
+        parts.append(f"{run.restored:,} restored")
     return f"{STATE_WORDS[run.state]}{why}; {', '.join(parts)}."
 
 
@@ -283,10 +283,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def plan_csv(plan: PrunePlan, items: Sequence[PruneItem] = ()) -> str:
-    """The plan as CSV with a header, one line a user, in its order; ``items`` have what came of them, () before it is begun.
+    """The plan as CSV with a header and one line for each user, in its order; ``items`` have what came of them so far.
 
     A text that a spreadsheet would take for a formula has an apostrophe before it. Several names in one field are parted by
-    "; ", and the default server is "(default)". What isn't told is empty.
+    "; ", and the default server is "(default)". What is unknown is empty.
     """
     rows = items or [PruneItem(index, deletion) for index, deletion in enumerate(plan.deletions)]
     out = io.StringIO(newline="")

@@ -176,7 +176,7 @@ class FakePruning:
         self.asked.append(("plan", criteria, actor, caller))
         made = plan_of(self.verdicts, criteria, made_by=actor, storage=self.storage)
         if not made.deletions:
-            raise HubGuardError("Nobody is stale by these criteria, so there is nobody to remove.")
+            raise HubGuardError("No plan made: no user is stale by these criteria.")
         return self.add(made)
 
     def add(self, plan: PrunePlan) -> PrunePlan:

@@ -175,7 +175,7 @@ async def test_a_plan_that_cannot_be_written_is_told(site: Site, run: Callable[.
 async def test_nobody_to_delete_is_said_and_exits_1(site: Site, run: Callable[..., Any]):
     site.guard.pruning = FakePruning()
     said = await run("plan")
-    assert (said.code, "Nobody is stale" in said.err) == (1, True)
+    assert (said.code, "No plan made: " in said.err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ async def test_a_user_is_explained_by_name_whatever_is_in_it(site: Site, run: Ca
     assert (await run("why", "u-inactive")).out.startswith("u-inactive: Stale: last active ")
     assert json.loads((await run("why", "u-admin", "--json")).out)["reasons"] == ["admin"]
     said = await run("why", "nobody")
-    assert (said.code, "knows no user nobody" in said.err) == (1, True)
+    assert (said.code, "has no user nobody" in said.err) == (1, True)
 
 
 async def test_a_plan_is_exported_with_what_came_of_each(site: Site, run: Callable[..., Any]):
@@ -849,7 +849,7 @@ async def test_offline_an_undo_file_that_isnt_what_the_journal_knows_brings_nobo
     path = Path(json.loads((await run(*words)).out)["undo_file"])
     head, users = undo_file.read(path)
     path.unlink()
-    assert undo_file.write(path.parent, head, users[1:]).path == path
+    undo_file.write(path.parent, head, users[1:]).path.rename(path)
     quiet(hub_db)
     said = await run("restore", *offline(hub_db), *UNSEEN, str(path), "--count", "19")
     assert said.code == 1, said.err

@@ -219,7 +219,7 @@ async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_jour
     assert w.asked_to_delete() == ["stale"]
     assert w.there() == {"active", "anew", "boss", "kept", "runs"}
     assert "active in the meantime" in found["active"]
-    assert "made anew" in found["anew"]
+    assert "created again" in found["anew"]
     assert "admin" in found["boss"]
     assert "keep" in found["kept"]
     assert "server" in found["runs"]
@@ -312,7 +312,7 @@ async def test_nothing_is_begun_while_deleting_is_off_or_on_hold_or_what_it_risk
         await w.guard.resume("bob", "")
         assert (await w.pruning.run(plan.digest)).state is PruneState.PLANNED
         await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
-        with pytest.raises(HubGuardError, match="begun before"):
+        with pytest.raises(HubGuardError, match="started before"):
             await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
         await w.until(plan.digest, PruneState.DONE)
 
@@ -920,7 +920,7 @@ async def test_a_plan_that_couldnt_be_begun_is_asked_for_again_in_the_same_secon
                 await w.pruning.apply(plan.digest, 1, "ada", "")
         assert w.asked_to_delete() == []
         run = await w.pruning.apply(plan.digest, 1, "ada", "")
-        assert run.undo_file.endswith("-2.jsonl")
+        assert Path(run.undo_file) in (tmp_path / "undo").iterdir()
         assert (await w.until(plan.digest, PruneState.DONE)).done == 1
         undo_file.read(Path(run.undo_file), sha256=run.undo_sha256)
 
@@ -1303,7 +1303,7 @@ async def test_nobody_is_brought_back_while_somebody_may_still_be_being_deleted_
         digest = (await w.apply()).digest
         await w.clock.sleep(2.5)
         run = await w.pruning.pause(digest, "ada", "")
-        with pytest.raises(HubGuardError, match="try again in a minute"):
+        with pytest.raises(HubGuardError, match="Try again in a minute"):
             await w.pruning.restore(digest, run.done, "bob", "", token="a token")
         await w.clock.sleep(60)
         run = await w.pruning.run(digest)

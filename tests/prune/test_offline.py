@@ -474,7 +474,7 @@ def test_a_plan_that_doesnt_fit_is_refused(new_hub: Callable[[], str], tmp_path:
     refused(url, undo, "expired", now=lambda: NOW + timedelta(days=2))
     refused(url, undo, "made for a running hub", replace(plan, offline=False))
     refused(other, undo, "isn't the one that the plan is for", plan)
-    refused(url, undo, "acknowledged", acknowledged=())
+    refused(url, undo, "acknowledge this by name", acknowledged=())
     execute(other, "UPDATE alembic_version SET version_num = '0eee8c825d24'")
     with pytest.raises(OfflineRefused, match="0eee8c825d24.*JupyterHub 5 and JupyterHub 6"):
         plan_for(other)

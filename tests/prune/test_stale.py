@@ -459,8 +459,8 @@ def test_who_has_an_older_activity_than_was_planned_with_isnt_deleted() -> None:
         ({"servers": (AccountServer("new", active=True),)}, "a server of the user's runs or is pending"),
         ({"servers": (AccountServer("", active=False, pending="spawn"),)}, "a server of the user's runs or is pending"),
         ({"groups": ("course", "staff")}, "the user is in a protected group"),
-        ({"groups": None}, "the user's groups or roles can't be told, and it depends on them"),
-        ({"token_used_at": ago(1)}, "a token of the user's was used lately"),
+        ({"groups": None}, "the user's groups or roles are unknown, and the criteria or protections need them"),
+        ({"token_used_at": ago(1)}, "one of the user's tokens was used recently"),
     ],
 )
 def test_who_is_protected_by_now_isnt_deleted(changed: dict[str, Any], why: str) -> None:

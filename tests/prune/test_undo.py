@@ -179,7 +179,7 @@ async def test_where_nobody_could_be_tried_it_is_refused_with_the_reason(world: 
         return HubRefused("The hub refused to make them (403).") if request.call == "create" else None
 
     world.hub.fault = refuse
-    with pytest.raises(HubGuardError, match="Nobody was brought back: .*the right admin:users"):
+    with pytest.raises(HubGuardError, match="Nobody was restored: .*the right admin:users"):
         await world.restored()
     assert world.run.restored == 0
     assert not world.hub._users

@@ -188,7 +188,7 @@ async def test_a_user_whom_nobody_knows_is_404_and_one_in_the_journal_has_a_page
     site.guard.write(Event.OUTCOME, user="gone", action="delete-user", outcome=OutcomeKind.DONE)
     page = await site.ask("users/gone", "reader")
     assert page.status == 200
-    assert "The hub knows no user gone" in text_of(page)
+    assert "The hub has no user gone" in text_of(page)
     assert "deleting the user gone: done" in text_of(page)
 
 
@@ -248,7 +248,7 @@ async def test_limits_of_the_settings_are_kept_to_the_second_and_names_with_a_co
     ("verdicts", "query", "said"),
     [
         ((), "", "The hub has no users."),
-        (tuple(one for one in one_of_each() if not one.stale), "", "Nobody is stale by these criteria"),
+        (tuple(one for one in one_of_each() if not one.stale), "", "No user is stale by these criteria"),
         (tuple(one_of_each()), "?search=zzz", "No user matches. 2 users of 15 are stale"),
     ],
 )
@@ -287,13 +287,13 @@ async def test_what_isnt_told_is_said_to_be_unknown_and_never_0(site_of: Callabl
     account = {"groups": None, "roles": None, "servers": (), "servers_whole": False, "tokens": None, "shares": None}
     site = site_of([verdict_of("ann", **account)], source="hub_api", whole=False, notes=("Tokens can't be read.",))
     listed = text_of(await site.ask("users", "reader"))
-    assert "servers, tokens, shares, groups: not known" in listed
+    assert "servers, tokens, shares, groups: unknown" in listed
     assert "hub's API" in listed
-    assert "Only who may be stale was read" in listed
+    assert "HubGuard read only users who may be stale" in listed
     assert "Tokens can't be read." in listed
     row = (await site.ask("api/v1/users/ann", "reader")).json
     assert (row["tokens"], row["groups"], row["shares"], row["servers_whole"]) == (None, None, None, False)
-    assert "Tokens not known" in text_of(await site.ask("users/ann", "reader"))
+    assert "Tokens unknown" in text_of(await site.ask("users/ann", "reader"))
 
 
 async def test_an_exemption_asked_for_on_a_users_page_comes_back_to_it(site: Site) -> None:
@@ -438,15 +438,15 @@ async def test_the_plan_says_all_that_is_to_know_before_anything_goes(site: Site
         "Delete 20 users?",
         "nobody has been deleted",
         "KubeSpawner deletes the home volume with the user.",
-        "The home volumes are deleted with the users. To go on all the same, type KubeSpawner",
+        "The home volumes are deleted with the users. To continue anyway, type KubeSpawner",
         "A deleted volume can't be brought back.",
         "Roles aren't brought back while the hub runs.",
         "35 \N{RIGHTWARDS ARROW} 15",
         "40 api_tokens",
         "12.5 s",
-        "type how many users that is: 20",
-        "stale beyond the cap 7",
-        "Criteria: inactive for 180 d or never active, and made 180 d ago.",
+        "type the number of users: 20",
+        "Stale beyond the cap 7",
+        "Criteria: inactive for 180 d or never active and created 180 d ago.",
         plan.digest,
         "1 server, 2 tokens, 1 group",
     ):
@@ -543,7 +543,7 @@ async def test_progress_is_told_with_rate_time_left_and_what_went_wrong_first(si
     page = await site.ask(f"plans/{plan.digest}", "pruner")
     assert re.search(r'<progress[^>]* value="8" max="20"', page.text)
     text = text_of(page)
-    assert "8 of 20 settled, 2.5 per second of late; about 1 min left" in text
+    assert "8 of 20 settled, 2.5 per second recently; about 1 min left" in text
     assert "Running: 5 deleted, 1 kept, 1 failed, 1 not verified of 20 users" in text
     assert text.count("why it is so") == 8 + 3, "in the list, and those that went wrong above it"
     heads = re.findall(r'<h2 id="h-(failed|unverified|skipped|list)"', page.text)

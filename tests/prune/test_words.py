@@ -66,43 +66,41 @@ def planned(*accounts: Account, **more: Any) -> PrunePlan:
 
 def test_a_sentence_says_why_somebody_is_stale_and_by_which_limit() -> None:
     assert said(ANN) == "Stale: last active 230 d ago; the limit is 180 d."
-    assert said(replace(ANN, last_activity=None)) == "Stale: made 900 d ago, and never active since; the limit is 90 d."
+    assert said(replace(ANN, last_activity=None)) == "Stale: created 900 d ago and never active; the limit is 90 d."
 
 
 def test_a_sentence_says_why_the_hubs_own_time_doesnt_count() -> None:
     stopped = Use(ago(200), ((ago(20), ago(20)),))
     assert said(replace(ANN, last_activity=ago(20)), use=stopped) == (
         "Stale: last active 200 d ago; the limit is 180 d"
-        " (the hub has 20 d ago, which is when HubGuard stopped a server of theirs)."
+        " (the hub has 20 d ago, when HubGuard stopped one of their servers)."
     )
 
 
 def test_a_sentence_says_when_somebody_who_is_kept_can_be_stale() -> None:
     assert said(replace(ANN, last_activity=ago(3))) == "Kept: last active 3 d ago, so stale in 177 d at the earliest."
     never = replace(ANN, last_activity=None, created=ago(40))
-    assert said(never) == "Kept: made 40 d ago, and never active since, so stale in 50 d at the earliest."
+    assert said(never) == "Kept: created 40 d ago and never active, so stale in 50 d at the earliest."
 
 
 def test_a_sentence_has_all_that_keeps_somebody() -> None:
     busy = replace(ANN, admin=True, token_used_at=ago(2), servers=(AccountServer("", active=True),))
     assert said(busy, token_used_within_s=30 * DAY_S, callers=("ann",)) == (
-        "Kept: they are an admin; a server of theirs runs or is pending; a token of theirs was used 2 d ago;"
-        " they are the one who asks."
+        "Kept: they are an admin; one of their servers is running or pending; one of their tokens was used 2 d ago;"
+        " they make this plan."
     )
 
 
 def test_a_sentence_says_what_wasnt_asked_for() -> None:
-    assert said(ANN, StaleCriteria(never_active_for_s=1)) == "Kept: those who were ever active aren't asked for."
+    assert said(ANN, StaleCriteria(never_active_for_s=1)) == "Kept: the criteria leave out users who were ever active."
     never = replace(ANN, last_activity=None)
-    assert said(never, StaleCriteria(inactive_for_s=1)) == "Kept: those who were never active aren't asked for."
-    assert said(ANN, replace(ASKED, names=("b*",))) == (
-        "Kept: they aren't among the groups, roles or names that are asked for."
-    )
+    assert said(never, StaleCriteria(inactive_for_s=1)) == "Kept: the criteria leave out users who were never active."
+    assert said(ANN, replace(ASKED, names=("b*",))) == ("Kept: their groups, roles and name don't match the criteria.")
 
 
 def test_what_cant_be_told_is_said_so() -> None:
     assert said(replace(ANN, groups=None), groups=("staff",)) == (
-        "Kept: their groups or roles aren't told, and it depends on them."
+        "Kept: their groups or roles are unknown, and the criteria or protections need them."
     )
     assert said(replace(ANN, created=None, last_activity=None)) == (
         "Kept: neither their activity nor their creation is known."
@@ -136,7 +134,7 @@ def test_a_plan_is_said_in_a_sentence_with_what_is_gained() -> None:
         "Deletes 4 of 5,000 users: 3 inactive, 1 never active. 1 more stale user left for another plan."
     )
     assert prune_words.gain_sentence(plan) == (
-        "4,996 users are left; at least 4 rows less in the hub's database; the hub's last start took 12.3 s."
+        "4,996 users are left; at least 4 rows fewer in the hub's database; the hub's last start took 12.3 s."
     )
     fewer = planned(*people, users_total=203)
     assert prune_words.gain_sentence(fewer) == "198 users are left; 1 page of the hub's list instead of 2."
@@ -147,7 +145,7 @@ RUN = PruneRun("d" * 64, PruneState.PLANNED, NOW, NOW + timedelta(hours=1), "ann
 
 
 def test_a_run_is_said_in_a_sentence() -> None:
-    assert prune_words.run_sentence(RUN) == "Planned; it can be begun until 2026-03-01 13:00:00 UTC."
+    assert prune_words.run_sentence(RUN) == "Planned; apply it by 2026-03-01 13:00:00 UTC."
     running = replace(RUN, state=PruneState.RUNNING, done=400, skipped=2, failed=1, unverified=3, left_s=120.0)
     assert prune_words.run_sentence(running) == (
         "Running; 400 of 1,000 users deleted, 2 kept, 1 failed, 3 not verified, done in about 2 min."
@@ -157,7 +155,7 @@ def test_a_run_is_said_in_a_sentence() -> None:
         "Paused: acting is on hold; 400 of 1,000 users deleted, 2 kept, 1 failed, 3 not verified."
     )
     done = replace(RUN, state=PruneState.DONE, done=1000, restored=10)
-    assert prune_words.run_sentence(done) == "Done; 1,000 of 1,000 users deleted, 10 brought back."
+    assert prune_words.run_sentence(done) == "Done; 1,000 of 1,000 users deleted, 10 restored."
 
 
 # -- values ---------------------------------------------------------------------------------------------------------------

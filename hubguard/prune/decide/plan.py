@@ -284,16 +284,16 @@ def refusal(plan: PrunePlan | None, *, count: int, now: datetime, acknowledged: 
     ``count`` is how many users they believe it deletes, ``acknowledged`` are the names of cautions.
     """
     if plan is None:
-        return "There is no such plan (any more): it was never made here, or has been forgotten. Make it again."
+        return "There is no such plan: it was never made here or is forgotten. Make it again."
     if now >= plan.expires_at:
-        return f"The plan expired at {plan.expires_at:%Y-%m-%d %H:%M} UTC. Nothing was done; make it again."
+        return f"Plan not applied: it expired at {plan.expires_at:%Y-%m-%d %H:%M} UTC. Make it again."
     if not plan.deletions and plan.housekeeping is None:
-        return "The plan deletes nobody. Nothing was done."
+        return "Plan not applied: it deletes nobody."
     if count != len(plan.deletions):
-        return f"The plan deletes {len(plan.deletions):,} users, not {count:,}. Nothing was done."
+        return f"Plan not applied: it deletes {len(plan.deletions):,} users, not {count:,}."
     missing = unacknowledged(plan.cautions, acknowledged)
     if missing is not None:
-        return f"Nothing was done: this must be acknowledged by name first. {missing}"
+        return f"Plan not applied: acknowledge this by name first. {missing}"
     return None
 
 
@@ -312,5 +312,5 @@ def held(deletions: int, users_total: int, share_cap: float) -> str | None:
         return None
     return (
         f"{deletions:,} of {users_total:,} users are stale, a larger share than HubGuardPrune.share_cap"
-        f" ({share_cap * 100:g} %): nobody is deleted by schedule until a person has looked at a plan and applied it."
+        f" ({share_cap * 100:g} %). Scheduled pruning deletes nobody until a person has reviewed and applied a plan."
     )

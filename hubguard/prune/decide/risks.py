@@ -53,7 +53,7 @@ def storage(classes: Sequence[str], settings: Mapping[str, object], overrides: b
         return Storage(
             StorageFate.UNKNOWN,
             None,
-            "Which spawner the hub has isn't known, so deleting a user may delete their storage, too.",
+            "The hub's spawner is unknown, so deleting a user may delete their storage, too.",
         )
     spawner = classes[0].rpartition(".")[2]
     kube = any(name.startswith("kubespawner.") and name.endswith(".KubeSpawner") for name in classes)
@@ -64,17 +64,15 @@ def storage(classes: Sequence[str], settings: Mapping[str, object], overrides: b
     if overrides is None and classes[0] in _KEEPING:
         return _kept(spawner, _KEEPING[classes[0]])
     if overrides:
-        why = f"{spawner} has code of its own for when a user is deleted, which may delete their storage; see what it does."
+        why = f"{spawner} has its own code for deleting a user, which may delete their storage. Check what it does."
     else:
-        why = f"Whether {spawner} deletes the storage of a user who is deleted isn't known; see its delete_forever."
+        why = f"It is unknown whether {spawner} deletes the storage of a deleted user. Check its delete_forever."
     return Storage(StorageFate.MAY_BE_DELETED, spawner, why)
 
 
 def _kept(spawner: str, what: str) -> Storage:
-    why = f"{spawner} deletes no storage: {what} of those who are deleted stay behind, to be removed by hand."
-    return Storage(
-        StorageFate.KEPT, spawner, why.replace("their storage of those who are deleted stay", "theirs stays")
-    )
+    why = f"{spawner} deletes no storage: {what} of deleted users stay behind. Remove them yourself."
+    return Storage(StorageFate.KEPT, spawner, why)
 
 
 def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) -> Storage:
@@ -106,8 +104,8 @@ def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) 
 
 JOURNAL_UNKNOWN = Caution(
     JOURNAL,
-    "HubGuard's own journal can't be opened: whom somebody asked to keep isn't known, nor whether acting is on hold, nor what"
-    " use HubGuard saw. Run this in the folder that HubGuard runs in, or set HUBGUARD_DB_URL.",
+    "HubGuard's own journal can't be opened, so exemptions, a hold and the use that HubGuard saw are unknown. Run this in the"
+    " folder that HubGuard runs in, or set HUBGUARD_DB_URL.",
 )
 
 
@@ -125,15 +123,13 @@ def cautions(
         found.append(
             Caution(
                 USERS_IN_CONFIG,
-                "Which users the hub's config names isn't known: they aren't kept, and come back at the hub's next start,"
-                " with nothing of what they had.",
+                "The users that the hub's config names are unknown: they aren't kept, and come back at the hub's next start"
+                " without anything they had.",
             )
         )
     if not tokens_known and protection.token_used_within_s > 0:
         found.append(
-            Caution(
-                TOKENS, "When a user's tokens were last used can't be read: who only works by token may be deleted."
-            )
+            Caution(TOKENS, "The last use of tokens can't be read: users who work only by token may be deleted.")
         )
     if not journal_known:
         found.append(JOURNAL_UNKNOWN)
@@ -174,10 +170,10 @@ def lost(
             " slash, begins or ends with a blank, or is made of dots alone."
         )
     found += [
-        "Role assignments: the hub's API can't give roles, so they must be given anew in the hub's config.",
-        "What the spawner keeps to find a user's volume or backend again: it goes by its settings, as for a new user.",
+        "Role assignments: the hub's API can't assign roles. Assign them again in the hub's config.",
+        "What the spawner keeps to find a user's volume or backend again: it uses its settings, as for a new user.",
         "Tokens: whoever needs one makes a new one.",
-        "Shares, given and received: they must be given anew.",
+        "Shares, given and received: grant them again.",
         "Auth state, and what the authenticator itself keeps of a user and deletes with them, such as a password.",
         "The times of creation and last activity: who is brought back is new to the hub.",
         "The hub's number (id) of a user: they get another, which matters where names of volumes are made of it.",
@@ -188,11 +184,14 @@ def lost(
         found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
     if rows:
         found.append(
-            "All of these can be restored offline instead, from the same file with the hub stopped, but for deleted storage"
+            "All of these can be restored offline instead, from the same file with the hub stopped, except deleted storage"
             " and what an authenticator keeps outside the hub's own tables."
         )
     else:
-        found.append("Nor offline, any of these: the hub's database isn't read, so the undo file has no rows of it.")
+        found.append(
+            "None of these can be restored offline either: HubGuard doesn't read the hub's database, so the undo file"
+            " has no rows of it."
+        )
     return tuple(found)
 
 

@@ -167,7 +167,7 @@ def unsaved(account: Account, undo: UndoFacts) -> str | None:
     return f"changed since the undo file was written: {', '.join(found)}" if found else None
 
 
-_MADE_ANEW = "the user was deleted and made anew in the meantime"
+_MADE_ANEW = "the user was deleted and created again in the meantime"
 
 _SPARED: Mapping[PruneReason, str] = {
     PruneReason.ADMIN: "the user is an admin",
@@ -177,9 +177,9 @@ _SPARED: Mapping[PruneReason, str] = {
     PruneReason.PROTECTED_NAME: "the user's name is protected",
     PruneReason.EXEMPTION: "somebody has asked to keep the user or a server of theirs",
     PruneReason.SERVER_ACTIVE: "a server of the user's runs or is pending",
-    PruneReason.TOKEN_USED: "a token of the user's was used lately",
+    PruneReason.TOKEN_USED: "one of the user's tokens was used recently",
     PruneReason.CALLER: "the user is the one who asks",
-    PruneReason.CANT_TELL: "the user's groups or roles can't be told, and it depends on them",
+    PruneReason.CANT_TELL: "the user's groups or roles are unknown, and the criteria or protections need them",
     PruneReason.NO_TIMES: "neither the user's activity nor their creation is known",
     PruneReason.ACTIVE: "the user was active in the meantime",
     PruneReason.NOT_ASKED_FOR: "the user is no longer among those that were asked for",

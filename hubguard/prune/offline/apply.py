@@ -26,7 +26,7 @@ from hubguard.prune.offline.database import Database, Tables
 from hubguard.prune.offline.rows import Row, Rows
 
 ROWS_AT_ONCE = 5_000
-"""So many rows of no use stand in one line of an undo file."""
+"""Maximum rows of no use in one line of an undo file."""
 
 _KNOWN_OTHERS: Mapping[str, str] = {
     "users_info": "NativeAuthenticator's, which still lets those users log in with their passwords",
