@@ -75,7 +75,7 @@ async def test_from_criteria_to_a_plan_that_is_typed_applied_paused_and_done(
         await expect(page.get_by_role("heading", level=1)).to_have_text("Delete 2 users?")
         assert guard.pruning.asked[-1][0] == "plan"
         assert guard.pruning.asked[-1][1].inactive_for_s == 90 * 86400
-        count, why = page.get_by_label("type how many users that is: 2"), page.get_by_label("Why (for the journal")
+        count, why = page.get_by_label("type the number of users: 2"), page.get_by_label("Why (for the journal")
         storage = page.get_by_label("type KubeSpawner")
         await count.fill("2")
         await why.fill("spring")
