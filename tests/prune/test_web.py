@@ -364,7 +364,7 @@ async def test_nobody_to_delete_is_409_and_the_page_keeps_what_was_typed(site_of
     }
     answer = await site.ask("plans/new", login="pruner", method="POST", body=form)
     assert answer.status == 409
-    assert "there is nobody to remove" in text_of(answer)
+    assert "No plan made: no user is stale by these criteria." in text_of(answer)
     assert 'value="90"' in answer.text
     assert 'value="g&lt;"' in answer.text
     assert "hx-get" not in answer.text, "a refresh would show other criteria than those typed"
