@@ -33,7 +33,7 @@ class Status:
     ``why`` is one sentence. ``errors`` are wrong settings; ``notes`` are things an
     operator should know (a missing optional scope, a taken-over culler). ``last_cycle`` and ``next_cycle_at`` are None
     before the first cycle, ``lease`` where nobody has ever held it, ``last_good_cycle_at`` before one has succeeded.
-    ``brake`` is set while HubGuard holds back. ``clock_from``: idle clocks were started anew then, after an outage.
+    ``brake`` is set while HubGuard is braked. ``clock_from``: idle clocks were restarted then, after an outage.
     ``armed`` is what holds, by people or by the settings. ``tally`` is of this guard's life, ``recent`` of the last hour.
     ``oldest_overdue`` is the server that has been due for longest and isn't stopped yet. ``findings`` are what an operator
     should look at, most recent last. ``pruned`` tells how users of plans were settled in this guard's life, and

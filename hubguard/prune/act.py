@@ -30,9 +30,9 @@ RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 """Seconds before a second try, and the most that is added to them. Usually the hub is still stopping a server."""
 
 AT_ONCE = 3
-"""Maximum users in work at once: one whom the hub deletes, which is all it does then, the next one, and one who is being
-written down. More make others wait longer for the hub and gain nothing. It stays below what counts as a fall of the
-population (snapshot.decide.memory.FEWEST_GONE), since users may be counted while they go."""
+"""Maximum users in work at once: one that the hub deletes, which is all it does then, the next one, and one that is
+being written down. More make others wait longer for the hub and gain nothing. It stays below what counts as a fall of
+the population (snapshot.decide.memory.FEWEST_GONE), since users may be counted while they go."""
 
 
 @dataclass(frozen=True, slots=True)

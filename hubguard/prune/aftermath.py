@@ -1,4 +1,4 @@
-"""Users whom a plan deleted without anybody noticing: found gone later, and settled as deleted."""
+"""Users that a plan deleted without anybody noticing: found gone later, and settled as deleted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hubguard.prune.store import AsyncPrunes
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 30.0
-"""Seconds between looks at users whom a plan that isn't carried out any more may have deleted."""
+"""Seconds between looks at users that an ended plan may have deleted."""
 
 ENDED_WITHIN_S = 3600.0
 """Seconds after its end for which such users of a plan are looked for."""
@@ -29,7 +29,7 @@ PLANS_LOOKED_AT, USERS_AT_ONCE = 20, 20
 
 
 class Aftermath:
-    """Finds out what became of users whom a plan was about to delete.
+    """Finds out what became of users that a plan was about to delete.
 
     A guard that ended in between, or a hub that took longer than anybody waited, leaves such users behind. Who was skipped
     stays so.
@@ -41,7 +41,7 @@ class Aftermath:
         self._progress = progress
         self._clock = clock
         self._look_at_s = float("-inf")
-        # By plan: positions of users of whom it is unknown whether they were deleted.
+        # By plan: positions of users who may have been deleted.
         self._unknown: dict[str, list[int]] = {}
 
     def forget(self, digest: str | None = None) -> None:
@@ -52,7 +52,7 @@ class Aftermath:
             self._unknown.pop(digest, None)
 
     async def settle(self, journal: AsyncJournal, run: PruneRun) -> None:
-        """Settle every user of that plan whom it was about to delete and who is gone. Raises HubGuardError."""
+        """Settle every user that the plan was about to delete and who is gone. Raises HubGuardError."""
         if run.began_at is None:
             return
         plan = await self._plans.plan(run.digest)

@@ -36,12 +36,11 @@ class PruneReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class StaleCriteria:
-    """Whom somebody asks for. A user is meant who is stale by a limit and fits everything else that is set.
-
-    ``inactive_for_s``: those last active so many seconds ago or longer; 0: none of those who were ever active.
-    ``never_active_for_s``: those who never were, and were made so long ago; 0: none of them.
-    ``groups`` and ``roles``: in one of these. ``names``: globs, one of which matches the whole name, letter by letter.
-    ``listed``: one of these names, as they are; None: no list is given, and an empty one asks for nobody.
+    """Criteria of a plan: users who are stale by a limit and match everything else that is set. ``inactive_for_s``:
+    those last active this many seconds ago or longer; 0: none of those who were ever active. ``never_active_for_s``:
+    those who never were, and were made so long ago; 0: none of them. ``groups`` and ``roles``: in one of these.
+    ``names``: globs, one of which matches the whole name, letter by letter. ``listed``: one of these names, as they
+    are; None: no list is given, and an empty one asks for nobody.
     """
 
     inactive_for_s: float = 0.0
@@ -56,7 +55,7 @@ class StaleCriteria:
 class PlanProtection:
     """Who is kept by the settings: members of the groups, holders of the roles, names that a glob in ``names`` matches.
 
-    ``token_used_within_s``: users with a token that was used within so many seconds; 0: tokens keep nobody.
+    ``token_used_within_s``: users with a token that was used within this many seconds; 0: tokens keep nobody.
     """
 
     groups: tuple[str, ...] = ()
@@ -79,7 +78,7 @@ class Protection(PlanProtection):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What HubGuard's own journal tells of one user's activity.
+    """What HubGuard's own journal knows about one user's activity.
 
     ``active_at`` is the last real use of any of their servers, None where none was seen. ``stops`` are the times (from, to)
     within which HubGuard itself stopped a server of theirs: the hub stamps the user's activity with such a moment.
@@ -163,7 +162,7 @@ class Gain:
 class Deletion:
     """One user to delete, with the reading that it rests on: ``created``, ``last_activity`` (as the hub told it) and ``id``.
 
-    A user for whom these have changed isn't deleted. ``servers`` are the names of the servers that go with them, ``groups``
+    If these have changed, the user isn't deleted. ``servers`` are the names of the servers that go with them, ``groups``
     and ``roles`` their memberships, ``tokens`` and ``shares`` numbers of rows; None: not told.
     """
 
@@ -226,7 +225,7 @@ class PruneRun:
 
     ``actor`` made the plan, or applied it; ``asked_why`` is what they gave as their reason. ``count`` is how many users it
     has; ``done``, ``skipped``, ``failed`` and ``unverified`` count those that are settled. ``per_s`` is how many were
-    settled per second of late, ``left_s`` how long the rest takes at that; None where that can't be told.
+    settled per second of late, ``left_s`` how long the rest takes at that; None if that is unknown.
     ``undo_file`` is where it is on the guard's machine, ``undo_sha256`` its checksum (hex); None before it is written.
     ``restored`` counts those that were brought back by it, and ``restored_at`` is when that was last done.
     ``acknowledged`` names the cautions that people have acknowledged for it, in order.
@@ -281,7 +280,7 @@ class UsersReport:
     """Every user, judged. ``verdicts`` is in name order. ``criteria`` is what they were judged by, ``read_at`` when.
 
     ``source`` is "hub_db" or "hub_api". ``whole``: everybody is in it; else only who isn't active since the nearest limit.
-    ``users_total`` is how many there are. ``notes`` say what can't be told, one sentence each.
+    ``users_total`` is how many there are. ``notes`` say what is unknown, one sentence each.
     """
 
     read_at: datetime

@@ -61,7 +61,7 @@ class Record:
         return {user.position: user.outcome for user in settled}
 
     async def unverified(self) -> list[int]:
-        """The positions of users of whom it isn't known whether they were deleted."""
+        """The positions of users who may have been deleted."""
         return [at for at, outcome in (await self.settled()).items() if outcome.kind is OutcomeKind.UNVERIFIED]
 
     async def settle(self, position: int, outcome: Outcome, intent: int | None = None) -> None:

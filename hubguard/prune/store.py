@@ -105,7 +105,7 @@ class PruneStore:
         return runs[0] if runs else None
 
     def prune_runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
-        """At most so many, those that were made last, newest first."""
+        """The plans that were made last, newest first, at most ``limit``."""
         with self.journal.reading() as connection:
             return _runs(connection, limit=limit)
 
@@ -226,7 +226,7 @@ class PruneStore:
     ) -> bool:
         """What came of that user of the plan is on disk. False, and nothing of it changed: that was known before.
 
-        Who was unverified is settled anew, and who was failed may be done after all. It is the outcome of ``intent``, too,
+        Who was unverified is settled again, and who was failed may be done after all. It is the outcome of ``intent``, too,
         where one is given that has none yet: the two are never told apart.
         """
         values = {"outcome": outcome.kind.value, "detail": one_text(outcome.detail), "at": now}
@@ -302,7 +302,7 @@ class PruneStore:
             return tuple((row.user_name, row.started) for row in connection.execute(query.order_by(_entry.c.id)))
 
     def uses(self, user: str | None = None) -> dict[str, Use]:
-        """By name, what the journal tells of the users' activity; of that ``user`` alone where given.
+        """By name, what the journal knows about the users' activity; of that ``user`` alone where given.
 
         Who isn't in it has no record. Stops are in the order in which they ended; those that were seen done count.
         """

@@ -130,7 +130,7 @@ def look(
 
     ``written_at_s`` is when its file was written (see Database.written_at_s) before ``connection`` was opened, since what a
     killed hub left half-done is cleared up by opening it. A time that is further ahead of ``now`` than LATELY_S isn't taken
-    for a writing of now: a clock that was wrong once doesn't lock the operator out for ever.
+    for a writing of now: a clock that was wrong once doesn't lock the operator out forever.
     """
     notes: list[str] = []
     known = [*([] if hub_api_url is None else [hub_api_url]), *also_at]
@@ -273,7 +273,7 @@ def _may_have_files(process: psutil.Process) -> bool:
 
 
 def _open_in(process: psutil.Process) -> list[str]:
-    """Paths by which the files that a process has open can be told. Raises psutil.Error, OSError."""
+    """Paths that identify the files that a process has open. Raises psutil.Error, OSError."""
     folder = f"/proc/{process.pid}/fd"
     if os.path.isdir("/proc/self/fd"):
         # These lead to the very files, also where the process has paths of its own.

@@ -69,7 +69,7 @@ def restore_offline(
 
     Users who are there are left as they are, so it may be done twice; who has somebody else's number now gets a new one.
     Groups and roles are found by name, and none is made. ``with_tokens`` brings back tokens and codes, too; without, their
-    users log in anew, and what is left out then isn't brought back by a second time. Servers come back as stopped: what they
+    users log in again, and what is left out then isn't brought back by a second time. Servers come back as stopped: what they
     ran as is gone. ``hub_api_url`` is where the hub would answer, None: not known; ``also_at`` are further such addresses.
     ``acknowledged`` names what of the hub can't be seen (see in_use.cautions). ``sha256`` is the file's checksum where it was
     noted. ``from_other_database``: the file may be of another database, such as a hub's that has moved. Nobody comes back as
