@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -96,7 +97,7 @@ async def world(tmp_path: Path) -> Any:
     hub.groups = {"lab"}
     settings = config.load({"HubGuardPrune": {"undo_folder": str(tmp_path)}}, environ={})
     reader = AccountReader(hub, None, clock)
-    undo = Undo(settings.prune, hub, reader, clock, books, cast(Mandate, None))
+    undo = Undo(settings.prune, hub, reader, clock, books, cast(Mandate, SimpleNamespace(check=lambda: None)))
     now = clock.now()
     deletions = tuple(Deletion(name, now, None, PruneReason.NEVER_ACTIVE, now) for name in NAMES)
     kept = Storage(StorageFate.KEPT, "Local", "kept")
