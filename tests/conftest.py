@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from hubguard.staging.hub import TestbedHub
 
@@ -28,18 +29,33 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever starts a hub is tried on every version of it, unless it says that any will do."""
     for item in items:
-        if "testbed_hub" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("any_hub"):
+        if {"testbed_hub", "shared_hub"} & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker(
+            "any_hub"
+        ):
             item.add_marker("hub")
         if "memory" in getattr(getattr(item, "callspec", None), "params", {}).values():
             item.add_marker("double")
 
 
-@pytest.fixture
-async def testbed_hub() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
-    """Makes running hubs: ``hub = await testbed_hub(config=…)`` takes what TestbedHub takes; all are ended afterwards."""
+@asynccontextmanager
+async def hubs() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
     async with AsyncExitStack() as stack:
 
         async def make(**settings: Any) -> TestbedHub:
             return await stack.enter_async_context(TestbedHub(**{"python": HUB_PYTHON, **settings}))
 
+        yield make
+
+
+@pytest.fixture
+async def testbed_hub() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
+    """Makes running hubs: ``hub = await testbed_hub(config=…)`` takes what TestbedHub takes; all are ended afterwards."""
+    async with hubs() as make:
+        yield make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_hub() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
+    """The same for a fixture whose hub serves a whole module: its tests have users of their own, and put back the rest."""
+    async with hubs() as make:
         yield make

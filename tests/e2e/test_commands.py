@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers
 
 from hubguard.staging.hub import TestbedHub
@@ -74,10 +75,15 @@ async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(testbed
     assert ("busy", "") in await hub.servers()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unguarded(shared_hub: MakeHub) -> TestbedHub:
+    return await shared_hub(population=servers(idle=7200, busy=60, refused=60, ada=60))
+
+
 @pytest.mark.long
-async def test_cull_once_says_what_failed_and_exits_1(testbed_hub: MakeHub, tmp_path: Path):
-    hub = await testbed_hub(population=servers(idle=7200))
-    token = (await hub.api("POST", "users/idle/tokens", json={})).data["token"]
+async def test_cull_once_says_what_failed_and_exits_1(unguarded: TestbedHub, tmp_path: Path):
+    hub = unguarded
+    token = (await hub.api("POST", "users/refused/tokens", json={})).data["token"]
     code, out, _ = await command(
         hub,
         "cull",
@@ -90,7 +96,7 @@ async def test_cull_once_says_what_failed_and_exits_1(testbed_hub: MakeHub, tmp_
     )
     assert code == 1
     assert "list:users" in json.loads(out)["sources"][0]["detail"]
-    assert ("idle", "") in await hub.servers()
+    assert ("refused", "") in await hub.servers()
 
 
 @pytest.mark.long
@@ -129,8 +135,8 @@ async def test_the_doctor_finds_nothing_wrong_with_what_the_include_sets_up(test
 
 
 @pytest.mark.long
-async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_and_a_deaf_proxy(testbed_hub: MakeHub):
-    hub = await testbed_hub(population=servers(ada=60))
+async def test_the_doctor_says_what_to_do_about_a_wrong_token_a_missing_scope_and_a_deaf_proxy(unguarded: TestbedHub):
+    hub = unguarded
     code, out, _ = await command(hub, "doctor", "--json", JUPYTERHUB_API_TOKEN="0" * 32)
     assert code == 1
     assert any(check["finding"] == "wrong" and "token" in check["what"] for check in json.loads(out))

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import aiohttp
 import psutil
 import pytest
+import pytest_asyncio
 
 from hubguard.errors import HubGuardError
 from hubguard.staging.hub import TestbedHub
@@ -26,6 +27,18 @@ from hubguard.staging.spawner import Little, born, launch
 pytestmark = pytest.mark.any_hub
 
 Hubs = Callable[..., Awaitable[TestbedHub]]
+
+SLOW = "c.JupyterHub.tornado_settings = {'slow_stop_timeout': 0.5, 'slow_spawn_timeout': 0}\n"
+ODD = {"raiser": "raises", "hanger": "hangs"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hub(shared_hub: Hubs) -> TestbedHub:
+    """For all tests that kill neither hub nor proxy: each has its own users."""
+    servers = [SeededServer("killed", shared=False), SeededServer("one"), SeededServer("two"), SeededServer("below")]
+    servers += [SeededServer(user, shared=False, on_stop=way) for user, way in ODD.items()]
+    config = SLOW + "c.Spawner.poll_interval = 1\nc.ConfigurableHTTPProxy.check_running_interval = 1\n"
+    return await shared_hub(hub_prefix="/jupyter/", population=Population((), tuple(servers)), config=config)
 
 
 async def stop(hub: TestbedHub, user: str, name: str = "") -> int:
@@ -144,24 +157,24 @@ async def test_servers_are_found_again_after_the_hub_was_killed(testbed_hub: Hub
 
 
 @pytest.mark.long
-async def test_a_server_killed_from_outside_is_dead_and_its_neighbours_are_not(testbed_hub: Hubs) -> None:
-    servers = (SeededServer("own", shared=False), SeededServer("one"), SeededServer("two"))
-    hub = await testbed_hub(population=Population((), servers), config="c.Spawner.poll_interval = 1")
-    await hub.kill_server("own")
+async def test_a_server_killed_from_outside_is_dead_and_its_neighbours_are_not(hub: TestbedHub) -> None:
+    async def left() -> set[str]:
+        return {user for user, _ in await hub.servers()} & {"killed", "one", "two"}
+
+    await hub.kill_server("killed")
     await hub.kill_server("one")
-    await gone(hub, "own")
+    await gone(hub, "killed")
     await gone(hub, "one")
-    assert set(await hub.servers()) == {("two", "")}
+    assert await left() == {"two"}
     await hub.start_server("one", shared=True)
-    assert set(await hub.servers()) == {("one", ""), ("two", "")}
+    assert await left() == {"one", "two"}
 
 
 @pytest.mark.long
-async def test_a_stop_that_raises_leaves_an_orphan_that_the_hub_has_forgotten(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(population=Population((), (SeededServer("ann", shared=False, on_stop="raises"),)))
-    orphan = await process_of(hub, "ann")
-    assert await stop(hub, "ann") == 204
-    await gone(hub, "ann")
+async def test_a_stop_that_raises_leaves_an_orphan_that_the_hub_has_forgotten(hub: TestbedHub) -> None:
+    orphan = await process_of(hub, "raiser")
+    assert await stop(hub, "raiser") == 204
+    await gone(hub, "raiser")
     assert orphan.alive
 
 
@@ -179,25 +192,18 @@ async def test_a_poll_that_raises_is_a_500_and_a_server_that_stays(testbed_hub: 
 
 
 @pytest.mark.long
-async def test_a_stop_that_hangs_is_pending_until_the_process_is_killed(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(
-        population=Population((), (SeededServer("ann", shared=False, on_stop="hangs"),)),
-        config="c.JupyterHub.tornado_settings = {'slow_stop_timeout': 0.5}",
-    )
-    process = await process_of(hub, "ann")
-    assert await stop(hub, "ann") == 202
-    server = await hub.server("ann")
+async def test_a_stop_that_hangs_is_pending_until_the_process_is_killed(hub: TestbedHub) -> None:
+    process = await process_of(hub, "hanger")
+    assert await stop(hub, "hanger") == 202
+    server = await hub.server("hanger")
     assert server is not None
     assert (server["pending"], server["ready"]) == ("stop", False)
     process.send(signal.SIGKILL)
-    await gone(hub, "ann")
+    await gone(hub, "hanger")
 
 
 @pytest.mark.long
-async def test_slow_starts_and_stops_are_pending_meanwhile(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(
-        config="c.JupyterHub.tornado_settings = {'slow_stop_timeout': 0.2, 'slow_spawn_timeout': 0.2}"
-    )
+async def test_slow_starts_and_stops_are_pending_meanwhile(hub: TestbedHub) -> None:
     await hub.api("POST", "users/ann")
     assert (await hub.api("POST", "users/ann/server", json={"start_s": 1.5, "stop_s": 1.0})).status == 202
     server = await hub.server("ann")
@@ -214,8 +220,7 @@ async def test_slow_starts_and_stops_are_pending_meanwhile(testbed_hub: Hubs) ->
 
 
 @pytest.mark.long
-async def test_a_start_that_is_interrupted_leaves_no_process(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(config="c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}")
+async def test_a_start_that_is_interrupted_leaves_no_process(hub: TestbedHub) -> None:
     before = set(hub.leftovers())
     for i in range(4):
         user = f"user-{i}"
@@ -230,8 +235,7 @@ async def test_a_start_that_is_interrupted_leaves_no_process(testbed_hub: Hubs) 
 
 
 @pytest.mark.long
-async def test_a_killed_proxy_of_the_hubs_own_comes_back(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(config="c.ConfigurableHTTPProxy.check_running_interval = 1")
+async def test_a_killed_proxy_of_the_hubs_own_comes_back(hub: TestbedHub) -> None:
     first = hub.proxy_pid
     assert hub.proxy_token is None
     await hub.kill_proxy()
@@ -283,14 +287,13 @@ async def test_a_hub_starts_on_a_seeded_postgresql_and_goes_on_counting(testbed_
 
 
 @pytest.mark.long
-async def test_a_hub_below_a_prefix_serves_seeded_servers_there(testbed_hub: Hubs) -> None:
-    hub = await testbed_hub(hub_prefix="/jupyter/", population=Population((), (SeededServer("ann"),)))
-    server = await hub.server("ann")
+async def test_a_hub_below_a_prefix_serves_seeded_servers_there(hub: TestbedHub) -> None:
+    server = await hub.server("below")
     assert server is not None
-    assert server["url"] == "/jupyter/user/ann/"
+    assert server["url"] == "/jupyter/user/below/"
     async with aiohttp.ClientSession() as session:
         await hub.login(session)
-        async with session.get(f"{hub.url}user/ann/") as answer:
+        async with session.get(f"{hub.url}user/below/") as answer:
             assert answer.status == 200
 
 
