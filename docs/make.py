@@ -19,7 +19,6 @@ PAGE = ROOT / "docs" / "reference" / "settings.md"
 UNITS = {
     "HubGuardBudget.rate": "requests per second",
     "HubGuardPrune.rate": "users per second",
-    "HubGuardCull.population_fall": "share of users",
     "HubGuardPrune.share_cap": "share of users",
 }
 NO_LIMITS = {"VERSION", "HOUR_S", "DAY_S", "YEAR_S", "NOBODY", "FINE", "FAILED", "USAGE", "HELD", "FINDINGS"}

@@ -46,52 +46,52 @@ class HubGuard(Section):
     armed = Bool(
         None,
         allow_none=True,
-        help="""Whether HubGuard may act by itself. None: an admin decides, on the page, through the API or with
-        `hubguard arm`; until then it only observes and shows what it would do. True or False overrule that.""",
+        help="""Whether HubGuard acts by itself. None: an admin decides on the page, through the API or with `hubguard
+        arm`; until then it only observes and shows what it would do. True or False takes precedence over that.""",
     ).tag(config=True)
     url = Unicode(
         "http://127.0.0.1:0",
-        help="""Where the hub's proxy reaches HubGuard's pages. Port 0 picks a free port at each start of the hub. Where the
-        proxy runs on another machine or in another pod, a URL that it can reach. Read when the include runs: set it before
-        the include.""",
+        help="""URL at which the hub's proxy reaches HubGuard's pages. Port 0 picks a free port at each start of the
+        hub. If the proxy runs on another machine or in another pod, use a URL that it can reach. Set it before the
+        include.""",
     ).tag(config=True)
     bind_ip = Unicode(
         "",
-        help="""The address to listen on. Empty: the host in `HubGuard.url`. Set it, for instance to 0.0.0.0, where that
-        host is a name that stands for this machine only from outside.""",
+        help="""Address to listen on. Empty: the host in `HubGuard.url`. Set it, for example to 0.0.0.0, if that host is
+        a name that reaches this machine only from outside.""",
     ).tag(config=True)
     db_url = Unicode(
         "sqlite:///hubguard.sqlite",
-        help="""SQLAlchemy URL of HubGuard's own database: the journal, the lease and what people have set. One
-        database serves one hub. A relative SQLite path is taken from the folder that the hub runs in. The environment
-        variable HUBGUARD_DB_URL is its default.""",
+        help="""SQLAlchemy URL of HubGuard's own database: the journal, the lease and what people have set. Each hub
+        needs its own. A relative SQLite path starts at the folder that the hub runs in. Default: the environment
+        variable HUBGUARD_DB_URL, if set.""",
     ).tag(config=True)
     on_idle_culler = Enum(
         ["take over", "refuse"],
         default_value="take over",
-        help="""What to do where jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
-        it, and HubGuard goes on with its settings, armed. "refuse": it keeps running, and HubGuard only observes.""",
+        help="""What to do if jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
+        it, and HubGuard uses its settings, armed. "refuse": the culler keeps running, and HubGuard only observes.""",
     ).tag(config=True)
     hub_db_url = Unicode(
         "",
-        help="""SQLAlchemy URL of the hub's own database, for reading only: then a cycle costs the hub next to nothing. Empty:
-        HubGuard reads everything through the hub's API. "hub": the one that the hub's config names; say so in that config.
-        An account that may only read is enough.""",
+        help="""SQLAlchemy URL of the hub's own database. HubGuard only reads it; a cycle then costs the hub next to
+        nothing. Empty: HubGuard reads everything through the hub's API. "hub", in the hub's config: the database that
+        this config names. A read-only account is enough.""",
     ).tag(config=True)
     read_proxy = Bool(
         True,
-        help="""Whether HubGuard reads the routes of a configurable-http-proxy, which knows of traffic minutes before the hub
-        does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its routes shows
-        within seconds.""",
+        help="""Whether HubGuard reads the routes of a configurable-http-proxy, which knows of traffic minutes before
+        the hub does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its
+        routes shows within seconds.""",
     ).tag(config=True)
     longest_exemption_s = Float(
         30 * DAY_S,
-        help="Seconds for which a server can be kept by an exemption at the longest. Range: 0 (no exemptions) to a year.",
+        help="Maximum seconds for which an exemption keeps a server. Range: 0 (no exemptions) to a year.",
     ).tag(config=True, low=0.0, high=YEAR_S)
     journal_days = Int(
         400,
-        help="""Days after which the journal forgets an entry. What is still open is never forgotten. Range: 8 to 36,600.
-        (More than a year, so that a semester can be compared with the one a year before.)""",
+        help="""Days after which the journal forgets an entry, unless it is still open. Range: 8 to 36,600. The default
+        lets you compare a semester with the one a year before.""",
     ).tag(config=True, low=8, high=36_600)
 
     constants = ("lease_s",)

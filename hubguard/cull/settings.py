@@ -15,15 +15,15 @@ class HubGuardCull(Section):
 
     idle_timeout_s = Float(
         3600.0,
-        help="Seconds without activity after which a server is stopped. 0: never for idleness. (z2jh's default.)",
+        help="Seconds without activity after which a server is stopped. 0: never because it is idle. (z2jh's default.)",
     ).tag(config=True, low=0.0, high=YEAR_S)
     max_age_s = Float(
         0.0,
-        help="Seconds after its start at which a server is stopped even when it is in use. 0: never for its age.",
+        help="Seconds after its start at which a server is stopped, even if it is in use. 0: never because of its age.",
     ).tag(config=True, low=0.0, high=10 * YEAR_S)
     every_s = Float(
         60.0,
-        help="""Seconds from the end of one cycle to the start of the next, give or take 10 %, so that several hubs, or
+        help="""Seconds from the end of one cycle to the start of the next, plus or minus 10 %, so that several hubs, or
         the hub's own checks, stay out of step. Range: 1 to a day.""",
     ).tag(config=True, low=1.0, high=DAY_S)
     admin_servers = Bool(True, help="Whether servers of hub admins are stopped, too.").tag(config=True)
@@ -31,55 +31,56 @@ class HubGuardCull(Section):
     named_servers = Bool(True, help="Whether named servers are stopped.").tag(config=True)
     rules = List(
         Dict(),
-        help="""Rules in order; the first that matches a server gives its limits. A dict each: what it matches, all of it
-        (`users`, `groups`, `roles`, `servers`, `profiles`: a glob or a list of them; `admin`, `named`: True or False;
-        `options`: values of user_options; `weekdays` such as "mon-fri", `hours` such as "08:00-18:00", `timezone`), and what
-        it sets: `idle_timeout_s`, `max_age_s`, or `never`: True. `name` is what pages call it. A server that no rule matches
-        has the limits set here.""",
+        help="""Rules in order; the first that matches a server sets its limits. Each is a dict of what it matches, all
+        of it (`users`, `groups`, `roles`, `servers`, `profiles`: a glob or a list of them; `admin`, `named`: True or
+        False; `options`: values of user_options; `weekdays` such as "mon-fri", `hours` such as "08:00-18:00",
+        `timezone`), and what it sets: `idle_timeout_s`, `max_age_s`, or `never`: True. `name` is its name on pages. A
+        server that no rule matches has the limits set here.""",
     ).tag(config=True)
     hook = Unicode(
         "",
-        help="""A function of yours that has the last word, as `module:function`, sync or async. It is called with the
-        keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is due,
-        and returns whether to stop it. Where it raises or takes over 10 s, the server is kept. Install the module where
-        HubGuard is. Empty: none.""",
+        help="""Your own function that decides last, as `module:function`, sync or async. HubGuard calls it with the
+        keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is
+        due, and returns whether to stop it. If it raises or takes more than 10 s, the server is kept. Install the
+        module next to HubGuard. Empty: none.""",
     ).tag(config=True)
     users = Bool(
         False,
-        help="""Whether users are deleted from the hub, too, with all they have there, once none of their servers runs and
-        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Where the spawner deletes storage
-        with the user, that is gone, too (KubeSpawner: by default). Set it before the include, which then asks for the
-        scope that it needs.""",
+        help="""Whether users are deleted from the hub, with all they have there, once none of their servers runs and
+        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. If the spawner deletes storage
+        with the user, that is lost, too (KubeSpawner: by default). Set it before the include, which then requests the
+        scope for it.""",
     ).tag(config=True)
     user_idle_timeout_s = Float(
         30 * DAY_S,
-        help="Seconds without activity after which a user is deleted, where `users` is True. 0: never for inactivity.",
+        help="Seconds without activity after which a user is deleted, if `users` is True. 0: never because of inactivity.",
     ).tag(config=True, low=0.0, high=10 * YEAR_S)
     user_max_age_s = Float(
-        0.0, help="Seconds after which a user is deleted even when active, where `users` is True. 0: never for age."
+        0.0, help="Seconds after which a user is deleted even if active, if `users` is True. 0: never because of age."
     ).tag(config=True, low=0.0, high=10 * YEAR_S)
-    admin_users = Bool(False, help="Whether admins are deleted, too, where `users` is True.").tag(config=True)
+    admin_users = Bool(False, help="Whether admins are deleted, too, if `users` is True.").tag(config=True)
     pending_limit_s = Float(
         1800.0,
-        help="""Seconds for which a server may be pending (starting, stopping) until it is reported as stuck. Longer than the
+        help="""Seconds after which a pending server (starting or stopping) is reported as stuck. Set it longer than the
         spawner's slowest start. Range: 60 to a day.""",
     ).tag(config=True, low=60.0, high=DAY_S)
     interrupt_spawns = Bool(
-        False, help="Whether a start that is stuck for longer than `pending_limit_s` is interrupted by itself."
+        False, help="Whether HubGuard interrupts a start that has been stuck for longer than `pending_limit_s`."
     ).tag(config=True)
     hub_activity_interval_s = Float(
         300.0,
-        help="""How often the hub takes over activity from the proxy, in seconds: `c.JupyterHub.last_activity_interval`, which
-        the include passes on where it is set. 0: the hub never does. Up to a day.""",
+        help="""Seconds between two updates of activity from the proxy by the hub:
+        `c.JupyterHub.last_activity_interval`, which the include passes on if it is set. 0: the hub never updates.
+        Range: 0 to a day.""",
     ).tag(config=True, low=0.0, high=DAY_S)
     remove_named_servers = Bool(
-        False, help="Whether a named server that was stopped is also removed from the hub, with its options."
+        False, help="Whether a stopped named server is also removed from the hub, with its options."
     ).tag(config=True)
     plan_cap = Int(
         1000,
-        help="""The most that may be due at once: servers to stop, starts to interrupt and users to delete, together. With
-        more, HubGuard holds back until no more are due, or a person has looked and resumes; then each cycle does so many. At
-        least 1.""",
+        help="""Maximum of servers to stop, starts to interrupt and users to delete that may be due at once. With more,
+        HubGuard is braked until fewer are due, or until a person resumes; then each cycle acts on up to this many.
+        Range: 1 to a million.""",
     ).tag(config=True, low=1, high=1_000_000)
 
     constants = ("outage_s", "population_fall", "verify_s", "retry_base_s", "retry_max_s")

@@ -13,12 +13,12 @@ from hubguard.settings import Section, closest
 
 
 class HubGuardDrift(Section):
-    """How HubGuard finds out where hub, database, proxy and backends disagree, and what it mends by itself."""
+    """How HubGuard finds where hub, database, proxy and backends disagree, and what it repairs by itself."""
 
     every_s = Float(
         30.0,
-        help="""Seconds from one look at all sources to the next, give or take 10 %. While something is suspected, it looks
-        again after a sixth of that, and after 5 s at the earliest. Range: 5 to an hour.""",
+        help="""Seconds between two looks at all sources, plus or minus 10 %. While something is suspected, HubGuard
+        looks again after a sixth of that, but not before 5 s. Range: 5 to an hour.""",
     ).tag(config=True, low=5.0, high=3600.0)
     repair = List(
         Unicode(),
@@ -29,16 +29,16 @@ class HubGuardDrift(Section):
             "service-route-missing",
             "hub-route-missing",
         ],
-        help="""The kinds of drift that HubGuard repairs by itself, once it is armed; the others it repairs when asked. For
-        routes, it has the hub check them; it writes none itself. Of the others there are "server-dead" (stop it),
-        "server-ghost" (start it, then stop it), "server-orphan" (end the backend, where it is proved to be this hub's) and
+        help="""Kinds of drift that HubGuard repairs by itself once it is armed; it repairs the others when you ask. For
+        routes, it has the hub check them, and writes none itself. You can add "server-dead" (stop it), "server-ghost"
+        (start it, then stop it), "server-orphan" (end the backend, if it is proved to be this hub's) and
         "pending-stuck" (interrupt the start).""",
     ).tag(config=True)
     backend = Enum(
         ["auto", "process", "systemd", "docker", "kubernetes", "http", ""],
         default_value="auto",
-        help="""Where to see what really runs: "process", "systemd", "docker", "kubernetes"; "http" only asks each server
-        whether it answers, without anybody's credentials; "" is nowhere. "auto": by the hub's spawner, and "http" where
+        help="""How HubGuard sees what really runs: "process", "systemd", "docker" or "kubernetes"; "http" only checks
+        whether each server answers, without credentials; "" doesn't look. "auto": by the hub's spawner, and "http" if
         that is none of these.""",
     ).tag(config=True)
 

@@ -102,7 +102,9 @@ class LateRegistration(str):
         text = json.dumps(told)
         if len(text) > LONGEST and "prune" in told:
             told["prune"].update(named=None, named_packed=None)
-            log.warning("HubGuard isn't told which users the hub's config names: with its settings, they are too long.")
+            log.warning(
+                "HubGuard doesn't know which users the hub's config names: the list is too long to be passed on."
+            )
             text = json.dumps(told)
         if len(text) > LONGEST:
             told["errors"].append(("HubGuard's settings in the hub's config", "they are too long to be passed on."))
@@ -136,12 +138,14 @@ class LateRegistration(str):
             return None
         culler = {"name": " and ".join(service.name for service in found), "command": list(found[0].command)}
         if why := _why_it_stays(app, found):
-            app.log.warning("HubGuard only observes, since the service %s does the culling. %s", culler["name"], why)
+            app.log.warning("HubGuard only observes, because the service %s culls. %s", culler["name"], why)
             return {**culler, "stood_down": False, "why": why}
         # Without a command the hub takes it for an external service and starts nothing. Its entry stays, since its role
         # names it, and a role for a service that isn't there keeps a hub from starting.
         found[0].command = []
-        app.log.warning("HubGuard takes over from the service %s, with its settings. It isn't started.", culler["name"])
+        app.log.warning(
+            "HubGuard replaces the idle culler %s, with its settings. The hub doesn't start the culler.", culler["name"]
+        )
         self.took_over = {**culler, "stood_down": True}
         return self.took_over
 
@@ -242,7 +246,9 @@ def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """
     told = packed(named_users(app))
     if told["named"] is None and not told.get("named_packed"):
-        log.warning("HubGuard can't tell which users the hub's config names, who would come back if they were deleted.")
+        log.warning(
+            "HubGuard doesn't know which users the hub's config names; they would come back if they were deleted."
+        )
     with contextlib.suppress(Exception):
         kind = app.spawner_class
         storing = settings_of(app.config, kind, STORING)
@@ -295,14 +301,14 @@ def _why_it_stays(app: Any, cullers: list[Any]) -> str:
     if not isinstance(wanted, LazyConfigValue) and wanted != "take over":
         return f"HubGuard.on_idle_culler is {str(wanted)!r}."
     if others:
-        return "There are several, and HubGuard can take over from one only. Remove all but one."
+        return "There are several, and HubGuard can replace only one. Remove all but one."
     if getattr(culler, "spawner", None) is not None:
-        return "The hub had started it before HubGuard. Include HubGuard last, so that it comes first."
+        return "The hub started it before HubGuard. Include HubGuard last; it then registers first."
     taken = settings_from(culler.command)
     if not taken.understood:
         return f"HubGuard can't take over its settings: {' '.join(taken.notes)}"
     if Path(getattr(culler, "cwd", "") or ".", DEFAULT_CONFIG_FILE).exists():
-        return f"HubGuard can't take over its settings: some stand in {DEFAULT_CONFIG_FILE}, a file that it reads."
+        return f"HubGuard can't take over its settings: some are in {DEFAULT_CONFIG_FILE}, which the culler reads."
     return ""
 
 

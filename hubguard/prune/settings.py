@@ -10,79 +10,77 @@ from hubguard.times import DAY_S, HOUR_S
 
 
 class HubGuardPrune(Section):
-    """Who is stale, who is always kept, and what HubGuard may remove by itself. It removes nobody unless told to."""
+    """Who is stale, who is always kept, and whom HubGuard may delete by itself. By default it deletes nobody."""
 
     delete_users = Bool(
         False,
-        help="""Whether HubGuard may delete users through the hub at all. Set it before HubGuard's include: that asks for the
-        scope delete:users then. Plans can be made without it.""",
+        help="""Whether HubGuard may delete users through the hub. Set it before the include, which then requests the
+        scope delete:users. You can make plans without it.""",
     ).tag(config=True)
     inactive_for_s = Float(
         180 * DAY_S,
-        help="""A user is stale who was last active so many seconds ago. Pages and commands begin with it, and scheduled
-        pruning goes by it. Half a year: longer than a term and the holidays after it. 0: none of those who were ever active.
-        Range: 0 to ten years.""",
+        help="""Count a user as stale if last active at least this many seconds ago. It is the default of pages and
+        commands, and what scheduled pruning uses. Half a year is longer than a term and the holidays after it. 0:
+        nobody who was ever active. Range: 0 to ten years.""",
     ).tag(config=True, low=0.0, high=3660 * DAY_S)
     never_active_for_s = Float(
         180 * DAY_S,
-        help="""A user is stale, too, who was never active and was made so many seconds ago. 0: none of them. Range: 0 to ten
-        years.""",
+        help="""Also count a user as stale if never active and created at least this many seconds ago. 0: nobody who was
+        never active. Range: 0 to ten years.""",
     ).tag(config=True, low=0.0, high=3660 * DAY_S)
     groups = List(
-        Unicode(), help="Only members of one of these groups are asked for; empty: whatever their groups."
+        Unicode(), help="Only members of one of these groups can be stale. Empty: members of any group or none."
     ).tag(config=True)
-    roles = List(Unicode(), help="Only users with one of these roles are asked for; empty: whatever their roles.").tag(
-        config=True
-    )
+    roles = List(
+        Unicode(), help="Only users with one of these roles can be stale. Empty: users with any role or none."
+    ).tag(config=True)
     names = List(
         Unicode(),
-        help='Only users whose name matches one of these globs ("guest-*") are asked for; empty: whatever it is.',
+        help='Only users whose name matches one of these globs ("guest-*") can be stale. Empty: any name.',
     ).tag(config=True)
-    protected_groups = List(Unicode(), help="Members of these groups are kept, whatever is asked for.").tag(config=True)
-    protected_roles = List(Unicode(), help="Users with one of these roles are kept, whatever is asked for.").tag(
+    protected_groups = List(Unicode(), help="Members of these groups are always kept.").tag(config=True)
+    protected_roles = List(Unicode(), help="Users with one of these roles are always kept.").tag(config=True)
+    protected_names = List(Unicode(), help="Users whose name matches one of these globs are always kept.").tag(
         config=True
     )
-    protected_names = List(
-        Unicode(), help="Users whose name matches one of these globs are kept, whatever is asked for."
-    ).tag(config=True)
     token_used_within_s = Float(
         30 * DAY_S,
-        help="""Users with a token that was used so lately, in seconds, are kept: a script of theirs may be at work. 0: tokens
-        keep nobody. Range: 0 to ten years.""",
+        help="""Keep users with a token used within this many seconds: their script may still run. 0: tokens keep
+        nobody. Range: 0 to ten years.""",
     ).tag(config=True, low=0.0, high=3660 * DAY_S)
     rate = Float(
         1.0,
-        help="""Users deleted per second at most; the budget's rate holds, too. A hub spends 8 to 20 ms on each, and answers
-        nobody else meanwhile: from two a second on, one of a hundred requests of others would wait noticeably longer.
-        Range: 0.01 to 1000.""",
+        help="""Maximum users deleted per second, within the budget's rate. The hub spends 8 to 20 ms on each and
+        answers nobody else meanwhile: from two per second on, one in a hundred requests of others waits noticeably
+        longer. Range: 0.01 to 1000.""",
     ).tag(config=True, low=0.01, high=1000.0)
     plan_life_s = Float(
         DAY_S,
-        help="""Seconds for which a plan can be begun after it was made: long enough for two people to look at it. Each user
-        is looked at again before they are deleted, whenever that is. Range: a minute to 30 days.""",
+        help="""Seconds after which a plan that wasn't started expires: long enough for two people to review it.
+        HubGuard checks each user again before deleting them. Range: a minute to 30 days.""",
     ).tag(config=True, low=60.0, high=30 * DAY_S)
     every_s = Float(
         0.0,
-        help="""Seconds from one scheduled pruning to the next; 0, and nothing is pruned by itself. It needs delete_users, and
-        HubGuard armed. Range: 0, or an hour to a year.""",
+        help="""Seconds between scheduled prunings. 0: never. Scheduled pruning needs delete_users, and HubGuard must be
+        armed. Range: 0, or an hour to a year.""",
     ).tag(config=True, low=0.0, high=366 * DAY_S)
     run_cap = Int(
         100,
-        help="The most users that one scheduled pruning removes; the rest wait for the next. Range: 1 to a million.",
+        help="Maximum number of users that one scheduled pruning deletes; the rest wait for the next. Range: 1 to a million.",
     ).tag(config=True, low=1, high=1_000_000)
     share_cap = Float(
         0.1,
-        help="""A scheduled pruning that finds more than this share of all users stale removes nobody and raises an alert:
-        such a plan needs a person's eyes. Range: 0.001 to 1.""",
+        help="""If more than this share of all users is stale, a scheduled pruning deletes nobody and raises an alert,
+        so that a person reviews it. Range: 0.001 to 1.""",
     ).tag(config=True, low=0.001, high=1.0)
     acknowledged = List(
         Unicode(),
-        help="""The cautions that scheduled pruning may go on with, by name as a plan tells them ("KubeSpawner": the users'
-        volumes are deleted with them).""",
+        help="""Names of the cautions that scheduled pruning may ignore, as a plan lists them (for example
+        "KubeSpawner": the users' volumes are deleted with them).""",
     ).tag(config=True)
     undo_folder = Unicode(
         "",
-        help="""The folder for undo files, which hold all rows that go, spawner state and token hashes among them (mode 0600).
+        help="""Folder for undo files. They hold all deleted rows, including spawner state and token hashes (mode 0600).
         Empty: hubguard-undo, in the folder that HubGuard runs in.""",
     ).tag(config=True)
 

@@ -222,7 +222,7 @@ async def test_an_idle_culler_is_taken_over_and_never_started(testbed_hub: MakeH
     assert found["command"][1:] == ["-m", "jupyterhub_idle_culler", "--timeout=86000", "--cull-every=600"]
     await serves(hub)
     assert cullers_of(hub) == []
-    assert "HubGuard takes over from the service jupyterhub-idle-culler" in hub.log_text()
+    assert "HubGuard replaces the idle culler jupyterhub-idle-culler" in hub.log_text()
 
 
 @pytest.mark.parametrize(

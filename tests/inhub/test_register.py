@@ -663,7 +663,7 @@ def test_names_that_fit_nowhere_are_unknown_and_the_hub_starts(caplog: pytest.Lo
     c = Config({"HubGuard": {"armed": True}})
     c.Authenticator.allowed_users = {f"{chance.getrandbits(160):x}" for _ in range(10_000)}
     assert named(config=c) is None
-    assert "can't tell which users the hub's config names" in caplog.text
+    assert "doesn't know which users the hub's config names" in caplog.text
 
 
 def test_settings_that_leave_no_room_for_the_names_are_passed_on_without_them():
