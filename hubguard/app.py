@@ -106,7 +106,7 @@ def _beside_a_culler(culler: Mapping[str, Any]) -> tuple[Circumstances, Mapping[
     if not taken.understood:
         why = f"the settings of {name}, whose place HubGuard takes, can't be understood: {' '.join(taken.notes)}"
         return Circumstances(observe_only=why, notes=taken.notes), {}
-    note = f"HubGuard has taken over from {name}, which the hub no longer starts, and goes on with its settings."
+    note = f"HubGuard replaces the idle culler {name}, with its settings. The hub doesn't start the culler."
     return Circumstances(took_over=name, notes=(note, *taken.notes)), taken.settings
 
 

@@ -152,7 +152,7 @@ async def test_it_takes_over_from_an_idle_culler_with_its_settings(testbed_hub: 
     await gone(hub, "idle")
     found = await status(hub)
     assert ("fresh", "") in await hub.servers()
-    assert "taken over from jupyterhub-idle-culler" in " ".join(found["notes"])
+    assert "replaces the idle culler jupyterhub-idle-culler" in " ".join(found["notes"])
     assert found["stance"]["armed"] is True
     assert not [pid for pid in hub.leftovers() if b"idle_culler" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

@@ -683,6 +683,15 @@ async def test_offline_whom_the_config_names_is_kept(hub_db: Path, run: Callable
     assert plan.cautions == ()
 
 
+async def test_offline_who_has_a_protected_role_is_kept(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
+    said = await run(
+        "plan", *offline(hub_db), hub_config(tmp_path, "c.HubGuardPrune.protected_roles = ['user']\n"), "--json"
+    )
+    assert said.code == 0, said.err
+    plan = prune_plan.from_dict(json.loads(said.out))
+    assert (plan.deletions, plan.kept) == ((), {PruneReason.PROTECTED_ROLE: 20})
+
+
 @pytest.mark.parametrize(
     "text",
     [
