@@ -33,6 +33,7 @@ from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.snapshot.model import Evidence
 from hubguard.snapshot.observe import ROUTES_LAST_S
+from hubguard.snapshot.store import ActivityStore
 from hubguard.wiring import assemble
 
 T = TypeVar("T")
@@ -546,7 +547,7 @@ class World:
         assert request.at_s >= self.not_idle_before_s - max(0.0, self.wall.ahead_s), f"{what}: just after an outage"
         if self.proxy_told:
             assert looked_s - life.table_at_s <= ROUTES_LAST_S + 2 * TAKES_S, f"{what}: the proxy wasn't asked"
-            noted = self.journal.activity().get(key)
+            noted = ActivityStore(self.journal).activity().get(key)
             if noted is not None and noted.evidence is Evidence.PROXY and noted.active_at is not None:
                 idle_s = (self.wall.now() - noted.active_at).total_seconds()
                 assert idle_s >= LIMIT_S, f"{what}: HubGuard itself had noted its use {idle_s:.0f} s ago"
