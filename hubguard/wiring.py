@@ -28,6 +28,7 @@ from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.part import Restores, Watching
 from hubguard.proxy.table import ExpectedRoutes
+from hubguard.prune.act import Pace
 from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.review import HubConfigFacts
 from hubguard.snapshot.cycle import Snapshots
@@ -153,8 +154,7 @@ def assemble(
         chance,
         mandate=mandate,
         facts=told,
-        concurrency=settings.budget.concurrency,
-        verify_s=cull.verify_s,
+        pace=Pace(settings.prune.rate, settings.budget.concurrency, cull.verify_s),
         journal_days=settings.guard.journal_days,
     )
     watching = None if watch is None else Watching(watch, mandate, clock)

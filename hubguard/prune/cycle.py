@@ -68,8 +68,7 @@ class PruneCycles:
         clock: Clock,
         chance: Callable[[], float],
         *,
-        concurrency: int,
-        verify_s: float,
+        pace: Pace,
         journal_days: float,
         mandate: Mandate,
         facts: HubConfigFacts | None = None,
@@ -86,7 +85,6 @@ class PruneCycles:
         self._review = Review(settings, hub, reader, clock, journal, facts or HubConfigFacts())
         self._plans = Plans(journal)
         self._undo = Undo(settings, hub, reader, clock, journal, mandate)
-        pace = Pace(settings.rate, concurrency, verify_s)
         self._runner = PruneRunner(settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace)
         self._under_way = True
         self._journal_days = journal_days

@@ -286,7 +286,7 @@ async def test_whoever_is_back_when_their_turn_comes_is_skipped_and_the_journal_
         "starts": "active|server",
         "rises": "admin",
         "joins": "protected group",
-        "anew": "anew",
+        "anew": "created again",
         "left": "weren't there",
     }.items():
         assert re.search(why, found[name]["detail"]), found[name]
