@@ -251,7 +251,7 @@ class Guard:
             tally=cycles.tally,
             recent=cycles.recent,
             oldest_overdue=cycles.oldest_overdue,
-            findings=cycles.findings + self.pruning.findings,
+            findings=cycles.findings + snapshots.findings + self.pruning.findings,
             pruned=self.pruning.tally,
             prune_waiting=self.pruning.waiting,
         )

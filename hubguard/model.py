@@ -199,6 +199,7 @@ class FindingKind(str, Enum):
     NOT_CULLING = "not-culling"  # servers are long overdue
     RULE = "rule"  # a rule of the policy can't match, or is shadowed by another
     PRUNE_HELD = "prune-held"  # a scheduled pruning removes nobody until a person has looked
+    USERS_KEPT = "users-kept"  # inactive users aren't deleted until somebody accepts what goes with them
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from hubguard.act.lease import LeaseKeeper
 from hubguard.act.mandate import Mandate
 from hubguard.backends.port import Backends
 from hubguard.config import Settings
-from hubguard.cull.cycle import Cycles, caution_of
+from hubguard.cull.cycle import Cycles, caution_of, policy_of
+from hubguard.cull.decide.judge import CullPolicy
 from hubguard.cull.hook import Hook, Hooked
+from hubguard.cull.model import Protected
 from hubguard.cull.part import Culling, Rhythm
 from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind
@@ -30,6 +32,7 @@ from hubguard.proxy.part import Restores, Watching
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.prune.act import Pace
 from hubguard.prune.cycle import PruneCycles
+from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.review import HubConfigFacts
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
@@ -104,7 +107,7 @@ def assemble(
         budget,
         observer,
         clock,
-        caution_of(settings),
+        caution_of(cull),
         generation=generation,
         journal_days=settings.guard.journal_days,
         mandate=mandate,
@@ -112,7 +115,15 @@ def assemble(
     )
     facts = HubFacts(hub, clock, features, notes)
     cycles = Cycles(
-        settings, hub, budget, snapshots, mandate, observer, clock, hook=Hooked(hook) if hook is not None else None
+        cull,
+        _cull_policy(settings, told or HubConfigFacts(), took_over),
+        hub,
+        budget,
+        snapshots,
+        mandate,
+        observer,
+        clock,
+        hook=Hooked(hook) if hook is not None else None,
     )
     culling = Culling(
         cycles,
@@ -159,3 +170,25 @@ def assemble(
     )
     watching = None if watch is None else Watching(watch, mandate, clock)
     return Guard(settings, mandate, snapshots, culling, drifts, watching, pruning, facts, budget, clock)
+
+
+def _cull_policy(settings: Settings, facts: HubConfigFacts, took_over: str) -> CullPolicy:
+    """What is culled. Users whom pruning protects are kept, and so is everybody until the loss of storage is acknowledged.
+
+    An idle culler whose place HubGuard takes deleted users by the same hub, with their storage: its settings suffice.
+    """
+    prune, wait = settings.prune, ""
+    if facts.classes and not took_over:
+        storage = prune_plan.storage(facts.classes, facts.settings, facts.overrides)
+        if storage.at_risk and storage.spawner not in prune.acknowledged:
+            wait = (
+                f"Inactive users aren't deleted (HubGuardCull.users): {storage.why} To delete them anyway, add"
+                f' "{storage.spawner}" to HubGuardPrune.acknowledged.'
+            )
+    protected = Protected(
+        names=tuple(prune.protected_names),
+        groups=tuple(prune.protected_groups),
+        roles=tuple(prune.protected_roles),
+        in_config=facts.named or frozenset(),
+    )
+    return policy_of(settings.cull, protected, wait)

@@ -21,8 +21,9 @@ from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnr
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import open_journal
-from hubguard.model import OutcomeKind, Server, User
+from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
+from hubguard.prune.review import HubConfigFacts
 from hubguard.status import Mode, Status
 from hubguard.wiring import assemble
 
@@ -684,3 +685,35 @@ async def test_many_stops_at_once_are_verified_by_one_list(world: MakeWorld):
     assert outcomes.pop("u07") is OutcomeKind.FAILED
     assert set(outcomes.values()) == {OutcomeKind.DONE}
     assert len(outcomes) == 39
+
+
+# -- users whose storage would go with them ----------------------------------------------------------------------------
+
+KUBE = HubConfigFacts(frozenset(), ("kubespawner.spawner.KubeSpawner",), {"delete_pvc": True}, None)
+GONE = {**ARMED, "HubGuardCull": {"users": True, "user_idle_timeout_s": 1800.0}}
+
+
+@pytest.mark.parametrize(
+    ("acknowledged", "options", "deleted"),
+    [([], {}, []), (["KubeSpawner"], {}, ["gone"]), ([], {"took_over": "the idle culler"}, ["gone"])],
+)
+async def test_no_user_is_deleted_with_their_volume_until_somebody_has_acknowledged_that(
+    world: MakeWorld, acknowledged: list[str], options: dict[str, str], deleted: list[str]
+):
+    w = await world(GONE, {"HubGuardPrune": {"acknowledged": acknowledged}}, told=KUBE, **options)
+    at = w.clock.now() - timedelta(hours=1)
+    w.hub.add_user(User("gone", False, (), ("user",), at, at))
+    await w.for_s(90)
+    assert [request.user for request in w.hub.requests if request.call == "delete"] == deleted
+    told = [finding.detail for finding in w.status.findings if finding.kind is FindingKind.USERS_KEPT]
+    assert len(told) == (not deleted)
+    assert all('add "KubeSpawner" to HubGuardPrune.acknowledged' in detail for detail in told)
+
+
+async def test_users_whom_pruning_protects_are_kept_by_culling(world: MakeWorld):
+    w = await world(GONE, {"HubGuardPrune": {"protected_names": ["keep-*"]}})
+    at = w.clock.now() - timedelta(hours=1)
+    for name in ("gone", "keep-me"):
+        w.hub.add_user(User(name, False, (), ("user",), at, at))
+    await w.for_s(90)
+    assert [request.user for request in w.hub.requests if request.call == "delete"] == ["gone"]

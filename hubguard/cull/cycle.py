@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from hubguard.act.attempt import LOOK_LASTS_S
 from hubguard.act.mandate import Mandate
-from hubguard.config import Settings
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
-from hubguard.cull.decide.judge import CullPolicy, judge, judge_all, judge_users
-from hubguard.cull.decide.judge import plan as plan_cull
+from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
 from hubguard.cull.hook import Hooked
-from hubguard.cull.model import CycleReport, Known, Plan, Reason, Standing, Verdict
+from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict
+from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.journal.model import Event, Exemption, Failures
+from hubguard.journal.model import Event
 from hubguard.model import (
     Action,
     ActionKind,
@@ -36,9 +35,8 @@ from hubguard.model import (
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
 from hubguard.snapshot.cycle import Findings, Snapshots
-from hubguard.snapshot.decide import activity
 from hubguard.snapshot.decide.brake import Caution
-from hubguard.snapshot.model import Brake, Evidence, Run, Situation
+from hubguard.snapshot.model import Brake, Run, Situation
 from hubguard.snapshot.observe import Observer
 
 log = logging.getLogger(__name__)
@@ -66,7 +64,8 @@ class Cycles:
 
     def __init__(
         self,
-        settings: Settings,
+        section: HubGuardCull,
+        policy: CullPolicy,
         hub: HubAPI,
         budget: Budget,
         snapshots: Snapshots,
@@ -76,13 +75,13 @@ class Cycles:
         *,
         hook: Hooked | None = None,
     ) -> None:
-        self.policy = policy_of(settings)
+        self.policy = policy
         self.last: CycleReport | None = None
         self.last_good_at: datetime | None = None
         self.oldest_overdue: Verdict | None = None
         self.tally = Tally()
         self.recent = Tally()
-        self._settings = settings
+        self._section = section
         self._hub = hub
         self._budget = budget
         self._snapshots = snapshots
@@ -138,23 +137,12 @@ class Cycles:
         situation = await self._snapshots.look(
             journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
         )
-        now, snapshot = situation.at, situation.snapshot
-        exemptions = await journal.exemptions(now)
-        known = await self._known(journal, situation, exemptions)
+        decision, known = await self._decide(journal, situation, policy)
+        judgement = await self._snapshots.judge(journal, due=decision.due, keep=not dry_run)
         stance = await journal.stance()
-        verdicts = judge_all(snapshot.servers, policy, known, now)
-        if self._hook is not None:
-            known = await self._ask_hook(self._hook, verdicts, known, now)
-            verdicts = judge_all(snapshot.servers, policy, known, now)
-        user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
-        plan = plan_cull(verdicts, policy, now, user_verdicts)
-        judgement = await self._snapshots.judge(journal, due=len(plan.actions) + plan.left_out, keep=not dry_run)
-        skipped_why = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=order.asked, dry_run=dry_run)
+        why_not = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=order.asked, dry_run=dry_run)
         outcomes: tuple[tuple[Action, Outcome], ...] = ()
-        if skipped_why:
-            if not dry_run:
-                await self._announce(journal, verdicts, skipped_why, complete=snapshot.complete)
-        elif plan.actions:
+        if not why_not and decision.plan.actions:
             executor = Executor(
                 self._hub,
                 self._clock,
@@ -162,61 +150,57 @@ class Cycles:
                 _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
                 lambda action: self._mandate.attempt(action, order),
                 self._mandate.settle,
-                verify_s=self._settings.cull.verify_s,
-                running=len(snapshot.servers),
+                verify_s=self._section.verify_s,
+                running=len(situation.snapshot.servers),
             )
-            outcomes = await executor.run(plan, concurrency=width)
-            await self._note_cycle(journal, order.actor, plan, outcomes)
-        self._count(outcomes)
-        self._snapshots.learn(outcomes)
+            outcomes = await executor.run(decision.plan, concurrency=width)
+            await self._note_cycle(journal, order.actor, decision.plan, outcomes)
+        report = CycleReport(
+            began_at,
+            self._clock.now(),
+            situation.snapshot,
+            decision.verdicts,
+            decision.plan,
+            outcomes,
+            why_not,
+            decision.user_verdicts,
+        )
         if not dry_run:
-            await self._snapshots.conclude(journal)
-        ended_at = self._clock.now()
-        report = CycleReport(began_at, ended_at, snapshot, verdicts, plan, outcomes, skipped_why, user_verdicts)
-        if not dry_run:
-            self.recent = await journal.tally(ended_at - timedelta(seconds=RECENT_S))
-            self.oldest_overdue = oldest_overdue(report)
-            if snapshot.complete and judgement.brake is None:
-                self.last_good_at = ended_at
-            await self._find(journal, report, wanted=not (stance.held or why_observing))
+            await self._record(journal, report, braked=judgement.brake is not None)
+            wanted = not (stance.held or why_observing)
+            await self._findings.update(journal, self._found(report, policy, wanted=wanted), report.ended_at)
         return report
 
-    # -- observing ------------------------------------------------------------------------------------------------
-
-    async def _known(
-        self, journal: AsyncJournal, situation: Situation, exemptions: tuple[Exemption, ...]
-    ) -> dict[Run, Known]:
-        since = situation.at - timedelta(seconds=HISTORY_S)
-        failures: Mapping[Run, Failures] = await journal.failures(since)
-        routes = activity.by_server(situation.snapshot.routes or {})
-        known = {}
-        for server in situation.snapshot.servers:
-            seen, route = situation.seen.get(server.key), routes.get(server.key)
-            # A proxy that has lost its table has lost traffic, too, that the hub may not have taken over yet.
-            noted = seen.active_at if seen is not None and seen.evidence is Evidence.PROXY else None
-            known[server.run] = Known(
-                failures=failures.get(server.run),
-                exemption=_exemption_of(server.user, server.name, exemptions, situation.at),
-                proxy_activity=_latest(route.last_activity if route else None, noted),
-                active_at=seen.active_at if seen else None,
-                pending_since=seen.pending_since if seen else None,
-                clock_from=situation.clock_from,
-                restores=situation.restores,
-            )
-        return known
-
-    async def _ask_hook(
-        self, hook: Hooked, verdicts: Iterable[Verdict], known: Mapping[Run, Known], now: datetime
-    ) -> dict[Run, Known]:
-        concerned = [verdict for verdict in verdicts if _hook_decides(verdict)]
-        answers = await hook.ask(concerned, now)
-        told = dict(known)
-        for verdict in concerned:
-            said, error = answers[verdict.server.key]
-            told[verdict.server.run] = replace(told[verdict.server.run], hook=said, hook_error=error)
-        return told
+    async def _decide(
+        self, journal: AsyncJournal, situation: Situation, policy: CullPolicy
+    ) -> tuple[Decision, Mapping[Run, Known]]:
+        """What is to be done, and what is known of each run; the operator's own function is asked about what is due."""
+        exemptions = await journal.exemptions(situation.at)
+        failures = await journal.failures(situation.at - timedelta(seconds=HISTORY_S))
+        known = known_of(situation, failures, exemptions)
+        decision = decide(situation, policy, known, exemptions)
+        if self._hook is not None:
+            concerned = [verdict for verdict in decision.verdicts if hook_decides(verdict)]
+            answers = await self._hook.ask(concerned, situation.at)
+            for verdict in concerned:
+                said, error = answers[verdict.server.key]
+                known[verdict.server.run] = replace(known[verdict.server.run], hook=said, hook_error=error)
+            decision = decide(situation, policy, known, exemptions)
+        return decision, known
 
     # -- recording ------------------------------------------------------------------------------------------------
+
+    async def _record(self, journal: AsyncJournal, report: CycleReport, *, braked: bool) -> None:
+        complete = report.snapshot.complete
+        if report.skipped_why:
+            await self._announce(journal, report.verdicts, report.skipped_why, complete=complete)
+        self._count(report.outcomes)
+        self._snapshots.learn(report.outcomes)
+        await self._snapshots.conclude(journal)
+        self.recent = await journal.tally(report.ended_at - timedelta(seconds=RECENT_S))
+        self.oldest_overdue = oldest_overdue(report)
+        if complete and not braked:
+            self.last_good_at = report.ended_at
 
     async def _announce(
         self, journal: AsyncJournal, verdicts: tuple[Verdict, ...], why: str, *, complete: bool
@@ -264,15 +248,17 @@ class Cycles:
 
     # -- findings -------------------------------------------------------------------------------------------------
 
-    async def _find(self, journal: AsyncJournal, report: CycleReport, *, wanted: bool) -> None:
-        """``findings`` are those of this cycle. ``wanted``: people want what is due to be done."""
+    def _found(self, report: CycleReport, policy: CullPolicy, *, wanted: bool) -> list[Finding]:
+        """The findings of this cycle. ``wanted``: people want what is due to be done."""
         now, late = report.ended_at, self.oldest_overdue
         found = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
-        limit = timedelta(seconds=max(OVERDUE_S, 3 * self._settings.cull.every_s))
+        limit = timedelta(seconds=max(OVERDUE_S, 3 * self._section.every_s))
         if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
             text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."
             found.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
-        await self._findings.update(journal, found, now)
+        if policy.users and policy.users_wait:
+            found.append(Finding(FindingKind.USERS_KEPT, now, policy.users_wait))
+        return found
 
     def _width(self, rate: float | None, concurrency: int | None) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
@@ -314,58 +300,53 @@ class _KnownNow:
             known,
             exemption=next(iter(exemptions), None)
             if action.kind is ActionKind.DELETE_USER
-            else _exemption_of(action.user, action.name, exemptions, now),
-            proxy_activity=_latest(route.last_activity if route else None, known.proxy_activity),
+            else exemption_of(action.user, action.name, exemptions, now),
+            proxy_activity=latest(route.last_activity if route else None, known.proxy_activity),
             clock_from=self._clock_from,
             hook=None,
             hook_error="",
         )
         if self._hook is not None and server is not None:
             verdict = judge(server, self._policy, replace(known, failures=None), now)
-            if _hook_decides(verdict):
+            if hook_decides(verdict):
                 said, error = (await self._hook.ask([verdict], now))[server.key]
                 known = replace(known, hook=said, hook_error=error)
         return known
 
 
-def policy_of(settings: Settings) -> CullPolicy:
-    """What the settings want culled."""
-    cull = settings.cull
+def policy_of(section: HubGuardCull, protected: Protected | None = None, users_wait: str = "") -> CullPolicy:
+    """What the settings want culled. ``users_wait`` is why nobody is deleted all the same, or ""."""
     return CullPolicy(
-        idle_timeout_s=cull.idle_timeout_s,
-        max_age_s=cull.max_age_s,
-        admin_servers=cull.admin_servers,
-        default_servers=cull.default_servers,
-        named_servers=cull.named_servers,
-        remove_named_servers=cull.remove_named_servers,
-        plan_cap=cull.plan_cap,
-        retry_base_s=cull.retry_base_s,
-        retry_max_s=cull.retry_max_s,
-        rules=rules.parse(cull.rules)[0],
-        users=cull.users,
-        user_idle_timeout_s=cull.user_idle_timeout_s,
-        user_max_age_s=cull.user_max_age_s,
-        admin_users=cull.admin_users,
-        pending_limit_s=cull.pending_limit_s,
-        interrupt_spawns=cull.interrupt_spawns,
+        idle_timeout_s=section.idle_timeout_s,
+        max_age_s=section.max_age_s,
+        admin_servers=section.admin_servers,
+        default_servers=section.default_servers,
+        named_servers=section.named_servers,
+        remove_named_servers=section.remove_named_servers,
+        plan_cap=section.plan_cap,
+        retry_base_s=section.retry_base_s,
+        retry_max_s=section.retry_max_s,
+        rules=rules.parse(section.rules)[0],
+        users=section.users,
+        user_idle_timeout_s=section.user_idle_timeout_s,
+        user_max_age_s=section.user_max_age_s,
+        admin_users=section.admin_users,
+        pending_limit_s=section.pending_limit_s,
+        interrupt_spawns=section.interrupt_spawns,
+        protected=protected or Protected(),
+        users_wait=users_wait,
     )
 
 
-def caution_of(settings: Settings) -> Caution:
+def caution_of(section: HubGuardCull) -> Caution:
     """The limits beyond which acting isn't safe."""
-    cull = settings.cull
     return Caution(
-        plan_cap=cull.plan_cap,
-        population_fall=cull.population_fall,
-        outage_s=cull.outage_s,
-        hub_activity_interval_s=cull.hub_activity_interval_s,
-        pending_limit_s=cull.pending_limit_s,
+        plan_cap=section.plan_cap,
+        population_fall=section.population_fall,
+        outage_s=section.outage_s,
+        hub_activity_interval_s=section.hub_activity_interval_s,
+        pending_limit_s=section.pending_limit_s,
     )
-
-
-def _hook_decides(verdict: Verdict) -> bool:
-    """Whether the operator's function has the last word: on what is to be stopped, not on a start that is stuck."""
-    return verdict.standing is Standing.STOP and verdict.reason is not Reason.STUCK
 
 
 def oldest_overdue(report: CycleReport) -> Verdict | None:
@@ -388,16 +369,6 @@ def oldest_overdue(report: CycleReport) -> Verdict | None:
         and verdict.server.run not in done
     ]
     return min(late, key=lambda verdict: verdict.due_at or report.ended_at, default=None)
-
-
-def _latest(*times: datetime | None) -> datetime | None:
-    return max((at for at in times if at is not None), default=None)
-
-
-def _exemption_of(user: str, server: str, exemptions: Iterable[Exemption], now: datetime) -> Exemption | None:
-    """The one that lasts longest of those that cover it."""
-    covering = [exemption for exemption in exemptions if exemption.covers(user, server, now)]
-    return max(covering, key=lambda exemption: exemption.until, default=None)
 
 
 def _why_not_to_act(brake: Brake | None, held: bool, why_observing: str, *, asked: bool, dry_run: bool) -> str:

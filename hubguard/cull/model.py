@@ -40,6 +40,8 @@ class Reason(str, Enum):
     HOOK = "hook"  # the operator's own function says no, or failed
     CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
     STUCK = "pending-stuck"  # pending for longer than its limit
+    PROTECTED = "protected"  # a user whom the settings of pruning protect, or whom the hub's config names
+    STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,19 @@ class UserVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Protected:
+    """Users who are never deleted: by names (globs), groups, roles, or since the hub's config names them.
+
+    A user of whom groups or roles are unknown is kept if that matters.
+    """
+
+    names: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    in_config: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Frozen actions in order: least failed, then most overdue first. ``left_out`` counts what the cap kept out of it.
 
@@ -113,6 +128,20 @@ class Plan:
     actions: tuple[Action, ...]
     left_out: int
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be done in one cycle, and the verdicts that it rests on."""
+
+    verdicts: tuple[Verdict, ...]
+    user_verdicts: tuple[UserVerdict, ...]
+    plan: Plan
+
+    @property
+    def due(self) -> int:
+        """How many actions the plan would have without its cap."""
+        return len(self.plan.actions) + self.plan.left_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.NOT_CULLING: "Not culling",
     FindingKind.RULE: "Rule",
     FindingKind.PRUNE_HELD: "Pruning waits",
+    FindingKind.USERS_KEPT: "Users kept",
 }
 
 

@@ -18,7 +18,7 @@ from hubguard.cull.decide.judge import (
     user_still_due,
 )
 from hubguard.cull.decide.rules import Rule, first_match, parse
-from hubguard.cull.model import Known, Reason, Standing
+from hubguard.cull.model import Known, Protected, Reason, Standing
 from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Server, User
 from hubguard.snapshot.model import Evidence
@@ -560,6 +560,39 @@ def test_a_users_clock_counts_from_the_end_of_an_outage_or_their_last_use_whiche
 ):
     (verdict,) = judge_users([user()], USERS, (), NOW, ago(outage_over_s))
     assert (verdict.standing, verdict.idle_since) == (standing, ago(idle_s))
+
+
+@pytest.mark.parametrize(
+    ("protected", "changes", "standing", "reason"),
+    [
+        (Protected(names=("ad*",)), {}, Standing.EXEMPT, Reason.PROTECTED),
+        (Protected(in_config=frozenset({"ada"})), {}, Standing.EXEMPT, Reason.PROTECTED),
+        (Protected(groups=("staff",)), {"groups": ("staff", "x")}, Standing.EXEMPT, Reason.PROTECTED),
+        (Protected(roles=("ta",)), {"roles": ("user", "ta")}, Standing.EXEMPT, Reason.PROTECTED),
+        (Protected(groups=("staff",)), {"groups": None}, Standing.UNKNOWN, Reason.CANT_TELL),
+        (Protected(roles=("ta",)), {"roles": None}, Standing.UNKNOWN, Reason.CANT_TELL),
+        (Protected(groups=("staff",), roles=("ta",)), {"groups": (), "roles": ("user",)}, Standing.STOP, Reason.IDLE),
+        (Protected(names=("AD*",)), {}, Standing.STOP, Reason.IDLE),
+    ],
+)
+def test_users_whom_pruning_protects_are_not_deleted_by_culling_either(
+    protected: Protected, changes: dict[str, object], standing: Standing, reason: Reason
+):
+    policy = replace(USERS, protected=protected)
+    one = user(**{"groups": (), "roles": (), **changes})
+    (verdict,) = judge_users([one], policy, (), NOW)
+    assert (verdict.standing, verdict.reason) == (standing, reason)
+    (action,) = plan((), USERS, NOW, judge_users([one], USERS, (), NOW)).actions
+    assert (user_still_due(action, one, policy, (), NOW) is None) == (standing is Standing.STOP)
+
+
+def test_nobody_is_deleted_whose_storage_would_go_unless_that_is_acknowledged():
+    policy = replace(USERS, users_wait="KubeSpawner deletes it")
+    due, kept = judge_users([user(), user("bob", last_activity=ago(10))], policy, (), NOW)
+    assert (due.standing, due.reason, kept.standing) == (Standing.WAIT, Reason.STORAGE, Standing.KEEP)
+    assert plan((), policy, NOW, [due, kept]).actions == ()
+    (action,) = plan((), USERS, NOW, judge_users([user()], USERS, (), NOW)).actions
+    assert "storage" in (user_still_due(action, user(), policy, (), NOW) or "")
 
 
 def test_an_outage_long_ago_makes_nobody_due_who_was_there_since():

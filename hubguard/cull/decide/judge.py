@@ -5,25 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 
 from hubguard.cull.decide.rules import Rule, first_match
-from hubguard.cull.model import Known, Plan, Reason, Standing, UserVerdict, Verdict
+from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, UserVerdict, Verdict
 from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Server, User, same_run
 from hubguard.pacing.limits import backoff_s
-from hubguard.snapshot.decide.activity import by_restore
-from hubguard.snapshot.model import Evidence
-
-Run = tuple[str, str, datetime | None]
+from hubguard.snapshot.decide.activity import by_restore, by_server
+from hubguard.snapshot.model import Evidence, Run, Situation
 
 
 @dataclass(frozen=True, slots=True)
 class CullPolicy:
     """What people want culled; the fields mean what the settings of ``HubGuardCull`` of the same names say.
 
-    ``rules`` are in order, as :func:`hubguard.cull.decide.rules.parse` reads them.
+    ``rules`` are in order, as :func:`hubguard.cull.decide.rules.parse` reads them. ``users_wait`` is why nobody is deleted
+    although users are due, or "".
     """
 
     idle_timeout_s: float
@@ -42,6 +42,56 @@ class CullPolicy:
     admin_users: bool = False
     pending_limit_s: float = 1800.0
     interrupt_spawns: bool = False
+    protected: Protected = field(default_factory=Protected)
+    users_wait: str = ""
+
+
+def decide(
+    situation: Situation, policy: CullPolicy, known: Mapping[Run, Known], exemptions: Sequence[Exemption]
+) -> Decision:
+    """What is to be done about ``situation``: a verdict for every server and user, and the plan that follows from them."""
+    snapshot, now = situation.snapshot, situation.at
+    verdicts = judge_all(snapshot.servers, policy, known, now)
+    user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
+    return Decision(verdicts, user_verdicts, plan(verdicts, policy, now, user_verdicts))
+
+
+def known_of(
+    situation: Situation, failures: Mapping[Run, Failures], exemptions: Sequence[Exemption]
+) -> dict[Run, Known]:
+    """What is known of every run in ``situation`` beyond the hub's list of servers."""
+    routes = by_server(situation.snapshot.routes or {})
+    known = {}
+    for server in situation.snapshot.servers:
+        seen, route = situation.seen.get(server.key), routes.get(server.key)
+        # A proxy that has lost its table has lost traffic, too, that the hub may not have taken over yet.
+        noted = seen.active_at if seen is not None and seen.evidence is Evidence.PROXY else None
+        known[server.run] = Known(
+            failures=failures.get(server.run),
+            exemption=exemption_of(server.user, server.name, exemptions, situation.at),
+            proxy_activity=latest(route.last_activity if route else None, noted),
+            active_at=seen.active_at if seen else None,
+            pending_since=seen.pending_since if seen else None,
+            clock_from=situation.clock_from,
+            restores=situation.restores,
+        )
+    return known
+
+
+def hook_decides(verdict: Verdict) -> bool:
+    """Whether the operator's function has the last word: on what is to be stopped, not on a start that is stuck."""
+    return verdict.standing is Standing.STOP and verdict.reason is not Reason.STUCK
+
+
+def exemption_of(user: str, server: str, exemptions: Iterable[Exemption], now: datetime) -> Exemption | None:
+    """The one that lasts longest of those that cover that server."""
+    covering = [exemption for exemption in exemptions if exemption.covers(user, server, now)]
+    return max(covering, key=lambda exemption: exemption.until, default=None)
+
+
+def latest(*times: datetime | None) -> datetime | None:
+    """The latest of the times that are known; None: none is."""
+    return max((at for at in times if at is not None), default=None)
 
 
 def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Verdict:
@@ -196,7 +246,7 @@ def user_still_due(
     (verdict,) = judge_users([user], policy, exemptions, now, clock_from)
     if verdict.standing is Standing.STOP:
         return None
-    if verdict.standing is Standing.WAIT:
+    if verdict.standing is Standing.WAIT and verdict.reason is Reason.ACTIVE:
         return "a server of the user's is running"
     return _SPARED_USER.get(verdict.reason, f"the user is no longer due ({verdict.reason.value})")
 
@@ -211,6 +261,9 @@ _SPARED: dict[Reason, str] = {
 _SPARED_USER: dict[Reason, str] = {
     Reason.EXEMPTION: "somebody has asked to keep a server of the user's",
     Reason.ADMIN: "the user is an admin",
+    Reason.PROTECTED: "the user is protected",
+    Reason.CANT_TELL: "the hub doesn't say whether the user is protected",
+    Reason.STORAGE: "the user's storage would be deleted, too, and nobody has acknowledged that",
 }
 
 
@@ -290,13 +343,33 @@ def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock
         return UserVerdict(user, Standing.EXEMPT, Reason.ADMIN, idle_since, None)
     if kept:
         return UserVerdict(user, Standing.EXEMPT, Reason.EXEMPTION, idle_since, None)
+    if (protected := _protects(policy.protected, user)) is not None:
+        standing, reason = protected
+        return UserVerdict(user, standing, reason, idle_since, None)
     if due_at is None:
         return UserVerdict(user, Standing.UNKNOWN, Reason.NO_TIMES, idle_since, None)
     if now < due_at:
         return UserVerdict(user, Standing.KEEP, Reason.ACTIVE, idle_since, due_at)
     if user.servers:
         return UserVerdict(user, Standing.WAIT, Reason.ACTIVE, idle_since, due_at)
+    if policy.users_wait:
+        return UserVerdict(user, Standing.WAIT, Reason.STORAGE, idle_since, due_at)
     return UserVerdict(user, Standing.STOP, limit, idle_since, due_at)
+
+
+def _protects(protected: Protected, user: User) -> tuple[Standing, Reason] | None:
+    """How ``user`` is kept whatever is due, or None."""
+    groups, roles = frozenset(protected.groups), frozenset(protected.roles)
+    if (
+        user.name in protected.in_config
+        or any(fnmatchcase(user.name, glob) for glob in protected.names)
+        or not groups.isdisjoint(user.groups or ())
+        or not roles.isdisjoint(user.roles or ())
+    ):
+        return Standing.EXEMPT, Reason.PROTECTED
+    if (groups and user.groups is None) or (roles and user.roles is None):
+        return Standing.UNKNOWN, Reason.CANT_TELL
+    return None
 
 
 def _nearness(verdict: Verdict) -> tuple[bool, float, str, str]:
