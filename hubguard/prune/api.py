@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from hubguard.errors import ConfigError, HubError, HubGuardError, JournalError
 from hubguard.port import PrunePort
 from hubguard.prune import words as prune_words
@@ -129,8 +131,8 @@ class UsersApi(Api):
         )
     }
 
+    @override
     async def get(self) -> None:
-        """See write_page."""
         asked = self.query()
         pruning = self.site.guard.pruning
         report = await pruning.users(criteria_of(asked, pruning.default_criteria()), caller=asker(self.who))
@@ -164,7 +166,7 @@ class UserApi(Api):
 
 
 def nobody(name: str) -> str:
-    """What is said of a user whom the hub doesn't know."""
+    """The message for a user that the hub doesn't know."""
     return f"The hub has no user {name}: there never was one, or they were deleted."
 
 
@@ -211,8 +213,8 @@ class PlansApi(Api):
         ),
     }
 
+    @override
     async def get(self) -> None:
-        """See write_page."""
         asked = self.query()
         runs = await self.site.guard.pruning.runs(limit=PLANS_LISTED)
         self.write_page(runs, asked, prune_words.run_shape)
@@ -236,8 +238,8 @@ class OnePlanApi(PlanApi):
         "get": Operation("The whole plan, and how it stands.", prune_words.PruneStandingShape, "read", fails=(404,))
     }
 
+    @override
     async def get(self, digest: str) -> None:
-        """See ``operations``."""
         run = await self.known(digest)
         plan = await self.site.guard.pruning.plan_of(digest)
         self.write_json(prune_words.PruneStandingShape(prune_words.run_shape(run), to_shape(plan)))
@@ -343,11 +345,11 @@ def turn_api(word: str) -> type[TurnApi]:
 
 
 class RestoreApi(PlanApi):
-    """Bring back whom a plan removed."""
+    """Bring back the users that a plan removed."""
 
     operations = {
         "post": Operation(
-            "Bring back whom the plan removed, from its undo file, with the rights of the token in this request's"
+            "Bring back the users that the plan removed, from its undo file, with the rights of the token in this request's"
             " Authorization header; done when this answers. Who is there again is left as they are.",
             prune_words.PruneRunShape,
             "prune and read",

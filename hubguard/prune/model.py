@@ -38,7 +38,7 @@ class PruneReason(str, Enum):
 class StaleCriteria:
     """Criteria of a plan: users who are stale by a limit and match everything else that is set. ``inactive_for_s``:
     those last active this many seconds ago or longer; 0: none of those who were ever active. ``never_active_for_s``:
-    those who never were, and were made so long ago; 0: none of them. ``groups`` and ``roles``: in one of these.
+    those who never were, and were created that long ago; 0: none of them. ``groups`` and ``roles``: in one of these.
     ``names``: globs, one of which matches the whole name, letter by letter. ``listed``: one of these names, as they
     are; None: no list is given, and an empty one asks for nobody.
     """

@@ -19,12 +19,12 @@ from hubguard.pacing.clock import Clock
 log = logging.getLogger(__name__)
 
 AHEAD_S = 1.0
-"""A row that was read ahead counts for so long. A hub on SQLite can't write while one is read: each user's own reading, right
-while others are deleted, took a third of the hub's pace."""
+"""Seconds for which a row that was read ahead counts. A hub on SQLite can't write while one is read: each user's own
+reading, right while others are deleted, took a third of the hub's pace."""
 
 PROVED_S = 3.0
-"""Rows stand alone where they were read, in the same moment, without somebody whom the hub has deleted so lately: whichever
-copy of a database has answered, it is no further behind than that."""
+"""Maximum seconds since a deletion that rows must show to stand alone: whichever copy of a database answered, it is
+no further behind."""
 
 UNDO_AT_ONCE = 500
 """Users whose rows are read before others get their turn."""
@@ -59,7 +59,7 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Gone:
-    """Somebody whom the hub has deleted; that they are gone was asked for at ``at_s`` (monotonic)."""
+    """A user that the hub has deleted, requested at ``at_s`` (monotonic)."""
 
     name: str
     created: datetime | None
@@ -80,7 +80,7 @@ class _Ahead:
 
 
 class AccountReader:
-    """Reads the users of one hub. ``database`` is None where it can't be read, for want of a setting."""
+    """Reads the users of one hub. ``database`` is None if no setting gives access to it."""
 
     def __init__(self, hub: HubAPI, database: HubDB | None, clock: Clock) -> None:
         self._hub = hub
@@ -152,7 +152,7 @@ class AccountReader:
         return None if user is None else _together(account_of(user), _known(row, name))
 
     async def is_gone(self, name: str, created: datetime | None) -> bool:
-        """Whether the hub's database says that this very user, whom the hub has just deleted, is there no more.
+        """Whether the hub's database says that this very user, just deleted by the hub, is gone.
 
         It costs the hub nothing. False says nothing: it may not be read, or lag behind. Never raises HubGuardErrors.
         """
@@ -200,7 +200,7 @@ class AccountReader:
         return {name: _Made(created) for name, created in (await self.database.users_made(names)).items()}
 
     async def tokens_known(self, *, within_s: float = 0.0) -> bool:
-        """Whether it can be told when users' tokens were last used, as of so long ago at most. Raises HubGuardError."""
+        """Whether the times of users' tokens are known; the answer counts for a while. Raises HubGuardError."""
         if self.database is not None:
             return True
         now_s = self._clock.monotonic_s()
@@ -220,7 +220,7 @@ class AccountReader:
             for first in range(0, len(names), UNDO_AT_ONCE):
                 found += await self.database.undo_users(names[first : first + UNDO_AT_ONCE])
             return found
-        # The list tells of servers that don't run, too, but leaves a wrapper in the hub's memory for everybody on its pages,
+        # The list shows servers that don't run, too, but leaves a wrapper in the hub's memory for everybody on its pages,
         # for good (6.1). So does this, of users who are about to be deleted, and their wrappers with them.
         room = asyncio.Semaphore(IN_FLIGHT)
 
@@ -253,7 +253,7 @@ def _is_there(made: _Made | Account | None, created: datetime | None) -> bool:
 
 
 def account_of(user: User) -> Account:
-    """A user as the API tells of them: of their servers only those that are active."""
+    """A user as the API shows them, with active servers only."""
     return Account(
         name=user.name,
         admin=user.admin,

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from hubguard import words
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.journal.model import Entry, Exemption
@@ -89,7 +91,7 @@ def criteria_words(criteria: StaleCriteria) -> str:
 
 
 def _seconds(text: str, default_s: float, shown: str) -> float:
-    """The limit that so many days are."""
+    """The limit of that many days, in seconds."""
     if text == shown:
         return default_s  # to the second, and not as it was rounded for the page
     try:
@@ -110,8 +112,8 @@ class UsersPage(PrunePage):
 
     template = "prune/users.html"
 
+    @override
     async def get(self) -> None:
-        """See the class. What makes no sense in the address counts as not given."""
         await self.show_users(self.asked_fields())
 
     async def show_users(self, given: dict[str, str], refused: str = "") -> None:
@@ -153,7 +155,7 @@ class UsersPage(PrunePage):
             "pages": pages,
         }
         shown = {**fields_of(self.site.guard.pruning.default_criteria()), **given}
-        # Judging everybody anew every few seconds would show the same: users are read every few minutes only.
+        # Judging everyone again every few seconds would show the same: users are read every few minutes only.
         await self.show(
             "users",
             live,
@@ -183,8 +185,8 @@ class UserPage(PrunePage):
 
     template = "prune/user.html"
 
+    @override
     async def get(self, name: str) -> None:
-        """See the class. 404 for whom the hub doesn't know and the journal tells nothing of."""
         status = self.site.guard.status()
         given = self.asked_fields()
         trouble, found = "", None

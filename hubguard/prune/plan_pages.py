@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 
+from typing_extensions import override
+
 from hubguard.errors import HubError, HubGuardError, JournalError
 from hubguard.model import OutcomeKind
 from hubguard.prune.api import ITEM_STATES, PLANS_LISTED, asker, known_run
@@ -34,8 +36,8 @@ class PlansPage(PrunePage):
 
     template = "prune/plans.html"
 
+    @override
     async def get(self) -> None:
-        """See the class."""
         status = self.site.guard.status()
         runs, trouble = tuple[PruneRun, ...](), ""
         try:
@@ -85,8 +87,8 @@ class PlanPage(PrunePage):
 
     template = "prune/plan.html"
 
+    @override
     async def get(self, digest: str) -> None:
-        """See the class. 404 where there is no such plan."""
         await self.show_plan(digest)
 
     async def show_plan(self, digest: str, *, trouble: str = "", why: str = "", typed: tuple[str, ...] = ()) -> None:
@@ -106,7 +108,7 @@ class PlanPage(PrunePage):
             for kind in TROUBLED:
                 if by_state[kind.value]:
                     above.append((kind, await pruning.items(digest, state=kind.value, limit=TROUBLED_SHOWN)))
-        # Read anew by a refresh only before it is begun, when nothing else is to be seen: a plan may be of 50,000 users.
+        # A refresh reads it again only before it is begun, when nothing else is to be seen: a plan may be of 50,000 users.
         fragment = self.request.path.startswith(self.site.prefix + "fragments/")
         plan = None if begun and fragment else await pruning.plan_of(digest)
         live = {

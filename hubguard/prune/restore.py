@@ -144,7 +144,7 @@ class Restorer:
                 why = work.refused(error, "groups")
             except HubFailed as error:
                 if error.status == 400 and len(cases) > 1:
-                    # One whom the hub doesn't find by that name keeps all others out, too.
+                    # A user that the hub doesn't find by that name keeps all others out, too.
                     half = len(cases) // 2
                     await self._into_group(group, cases[:half], work)
                     await self._into_group(group, cases[half:], work)
@@ -245,7 +245,7 @@ async def _all(cases: Iterable[_Case], do: Callable[[_Case], Awaitable[None]]) -
 class _Case:
     """One user. ``was_there``: the hub has them already, as ``there`` tells; ``failed`` is its no to making them.
 
-    ``why`` tells of a group why they weren't put into it, ``lost`` what else doesn't come back.
+    ``why`` says for a group why they weren't put into it, ``lost`` what else doesn't come back.
     """
 
     user: UndoUser

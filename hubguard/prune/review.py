@@ -153,7 +153,7 @@ class Review:
         try:
             account = await self._reader.one(name)
         except HubRefused:
-            # Without the right to see tokens, the rest can be told all the same.
+            # Without the right to see tokens, the rest is known all the same.
             account = await self._reader.one(name, tokens=False)
         if account is None:
             return None

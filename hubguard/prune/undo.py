@@ -104,7 +104,7 @@ class Undo:
         return await record.end()
 
     async def _deleted_by(self, journal: AsyncJournal, plan: PrunePlan) -> frozenset[str]:
-        """The users whom that plan deleted, those among them of whom it wasn't sure then and who are gone."""
+        """The users that the plan deleted, including those of unknown outcome who are gone."""
         names = set()
         for one in await AsyncPrunes(journal).pruned(plan.digest):
             user = plan.deletions[one.position].user

@@ -294,7 +294,7 @@ class _Reading:
         if data["sha256"] != before:
             self._refuse("tells another checksum than the lines before it have: one of these was changed")
         if data.get("users") != len(users):
-            self._refuse(f"tells of {data.get('users')} users, and {len(users)} are there")
+            self._refuse(f"names {data.get('users')} users, and {len(users)} are there")
         if file.read(1):
             self._number += 1
             self._refuse("comes after the end")

@@ -474,7 +474,7 @@ def test_a_trailer_that_tells_another_number_is_refused(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b'"users":2', b'"users":3'))
 
-    with pytest.raises(UndoError, match="line 4 tells of 3 users, and 2 are there"):
+    with pytest.raises(UndoError, match="line 4 names 3 users, and 2 are there"):
         undo_file.read(path)
 
 

@@ -1,4 +1,4 @@
-"""A plan of whom to delete: frozen, with what it costs and what must be acknowledged, and as a file."""
+"""A plan of users to delete: frozen, with what it costs and what must be acknowledged, and as a file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FORMAT = "hubguard-prune-plan"
 VERSION = 1
 
 PAGE = 200
-"""The hub's lists of users have pages of so many at most."""
+"""Maximum users on a page of the hub's lists."""
 
 _COUNTED: Mapping[str, Callable[[Account], int | None]] = {
     "users": lambda account: 1,

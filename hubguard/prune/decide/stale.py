@@ -68,9 +68,8 @@ def _texts(field: str, values: object) -> tuple[str, ...]:
 
 
 def since(criteria: StaleCriteria, now: datetime) -> datetime:
-    """Users active after this can't be stale, so they needn't be read.
-
-    But for those of whom only a stop of HubGuard's own looks like activity: they are found later, when that is old enough.
+    """Users active after this can't be stale, so they needn't be read, except those that only a stop of HubGuard's
+    own makes look active: they are found later, when that is old enough.
     """
     if criteria.inactive_for_s <= 0:
         return EPOCH
@@ -90,7 +89,7 @@ def judge(
     ``uses`` is by name; who isn't in it, of them the journal tells nothing.
 
     Who is kept has all reasons for that, in this order: admin, named in the config, protected group, role, name, exemption,
-    active server, token, caller; then what can't be told; then active, or not asked for. So the first is the one that
+    active server, token, caller; then what is unknown; then active, or not asked for. So the first is the one that
     would still keep them after the limit. What isn't known of an account keeps it, where a criterion or a protection asks
     for it; a token's use that isn't known doesn't. A time in the future makes a user look active, never stale.
     """
