@@ -33,7 +33,7 @@ from hubguard.errors import (
     ProxyUnreachable,
 )
 from hubguard.journal.model import Entry, Event
-from hubguard.model import ActionKind, Cause, Key, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.model import Action, ActionKind, Cause, Key, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
 
 VERIFY_S = 20.0
 LIMIT_S = 600.0
@@ -434,6 +434,29 @@ async def test_an_orphan_beside_a_server_that_is_started_again_in_the_meantime_i
         scene.looked = lambda: scene.hub.change("ann", pending="stop")
         assert kinds(await scene.repair(plan)) == ["skipped"]
         assert not scene.ended()
+
+    await play(act)
+
+
+async def test_a_backend_whose_server_is_restarted_during_the_last_look_at_the_backends_is_not_ended(play: Play):
+    async def act(scene: Scene) -> None:
+        orphan = await beside(scene)
+        plan = await scene.plan()
+        assert [repair.backend for repair in plan.repairs] == [orphan]
+        look = scene.engine.look
+
+        async def restarts(expected: Sequence[Any]) -> tuple[Backend, ...]:
+            seen = await look(expected)
+            if expected:
+                scene.hub.change("ann", started=scene.clock.now() + timedelta(seconds=1))
+            return seen
+
+        scene.engine.look = restarts  # type: ignore[method-assign]
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.SKIPPED
+        assert "may belong to it" in outcome.detail
+        assert not scene.ended()
+        assert not scene.entries(Event.INTENT)
 
     await play(act)
 
@@ -865,6 +888,36 @@ async def test_what_concerns_all_of_them_ends_all_of_them(play: Play, error: Exc
     await play(act)
 
 
+async def test_the_end_that_one_repair_comes_upon_ends_the_others_though_one_beside_it_has_nothing_to_say(play: Play):
+    """The first of bo's is left alone for a reason of its own, after ann's has found that the hub refuses to be read."""
+
+    async def act(scene: Scene) -> None:
+        scene.dead("ann")
+        gone = scene.engine.add("bo")
+        await scene.clock.sleep(1)
+        scene.engine.add("bo")
+        plan = await scene.plan()
+        assert [repair.action.user for repair in plan.repairs] == ["ann", "bo", "bo"]
+        assert plan.repairs[1].backend == gone
+        del scene.engine._backends[gone.id]
+        look = scene.repairer._look
+
+        async def refused_for_ann(keys: Sequence[Key]) -> tuple[Drift, ...]:
+            if keys == [("ann", "")]:
+                await scene.clock.sleep(0.01)
+                raise HubRefused("The token isn't valid.")
+            return await look(keys)
+
+        scene.repairer._look = refused_for_ann
+        outcomes = await scene.repair(plan, concurrency=4)
+        assert kinds(outcomes) == ["skipped"] * 3
+        assert [outcome.cause for outcome in outcomes] == [Cause.NOT_TRIED, Cause.NONE, Cause.NOT_TRIED]
+        assert scene.looks == 2, "for the plan, and for the first of bo's"
+        assert scene.changed_nothing()
+
+    await play(act)
+
+
 # -- order and pace ----------------------------------------------------------------------------------------------------
 
 
@@ -1020,5 +1073,20 @@ async def test_an_orphan_that_ended_after_the_guard_did_is_settled_as_gone(play:
         await scene.repairer.settle_left(scene.open_intents())
         (left,) = scene.entries(Event.OUTCOME)
         assert (left.outcome, left.detail) == (OutcomeKind.DONE, "found repaired by a later look")
+
+    await play(act)
+
+
+async def test_intents_of_culling_and_pruning_are_none_of_drifts_to_settle(play: Play):
+    async def act(scene: Scene) -> None:
+        server = scene.dead("ann")
+        for kind in (ActionKind.STOP_SERVER, ActionKind.INTERRUPT_SPAWN, ActionKind.DELETE_USER):
+            action = Action("ann", "", server.started, None, "idle", kind=kind)
+            await scene.keeper.intend(action, "hubguard", asked=True, armed=None)
+        scene.hub.requests.clear()
+        await scene.repairer.settle_left(scene.open_intents())
+        assert len(scene.open_intents()) == 3
+        assert scene.entries(Event.OUTCOME) == []
+        assert (scene.looks, scene.hub.requests) == (0, [])
 
     await play(act)

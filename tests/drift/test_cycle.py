@@ -576,6 +576,50 @@ async def test_where_too_many_seem_dead_at_once_none_is_stopped_by_itself(server
     assert len(s.raised()) == (at_most + more if more else 0)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+async def test_orphans_beyond_the_limit_are_ended_only_when_asked(more: int):
+    s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}})
+    s.server("ann")
+    for number in range(3 + more):
+        s.engine.add(f"u{number}")
+
+    async def story() -> None:
+        await s.clock.sleep(300)
+        assert [s.engine.alive(f"u{number}") for number in range(3 + more)] == [bool(more)] * (3 + more)
+        assert s.report.doubted == ((DriftKind.SERVER_ORPHAN,) if more else ())
+        if more:
+            plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_ORPHAN,))
+            await s.guard.repair(plan.digest, 4, "ada", "they are ours")
+            await s.clock.sleep(60)
+            assert not any(s.engine.alive(f"u{number}") for number in range(4))
+
+    await s.live(story)
+    assert s.engine.alive("ann")
+
+
+async def test_what_the_last_look_no_longer_shows_is_not_repaired_by_itself():
+    s = await Scene().guards({"HubGuard": {"armed": None}, "HubGuardDrift": {"repair": EVERYTHING}})
+    s.server("ann")
+    s.server("bob", backend=False)
+
+    async def story() -> None:
+        await s.clock.sleep(100)
+        assert s.raised() == {(DriftKind.SERVER_DEAD, "bob")}
+        s.engine.add("bob")
+        await s.guard.arm("ada", "go")
+        while (bob := s.one(DriftKind.SERVER_DEAD, "bob")).missed == 0:
+            await s.clock.sleep(1)
+        assert bob.raised_at is not None, "it isn't over yet"
+        await s.clock.sleep(100)
+        assert s.report.drifts == s.report.repaired == ()
+        s.dies("ann")
+        await s.clock.sleep(100)
+        assert [(one.repair.action.user, one.outcome.kind) for one in s.report.repaired] == [("ann", OutcomeKind.DONE)]
+
+    await s.live(story)
+    assert [request.user for request in s.hub.requests if request.call == "stop"] == ["ann"]
+
+
 async def test_a_lie_that_is_still_being_told_counts_by_those_that_are_suspected_too():
     s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}})
     for number in range(40):
@@ -1094,6 +1138,33 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
 
     await s.live(story)
     assert len(s.asked("check-routes")) == 1
+    assert s.ends() == [("check-routes", OutcomeKind.DONE)]
+
+
+async def test_a_look_in_the_midst_of_filling_a_lost_table_leaves_that_to_the_watch():
+    s = await Scene().guards(watched=True)
+    s.server("ann")
+    check_routes = s.hub.check_routes
+
+    async def slowly(*, timeout_s: float, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
+        async def confirmed_slowly() -> None:
+            assert confirm is not None
+            await confirm()
+            await s.clock.sleep(20)
+
+        await check_routes(timeout_s=timeout_s, confirm=confirmed_slowly)
+
+    async def story() -> None:
+        await s.clock.sleep(100)
+        s.hub.check_routes = slowly  # type: ignore[method-assign]
+        s.proxy.wipe()
+        await s.clock.sleep(10)
+        assert len(s.entries("intent")) == 1
+        await s.guard.look_for_drift()
+        assert s.ends() == [], "it is under way, not left over"
+        await s.clock.sleep(60)
+
+    await s.live(story)
     assert s.ends() == [("check-routes", OutcomeKind.DONE)]
 
 
