@@ -1,4 +1,4 @@
-"""Carries out repairs: second look, intent, request, verification, outcome, for each; as the executor does for culling."""
+"""Carries out repairs. Each has a second look, an intent, a request, a verification and an outcome."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from hubguard.pacing.clock import Clock
 log = logging.getLogger(__name__)
 
 CHECK_ROUTES_S = 60.0
-"""How long the hub may take to check its routes. It answers after half a minute where it can't reach the proxy (6.1)."""
+"""Maximum seconds for the hub to check its routes. If it can't reach the proxy, it answers after half a minute (6.1)."""
 
 SETTLED_S = 5.0
-"""For so long routes are read again: the hub answers when it has set them all."""
+"""Seconds for which routes are read again. The hub answers once it has set them all."""
 
 START_S = 120.0
-"""How long a start may take: the hub gives up after ``start_timeout`` and ``http_timeout``, 60 and 30 s by default."""
+"""Maximum seconds for a start. The hub gives up after ``start_timeout`` and ``http_timeout``, 60 and 30 s by default."""
 
 NAMED = 5
-"""So many routes are named in an outcome; the page shows all that there are."""
+"""Maximum routes that an outcome names. The page shows all."""
 
 Look = Callable[[Sequence[Key]], Awaitable[tuple[Drift, ...]]]
-"""What drift is there now among these servers, by plain differences in sources that are read anew; without any: in all.
+"""Reads the sources again and returns the differences of these servers, or those of all routes if there are none.
 
-Raises HubGuardError where a source that counts doesn't tell in full: what isn't in the answer is taken as over.
+Raises HubGuardError if a source can't be read in full: a difference that it doesn't return counts as resolved.
 """
 
 
 class Repairer:
     """Carries out plans of repairs, one plan at a time.
 
-    ``backends`` is None where none can be told of. ``verify_s`` is how long a repair may take until it counts as
-    unverified. ``told`` is called with each repair when its outcome is known.
+    ``backends`` is None if none can be seen. ``verify_s`` is the seconds after which a repair counts as unverified. ``told``
+    is called with each repair and its outcome.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Repairer:
         self._attempts: list[Attempt] = []
 
     def abandon(self) -> None:
-        """What was being carried out is given up: a later look settles it."""
+        """Give up what is being carried out. A later look settles it."""
         for attempt in self._attempts:
             attempt.close()
         self._attempts.clear()
@@ -80,13 +80,13 @@ class Repairer:
     async def run(
         self, plan: RepairPlan, order: Order, *, concurrency: int, running: int
     ) -> tuple[tuple[Repair, Outcome], ...]:
-        """Every repair of ``plan`` with its outcome, in the plan's order; at most ``concurrency`` at a time.
+        """Carry out ``plan``, at most ``concurrency`` repairs at a time, and return each with its outcome, in its order.
 
-        Routes are checked first, and alone. Of one server there is one repair at a time, in the plan's order, and one start
-        at a time in all. One failure never ends the rest, but for starts: each that fails brings a hub nearer to its
-        ``consecutive_failure_limit``, at which it exits. What ends it, with the rest skipped: the lease lost, acting put on
-        hold, the journal unusable, the hub refusing to be read, the breaker open, the proxy not answering, or the plan
-        expired. ``running`` is about how many servers the hub has.
+        Routes are checked first, and alone. Repairs of one server come one after the other, and so do all starts. A failure
+        doesn't end the rest, except for starts: each failed one brings the hub nearer to ``consecutive_failure_limit``, at
+        which it exits. The rest is skipped when the lease is lost, acting is put on hold, the journal fails, the hub refuses
+        to be read, the breaker opens, the proxy doesn't answer, or the plan expires. ``running`` is about how many servers
+        the hub has.
         """
         async with self._one_plan_at_a_time:
             verifier = Verifier(self._hub, self._clock, verify_s=self._verify_s, running=running)
@@ -109,9 +109,9 @@ class Repairer:
             return tuple((repair, work.outcomes[index]) for index, repair in enumerate(plan.repairs))
 
     async def settle_left(self, open_intents: Sequence[Entry]) -> None:
-        """The intents to repair that a guard left behind are settled by a fresh look, where it tells. Raises JournalError.
+        """Settle by a fresh look the intents that a guard left behind, as far as it shows their outcome. Raises JournalError.
 
-        Those to stop a server or interrupt its start are left to whoever settles those of culling: one read tells.
+        Stops and interrupted starts are settled with those of culling: one read of the server shows their outcome.
         """
         for intent in open_intents:
             if intent.id in self._mandate.intents_under_way:
@@ -121,13 +121,13 @@ class Repairer:
             except JournalError:
                 raise
             except HubGuardError as error:
-                log.warning("What became of a repair (%s) isn't known yet: %s", intent.action, error)
+                log.warning("Outcome of a repair (%s) unknown so far: %s", intent.action, error)
                 continue
             if outcome is not None:
                 await self._mandate.settle(intent.id, outcome)
 
     async def _what_became_of(self, intent: Entry) -> Outcome | None:
-        """None: it isn't known yet, or isn't for us to say."""
+        """The outcome of ``intent``; None if it is unknown so far, or isn't drift's to settle."""
         key = (intent.user or "", intent.server or "")
         if intent.action == ActionKind.CHECK_ROUTES.value:
             wrong = [drift for drift in await self._look(()) if drift.kind in ROUTE_KINDS]
@@ -142,9 +142,7 @@ class Repairer:
             if server.pending is not None:
                 return None
             again = not same_run(server.started, intent.started)
-            return _left(
-                "it was started anew and runs; stop it by hand" if again else "the hub believes in it as before"
-            )
+            return _left("it was started again and runs; stop it yourself" if again else "the hub still calls it ready")
         return None
 
     async def _one_after_another(self, queue: Sequence[int], work: _Work) -> None:
@@ -165,7 +163,7 @@ class Repairer:
             attempt = self._attempt(repair.action, work, repair)
             async with work.places:
                 if self._clock.now() >= work.plan.expires_at:
-                    work.end("the plan has expired: what it rests on is too old to act on")
+                    work.end("the plan has expired")
                 if work.ended:
                     return await self._skipped(repair, work)
                 sent = await attempt.make(lambda: self._second_look(repair), lambda: self._send(repair, attempt))
@@ -177,7 +175,7 @@ class Repairer:
                 outcome = await self._verify(repair, sent, work)
             except Exception as error:
                 log.exception("The outcome of a repair for %s is unknown", repair.action.label)
-                outcome = Outcome(OutcomeKind.UNVERIFIED, f"a defect in HubGuard: {named(error)}")
+                outcome = Outcome(OutcomeKind.UNVERIFIED, f"unexpected error (a bug in HubGuard): {named(error)}")
             await self._settle(attempt, outcome, work)
             return outcome
 
@@ -194,7 +192,7 @@ class Repairer:
         try:
             await self._mandate.skip(repair.action, work.order.actor, work.ended)
         except JournalError as error:
-            log.warning("The journal doesn't tell that a repair was skipped: %s", error)
+            log.warning("A skipped repair isn't in the journal: %s", error)
         return outcome
 
     async def _settle(self, attempt: Attempt, outcome: Outcome, work: _Work) -> None:
@@ -207,35 +205,35 @@ class Repairer:
     # -- second look ----------------------------------------------------------------------------------------------
 
     async def _second_look(self, repair: Repair) -> str | None:
-        """Why not, after all; None when it is still to be done."""
+        """Why the repair is no longer due, or None if it is."""
         action = repair.action
         if action.kind is ActionKind.CHECK_ROUTES:
             return still_there(repair, await self._look(())) or None
         gone = still_there(repair, await self._look([(action.user, action.name)]))
         if gone:
             return gone
-        # Asked last: between this and the request there is nothing but its turn.
+        # Last: between this read and the request there is only its turn.
         server = await self._hub.get_server(action.user, action.name)
         if action.kind is ActionKind.END_BACKEND:
             return await self._not_to_be_ended(repair.backend, server)
         if server is None:
             return "the hub no longer has it"
         if not same_run(server.started, action.started):
-            return "it was restarted in the meantime"
+            return "it was restarted meanwhile"
         if action.kind is ActionKind.INTERRUPT_SPAWN:
             return None if server.pending == "spawn" else "its start is no longer pending"
         if server.pending is not None:
-            return f"the hub is in the middle of something with it ({server.pending})"
-        return None if server.ready else "the hub doesn't call it ready any more"
+            return f"the hub is busy with it (pending: {server.pending})"
+        return None if server.ready else "the hub no longer calls it ready"
 
     async def _not_to_be_ended(self, backend: Backend | None, server: Server | None) -> str | None:
         if backend is None or self._backends is None:
-            return "HubGuard knows of no backend to end"
+            return "no backend to end is known"
         if not backend.proof:
-            return f"{backend.name} isn't proved to be this hub's; by hand: {_command(backend)}"
+            return f"can't confirm that {backend.name} belongs to this hub; by hand: {_command(backend)}"
         if server is None:
             return None
-        # Some spawners take up what is left of the last run: only what that run has beside it shows that it isn't its own.
+        # Some spawners reuse what is left of the last run. Only the run's own backend beside it shows that it isn't in use.
         may_belong = f"the hub has that server again, and {backend.name} may belong to it; by hand: {_command(backend)}"
         if not server.ready or server.started is None or not began_before(backend, server.started):
             return may_belong
@@ -301,9 +299,9 @@ class Repairer:
                 continue
             unread = ""
             if not wrong:
-                return Outcome(OutcomeKind.DONE, "all is as it should be at a re-read" + _also(sent.remark))
+                return Outcome(OutcomeKind.DONE, "all routes are right at a re-read" + _also(sent.remark))
         if unread:
-            return Outcome(OutcomeKind.UNVERIFIED, f"the routes couldn't be read again: {unread}" + _also(sent.remark))
+            return Outcome(OutcomeKind.UNVERIFIED, f"the routes can't be read again: {unread}" + _also(sent.remark))
         rest = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         names = ", ".join(f"{drift.kind.value} {_subject(drift)}" for drift in wrong[:NAMED])
         count = f"{len(wrong)} of {len(repair.drifts)}"
@@ -325,24 +323,24 @@ class Repairer:
                 return Outcome(OutcomeKind.DONE, f"{backend.name} is gone at a re-read" + _also(sent.remark))
         if alive is None:
             return Outcome(
-                OutcomeKind.UNVERIFIED, f"whether {backend.name} is gone can't be told: {seen}" + _also(sent.remark)
+                OutcomeKind.UNVERIFIED, f"can't tell whether {backend.name} is gone: {seen}" + _also(sent.remark)
             )
         return Outcome(OutcomeKind.FAILED, f"{backend.name} is still alive{_also(seen)}" + _also(sent.remark))
 
     async def _stop_again(self, repair: Repair, sent: Sent, work: _Work) -> Outcome:
-        """A server that was started anew is stopped when it runs, or when it hasn't come up in time."""
+        """Stop a server that was started again, once it runs or when it hasn't come up in time."""
         action = repair.action
         server, unread = await self._started(action, failed=sent.failed)
         as_before = server is not None and server.pending is None and same_run(server.started, action.started)
         if server is None or not (server.ready or as_before):
             work.start_failed = (
-                f"the start of {action.label} failed, and a hub may exit after several such ones"
+                f"the start of {action.label} failed, and after several failed starts a hub may exit"
                 " (consecutive_failure_limit)"
             )
         if unread:
-            return Outcome(OutcomeKind.UNVERIFIED, f"it couldn't be read again: {unread}" + _also(sent.remark))
+            return Outcome(OutcomeKind.UNVERIFIED, f"it can't be read again: {unread}" + _also(sent.remark))
         if server is None:
-            detail = "the start came to nothing, and the hub no longer believes in it" + _also(sent.remark)
+            detail = "the start failed, and the hub let go of it" + _also(sent.remark)
             return await self._without_orphan(action, Outcome(OutcomeKind.DONE, detail))
         if as_before:
             return Outcome(OutcomeKind.FAILED, "the start changed nothing" + _also(sent.remark))
@@ -360,21 +358,19 @@ class Repairer:
         stopped = await attempt.make(lambda: self._still_that_run(stop), lambda: self._send_stop(stop, attempt))
         if not isinstance(stopped, Sent):
             work.end(stopped[1])
-            return Outcome(
-                OutcomeKind.FAILED, f"it was started anew and runs, and wasn't stopped again: {stopped[0].detail}"
-            )
+            return Outcome(OutcomeKind.FAILED, f"it was started again, runs, and wasn't stopped: {stopped[0].detail}")
         if stopped.refused:
             outcome = Outcome(OutcomeKind.FAILED, stopped.remark)
         else:
             outcome = await work.verifier.outcome(stop, stopped.remark, failed=stopped.failed)
             outcome = await self._without_orphan(stop, outcome)
         await self._settle(attempt, outcome, work)
-        return Outcome(outcome.kind, f"started anew, then stopped: {outcome.detail}")
+        return Outcome(outcome.kind, f"started again, then stopped: {outcome.detail}")
 
     async def _started(self, ghost: Action, *, failed: bool) -> tuple[Server | None, str]:
-        """The server of ``ghost`` when it has come up anew, or as it is after START_S; and why it can't be read, or "".
+        """The server of ``ghost`` once it has come up again, or as it is after START_S; and why it can't be read, or "".
 
-        With ``failed`` (the hub said no) one that is ready as before is so at once.
+        With ``failed`` (the hub said no), a server that is ready as before is returned at once.
         """
         server, unread = None, ""
         rereads = _Rereads(self._clock, START_S)
@@ -393,11 +389,11 @@ class Repairer:
         if server is None:
             return "it is no longer running"
         if not same_run(server.started, stop.started):
-            return "it was restarted in the meantime"
+            return "it was restarted meanwhile"
         return None
 
     async def _without_orphan(self, action: Action, outcome: Outcome) -> Outcome:
-        """``outcome``, unless the hub let go of a server whose backend lives on."""
+        """``outcome``, or that the hub let go of a server whose backend lives on."""
         if outcome.kind is not OutcomeKind.DONE:
             return outcome
         orphan: Drift | None = None
@@ -406,11 +402,11 @@ class Repairer:
             try:
                 orphan = await self._orphan((action.user, action.name))
             except HubGuardError as error:
-                return Outcome(OutcomeKind.DONE, f"{outcome.detail}; its backend couldn't be read again: {error}")
+                return Outcome(OutcomeKind.DONE, f"{outcome.detail}; its backend can't be read again: {error}")
             if orphan is None:
                 return outcome
         return Outcome(
-            OutcomeKind.FAILED, f"the hub let go of it, and {_name_of(orphan)} lives on: it is an orphan from now on"
+            OutcomeKind.FAILED, f"the hub let go of it, but {_name_of(orphan)} still runs: it is an orphan now"
         )
 
     async def _orphan(self, key: Key) -> Drift | None:
@@ -419,7 +415,7 @@ class Repairer:
 
 
 class _Rereads:
-    """The moments at which something is read again: one at once, then further and further apart, for ``for_s`` seconds."""
+    """The moments of re-reads: the first at once, then further and further apart, for ``for_s`` seconds."""
 
     def __init__(self, clock: Clock, for_s: float) -> None:
         self._clock = clock
@@ -427,7 +423,7 @@ class _Rereads:
         self._wait_s = 0.0
 
     async def next(self) -> bool:
-        """Return True at the next of them, or False at once when there is none any more."""
+        """Wait for the next and return True, or return False if there is none."""
         if self._wait_s and self._clock.monotonic_s() + self._wait_s > self._until_s:
             return False
         await self._clock.sleep(self._wait_s)
@@ -437,7 +433,7 @@ class _Rereads:
 
 @dataclass(slots=True)
 class _Work:
-    """One plan that is being carried out. ``ended`` is what ends the rest of it, ``start_failed`` its starts, or ""."""
+    """A plan that is being carried out. ``ended`` is why the rest is skipped, ``start_failed`` why its starts are, or ""."""
 
     plan: RepairPlan
     order: Order
@@ -451,7 +447,7 @@ class _Work:
     room: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
-        # One that was sent makes room for the next while it is being verified, as in the executor.
+        # While one that was sent is being verified, the next may be sent.
         self.places = asyncio.Semaphore(self.concurrency)
         self.room = asyncio.Semaphore(self.concurrency * UNVERIFIED_A_PLACE)
 
@@ -465,24 +461,24 @@ _TRIED: Mapping[ActionKind, str] = {
     ActionKind.CHECK_ROUTES: "the hub was asked to check its routes",
     ActionKind.STOP_SERVER: "the hub was asked to stop it",
     ActionKind.INTERRUPT_SPAWN: "the hub was asked to stop it, which interrupts its start",
-    ActionKind.START_AND_STOP: "the hub was asked to start it with the options that it had last, then to stop it",
+    ActionKind.START_AND_STOP: "the hub was asked to start it with its last options, then to stop it",
     ActionKind.END_BACKEND: "it was asked to end",
 }
 
 _BY_HAND: Mapping[ActionKind, str] = {
     ActionKind.CHECK_ROUTES: (
-        "see in the hub's log why it can't set them (does it reach the proxy's API?) and POST to /hub/api/proxy; if that"
+        "find in the hub's log why it can't set them (does it reach the proxy's API?) and POST to /hub/api/proxy; if that"
         " doesn't help, restart the proxy, then the hub"
     ),
-    ActionKind.STOP_SERVER: "start it and stop it again, or restart the hub, which looks at each server when it starts",
+    ActionKind.STOP_SERVER: "start it and stop it, or restart the hub, which checks each server when it starts",
     ActionKind.INTERRUPT_SPAWN: (
-        "restart the hub, which keeps what is pending in memory only; then see whether its backend is still there"
+        "restart the hub, which keeps pending starts in memory only; then check whether its backend is still there"
     ),
     ActionKind.START_AND_STOP: (
-        "restart the hub, which looks at each server when it starts; if that doesn't help, stop the hub, set server_id of"
+        "restart the hub, which checks each server when it starts; if that doesn't help, stop the hub, set server_id of"
         " its row in the table spawners to NULL, and start the hub"
     ),
-    ActionKind.END_BACKEND: "end it with the tools of what runs it",
+    ActionKind.END_BACKEND: "end it where it runs, for example with `docker` or `kubectl`",
 }
 
 _COMMANDS: Mapping[str, str] = {
@@ -494,31 +490,31 @@ _COMMANDS: Mapping[str, str] = {
 
 
 def _command(backend: Backend) -> str:
-    """What ends it, for a person to type. A name ends with what its own tools call it ("pid 4711")."""
+    """The command that ends it, for a person to type. The last word of a backend's name is its id ("pid 4711")."""
     command = _COMMANDS.get(backend.kind)
     called = backend.name.split()[-1:]
     return _BY_HAND[ActionKind.END_BACKEND] if command is None or not called else command.format(shlex.quote(called[0]))
 
 
 def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[bool | None, str]:
-    """Whether that very one is alive by this look, None where it doesn't tell, and why or how."""
+    """Whether that very backend is alive by this look, None if unknown, and why or how."""
     same = next((one for one in seen if one.id == backend.id), None)
     if same is not None:
         return same.alive, same.detail
     if whole or any(one.key == backend.key and one.alive is False for one in seen):
         return False, ""
-    return None, "it isn't among those that can be seen, and these aren't all"
+    return None, "it isn't listed, and the list is incomplete"
 
 
 def _runs(one: Backend, other: Backend, run: datetime) -> bool:
-    """Whether ``one`` is alive, not ``other``, and of the run of that server that was started then."""
+    """Whether ``one`` is alive, isn't ``other``, and belongs to the server's run that was started then."""
     alive = one.alive is True and one.key == other.key and one.id != other.id
     return alive and one.started is not None and not began_before(one, run)
 
 
 def _left(still: str) -> Outcome:
     if still:
-        return Outcome(OutcomeKind.UNVERIFIED, f"the guard ended before it knew; {still}")
+        return Outcome(OutcomeKind.UNVERIFIED, f"the guard ended before the outcome was known; {still}")
     return Outcome(OutcomeKind.DONE, "found repaired by a later look")
 
 

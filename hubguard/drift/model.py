@@ -1,4 +1,4 @@
-"""The nouns of drift: what each source believes of servers and routes, where they differ, and how that is repaired.
+"""The nouns of drift: what each source says of servers and routes, where they differ, and how that is repaired.
 
 As in ``model``, values are frozen, datetimes UTC-aware, and unknown is None.
 """
@@ -19,11 +19,11 @@ from hubguard.proxy.model import ProxyWatchStatus
 
 
 class DriftKind(str, Enum):
-    """How what is believed and what is can differ. The values are the vocabulary of pages, API and docs."""
+    """How sources can differ. The values are the vocabulary of pages, API and docs."""
 
     ROUTE_MISSING = "route-missing"  # the hub says ready, and there is no route
     ROUTE_WRONG_TARGET = "route-wrong-target"  # its route leads elsewhere
-    ROUTE_STALE = "route-stale"  # a route for a server that isn't
+    ROUTE_STALE = "route-stale"  # a route for a server that doesn't run
     SERVICE_ROUTE_MISSING = "service-route-missing"
     HUB_ROUTE_MISSING = "hub-route-missing"
     SERVER_DEAD = "server-dead"  # the hub says ready, and its backend is gone or doesn't answer
@@ -51,22 +51,22 @@ REMEDIES: Mapping[DriftKind, ActionKind] = {
     DriftKind.SERVER_ORPHAN: ActionKind.END_BACKEND,
     DriftKind.PENDING_STUCK: ActionKind.INTERRUPT_SPAWN,
 }
-"""What repairs each kind. Those that aren't here are only reported."""
+"""What repairs each kind. Kinds that aren't here are only reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """What every source said, each at its own time; ``readings`` has one row a source, as in a Snapshot.
 
-    ``servers`` is the hub's word by (user, name), and None where it gave none. For those in ``unsure`` that word is older
-    than this look, or from the hub's database, which knows of nothing pending: nothing is concluded from it.
-    ``routes`` is the table by path, of the proxy's own API, or as the hub sees it where there is only that; None: neither.
-    ``targets`` is where the hub believes each server is reached (without the path), by its database; None: it isn't read.
-    ``prefixes`` has the path of the route that each of the hub's services must have, by name, None where the hub doesn't
-    tell; ``base_url`` is the hub's own.
-    ``backends`` are all that could be told of; ``whole``: and these are all there are, so that absence means gone.
-    ``orm`` is None where the hub's database isn't read. ``ghosts`` are runs (user, name, started) that a stop, taken by
-    the hub, didn't end. ``outlived`` says of backends that lived on after a stop, by the hub's own spawner, and when.
+    ``servers`` is the hub's word by (user, name), None if it gave none. For servers in ``unsure`` that word is older than
+    this look, or from the hub's database, which knows nothing pending: nothing is concluded from it.
+    ``routes`` is the table by path, from the proxy's API or through the hub; None if neither could be read.
+    ``targets`` is where the hub believes each server is reached (without the path), by its database; None if it isn't read.
+    ``prefixes`` has the path of the route that each of the hub's services must have, by name, None if the hub doesn't report
+    it; ``base_url`` is the hub's own.
+    ``backends`` are all that could be seen; ``whole``: these are all there are, so that absence means gone.
+    ``orm`` is None if the hub's database isn't read. ``ghosts`` are runs (user, name, started) that a stop, accepted by the
+    hub, didn't end. ``outlived`` has the reports of the hub's own spawner on backends that outlived a stop, and when.
     ``frozen_since`` is set while activity is frozen.
     """
 
@@ -86,19 +86,19 @@ class World:
     frozen_since: datetime | None = None
 
     def reading(self, source: Source) -> Reading | None:
-        """The reading of ``source``, or None where it wasn't asked."""
+        """The reading of ``source``, or None if it wasn't read."""
         return next((reading for reading in self.readings if reading.source is source), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One difference between what is believed and what is.
+    """One difference between sources.
 
     ``user`` and ``server`` name the server it is about, and are None for a service, the hub or its database. ``subject``
-    tells several of one kind and server apart (a route's path, a backend's id, a service's name), else "". ``started`` is
+    distinguishes several of one kind and server (a route's path, a backend's id, a service's name), else "". ``started`` is
     the run. ``expected``, ``observed`` and each line of ``evidence`` are for people. It was first seen at ``since``, last at
     ``seen_at``, in ``sightings`` of the ``looks`` that could have seen it; ``missed`` looks in a row haven't since.
-    ``raised_at`` None: it is suspected only. ``backend`` is the one that it is about.
+    ``raised_at`` is None while it is only suspected. ``backend`` is the one concerned.
     """
 
     kind: DriftKind
@@ -131,7 +131,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """One thing to do about drift. ``drifts`` are the ids of what it repairs; ``backend`` is the one to end, or None."""
+    """One repair. ``drifts`` are the ids of the differences it repairs; ``backend`` is the one to end, or None."""
 
     action: Action
     drifts: tuple[str, ...]
@@ -142,7 +142,7 @@ class Repair:
 class RepairPlan:
     """Frozen repairs, in the order of the drift they are for. ``digest`` is a SHA-256 over them (hex).
 
-    It isn't carried out after ``expires_at``, nor without its digest and the number of its repairs.
+    It can't be applied after ``expires_at``, nor without its digest and the number of its repairs.
     """
 
     made_at: datetime
@@ -153,7 +153,7 @@ class RepairPlan:
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What came of one repair, or that it is under way (``outcome`` None). ``actor`` asked for it."""
+    """A repair with its outcome, None while it is under way. ``actor`` asked for it."""
 
     repair: Repair
     actor: str
@@ -166,8 +166,8 @@ class Repaired:
 class DriftReport:
     """What the last look found. ``drifts`` has the raised first, oldest first; then the suspected.
 
-    ``narrowed`` says what can't be told and why, one sentence each. ``repaired`` are the last repairs, newest first.
-    ``cleared`` are those that are over since an hour at most, newest first, each with ``seen_at`` as of its last sighting.
+    ``narrowed`` says what is unknown and why, one sentence each. ``repaired`` are the last repairs, newest first.
+    ``cleared`` are those resolved in the last hour, newest first, each with ``seen_at`` as of its last sighting.
     ``by_itself`` are the kinds that are repaired without being asked while HubGuard may act; of ``doubted``, so many are
     there at once that they are rather taken for a source's mistake, and are repaired only when asked. ``used_at``
     is the last real use of each server, as far as HubGuard has seen it.

@@ -1,4 +1,4 @@
-"""One look at everything that has a word on the servers and routes, for telling where they differ."""
+"""One look at every source that knows servers or routes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from hubguard.snapshot.decide.activity import ALIVE
 from hubguard.snapshot.model import Snapshot
 
 ASKED_ONE_BY_ONE = 20
-"""The hub is asked for so many servers one by one. A list of 200 users holds it up as long as ten single questions do."""
+"""Maximum servers that the hub is asked about one by one. A list of 200 users costs it as much as ten single requests."""
 
 RECENT_S = 90.0
-"""A list of the hub's servers that is no older tells whom to ask it for; what it says of them is read anew."""
+"""Maximum age in seconds of a list of servers that says which ones to ask about. What it says of them is read again."""
 
 SELDOM_S = 600.0
-"""The hub's services, and what dangles in its database, are read so often; RECENT_S after a try that failed."""
+"""Seconds between reads of the hub's services and of dangling rows in its database; RECENT_S after a failure."""
 
 BACKENDS_S = 60.0
-"""Backends that haven't told by then are given up. Our own bound themselves, the slowest to 30 s; others may not."""
+"""Maximum seconds for a look at the backends. Our own take at most 30 s; others may have no limit."""
 
 
 class WorldObserver:
-    """Looks at all sources of one hub. ``database``, ``proxy`` and ``backends`` are None where they can't be read.
+    """Looks at all sources of one hub. ``database``, ``proxy`` and ``backends`` are None if they can't be read.
 
-    Without ``proxy`` the hub tells the table as it sees it. ``base_url`` is the hub's, with a slash at both ends.
-    ``subdomains``: each user and service has a host of their own; the hub doesn't tell those of its services.
+    Without ``proxy``, the table is read through the hub. ``base_url`` is the hub's, with a slash at both ends.
+    ``subdomains``: each user and service has a host of its own; the hub doesn't report those of its services.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class WorldObserver:
     async def look(
         self, recent: Snapshot | None, also: Iterable[Key] = (), *, only: bool = False, routes_only: bool = False
     ) -> World:
-        """What all sources say now. Never raises for one that fails: its reading is then incomplete and says why.
+        """What all sources say now. Never raises for a source that fails: its reading is incomplete and says why.
 
-        ``recent`` is a snapshot that spares the hub a list; None: it is asked for one, unless it was lately. What that says
-        of the servers over which the others seem to differ, of those that it calls pending, and of ``also``, is read from the
-        hub anew, after all other sources. ``only``: nothing but ``also`` matters, so that backends are asked for these alone
-        where each has to be asked for. ``routes_only``: backends don't matter, and aren't asked at all.
+        ``recent`` is a snapshot that spares the hub a list; without it the hub is asked for one, unless it recently was.
+        Servers about which the other sources seem to differ, those that are pending, and those in ``also`` are read from the
+        hub again, after all other sources. ``only``: nothing but ``also`` matters, so only their backends are looked at.
+        ``routes_only``: backends don't matter and aren't looked at.
         """
         at = self._clock.now()
         keys = set(also)
@@ -85,7 +85,7 @@ class WorldObserver:
         state = of_database.value if of_database is not None else None
         words, unsure, of_hub = await self._words(state, recent)
         if recent is not None and not only:
-            # Whatever its database says: what is pending only the hub's API tells.
+            # Whatever its database says: only the hub's API knows what is pending.
             keys.update(server.key for server in recent.servers if server.pending is not None)
         targets = state.targets if state is not None else _by_route(of_routes.value)
         states = state.states if state is not None else {}
@@ -114,7 +114,7 @@ class WorldObserver:
             orm=await self._orm_counts(state),
         )
         if words is None or not of_hub.complete:
-            # A hub that is in trouble isn't asked for each: nothing could be concluded.
+            # A hub in trouble isn't asked about each server: nothing could be concluded.
             return world
         world = await self._ask_the_hub(world, sorted(keys if only else keys | set(suspects(world))))
         return _with_unasked(world, expected, keys if only else set(world.servers or ()))
@@ -124,8 +124,8 @@ class WorldObserver:
     ) -> tuple[dict[Key, Server] | None, frozenset[Key], Reading]:
         """What the hub says of its servers, for which of them that isn't sure, and the reading of its API.
 
-        Where others have told of its servers, it is asked whether it is there: what is missing elsewhere can't be told by
-        what it has said a minute ago.
+        If its servers are known from elsewhere, the hub is only asked whether it is there: its word from a minute ago can't
+        show what is missing elsewhere now.
         """
         known = state.servers if state is not None else self._listed_lately(recent)
         if known is not None:
@@ -136,16 +136,16 @@ class WorldObserver:
         if whole.value is None:
             return None, frozenset(), whole.reading
         servers = {server.key: server for server in whole.value}
-        # Backends are read after it: one that has stopped meanwhile isn't dead.
+        # Backends are read after it: a server that stops meanwhile isn't dead.
         return servers, frozenset(key for key, server in servers.items() if server.pending is None), whole.reading
 
     def _listed_lately(self, recent: Snapshot | None) -> tuple[Server, ...] | None:
-        """The last list of the hub's servers, whoever asked for it, where it is young enough."""
+        """The last list of the hub's servers, whoever asked for it, if it is recent enough."""
         lists = [] if self._listed is None else [self._listed]
         told = recent.reading(Source.HUB_API) if recent is not None else None
         if recent is not None and told is not None and told.complete and told.detail != ALIVE:
             lists.append((told, recent.servers))
-        # One from the future is from before our clock was put back, and nobody knows how long.
+        # A list from the future is from before our clock was put back, nobody knows by how much.
         ages = [((self._clock.now() - reading.at).total_seconds(), servers) for reading, servers in lists]
         young = [one for one in ages if 0 <= one[0] <= RECENT_S]
         return min(young, key=lambda one: one[0])[1] if young else None
@@ -157,7 +157,7 @@ class WorldObserver:
         return whole
 
     async def _ask_the_hub(self, world: World, keys: list[Key]) -> World:
-        """``world`` with the hub's word on these servers read now. Where it doesn't answer for one, that one is unsure."""
+        """``world`` with the hub's word on these servers read now. A server for which it doesn't answer is unsure."""
         if not keys:
             return world
         assert world.servers is not None
@@ -194,9 +194,9 @@ class WorldObserver:
         return _as_mapping(await read(self._clock, Source.HUB_ROUTES, self._hub.list_routes()))
 
     async def _ask_backends(self, backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
-        """What they tell, and whether that is all there is. Raises BackendError, whatever they do, within BACKENDS_S."""
+        """The backends, and whether these are all. Raises BackendError, whatever they do, within BACKENDS_S."""
         if self._given_up:
-            raise BackendError("What runs the servers still hangs over an earlier question, so it isn't asked again.")
+            raise BackendError("The last look at the backends still hangs, so there is no other.")
         asking = asyncio.ensure_future(_told(backends, expected))
         patience = asyncio.ensure_future(self._clock.sleep(BACKENDS_S))
         try:
@@ -208,9 +208,9 @@ class WorldObserver:
                 asking.add_done_callback(self._ended_after_all)
                 asking.cancel()
         if not asking.done():
-            raise BackendError(f"What runs the servers hasn't told of them within {BACKENDS_S:g} s, and was given up.")
+            raise BackendError(f"The look at the backends took over {BACKENDS_S:g} s and was given up.")
         if asking.cancelled():
-            raise BackendError("What runs the servers has given up by itself.")
+            raise BackendError("The look at the backends was cancelled.")
         return asking.result()
 
     def _ended_after_all(self, asking: asyncio.Future[tuple[tuple[Backend, ...], bool]]) -> None:
@@ -219,9 +219,9 @@ class WorldObserver:
             asking.exception()  # nobody waits for it any more
 
     async def _service_prefixes(self, of_hub: Reading, routes: Mapping[str, Route] | None) -> Mapping[str, str] | None:
-        """By name; None where the hub doesn't tell them. A service that comes or goes takes a restart of the hub.
+        """The prefixes by name; None if the hub doesn't report them. Services come and go with a restart of the hub.
 
-        So where a service alone has no route, the hub is asked anew: it may have no such service any more.
+        So if only a service has no route, the hub is asked again: the service may be gone.
         """
         if self._subdomains:
             return None
@@ -250,30 +250,28 @@ async def _told(backends: Backends, expected: Sequence[Expected]) -> tuple[tuple
         raise
     except Exception as error:  # it may be anybody's
         what = f"{type(error).__name__}: {printable(str(error))}"
-        raise BackendError(f"What runs the servers can't be seen, for a defect in what looks at it: {what}") from error
+        raise BackendError(f"The look at the backends failed in an unexpected error: {what}") from error
     strange = [one for one in told if not isinstance(one, Backend)]
     if strange:
         what = printable(type(strange[0]).__name__)
-        raise BackendError(
-            f"What runs the servers can't be seen: what looks at it told of a {what} in place of a Backend."
-        )
+        raise BackendError(f"The look at the backends returned a {what} instead of a Backend.")
     return told, whole
 
 
 def _path(prefix: str) -> str:
-    """Where the table has what is at that path of a URL."""
+    """The table's form of that path of a URL."""
     return "/" + unquote(prefix).strip("/")
 
 
 def _by_route(routes: Mapping[str, Route] | None) -> dict[Key, str]:
-    """Where each server is reached, by its route: for want of the hub's database."""
+    """Where each server is reached, by its route, without the hub's database."""
     return {route.key: route.target for route in (routes or {}).values() if route.key is not None}
 
 
 def _with_unasked(world: World, expected: Sequence[Expected], among: Iterable[Key]) -> World:
-    """``world`` with a backend that can't be told of for each of these servers that became ready after backends were asked.
+    """``world`` with an unknown backend for each of these servers that became ready after the look at the backends.
 
-    They were asked for those of an older list, and one that nobody has looked for isn't gone.
+    That look was for an older list, and a backend that nobody looked for isn't gone.
     """
     if world.backends is None or world.servers is None:
         return world

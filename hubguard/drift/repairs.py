@@ -23,6 +23,7 @@ from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.snapshot.cycle import SETTLED_BY_DRIFT, Snapshots
+from hubguard.words import count as counted
 
 log = logging.getLogger(__name__)
 
@@ -115,20 +116,20 @@ class Repairs:
         for id in ids:
             drift = known.get(id)
             if drift is None:
-                raise HubGuardError(f"There is no drift {id} (any more). Look at the list again.")
+                raise HubGuardError(f"No difference {id}: it was resolved, or never existed. Reload the list.")
             if drift.raised_at is None:
-                raise HubGuardError(f"{in_a_line(drift)}: that is only suspected so far. Wait for the next looks.")
+                raise HubGuardError(f"{in_a_line(drift)}: only suspected so far. Wait for the next looks.")
             if drift.kind not in REMEDIES:
-                raise HubGuardError(f"{drift.kind.value} is only reported: HubGuard has no repair for it.")
+                raise HubGuardError(f"{drift.kind.value} is only reported: HubGuard can't repair it.")
             if remedy(drift) is None:
                 raise HubGuardError(f"{in_a_line(drift)}: HubGuard can't repair this one. {_why_not(drift)}")
         for kind in kinds:
             if kind not in REMEDIES:
-                raise HubGuardError(f"{kind.value} is only reported: HubGuard has no repair for it.")
+                raise HubGuardError(f"{kind.value} is only reported: HubGuard can't repair it.")
         wanted = [drift for drift in known.values() if drift.raised_at and (drift.id in ids or drift.kind in kinds)]
         plan = plan_repairs(wanted, self._clock.now())
         if not plan.repairs:
-            raise HubGuardError("There is nothing to repair: no such drift has been raised that HubGuard can repair.")
+            raise HubGuardError("Nothing to repair: none of these differences is raised and can be repaired.")
         self._plans.pop(plan.digest, None)
         self._plans[plan.digest] = plan
         while len(self._plans) > PLANS:
@@ -149,11 +150,11 @@ class Repairs:
         """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
         plan = self._plans.get(digest)
         if plan is None or self._clock.now() >= plan.expires_at:
-            raise HubGuardError("There is no such plan (any more): it has expired, or was never made. Make it again.")
+            raise HubGuardError("Nothing was done: no such plan, or it has expired. Plan again.")
         if count != len(plan.repairs):
-            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
+            raise HubGuardError(f"Nothing was done: the plan has {len(plan.repairs)} repairs, not {count}.")
         if self.busy:
-            raise HubGuardError("Other repairs are under way. Nothing was done; try again when they are through.")
+            raise HubGuardError("Nothing was done: other repairs are under way. Try again when they have ended.")
         del self._plans[digest]
         self._begin(plan, order)
         return plan
@@ -184,7 +185,7 @@ class Repairs:
             due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in doubted]
         plan = plan_repairs(due, now)
         if plan.repairs:
-            self._begin(plan, Order("hubguard", "by the policy"))
+            self._begin(plan, Order("hubguard", "by policy"))
 
     def _forget_failures(self) -> None:
         followed = {drift.id for drift in self._looks.drifts}
@@ -202,7 +203,7 @@ class Repairs:
         began_at = self._clock.now()
         for repair in plan.repairs:
             self._put(Repaired(repair, order.actor, began_at))
-        log.info("%d repairs, asked for by %s (%s).", len(plan.repairs), order.actor, order.why)
+        log.info("%d repairs by %s (%s).", len(plan.repairs), order.actor, order.why)
         task = asyncio.get_running_loop().create_task(self._carry_out(plan, order))
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -228,7 +229,7 @@ class Repairs:
         try:
             if order.asked:
                 fence = self._mandate.fence
-                note = f"repairs were asked for, {len(plan.repairs)} in all: {order.why}"
+                note = f"asked for {counted(len(plan.repairs), 'repair')}: {order.why}"
                 await self._mandate.journal.note(Event.NOTE, order.actor, fence, self._clock.now(), note)
             repairing = self._the_repairer().run(
                 plan,
@@ -267,7 +268,7 @@ class Repairs:
             if self._repairer is not None:
                 self._repairer.abandon()
             self._repairer = None
-            raise HubGuardError(f"they hung, and were given up after {longest_s:g} s")
+            raise HubGuardError(f"they hung and were given up after {longest_s:g} s")
         task.result()
 
     def _the_repairer(self) -> Repairer:
@@ -283,9 +284,7 @@ class Repairs:
             )
         return self._repairer
 
-    async def settle_what_was_left(
-        self,
-    ) -> None:
+    async def settle_what_was_left(self) -> None:
         """Settle by a look the intents that an earlier guard left open. Raises JournalError."""
         async with self._settling:
             left = [
@@ -323,9 +322,9 @@ class Repairs:
 
 def _why_not(drift: Drift) -> str:
     if drift.kind is not DriftKind.SERVER_ORPHAN:
-        return "Only a start that is pending can be interrupted."
+        return "Only a pending start can be interrupted."
     if drift.backend is None:
-        return "What runs it can't be seen; end it with the tools of what runs the servers."
+        return "HubGuard can't see it. End it yourself where the hub starts its servers."
     if drift.backend.proof:
-        return f"{drift.backend.name} may be what runs the server that is there now. Look at it by hand."
-    return f"{drift.backend.name} isn't proved to be this hub's. Look at it by hand."
+        return f"{drift.backend.name} may be what runs the server now. Check it yourself."
+    return f"HubGuard can't confirm that {drift.backend.name} belongs to this hub. Check it yourself."

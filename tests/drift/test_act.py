@@ -478,8 +478,8 @@ async def test_a_backend_in_the_place_of_the_one_that_was_meant_is_not_ended(pla
     ("change", "says"),
     [
         ({"started": datetime(2024, 3, 5, 8, 0, tzinfo=timezone.utc)}, "restarted"),
-        ({"pending": "stop"}, "(stop)"),
-        ({"ready": False}, "doesn't call it ready"),
+        ({"pending": "stop"}, "(pending: stop)"),
+        ({"ready": False}, "no longer calls it ready"),
     ],
 )
 @pytest.mark.parametrize("kind", ["dead", "ghost"])
@@ -507,7 +507,7 @@ async def test_what_is_not_proved_to_be_this_hubs_is_never_ended(play: Play):
         unproved = replace(repair, backend=replace(repair.backend, proof=""))
         (outcome,) = await scene.repair(replace(plan, repairs=(unproved,)))
         assert outcome.kind is OutcomeKind.SKIPPED
-        assert "isn't proved" in outcome.detail
+        assert "can't confirm" in outcome.detail
         assert not scene.ended()
 
     await play(act)
@@ -632,7 +632,7 @@ async def test_absence_proves_nothing_where_not_all_backends_can_be_seen(play: P
         scene.engine.end = end_and_see_nothing  # type: ignore[method-assign]
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.UNVERIFIED
-        assert "these aren't all" in outcome.detail
+        assert "the list is incomplete" in outcome.detail
 
     await play(act)
 
@@ -692,7 +692,7 @@ async def test_a_stop_that_leaves_its_backend_alive_has_made_an_orphan_and_says_
         scene.engine.add("ann")
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.FAILED
-        assert "lives on: it is an orphan from now on" in outcome.detail
+        assert "still runs: it is an orphan now" in outcome.detail
 
     await play(act)
 
@@ -781,7 +781,7 @@ async def test_a_hold_between_start_and_stop_leaves_it_running_and_says_so(play:
         scene.hub.fault = hold
         outcome, other = await scene.repair(plan, concurrency=1)
         assert outcome.kind is OutcomeKind.FAILED
-        assert "it was started anew and runs, and wasn't stopped again" in outcome.detail
+        assert "it was started again, runs, and wasn't stopped" in outcome.detail
         assert not scene.asked_to("stop")
         assert other.kind is OutcomeKind.SKIPPED
         assert scene.looks == 2  # the other one isn't even looked at
@@ -805,7 +805,7 @@ async def test_a_server_that_its_user_restarts_between_our_start_and_stop_is_not
         scene.hub.fault = restart
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.FAILED
-        assert "restarted in the meantime" in outcome.detail
+        assert "restarted meanwhile" in outcome.detail
         assert not scene.asked_to("stop")
 
     await play(act)
@@ -1034,7 +1034,7 @@ async def test_an_intent_left_behind_is_settled_by_a_look_and_its_request_is_not
         await later.settle_left(scene.open_intents())
         (left,) = scene.entries(Event.OUTCOME)
         assert left.outcome is OutcomeKind.UNVERIFIED
-        assert "the guard ended before it knew" in left.detail
+        assert "the guard ended before the outcome was known" in left.detail
         assert not scene.asked_to("check-routes")
         assert not scene.open_intents()
 
@@ -1054,7 +1054,7 @@ async def test_a_ghost_that_was_started_and_never_stopped_is_told_of(play: Play)
         await scene.repairer.settle_left(scene.open_intents())
         (left,) = scene.entries(Event.OUTCOME)
         assert left.outcome is OutcomeKind.UNVERIFIED
-        assert "stop it by hand" in left.detail
+        assert "stop it yourself" in left.detail
 
     await play(act)
 

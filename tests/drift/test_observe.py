@@ -305,7 +305,7 @@ def test_backends_that_break_their_promises_make_an_incomplete_reading_and_no_dr
     world = s.look()
     reading = world.reading(Source.BACKEND)
     assert not reading.complete
-    assert "What runs the servers" in reading.detail
+    assert "The look at the backends" in reading.detail
     assert reading.detail.isprintable()
     assert differences(world) == ()
 

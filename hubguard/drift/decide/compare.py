@@ -1,4 +1,4 @@
-"""How what the sources say of servers and routes differs, in one look and by themselves: no counting, no memory.
+"""Where the sources differ about servers and routes, in a single look: no counting, no memory.
 
 Pending is unknown, and so is all that rests on a source that is missing or incomplete.
 """
@@ -18,16 +18,16 @@ from hubguard.hub.nouns import ORMCounts
 from hubguard.model import Key, Reading, Route, Server, Source, same_run
 
 DriftKey = tuple[DriftKind, str | None, str | None, str]
-"""What ``Drift.key`` gives: which difference it is, from look to look."""
+"""The key of a Drift: which difference it is, from look to look."""
 
 TWO_RUNS = timedelta(seconds=60)
-"""Backends of one server whose starts are further apart than this are of different runs; clocks differ by less."""
+"""Backends of one server whose starts are further apart than this belong to different runs. Clocks differ by less."""
 
 SURELY_STOPPED_S = 10.0
-"""A spawner may call a server stopped while its backend still ends: one that is seen alive so much later is no such."""
+"""Seconds after a stop from which a live backend counts as an orphan: before, it may still be ending."""
 
 HEARD_S = 600.0
-"""For so long the word of a spawner alone, which no look at the backends can confirm, is a suspicion. It never is more."""
+"""Seconds for which a spawner's report alone, which no look at the backends confirms, is a suspicion. It never is more."""
 
 PORTS = {"http": 80, "https": 443}
 
@@ -36,9 +36,9 @@ PORTS = {"http": 80, "https": 443}
 class Difference:
     """One difference as one look shows it; the first five fields mean what they mean in a Drift.
 
-    ``words`` makes what people read of it. ``since`` is set where somebody else has seen it before this look. ``surely``:
-    somebody else vouches for it, and no second look of ours is needed. ``heard``: nobody but somebody else tells of it, so
-    that it is never raised. ``backend`` is the one that it is about.
+    ``words`` returns what people read of it. ``since`` is set if it was reported before this look. ``surely``: it was both
+    reported and seen, and needs no second look. ``heard``: it was only reported, so it is never raised. ``backend`` is the
+    one concerned.
     """
 
     kind: DriftKind
@@ -59,9 +59,9 @@ class Difference:
 
 
 class Comparison:
-    """What the sources of ``world`` say, side by side; a pending that lasts for ``pending_limit_s`` seconds is drift.
+    """What the sources of ``world`` say, side by side. A server that is pending for ``pending_limit_s`` seconds is drift.
 
-    ``asking``: nothing is concluded from it yet, so that the hub's word counts however old it is, and wherever from.
+    ``asking``: nothing is concluded yet, so the hub's word counts however old it is, and whatever it came from.
     """
 
     def __init__(self, world: World, pending_limit_s: float, *, asking: bool = False) -> None:
@@ -98,17 +98,17 @@ class Comparison:
     # -- what each look has to have ------------------------------------------------------------------------------------
 
     def routes_of(self, key: Key) -> Sequence[Route]:
-        """The routes that are for that server, in no order, but for those that stand in another's place."""
+        """The routes for that server, in no order, without those in another server's place."""
         first = self._route_of.get(key)
         return () if first is None else (first, *self._more_routes.get(key, ()))
 
     def backends_of(self, key: Key) -> Sequence[Backend]:
-        """All that could be told of what runs that server, in the order of the world's."""
+        """All known backends of that server, in the world's order."""
         first = self._backend_of.get(key)
         return () if first is None else (first, *self._more_backends.get(key, ()))
 
     def readings(self, kind: DriftKind, subject: str) -> tuple[Reading, ...] | None:
-        """Those that such a difference rests on; None where one of them is missing or incomplete: nothing can be told."""
+        """The readings that such a difference rests on; None if one is missing or incomplete: then it is unknown."""
         needed: tuple[Reading | None, ...]
         if kind is DriftKind.ORM_DANGLING:
             needed = (self._db if self.world.orm is not None else None,)
@@ -147,7 +147,7 @@ class Comparison:
         if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject:
             return self._can_tell_orphan(key, drift.subject, ready=ready)
         if drift.kind is DriftKind.ROUTE_WRONG_TARGET and ready and self._targets is None:
-            # A hub's database that fails now may have told that target; where it is never read, it hasn't.
+            # A hub's database that fails now may have given that target. One that is never read hasn't.
             return self.world.reading(Source.HUB_DB) is None or drift.subject not in (self.world.routes or {})
         return True
 
@@ -166,14 +166,14 @@ class Comparison:
         return kind is not DriftKind.HUB_ROUTE_MISSING or not self._hosted
 
     def run_now(self, key: Key) -> tuple[datetime | None] | None:
-        """When the run of ``key`` that the hub has now was started, in a tuple; None: it has none, or none can be told."""
+        """When the run that the hub has now was started, in a tuple; None if there is none, or it is unknown."""
         server = self._servers.get(key) if self._hub is not None and key not in self._unsure else None
         return None if server is None or not is_active(server) else (server.started,)
 
     # -- all differences -----------------------------------------------------------------------------------------------
 
     def differences(self) -> dict[DriftKey, Difference]:
-        """All of them, by key, in no order."""
+        """All differences, by key, in no order."""
         found = {one.key: one for one in self._of_database()}
         if self._knows_hub:
             for of in (self._of_servers, self._of_stale_routes, self._of_shared_routes, self._of_orphans):
@@ -245,7 +245,7 @@ class Comparison:
 
     def _of_shared_routes(self) -> Iterator[Difference]:
         routes = self.world.routes or {}
-        # Where each user has a subdomain, hub and services have theirs, too, in front of their paths.
+        # If each user has a subdomain, hub and services have theirs, too, in front of their paths.
         if self._table is None or self._hosted:
             return
         for name, prefix in (self.world.prefixes or {}).items():
@@ -284,7 +284,7 @@ class Comparison:
 
     def _still_outlives(self, key: Key, told_at: datetime) -> bool:
         server = self._servers.get(key)
-        # It is told from within the stop, which the hub calls pending until it is done.
+        # It is reported from within the stop, which the hub calls pending until it is done.
         if server is not None and (server.ready or server.pending not in {None, "stop"}):
             return False
         if (self.at - told_at).total_seconds() > HEARD_S:
@@ -294,7 +294,7 @@ class Comparison:
         return any(one.alive is None for one in self.backends_of(key))
 
     def _after(self, told_at: datetime, by_s: float) -> bool:
-        """Whether the backends were read more than so long after that."""
+        """Whether the backends were read more than ``by_s`` seconds after that."""
         return self._backend is not None and (self._backend.at - told_at).total_seconds() > by_s
 
     def _of_database(self) -> Iterator[Difference]:
@@ -312,7 +312,7 @@ class Comparison:
         )
 
     def _fate(self, key: Key) -> bool | None:
-        """Whether anything runs that server, by the backends; None: it can't be told."""
+        """Whether anything runs that server, by the backends; None if unknown."""
         backends = self._of_this_run(key)
         if not backends:
             return False if self.world.whole else None
@@ -320,12 +320,12 @@ class Comparison:
         return True if True in alive else None if None in alive else False
 
     def _of_this_run(self, key: Key) -> Sequence[Backend]:
-        """The backends that may run that server: without those of earlier runs, where that of this one is told to be gone."""
+        """The backends that may run that server: without those of earlier runs if this run's own is known to be gone."""
         backends, server = self.backends_of(key), self._servers.get(key)
         if len(backends) < 2 or server is None or server.started is None:
             return backends
         begins = server.started - TWO_RUNS
-        # One that is gone has no start any more with some kinds; they tell that of none but the one that the hub expects.
+        # With some kinds a backend that is gone has no start; they report that only of the one that the hub expects.
         if not any(one.alive is False and (one.started is None or one.started >= begins) for one in backends):
             return backends
         return [one for one in backends if one.started is None or one.started >= begins]
@@ -353,21 +353,21 @@ class Comparison:
 
 
 def user_prefix(base_url: str) -> str:
-    """What the routes of all servers begin with, as they stand in the table, on a hub without subdomains."""
+    """The start of every server's route in the table, on a hub without subdomains."""
     return f"{unquote(base_url).rstrip('/')}/user/"
 
 
 def has_subdomains(routes: Mapping[str, Route], prefix: str) -> bool:
-    """Whether most routes of servers begin with a host, before what is ``prefix`` elsewhere: this hub gives each user one.
+    """Whether most routes of servers begin with a host before ``prefix``: this hub gives each user a subdomain.
 
-    Most, since a single odd one says nothing: a server named ".." has one at another path on any hub (5.5).
+    Most, since a single odd one means nothing: on any hub a server named ".." has its route at another path (5.5).
     """
     users = [path for path, route in routes.items() if route.user is not None]
     return 2 * sum(not path.startswith(prefix) and prefix in path for path in users) > len(users)
 
 
 def own_path(prefix: str, key: Key) -> str:
-    """Where the route of that server stands in the table."""
+    """The path of that server's route in the table."""
     user, name = key
     return f"{prefix}{user}/{name}" if name else prefix + user
 
@@ -377,7 +377,7 @@ def _path(url_path: str) -> str:
 
 
 def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:
-    """Those that can't be of the run that the hub has: they were there before it, and a later one fits it."""
+    """Those that can't belong to the hub's current run: they were there before it, and a later one fits it."""
     timed = [(one.started, one) for one in alive if one.started is not None]
     if server.started is None or len(timed) < 2:
         return []
@@ -388,13 +388,13 @@ def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:
 
 
 def _leads_elsewhere(one: str, other: str) -> bool:
-    """Whether these URLs name different places, their paths aside; False where that can't be told."""
+    """Whether these URLs name different places, apart from their paths; False if unknown."""
     places = _place(one), _place(other)
     return None not in places and places[0] != places[1]
 
 
 def _place(url: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port), with this machine's two names taken for one; None for what is no such URL."""
+    """(scheme, host, port), with this machine's two names taken as one; None if it is no such URL."""
     scheme, found, rest = url.partition("://")
     if not found:
         return None

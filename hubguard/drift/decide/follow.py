@@ -14,14 +14,14 @@ from hubguard.drift.model import Drift, DriftKind, World
 from hubguard.model import Key, same_run
 
 MOST = 5000
-"""So many differences of one kind are followed at most: a table of 50,000 routes that was wiped is one thing to repair."""
+"""Maximum differences of one kind that are followed. A wiped table of 50,000 routes is one thing to repair."""
 
 SAME_BY_WORDS = frozenset({DriftKind.ROUTE_STALE, DriftKind.ROUTE_WRONG_TARGET})
-"""A route that leads elsewhere than in the last look is another difference; these kinds have no run that would tell."""
+"""Kinds without a run. A route that leads elsewhere than in the last look is another difference."""
 
 GAPS = 4
-"""The time between two looks counts for so many times the usual one at most: our clock may have been put on, or a guard have
-hung, and in such a time nobody has seen a start that lasts."""
+"""Maximum time between two looks that counts, in usual intervals. If the clock jumped or a guard hung, nobody saw a start
+that lasted."""
 
 ONE_IN_TWO_WORDS = {
     DriftKind.SERVER_DEAD: DriftKind.SERVER_GHOST,
@@ -31,10 +31,7 @@ ONE_IN_TWO_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class DriftPolicy:
-    """The limits, and how often looks come; the fields mean what the settings of the same names say.
-
-    These are of ``HubGuardDrift`` and ``HubGuardCull``, and have the same default.
-    """
+    """The limits, and the seconds between looks. The fields are those of ``HubGuardDrift`` and ``HubGuardCull``."""
 
     sightings: int
     for_s: float
@@ -44,12 +41,11 @@ class DriftPolicy:
 
 
 def suspects(world: World) -> tuple[Key, ...]:
-    """The servers of which the hub must be asked anew before anything is concluded, sorted.
+    """The servers about which the hub must be asked again before anything is concluded, sorted.
 
-    Those in ``world.unsure`` over which the sources seem to differ. And, wherever the hub's word is from, those that it
-    doesn't list, or calls pending, while a route or a live backend is there: it may have them by now. They may be many: where
-    they are, reading the whole list is cheaper. Whoever follows drift from look to look asks for the servers of that, too:
-    else one that is over would never be seen to be.
+    These are the servers in ``world.unsure`` about which the sources seem to differ, and those with a route or a live backend
+    that the hub doesn't list or calls pending: it may have them by now. If there are many, reading the whole list is cheaper.
+    Also ask about every server whose drift is followed, or a resolved difference would never be noticed.
     """
     seen = Comparison(world, 0.0, asking=True)
     servers = world.servers or {}
@@ -66,18 +62,18 @@ def suspects(world: World) -> tuple[Key, ...]:
 
 
 def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
-    """What goes on after this look, and what has ended with it, each with the raised first, by ``since``, then the suspected.
+    """The differences that continue after this look, and those that end: each the raised first, by ``since``, then the rest.
 
-    ``before`` is the first of what this gave for the look before, () at first. It holds more than is for people: see
-    :func:`shown`. What ended has its last sighting; ``raised_at`` None: it was never raised.
+    ``before`` is the first tuple that this returned for the previous look, () at first. It holds more than people are shown
+    (:func:`shown`). What ends has its last sighting; ``raised_at`` is None if it was never raised.
 
-    A look counts for a difference where every source that it needs was read after its last sighting, in full, and the
-    hub's word on the server is sure, and not that it is pending. A suspected one ends with its first miss, a raised one after
-    ``policy.clear_after`` in a row. Another run is another difference. A server-dead that turns out to be a server-ghost
-    goes on as that, with what was counted; so does an orphan that first the spawner, then the backends tell of.
+    A look counts for a difference if every source it needs was read in full after its last sighting, and the hub's word on
+    the server is sure and not that it is pending. A suspected difference ends with its first miss, a raised one after
+    ``policy.clear_after`` misses in a row. Another run is another difference. A server-dead that becomes a server-ghost keeps
+    its counts; so does an orphan that is first reported by the spawner, then seen among the backends.
 
-    With () as ``before``, the first is all that differs now. Of more than 5,000 differences of one kind, 5,000 are followed,
-    and their evidence says of how many.
+    With () as ``before``, the first tuple is all that differs now. At most 5,000 differences of one kind are followed; their
+    evidence says out of how many.
     """
     seen = Comparison(world, policy.pending_limit_s)
     known = {drift.key: _not_ahead(drift, world.at) for drift in before}
@@ -103,17 +99,17 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
 
 
 def shown(drifts: Sequence[Drift]) -> tuple[Drift, ...]:
-    """Those of :func:`follow` that are for people, in the same order.
+    """Those of :func:`follow` that people are shown, in the same order.
 
-    A server that is pending is followed from the first look on, and suspected only after half of its limit: until then
-    it has no sightings, and is left out here.
+    A pending server is followed from the first look, but suspected only after half of its limit. Until then it has no
+    sightings and is left out here.
     """
     return tuple(drift for drift in drifts if drift.sightings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Following:
-    """A difference that this look shows, and how it goes on from what was known of it."""
+    """A difference that this look shows, and how it continues from what was known of it."""
 
     seen: Comparison
     policy: DriftPolicy
@@ -130,7 +126,7 @@ class _Following:
         return drift.raised_at is not None or drift.kind not in SAME_BY_WORDS or self.found.words()[1] == drift.observed
 
     def begun(self) -> Drift:
-        """The same as drift, after its first sighting."""
+        """The difference as a Drift after its first sighting."""
         found, at = self.found, self.seen.at
         since = at if found.since is None else min(found.since, at)
         return self._judged(
@@ -138,7 +134,7 @@ class _Following:
         )
 
     def gone_on(self, drift: Drift) -> Drift:
-        """``drift`` after this look, the same where the look doesn't count."""
+        """``drift`` after this look; unchanged if the look doesn't count."""
         needed = self.seen.readings(drift.kind, drift.subject) or ()
         if any(reading.at <= drift.seen_at for reading in needed):
             return drift
@@ -176,7 +172,7 @@ class _Following:
 
 
 def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None:
-    """``drift``, which this look doesn't show, after it; None: it has ended."""
+    """``drift``, which this look doesn't show, after it; None if it has ended."""
     needed = seen.readings(drift.kind, drift.subject)
     if needed is None or not any(reading.at > drift.seen_at for reading in needed):
         return drift
@@ -196,7 +192,7 @@ def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None
 def _kept(
     found: Mapping[DriftKey, Difference], known: Mapping[DriftKey, Drift]
 ) -> tuple[dict[DriftKey, Difference], dict[DriftKind, tuple[str, ...]]]:
-    """At most so many of each kind, those that are known before others, and what to say where some were left out."""
+    """At most MOST of each kind, the known ones first, and a remark for each kind of which some were left out."""
     by_kind: dict[DriftKind, list[DriftKey]] = {}
     for key in found:
         by_kind.setdefault(key[0], []).append(key)
@@ -213,7 +209,7 @@ def _kept(
 def _predecessor(
     found: Difference, known: Mapping[DriftKey, Drift], others: Mapping[DriftKey, Difference]
 ) -> Drift | None:
-    """What was known of ``found`` under another name."""
+    """What was known of ``found`` under another key."""
     kind, user, server, subject = found.key
     if kind in ONE_IN_TWO_WORDS:
         other = known.get((ONE_IN_TWO_WORDS[kind], user, server, subject))
@@ -224,7 +220,7 @@ def _predecessor(
 
 
 def _without_doubles(drifts: list[Drift]) -> list[Drift]:
-    """An orphan that only the spawner tells of is left out where the backends have told which one it is."""
+    """Leave out an orphan that only the spawner reported if the backends show which one it is."""
     named = {(one.user, one.server) for one in drifts if one.kind is DriftKind.SERVER_ORPHAN and one.subject}
     return [
         one
@@ -234,7 +230,7 @@ def _without_doubles(drifts: list[Drift]) -> list[Drift]:
 
 
 def _not_ahead(drift: Drift, now: datetime) -> Drift:
-    """The same, where our clock was put back, as if last seen just now: else nothing would count until it has caught up."""
+    """The same; if our clock was put back, as if last seen just now. Else nothing would count until it has caught up."""
     if drift.seen_at <= now:
         return drift
     return replace(drift, since=min(drift.since, now), seen_at=now)

@@ -25,10 +25,10 @@ GONE_KINDS = frozenset({DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST})
 
 
 def remedy(drift: Drift) -> ActionKind | None:
-    """What repairs it; None where it can only be reported.
+    """The action that repairs it; None if it can only be reported.
 
-    That is so for its kind, or for an orphan that isn't proved to be this hub's, or of which no backend is known, or that
-    began hardly before the run beside which it lives, or where what is pending is no start.
+    That depends on its kind. It is also None for an orphan whose backend is unknown, may not belong to this hub, or started
+    hardly before the run beside it, and for what is pending and isn't a start.
     """
     if drift.kind is DriftKind.SERVER_ORPHAN:
         if drift.backend is None or not drift.backend.proof:
@@ -41,15 +41,15 @@ def remedy(drift: Drift) -> ActionKind | None:
 
 
 def began_before(backend: Backend, run: datetime) -> bool:
-    """Whether ``backend`` is surely of an earlier run than the one that was started then."""
+    """Whether ``backend`` surely belongs to an earlier run than the one that was started then."""
     return backend.started is not None and backend.started < run - TWO_RUNS
 
 
 def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600.0) -> RepairPlan:
-    """What repairs these, made at ``now`` and good for ``lasts_s`` seconds (ten minutes, as a plan of stops is).
+    """A plan that repairs these, made at ``now`` and valid for ``lasts_s`` seconds (ten minutes, as for a plan of stops).
 
-    One check of routes for all that it mends comes first, then one repair for each of the others, as given. What has no
-    remedy is left out, and what is given twice counts once. The digest is the same for the same repairs, whenever made.
+    One check of routes comes first, for all that it repairs, then one repair for each of the others, in the given order.
+    Differences without a remedy are left out, and duplicates count once. The same repairs always have the same digest.
     """
     given = {drift.id: drift for drift in drifts if remedy(drift) is not None}
     routes = sorted((id_ for id_, drift in given.items() if drift.kind in ROUTE_KINDS))
@@ -74,9 +74,9 @@ def _digest(repairs: Sequence[Repair]) -> str:
 
 
 def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
-    """Why ``repair`` isn't to be done any more, one clause, by what a fresh look shows; "" where it is.
+    """Why ``repair`` is no longer due, one clause, by what a fresh look shows; "" if it is.
 
-    It is while one of what it repairs is among ``drifts``, of the same run and the same backend.
+    It is due while a difference that it repairs is among ``drifts``, for the same run and the same backend.
     """
     wanted = set(repair.drifts)
     there = [drift for drift in drifts if drift.id in wanted]
@@ -87,11 +87,11 @@ def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
     why = ""
     for drift in there:
         if not same_run(drift.started, repair.action.started):
-            why = "the server has been started again since"
+            why = "the server was started again"
         elif repair.backend is not None and (drift.backend is None or drift.backend.id != repair.backend.id):
-            why = f"{repair.backend.name} is no longer the one that it is about"
+            why = f"{repair.backend.name} is no longer the backend concerned"
         elif remedy(drift) is None:
-            why = "it can't be repaired by HubGuard any more"
+            why = "HubGuard can no longer repair it"
         else:
             return ""
     return why
@@ -99,12 +99,12 @@ def still_there(repair: Repair, drifts: Sequence[Drift]) -> str:
 
 def _gone(repair: Repair, drifts: Sequence[Drift]) -> str:
     if repair.action.kind is ActionKind.CHECK_ROUTES:
-        return "none of these routes differs any more"
+        return "none of these routes differs now"
     for drift in drifts:
         same = (drift.user, drift.server) == (repair.action.user, repair.action.name)
         if same and ONE_IN_TWO_WORDS.get(drift.kind) == repair.action.reason:
-            return f"it is a {drift.kind.value} by now"
-    return f"{repair.action.label} no longer differs: what the sources say of it agrees, or can't be told now"
+            return f"it is a {drift.kind.value} now"
+    return f"the sources now agree about {repair.action.label}, or one of them can't be read"
 
 
 def doubted(drifts: Sequence[Drift], servers: int) -> tuple[DriftKind, ...]:
