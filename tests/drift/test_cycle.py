@@ -25,15 +25,12 @@ from hubguard.drift.act import Repairer
 from hubguard.drift.looks import DRIFT
 from hubguard.drift.model import Drift, DriftKind, DriftReport
 from hubguard.drift.observe import WorldObserver
-from hubguard.drift.repairs import LAST_REPAIRS
-from hubguard.drift.store import REMEMBERED
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubGuardError, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry, Event
 from hubguard.model import OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
-from hubguard.snapshot.cycle import NEWS
 from hubguard.wiring import assemble
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
@@ -357,13 +354,13 @@ async def test_ten_thousand_drifts_stay_bounded_and_arent_written_down_again_whi
             del s.hub.routes[path]
         await s.clock.sleep(300)
         assert s.raised() == set()
-        assert len(s.report.cleared) == REMEMBERED
+        assert len(s.report.cleared) == 1000
 
     await s.live(story)
     assert max(s.sizes) < 1_000_000
     for event in ("finding", "cleared"):
         told = s.entries(event)
-        assert len(told) == NEWS + 1
+        assert len(told) == 101
         assert told[-1].detail == "and more at once: 4,900 route-stale"
 
 
@@ -958,16 +955,16 @@ async def test_the_cull_cycle_leaves_alone_what_a_repair_of_the_same_guard_has_u
 
 async def test_only_so_many_repairs_are_told_of(monkeypatch: pytest.MonkeyPatch):
     s = await Scene().guards(only_look())
-    for number in range(LAST_REPAIRS + 20):
+    for number in range(220):
         s.server(f"u{number:03}", backend=False)
 
     async def story() -> None:
         await s.clock.sleep(100)
         plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
-        assert len(plan.repairs) == LAST_REPAIRS + 20
+        assert len(plan.repairs) == 220
         await s.guard.repair(plan.digest, len(plan.repairs), "ada", "all of them")
         await s.clock.sleep(500)
-        assert len(s.report.repaired) == LAST_REPAIRS
+        assert len(s.report.repaired) == 200
         assert {one.outcome.kind for one in s.report.repaired} == {OutcomeKind.DONE}
         assert s.report.drifts == ()
 
@@ -1070,10 +1067,10 @@ async def test_however_many_are_told_to_have_outlived_theirs_it_stays_bounded():
 
     async def story() -> None:
         await s.clock.sleep(5)
-        for number in range(3 * REMEMBERED):
+        for number in range(3 * 1000):
             s.guard.tell_outlived(f"u{number}", "", "x" * 100_000)
         await s.clock.sleep(100)
-        assert len(s.report.drifts) == REMEMBERED
+        assert len(s.report.drifts) == 1000
 
     await s.live(story)
     assert max(s.sizes) < 2_000_000

@@ -769,7 +769,7 @@ def test_a_repair_is_not_to_be_done_to_another_run_or_another_backend():
     ghost = replace(DEAD, kind=DriftKind.SERVER_GHOST)
     assert still_there(stop, [ghost]) == "it is a server-ghost now"
     assert "the sources now agree" in still_there(end, [replace(ORPHAN, subject="ann:2", backend=backend(id_="ann:2"))])
-    assert still_there(end, [replace(ORPHAN, backend=backend(proof=""))]) == "it can't be repaired by HubGuard any more"
+    assert still_there(end, [replace(ORPHAN, backend=backend(proof=""))]) == "HubGuard can no longer repair it"
 
 
 def test_a_check_of_routes_is_to_be_done_while_one_of_them_differs():

@@ -132,6 +132,22 @@ def shuffled(draw: Any, mapping: Mapping[Any, Any] | None) -> dict[Any, Any] | N
     return None if mapping is None else dict(draw(st.permutations(list(mapping.items()))))
 
 
+def test_the_histories_hold_what_these_properties_are_about():
+    raised, ended, planned, pending = set[DriftKind](), set[DriftKind](), set[DriftKind](), 0
+    for seed in range(300):
+        before: tuple[Drift, ...] = ()
+        for world in _history(seed):
+            before, over = follow(before, world, DEFAULT)
+            raised |= {drift.kind for drift in before if drift.raised_at is not None}
+            ended |= {drift.kind for drift in over if drift.raised_at is not None}
+            pending += sum(drift.kind is DriftKind.PENDING_STUCK for drift in before)
+        planned |= {DriftKind(repair.action.reason) for repair in plan_repairs(before, NOW).repairs}
+    assert raised >= set(DriftKind) - {DriftKind.PENDING_STUCK}
+    assert ended >= {DriftKind.SERVER_DEAD, DriftKind.SERVER_ORPHAN}
+    assert planned >= {DriftKind.SERVER_DEAD, DriftKind.SERVER_ORPHAN, DriftKind.ROUTE_MISSING}
+    assert pending > 0
+
+
 @given(histories, policies)
 def test_what_goes_on_is_counted_rightly_and_stands_in_order(history, policy):
     before: tuple[Drift, ...] = ()
