@@ -8,6 +8,7 @@ person's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -22,6 +23,10 @@ AHEAD_S = 60.0
 
 ACCEPTABLE = frozenset({BrakeReason.POPULATION, BrakeReason.OVER_CAP})
 """What a person may let HubGuard go on with."""
+
+
+Words = tuple[str, str]
+"""Why HubGuard is braked, as a clause, and how that ends, as a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +81,48 @@ def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
     A person who resumes lets go on what they were shown, and nothing else: neither what a more serious brake has hidden
     from the start, nor what comes up later.
     """
+    after = _remembered(watch, seen, caution)
+    objections = _objections(after, seen, caution)
+    first = next((reason for reason, words in objections.items() if words is not None), None)
+    after = _with_what_is_shown(after, objections, first, seen)
+    return Judgement(after, _brake(after, objections, first), after.clock_from, _findings(after, seen, caution))
+
+
+def _with_what_is_shown(
+    after: Watch, objections: Mapping[BrakeReason, Words | None], first: BrakeReason | None, seen: Look
+) -> Watch:
+    """``after`` with when each objection began, and the number of users that people are shown.
+
+    Nobody can accept what they weren't shown, so an acceptable objection begins when it is the brake.
+    """
+    since = {
+        reason: after.since.get(reason, seen.now)
+        for reason, words in objections.items()
+        if reason in after.since or (words is not None and (reason is first or reason not in ACCEPTABLE))
+    }
+    shown = seen.snapshot.users_total if first is BrakeReason.POPULATION else after.population.shown
+    return replace(after, since=since, population=replace(after.population, shown=shown))
+
+
+def _brake(after: Watch, objections: Mapping[BrakeReason, Words | None], first: BrakeReason | None) -> Brake | None:
+    words = None if first is None else objections[first]
+    if first is None or words is None:
+        return None
+    why, ends = words
+    return Brake(first, after.since[first], why, ends, acceptable=first in ACCEPTABLE)
+
+
+# -- what is remembered -------------------------------------------------------------------------------------------
+
+
+def _remembered(watch: Watch, seen: Look, caution: Caution) -> Watch:
+    """``watch`` after this look, but for when objections began."""
     now, accepted = seen.now, _accepted(watch, seen)
     restarted = seen.hub_answered and watch.generation > 0 and seen.generation not in {0, watch.generation}
     recovered = _recovered(watch, seen, caution, restarted=restarted)
     gap_s = 0.0 if watch.looked_at is None else max(0.0, (now - watch.looked_at).total_seconds())
-    gone = {BrakeReason.CHECKING} if restarted else set()
-    after = Watch(
+    over = accepted | ({BrakeReason.CHECKING} if restarted else set())
+    return Watch(
         looked_at=now,
         gap_s=gap_s if seen.hub_answered else watch.gap_s,
         hub_seen_at=now if seen.hub_answered else watch.hub_seen_at,
@@ -90,27 +131,11 @@ def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
         proxy_down=_down(watch.proxy_down, seen.proxy_answered, now),
         clock_from=now if recovered else watch.clock_from and min(watch.clock_from, now),
         resumed_at=seen.resumed_at,
-        since={reason: min(at, now) for reason, at in watch.since.items() if reason not in accepted | gone},
+        since={reason: min(at, now) for reason, at in watch.since.items() if reason not in over},
         population=_population(watch, seen, caution, accepted=BrakeReason.POPULATION in accepted),
         cap_accepted=_cap_accepted(watch, seen, caution, accepted=BrakeReason.OVER_CAP in accepted),
         feed=_feed(watch, seen, caution, gap_s, anew=restarted or recovered),
     )
-    objections = _objections(after, seen, caution)
-    holding = [(reason, *words) for reason, words in objections.items() if words is not None]
-    first = holding[0][0] if holding else None
-    # Nobody can accept what they weren't shown, so that an acceptable objection begins when it is.
-    begun = {reason for reason, *_ in holding if reason is first or reason not in ACCEPTABLE} | after.since.keys()
-    since = {reason: after.since.get(reason, now) for reason in objections if reason in begun}
-    shown = seen.snapshot.users_total if first is BrakeReason.POPULATION else after.population.shown
-    after = replace(after, since=since, population=replace(after.population, shown=shown))
-    brake = None
-    if holding:
-        reason, why, ends = holding[0]
-        brake = Brake(reason, since[reason], why, ends, acceptable=reason in ACCEPTABLE)
-    return Judgement(after, brake, after.clock_from, _findings(after, seen, caution))
-
-
-# -- what is remembered -------------------------------------------------------------------------------------------
 
 
 def _accepted(watch: Watch, seen: Look) -> set[BrakeReason]:
@@ -180,12 +205,12 @@ def _feed(watch: Watch, seen: Look, caution: Caution, gap_s: float, *, anew: boo
 # -- what is objected to --------------------------------------------------------------------------------------------
 
 
-def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason, tuple[str, str] | None]:
+def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason, Words | None]:
     """The words (why, ends) of all that speaks against acting, most serious first.
 
     None: if it stood before, then it still does, but it doesn't brake now.
     """
-    found: dict[BrakeReason, tuple[str, str] | None] = {}
+    found: dict[BrakeReason, Words | None] = {}
     if not _whole(seen):
         found[BrakeReason.INCOMPLETE] = _incomplete(seen)
     if seen.skew_s is not None and seen.skew_s > AHEAD_S:
