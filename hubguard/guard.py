@@ -44,7 +44,7 @@ class Part(Protocol):
         """Wait until the next turn is due."""
 
     def begin_anew(self) -> None:
-        """This guard has the lease anew: another guard may have acted since."""
+        """This guard has the lease again: another guard may have acted since."""
 
     async def close(self) -> None:
         """Give up what is under way beside a turn."""

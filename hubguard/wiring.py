@@ -173,7 +173,7 @@ def assemble(
 
 
 def _cull_policy(settings: Settings, facts: HubConfigFacts, took_over: str) -> CullPolicy:
-    """What is culled. Users whom pruning protects are kept, and so is everybody until the loss of storage is acknowledged.
+    """What is culled. Users that pruning protects are kept, and so is everybody until the loss of storage is acknowledged.
 
     An idle culler whose place HubGuard takes deleted users by the same hub, with their storage: its settings suffice.
     """

@@ -49,18 +49,7 @@ def pieces(file: Path) -> Iterator[tuple[int, str]]:
 def prose() -> list[Path]:
     """README, docs, the product with its templates, and what is installed or run beside it."""
     found = [ROOT / "README.md", ROOT / "Makefile"]
-    rooms = [
-        "act",
-        "backends",
-        "cull/decide",
-        "dashboard",
-        "hub",
-        "inhub",
-        "journal",
-        "pacing",
-        "proxy",
-        "prune/decide",
-    ]
+    rooms = ["act", "backends", "cull", "dashboard", "hub", "inhub", "journal", "pacing", "proxy", "prune/decide"]
     rooms += ["prune/offline", "snapshot", "staging", "templates", "web"]
     for folder in ("docs", "bench", "migrations", "jupyterhub_config.d", *(f"hubguard/{room}" for room in rooms)):
         found += [file for file in (ROOT / folder).rglob("*") if file.suffix in {".py", ".md", ".html", ".mako"}]

@@ -48,10 +48,11 @@ RECENT_S = 3600.0
 """What counts as recent, where errors are compared with successes."""
 
 OVERDUE_S = 1800.0
-"""A server that has been due for so long, and three cycles at the least, is a finding: nobody noticed for 29 hours, once."""
+"""Seconds (and at least three cycles) after which a server that is due becomes a finding: once, nobody noticed for 29
+hours."""
 
 REMEMBERED_NOTES = 5000
-"""So many of the last notes are looked through after a start, so that a restart doesn't say everything once more."""
+"""Journal notes read at startup, so that a restart doesn't announce the same servers again."""
 
 
 class Cycles:

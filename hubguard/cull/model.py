@@ -40,7 +40,7 @@ class Reason(str, Enum):
     HOOK = "hook"  # the operator's own function says no, or failed
     CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
     STUCK = "pending-stuck"  # pending for longer than its limit
-    PROTECTED = "protected"  # a user whom the settings of pruning protect, or whom the hub's config names
+    PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
 
 
@@ -51,7 +51,7 @@ class Known:
     ``failures`` are earlier attempts, ``proxy_activity`` is the last traffic that the proxy has seen, ``active_at``
     the last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is
     now. ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a
-    proxy's lost table was filled again: what the hub's and the proxy's times tell of these isn't use. ``hook`` is the
+    proxy's lost table was filled again: the hub's and the proxy's times within these aren't use. ``hook`` is the
     answer of the operator's own function: True for stop, False for keep, None where there is no such function;
     ``hook_error`` is one line on why it has none.
     """
@@ -107,7 +107,7 @@ class UserVerdict:
 class Protected:
     """Users who are never deleted: by names (globs), groups, roles, or since the hub's config names them.
 
-    A user of whom groups or roles are unknown is kept if that matters.
+    A user with unknown groups or roles is kept if that matters.
     """
 
     names: tuple[str, ...] = ()

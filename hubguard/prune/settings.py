@@ -10,7 +10,7 @@ from hubguard.times import DAY_S, HOUR_S
 
 
 class HubGuardPrune(Section):
-    """Who is stale, who is always kept, and whom HubGuard may delete by itself. By default it deletes nobody."""
+    """Who is stale, who is always kept, and who HubGuard may delete by itself. By default it deletes nobody."""
 
     delete_users = Bool(
         False,
