@@ -12,38 +12,38 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from guarded import ARMED, INCLUDE, OBSERVING, QUICK, ask, external, gone, guards, mode, servers, status
 
 from hubguard.staging.hub import TestbedHub
-from hubguard.staging.population import Population, SeededServer
 from hubguard.staging.processes import free_ports
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
+NAMES = ["sl/ash", "que?stion", "ha#sh", "per%2fcent", 'quo"te', "less<than", "käthe", "李雷", "sp ace"]
 
-async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=ARMED, population=servers(idle=7200, busy=60))
-    await gone(hub, "idle")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def armed(shared_hub: MakeHub) -> TestbedHub:
+    """For those who only look."""
+    return await shared_hub(config=ARMED, population=servers(idle=7200, busy=60, **dict.fromkeys(NAMES, 7200)))
+
+
+async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(armed: TestbedHub):
+    hub = armed
+    await gone(hub, "idle", *NAMES)
     assert ("busy", "") in await hub.servers()
     outcomes: list[tuple[str, str]] = []
 
     async def settled() -> bool:
         code, journal = await ask(hub, "api/v1/journal")
         assert code == 200
-        outcomes[:] = [(entry["user"], entry["outcome"]) for entry in journal if entry["event"] == "outcome"]
-        return bool(outcomes)
+        outcomes[:] = sorted((entry["user"], entry["outcome"]) for entry in journal if entry["event"] == "outcome")
+        return len(outcomes) > len(NAMES)
 
     # The hub forgets a server a moment before HubGuard has seen that.
     await hub.wait_for(settled, "the outcome to be in the journal")
-    assert outcomes == [("idle", "done")]
-
-
-@pytest.mark.long
-async def test_names_that_need_quoting_are_stopped_like_any_other(testbed_hub: MakeHub):
-    names = ["sl/ash", "que?stion", "ha#sh", "per%2fcent", 'quo"te', "less<than", "käthe", "李雷", "sp ace"]
-    population = Population(servers=tuple(SeededServer(name, idle_for_s=7200) for name in names))
-    hub = await testbed_hub(config=ARMED, population=population)
-    await gone(hub, *names)
+    assert outcomes == sorted((user, "done") for user in ["idle", *NAMES])
 
 
 async def test_a_first_install_only_observes_until_an_admin_arms_it(testbed_hub: MakeHub):
@@ -170,8 +170,8 @@ async def test_beside_a_culler_that_is_to_stay_it_only_observes(testbed_hub: Mak
     assert ("idle", "") in await hub.servers()
 
 
-async def test_no_token_is_in_the_hubs_database_its_log_or_any_command_line(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=ARMED, population=servers(idle=7200))
+async def test_no_token_is_in_the_hubs_database_its_log_or_any_command_line(armed: TestbedHub):
+    hub = armed
     await gone(hub, "idle")
     (guard,) = guards(hub)
     environ = dict(
