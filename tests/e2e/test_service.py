@@ -29,6 +29,16 @@ async def armed(shared_hub: MakeHub) -> TestbedHub:
     return await shared_hub(config=ARMED, population=servers(idle=7200, busy=60, **dict.fromkeys(NAMES, 7200)))
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def observing(shared_hub: MakeHub) -> TestbedHub:
+    """Whoever arms it puts that back, and `late` is kept for the test that has it stopped."""
+    hub = await shared_hub(config=OBSERVING, population=servers(idle=7200, late=7200, ada=60))
+    await mode(hub, "observing")
+    code, answer = await ask(hub, "api/v1/exemptions", method="POST", json={"user": "late", "for_s": 3600})
+    assert code == 200, answer
+    return hub
+
+
 async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(armed: TestbedHub):
     hub = armed
     await gone(hub, "idle", *NAMES)
@@ -46,14 +56,14 @@ async def test_an_armed_guard_stops_the_idle_and_leaves_the_others(armed: Testbe
     assert outcomes == sorted((user, "done") for user in ["idle", *NAMES])
 
 
-async def test_a_first_install_only_observes_until_an_admin_arms_it(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
-    await mode(hub, "observing")
+async def test_a_first_install_only_observes_until_an_admin_arms_it(observing: TestbedHub):
+    hub = observing
     await asyncio.sleep(2)
     assert ("idle", "") in await hub.servers()
     code, answer = await ask(hub, "api/v1/arm", method="POST", json={"why": "we have looked long enough"})
     assert code == 200, answer
     await gone(hub, "idle")
+    assert (await ask(hub, "api/v1/observe", method="POST", json={}))[0] == 200
 
 
 @pytest.mark.long
@@ -282,9 +292,8 @@ async def test_two_external_guards_on_one_postgresql_take_turns(
 
 
 @pytest.mark.long
-async def test_who_has_no_rights_at_the_hub_gains_none_here(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=OBSERVING, population=servers(ada=60))
-    await status(hub)
+async def test_who_has_no_rights_at_the_hub_gains_none_here(observing: TestbedHub):
+    hub = observing
     token = (await hub.api("POST", "users/ada/tokens", json={})).data["token"]
     for method, path in [
         ("GET", "api/v1/status"),
@@ -302,8 +311,8 @@ async def test_who_has_no_rights_at_the_hub_gains_none_here(testbed_hub: MakeHub
 
 
 @pytest.mark.long
-async def test_an_admin_needs_no_extra_role_to_see_and_arm(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
+async def test_an_admin_needs_no_extra_role_to_see_and_arm(observing: TestbedHub):
+    hub = observing
     await mode(hub, "observing")
     async with aiohttp.ClientSession() as session:
         await hub.login(session)
@@ -317,4 +326,7 @@ async def test_an_admin_needs_no_extra_role_to_see_and_arm(testbed_hub: MakeHub)
     token = (await hub.api("POST", "users/admin/tokens", json={})).data["token"]
     code, _ = await ask(hub, "api/v1/arm", method="POST", token=token, json={})
     assert code == 200
-    await gone(hub, "idle")
+    (kept,) = (await ask(hub, "api/v1/exemptions"))[1]
+    assert (await ask(hub, f"api/v1/exemptions/{kept['id']}", method="DELETE"))[0] == 200
+    await gone(hub, "late")
+    assert (await ask(hub, "api/v1/observe", method="POST", json={}))[0] == 200
