@@ -689,7 +689,7 @@ async def test_offline_who_has_a_protected_role_is_kept(hub_db: Path, run: Calla
     )
     assert said.code == 0, said.err
     plan = prune_plan.from_dict(json.loads(said.out))
-    assert (plan.deletions, plan.kept) == ((), {PruneReason.PROTECTED_ROLE: 20})
+    assert (plan.deletions, plan.kept) == ((), {PruneReason.PROTECTED_ROLE: 30})
 
 
 @pytest.mark.parametrize(
