@@ -124,7 +124,7 @@ def test_every_setting_that_the_docs_name_is_there(page: Path):
 def test_every_setting_that_stands_alone_on_the_pages_about_culling_is_there():
     known = {name.split(".")[1] for name, _, _ in config.settings_table()} | rules._READERS.keys()
     of_others = {"allowed_users", "delete_pvc", "inactive_limit", "last_activity", "last_activity_interval"}
-    of_others |= {"load_groups", "load_roles", "user_options"}
+    of_others |= {"load_groups", "load_roles", "user_options", "protected_groups", "protected_roles", "protected_names"}
     text = FENCE.sub("", LIMITS.read_text() + CULLING.read_text())
     named = {name for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text) if not name.startswith("hubguard_")}
     assert len(named) > 10

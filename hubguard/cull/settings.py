@@ -47,8 +47,8 @@ class HubGuardCull(Section):
     users = Bool(
         False,
         help="""Whether users are deleted from the hub, with all they have there, once none of their servers runs and
-        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Users whom
-        `HubGuardPrune` protects, or whom the hub's config names, are kept. If the spawner deletes storage with the user
+        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Users who
+        `HubGuardPrune` protects, or who the hub's config names, are kept. If the spawner deletes storage with the user
         (KubeSpawner: by default), HubGuard deletes nobody until `HubGuardPrune.acknowledged` names the spawner. Set it
         before the include, which then requests the scope for it.""",
     ).tag(config=True)

@@ -457,7 +457,7 @@ def policy_sentences(report: DriftReport, status: Status) -> dict[DriftKind, str
         elif block is not None and not (block is _Block.BRAKE and kind in ROUTE_KINDS):
             sentences[kind] = f"Automatically, once {block.value}."
         elif kind in report.doubted:
-            sentences[kind] = "Only when you ask: with so many at once, the source is probably wrong."
+            sentences[kind] = "Only when you ask: with this many at once, the source is probably wrong."
         else:
             sentences[kind] = "Automatically, soon."
     return sentences

@@ -116,7 +116,7 @@ def _brake(after: Watch, objections: Mapping[BrakeReason, Words | None], first: 
 
 
 def _remembered(watch: Watch, seen: Look, caution: Caution) -> Watch:
-    """``watch`` after this look, but for when objections began."""
+    """``watch`` after this look, except when objections began."""
     now, accepted = seen.now, _accepted(watch, seen)
     restarted = seen.hub_answered and watch.generation > 0 and seen.generation not in {0, watch.generation}
     recovered = _recovered(watch, seen, caution, restarted=restarted)
