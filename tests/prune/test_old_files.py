@@ -27,6 +27,7 @@ from hubguard.prune.model import (
     StorageFate,
     UndoHead,
 )
+from hubguard.prune.store import PruneStore
 
 DATA = Path(__file__).parent / "data"
 MADE_AT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
@@ -158,9 +159,10 @@ def test_rows_of_a_plan_in_the_journal_are_read(tmp_path: Path) -> None:
         connection.commit()
 
     with closing(open_journal(f"sqlite:///{path}")) as journal:
-        (run,) = journal.prune_runs()
-        text = journal.plan_text(DIGEST)
-        settled = journal.pruned(DIGEST)
+        prunes = PruneStore(journal)
+        (run,) = prunes.prune_runs()
+        text = prunes.plan_text(DIGEST)
+        settled = prunes.pruned(DIGEST)
 
     assert (run.digest, run.state, run.count) == (DIGEST, PruneState.PAUSED, 3)
     assert (run.actor, run.asked_why, run.why) == ("ann", "end of term", "Paused by ann")
