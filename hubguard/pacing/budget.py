@@ -47,7 +47,7 @@ class Destination(str, Enum):
     PROXY = "proxy"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Turn:
     """One request on its way through the budget. ``full``: it took the last place; ``probe``: it tries an open breaker."""
 
@@ -56,14 +56,14 @@ class _Turn:
     to: Destination
     kind: str | None
     limits: tuple[_Stage, ...]
-    number: int = 0
-    asked_s: float = 0.0
-    began_s: float = 0.0
-    full: bool = False
-    probe: bool = False
-    settled: bool = False
-    stages: tuple[_Stage, ...] = ()
-    reserved: tuple[Rate, ...] = ()
+    number: int = field(default=0, init=False)
+    asked_s: float = field(default=0.0, init=False)
+    began_s: float = field(default=0.0, init=False)
+    full: bool = field(default=False, init=False)
+    probe: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
+    stages: tuple[_Stage, ...] = field(default=(), init=False)
+    reserved: tuple[Rate, ...] = field(default=(), init=False)
     granted: asyncio.Future[None] = field(init=False)
 
     @property
