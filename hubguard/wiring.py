@@ -84,11 +84,11 @@ def assemble(
         wrong_setting=str(settings.errors[0]) if settings.errors else "",
     )
     watch: ProxyWatch | None = None
-    table = ExpectedRoutes(lambda: watch_status().state)
 
     def watch_status() -> ProxyWatchStatus:
         return ProxyWatchStatus() if watch is None else watch.status
 
+    table = ExpectedRoutes(watch_status)
     if world is not None and canary is not None and proxy is not None and not settings.errors:
         restores = Restores(mandate, wanted=DriftKind.ROUTE_MISSING.value in settings.drift.repair)
         watch = ProxyWatch(
@@ -154,7 +154,6 @@ def assemble(
             clock,
             chance,
             table=table,
-            watch=watch_status,
         )
     pruning = PruneCycles(
         settings.prune,

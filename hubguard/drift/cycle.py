@@ -18,7 +18,6 @@ from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.model import Key, Order
 from hubguard.pacing.clock import Clock
-from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.snapshot.cycle import Snapshots
 
@@ -31,10 +30,7 @@ SOONEST_S = 5.0
 
 
 class DriftCycles:
-    """Looks for drift, one look at a time, and carries out repairs, one plan at a time.
-
-    ``watch`` returns how the proxy is.
-    """
+    """Looks for drift, one look at a time, and carries out repairs, one plan at a time."""
 
     def __init__(
         self,
@@ -49,7 +45,6 @@ class DriftCycles:
         chance: Callable[[], float],
         *,
         table: ExpectedRoutes,
-        watch: Callable[[], ProxyWatchStatus] = ProxyWatchStatus,
     ) -> None:
         policy = DriftPolicy(
             sightings=settings.sightings,
@@ -65,9 +60,11 @@ class DriftCycles:
         self._clock = clock
         self._ready = False
         self._chance = chance
-        self._watch = watch
+        self._watch = table.watch
         self._looks = Looks(observer, snapshots, table, clock, policy)
-        self._repairs = Repairs(self._looks, hub, backends, snapshots, mandate, clock, chance, watch, kinds, limits)
+        self._repairs = Repairs(
+            self._looks, hub, backends, snapshots, mandate, clock, chance, table.watch, kinds, limits
+        )
         self._next_look_at: datetime | None = None
 
     @property

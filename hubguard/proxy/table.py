@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from hubguard.model import Key, Route, Server
-from hubguard.proxy.model import WatchState
+from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
 
 class ExpectedRoutes:
     """The routes that belong in the proxy's table, learned from looks at a whole one.
 
-    ``state`` returns how the proxy is. A table that is read while the proxy isn't well is not learned from.
+    ``watch`` returns how the proxy is. A table that is read while the proxy isn't well is not learned from.
     """
 
-    def __init__(self, state: Callable[[], WatchState]) -> None:
-        self._state = state
+    def __init__(self, watch: Callable[[], ProxyWatchStatus]) -> None:
+        self.watch = watch
         self._table: dict[str, Key | None] = {}
         self._servers: Mapping[Key, Server] | None = None
 
@@ -24,7 +24,7 @@ class ExpectedRoutes:
     ) -> None:
         """Take over what one look read. None: it couldn't be read. ``own`` are the prefixes of the hub and its services."""
         self._servers = servers
-        if servers is None or routes is None or self._state() not in (WatchState.FINE, WatchState.OFF):
+        if servers is None or routes is None or self.watch().state not in (WatchState.FINE, WatchState.OFF):
             return
         paths = {prefix.rstrip("/") or "/" for prefix in own}
         table = {path: route.key for path, route in routes.items() if route.key is not None or path in paths}

@@ -1126,9 +1126,9 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
         assert table.expected() == {"/": None, "/user/ann": ("ann", "")}
         # As a look sees it that comes between the loss and the watch's next word.
         s.hub.routes.clear()
-        table._state, state = lambda: WatchState.FINE, table._state
+        table.watch, watch = lambda: _as(watch(), WatchState.FINE), table.watch
         await s.guard.look_for_drift()
-        table._state = state
+        table.watch = watch
         assert table.expected() == {"/": None, "/user/ann": ("ann", "")}
         await s.clock.sleep(10)
         assert s.proxy.table.keys() >= {"/", "/user/ann"}
