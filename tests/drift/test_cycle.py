@@ -1266,3 +1266,26 @@ async def test_where_cycles_are_rare_a_list_of_its_own_serves_three_looks():
     s.server("ann")
     await s.live(3500.0)
     assert len(s.asked("list")) <= 3500 / 120 + 3
+
+
+async def test_a_repair_that_is_given_up_before_its_first_step_is_unverified_and_keeps_no_later_one_back():
+    s = await Scene().guards(only_look())
+    s.server("ann", backend=False)
+
+    async def story() -> None:
+        await s.clock.sleep(100)
+        drifts = s.guard.drifts
+        assert drifts is not None
+        plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
+        await s.guard.repair(plan.digest, 1, "ada", "now")
+        await drifts.close()
+        (given_up,) = s.report.repaired
+        assert given_up.ended_at is not None
+        assert given_up.outcome.kind is OutcomeKind.UNVERIFIED
+        assert s.asked("stop") == []
+        plan = s.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
+        await s.guard.repair(plan.digest, 1, "ada", "again")
+        await s.clock.sleep(60)
+        assert s.report.repaired[0].outcome.kind is OutcomeKind.DONE
+
+    await s.live(story)

@@ -385,6 +385,25 @@ def test_rows_that_led_nowhere_never_become_somebodys(new_hub: Callable[[], str]
     assert any("somebody's now" in note for note in restored.notes)
 
 
+@pytest.mark.parametrize("anothers", [False, True])
+def test_a_spawner_gets_its_lost_server_back_unless_that_number_is_another_servers_by_now(
+    new_hub: Callable[[], str], tmp_path: Path, anothers: bool
+) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    gone = ", ".join(str(deletion.id) for deletion in plan.deletions)
+    ((stays,),) = ask(url, f"SELECT min(id) FROM spawners WHERE user_id NOT IN ({gone})")
+    execute(url, f"UPDATE spawners SET server_id = 6001 WHERE id = {stays}")
+    applied = apply(url, plan_for(url, housekeeping=True), tmp_path / "undo")
+    assert ask(url, f"SELECT server_id FROM spawners WHERE id = {stays}") == [(None,)]
+    if anothers:
+        execute(
+            url, "INSERT INTO servers (id, proto, ip, port, base_url) VALUES (6001, 'http', '', 8888, '/user/other/')"
+        )
+    restore(url, applied)
+    assert ask(url, f"SELECT server_id FROM spawners WHERE id = {stays}") == [(None if anothers else 6001,)]
+
+
 # -- when it doesn't ------------------------------------------------------------------------------------------------------
 
 
