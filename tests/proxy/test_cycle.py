@@ -752,3 +752,15 @@ def test_a_fault_in_what_it_is_given_does_not_end_it():
         assert world.state() is WatchState.FINE
 
     world.run(story)
+
+
+def test_while_a_table_is_being_restored_looks_come_when_they_are_due_and_not_in_a_rush():
+    state, waits, at_s = lost_at(1), [], 1.0
+    while at_s < 60:
+        state, command = step(state, THERE, now(at_s, may_act=False))
+        if command.do is Do.COMPARE:
+            state, command = step(state, Compared(("/user/a",), 1), now(at_s, may_act=False))
+        waits.append(command.wait_s)
+        at_s += command.wait_s
+    assert len(waits) < 60
+    assert max(waits) <= 2
