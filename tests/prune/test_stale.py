@@ -483,3 +483,15 @@ def test_who_has_left_the_group_that_was_asked_for_isnt_deleted() -> None:
 
 def test_servers_that_came_and_went_make_no_difference() -> None:
     assert look(replace(ANN, servers=(AccountServer("another", active=False),))) is None
+
+
+def test_a_time_that_is_off_by_a_second_is_the_same_and_by_more_it_is_not() -> None:
+    last = ANN.last_activity
+    assert last is not None
+    for off_s in (-1.0, 1.0):
+        assert look(replace(ANN, last_activity=last + timedelta(seconds=off_s))) is None
+        assert look(replace(ANN, last_activity=last + timedelta(seconds=1.001 * off_s))) is not None
+    assert ANN.created is not None
+    for off_s in (-1.0, 1.0):
+        assert look(replace(ANN, created=ANN.created + timedelta(seconds=off_s))) is None
+        assert look(replace(ANN, created=ANN.created + timedelta(seconds=1.001 * off_s))) is not None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.model import Known, Standing
 from hubguard.model import Reading, Route, Server, Source
-from hubguard.snapshot.decide.activity import LATEST_LOOK, by_restore, follow, trusted
+from hubguard.snapshot.decide.activity import ALIVE, LATEST_LOOK, by_restore, follow, trusted
 from hubguard.snapshot.model import Evidence, Seen, Snapshot
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
@@ -208,3 +208,17 @@ def test_incident_a_proxy_that_was_wiped_once_an_hour_kept_idle_servers_alive_fo
 
     assert stopped_after(None) == 3600
     assert stopped_after(1800) is None
+
+
+def test_only_a_whole_list_of_the_hubs_api_shows_what_is_pending():
+    stopping = seen(-500, pending="stop", pending_since=at(-60))
+    whole = snapshot(30, hub=-500, proxy=None)
+    (shown,) = whole.servers
+    starts = replace(whole, servers=(replace(shown, pending="spawn"),))
+    api = Reading(Source.HUB_API, at(30), True, 0.1)
+    found = after(stopping, replace(starts, readings=(api,)))
+    assert (found.pending, found.pending_since) == ("spawn", at(30))
+    assert after(stopping, replace(whole, readings=(api,))).pending is None
+    for readings in ((), (replace(api, complete=False),), (replace(api, detail=ALIVE),)):
+        found = after(stopping, replace(starts, readings=readings))
+        assert (found.pending, found.pending_since) == ("stop", at(-60))
