@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from doubles.backends import BackendRequest, MemoryBackends
+from doubles.drift import drift_of
 from doubles.hub import MemoryHub, Request, Stops
 from inline_journal import InlineJournal
 from virtual_time import VirtualClock
@@ -1090,5 +1091,22 @@ async def test_intents_of_culling_and_pruning_are_none_of_drifts_to_settle(play:
         assert len(scene.open_intents()) == 3
         assert scene.entries(Event.OUTCOME) == []
         assert (scene.looks, scene.hub.requests) == (0, [])
+
+    await play(act)
+
+
+async def test_an_orphan_of_which_nothing_more_is_known_is_called_its_backend(play: Play):
+    async def act(scene: Scene) -> None:
+        action = Action("ann", "", None, None, "server-orphan", kind=ActionKind.END_BACKEND)
+        await scene.keeper.intend(action, "ann", asked=True, armed=None)
+
+        async def look(keys: Sequence[Key]) -> tuple[Drift, ...]:
+            return (drift_of(DriftKind.SERVER_ORPHAN, "ann", backend=None),)
+
+        scene.look = look  # type: ignore[method-assign]
+        await scene.another_repairer().settle_left(scene.open_intents())
+        (left,) = scene.entries(Event.OUTCOME)
+        assert left.outcome is OutcomeKind.UNVERIFIED
+        assert "its backend is alive" in left.detail
 
     await play(act)
