@@ -777,3 +777,21 @@ def test_a_check_of_routes_is_to_be_done_while_one_of_them_differs():
     (repair,) = plan_repairs(routes, NOW).repairs
     assert still_there(repair, routes[1:]) == ""
     assert still_there(repair, [drift_of(DriftKind.ROUTE_MISSING, "c")]) == "none of these routes differs now"
+
+
+@pytest.mark.parametrize(("many", "remarked"), [(2, False), (3, True)])
+def test_what_fits_is_followed_whole_and_no_limit_is_spoken_of(
+    monkeypatch: pytest.MonkeyPatch, many: int, remarked: bool
+):
+    monkeypatch.setattr("hubguard.drift.decide.follow.MOST", 2)
+    servers = [server(f"u{n}") for n in range(many)]
+    drifts = looks(world(servers=servers, routes=[], backends=None, targets={}))
+    assert len(drifts) == 2
+    assert all(("such differences are followed" in drift.evidence[-1]) is remarked for drift in drifts)
+
+
+def test_every_backend_of_a_server_that_is_neither_ready_nor_on_its_way_is_an_orphan_whenever_it_began():
+    idle = replace(server(), ready=False)
+    drifts = looks(world(servers=[idle], routes=[], backends=(backend(started=ago(60)),)))
+    orphans = [drift for drift in drifts if drift.kind is DriftKind.SERVER_ORPHAN]
+    assert [(drift.user, drift.started) for drift in orphans] == [("ann", None)]
