@@ -222,3 +222,9 @@ def test_only_a_whole_list_of_the_hubs_api_shows_what_is_pending():
     for readings in ((), (replace(api, complete=False),), (replace(api, detail=ALIVE),)):
         found = after(stopping, replace(starts, readings=readings))
         assert (found.pending, found.pending_since) == ("stop", at(-60))
+
+
+def test_a_restore_counts_from_a_little_before_it_began_to_a_little_after_it_ended():
+    near = 0.9
+    for proxy in (10 - near, 10, 14, 14 + near):
+        assert after(seen(-500), snapshot(30, hub=-500, proxy=proxy), (10, 14)).active_at == at(-500), proxy

@@ -1010,3 +1010,10 @@ def test_whatever_happened_before_a_world_that_stays_sane_is_acted_on_again(step
     world.proxy = dict(world.hub)
     world.look_on(900)
     assert world.reason is None
+
+
+def test_a_hub_that_takes_over_no_activity_by_its_settings_is_not_said_to_have_stopped_noting_it():
+    world = World("ann", has_proxy=False, caution=Caution(hub_activity_interval_s=0))
+    world.look_on(7200)
+    world.look_on(7200)
+    assert not world.found
