@@ -98,19 +98,16 @@ def restore_offline(
         ) as (connection, tables, seen),
     ):
         tell("Bringing back")
-        restoring = _Restoring(database, connection, tables, users, with_tokens=with_tokens)
-        restoring.restore()
+        _refuse_columns(database, tables, users)
+        plan = _plan(connection, tables, users, with_tokens=with_tokens)
+        counts = _write(database, connection, tables, plan)
     tell("Nothing was changed" if dry_run else "Done")
     notes = list(seen)
     if database.place != head.database:
         notes.append(f"The undo file was made of another database ({head.database}).")
-    return Restored(
-        tuple(restoring.restored),
-        tuple(restoring.skipped),
-        dict(restoring.counts),
-        (*notes, *restoring.notes()),
-        dry_run,
-    )
+    notes += (f"{count} rows of {table} didn't come back: {why}." for (table, why), count in plan.out.items())
+    restored = tuple(user.name for user in plan.coming)
+    return Restored(restored, tuple(plan.skipped), dict(counts), tuple(notes), dry_run)
 
 
 def _refuse_file(database: Database, head: UndoHead, users: Sequence[UndoUser]) -> None:
@@ -127,345 +124,270 @@ def _refuse_file(database: Database, head: UndoHead, users: Sequence[UndoUser]) 
         )
 
 
-class _Restoring:
-    """One restoration, within its transaction. What came of it is in ``restored``, ``skipped`` and ``counts``."""
+def _refuse_columns(database: Database, tables: Tables, users: Sequence[UndoUser]) -> None:
+    columns: dict[str, set[str]] = {}
+    for user in users:
+        for name, of_table in (user.rows or {}).items():
+            if name != NAMED and of_table:
+                columns.setdefault(name, set()).update(*of_table)
+    for name, wanted in columns.items():
+        unknown = wanted - set(tables.hub[name].c.keys()) if name in tables.hub else wanted
+        if unknown or name not in tables.hub:
+            raise database.refused(
+                f"has no {name} with the columns {', '.join(sorted(unknown))} of the undo file",
+                "Start the hub, and bring the users back online.",
+            )
 
-    def __init__(
-        self,
-        database: Database,
-        connection: Connection,
-        tables: Tables,
-        users: Sequence[UndoUser],
-        *,
-        with_tokens: bool,
-    ) -> None:
-        self.restored: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.counts: Counter[str] = Counter()
-        self._out: Counter[tuple[str, str]] = Counter()
-        self._database = database
-        self._connection = connection
-        self._tables = tables
-        self._with_tokens = with_tokens
-        self._users = [user for user in users if user.name]
-        nobodys: prune_rows.Rows = {}
-        for user in users:
-            if not user.name:
-                for name, of_table in (user.rows or {}).items():
-                    nobodys.setdefault(name, []).extend(map(dict, of_table))
+
+class _There:
+    """What the database has, with what is planned to be put in, by the names that it had when the file was written."""
+
+    def __init__(self, connection: Connection, tables: Tables, users: Sequence[UndoUser]) -> None:
+        self._in_file: dict[str, set[int]] = {}
         # By table, what each id was called when the file was written: of spawners, (the user's id, name).
         self._called: dict[str, dict[int, Any]] = {name: {} for name in HUB_TABLES}
-        for row in nobodys.pop(NAMED, ()):
-            self._called[row["table"]][row["id"]] = _called(row["table"], row)
-        for row in nobodys.get("spawners", ()):
-            self._called["spawners"][row["id"]] = _called("spawners", row)
-        self._nobodys = nobodys
-        self._refuse_columns(users)
-        # By table, what there is now: the id of each name.
-        self._ids: dict[str, dict[Any, int]] = {
+        for user in users:
+            for row in _of(user, NAMED):
+                self._called[row["table"]][row["id"]] = _called(row["table"], row)
+            for name in ("users", "spawners"):
+                self._called[name].update((row["id"], _called(name, row)) for row in _of(user, name))
+            for name in (user.rows or {}).keys() & tables.hub.keys() - prune_rows.MAPS.keys():
+                self._in_file.setdefault(name, set()).update(row["id"] for row in _of(user, name))
+        # By table, the id of each name.
+        self.ids: dict[str, dict[Any, int]] = {
             name: {called: id_ for id_, called in prune_rows.names_by_id(connection, tables[name]).items()}
             for name in ("users", "groups", "roles", "services")
         }
-        spawners = tables["spawners"]
-        self._ids["spawners"] = {
-            (user_id, name or ""): id_
-            for id_, user_id, name in connection.execute(sa.select(spawners.c.id, spawners.c.user_id, spawners.c.name))
+        spawners = sa.select(*(tables["spawners"].c[column] for column in ("id", "user_id", "name")))
+        self.ids["spawners"] = {
+            _called("spawners", row): row["id"] for row in map(dict, connection.execute(spawners).mappings())
         }
-        self._memberships: dict[str, list[Row]] = {}
-        self._clients: set[str] | None = None
-        self._taken: dict[str, set[int]] = {}
-        self._pointed_to: dict[str, set[int]] = {}
+
+        def values(name: str, column: str) -> set[Any]:
+            return set(connection.execute(sa.select(tables[name].c[column])).scalars())
+
+        self.taken = {name: values(name, "id") for name in {*self._in_file, *self.ids, "servers"}}
+        self.unique = {name: values(name, column) for name, column in _UNIQUE.items() if name in tables.hub}
+        # What rows without an owner point to isn't free: its new owner would gain what they lead to.
+        self._pointed_to = {name: prune_rows.pointed_to(connection, tables, name) for name in self._in_file}
         self._next: dict[str, int] = {}
 
-    def restore(self) -> None:
-        """Bring all of it back. Raises OfflineRefused where the database has other rows afterwards than it should."""
-        coming = self._coming()
-        for user in self._users:
-            for row in _of(user, "users"):
-                self._called["users"][row["id"]] = row["name"]
-            for row in _of(user, "spawners"):
-                self._called["spawners"].setdefault(row["id"], _called("spawners", row))
-        self._put_users(coming)
-        self._put("oauth_clients", [row for user in coming for row in _of(user, "oauth_clients")], {})
-        self._put_spawners(coming)
-        for user in coming:
-            self._put_memberships(user)
-        self._flush_memberships()
-        for name in ("api_tokens", "oauth_codes", "shares", "share_codes"):
-            if name in self._tables.hub and (self._with_tokens or name not in _CREDENTIALS):
-                self._put(name, _once(row for user in coming for row in _of(user, name)), _POINTERS[name])
-        for user in coming:
-            self._point_again(
-                [row for row in _of(user, "spawners") if not _is_mine(user, row)], "oauth_client_id", "oauth_clients"
-            )
-        self._put_nobodys()
-        self._count_on()
-        self._verify(coming)
+    def called(self, target: str, was: int) -> Any:
+        """What had the id ``was`` when the file was written, None: nothing that the file names."""
+        return self._called[target].get(was)
 
-    def notes(self) -> tuple[str, ...]:
-        """What didn't come back, one sentence each."""
-        return tuple(f"{count} rows of {table} didn't come back: {why}." for (table, why), count in self._out.items())
-
-    def _coming(self) -> list[UndoUser]:
-        users = self._tables["users"]
-        cookies = {row[0]: row[1] for row in self._connection.execute(sa.select(users.c.cookie_id, users.c.name))}
-        coming = []
-        for user in self._users:
-            mine = [row for row in _of(user, "users") if row["name"] == user.name]
-            if user.name in self._ids["users"]:
-                self.skipped.append((user.name, "there is a user of that name, who is left as they are"))
-            elif not mine:
-                self.skipped.append((user.name, "the undo file has no rows of theirs"))
-            elif mine[0]["cookie_id"] in cookies:
-                self.skipped.append((user.name, f"they are there, and called {cookies[mine[0]['cookie_id']]} now"))
-            else:
-                coming.append(user)
-                self.restored.append(user.name)
-        return coming
-
-    def _put_users(self, coming: Sequence[UndoUser]) -> None:
-        fresh = []
-        for user in coming:
-            row = {**_of(user, "users")[0], "admin": False}
-            row["id"] = self._id_for("users", row["id"])
-            self._ids["users"][user.name] = row["id"]
-            fresh.append(row)
-        self._insert("users", fresh)
-
-    def _put_spawners(self, coming: Sequence[UndoUser]) -> None:
-        identifiers = self._identifiers()
-        fresh = []
-        for user in coming:
-            for row in map(dict, _of(user, "spawners")):
-                if not _is_mine(user, row):
-                    continue
-                row["user_id"] = self._ids["users"][user.name]
-                row["id"] = self._id_for("spawners", row["id"])
-                # A hub would ask its spawner for a server that it has a row of, at its start.
-                row["server_id"] = None
-                if row["oauth_client_id"] not in identifiers:
-                    row["oauth_client_id"] = None
-                self._ids["spawners"][row["user_id"], row["name"] or ""] = row["id"]
-                fresh.append(row)
-        self._insert("spawners", fresh)
-
-    def _put_memberships(self, user: UndoUser) -> None:
-        user_id = self._ids["users"][user.name]
-        for name, names, target in (
-            ("user_group_map", user.groups, "groups"),
-            ("user_role_map", user.roles, "roles"),
-        ):
-            column = prune_rows.MAPS[name][1][0]
-            called = self._called[target]
-            for wanted in names:
-                now_id = self._ids[target].get(wanted)
-                if now_id is None:
-                    self._out[name, f"there is none of the {target} called {wanted} any more"] += 1
-                    continue
-                # Its other columns are in the row of the id that it had then.
-                was = [row for row in _of(user, name) if called.get(row[column], None) == wanted]
-                was = was or [row for row in _of(user, name) if row[column] == now_id and now_id not in called]
-                rest = dict(was[0]) if was else {}
-                if not was and "managed_by_auth" in self._tables[name].c:
-                    rest["managed_by_auth"] = False
-                self._memberships.setdefault(name, []).append({**rest, "user_id": user_id, column: now_id})
-
-    def _flush_memberships(self) -> None:
-        for name, fresh in self._memberships.items():
-            self._insert(name, fresh)
-
-    def _put(self, name: str, old: Iterable[Row], pointers: Mapping[str, str]) -> None:
-        """Bring back these rows, each at its own id or another, if all that it points to is there."""
-        unique = _UNIQUE.get(name)
-        there: set[Any] = set()
-        if unique is not None:
-            there = set(self._connection.execute(sa.select(self._tables[name].c[unique])).scalars())
-        fresh = []
-        for row in map(dict, old):
-            if unique is not None and row[unique] in there:
-                self._out[name, "they are there"] += 1
-            elif self._points(name, row, pointers):
-                row["id"] = self._id_for(name, row["id"])
-                if unique is not None:
-                    there.add(row[unique])
-                fresh.append(row)
-        self._insert(name, fresh)
-
-    def _points(self, name: str, row: dict[str, Any], pointers: Mapping[str, str]) -> bool:
-        """Let that row point to what has the names now that it pointed to; False where one isn't there."""
-        for column, target in pointers.items():
-            if row[column] is None:
-                continue
-            now_id = self._now(target, row[column])
-            if now_id is None:
-                self._out[name, f"their {column} was of a user who isn't there, or isn't named in the file"] += 1
-                return False
-            row[column] = now_id
-        client = row.get("client_id")
-        if client is not None and client not in self._identifiers():
-            self._out[name, "the OAuth client that they were made for isn't there"] += 1
-            return False
-        return True
-
-    def _now(self, target: str, was: int) -> int | None:
+    def now(self, target: str, was: int) -> int | None:
         """The id that what had the id ``was`` has now."""
-        called = self._called[target].get(was)
+        called = self.called(target, was)
         if target == "spawners" and called is not None:
-            user_id = self._now("users", called[0])
+            user_id = self.now("users", called[0])
             called = None if user_id is None else (user_id, called[1])
-        return None if called is None else self._ids[target].get(called)
+        return None if called is None else self.ids[target].get(called)
 
-    def _point_again(self, old: Iterable[Row], column: str, target: str) -> None:
-        """Spawners that stayed, and lost what they pointed to by ``column``, get it back if they have nothing else by now."""
-        spawners = self._tables["spawners"]
-        for row in old:
-            now_id = self._now("spawners", row["id"])
-            pointed = row[column]
-            if now_id is None or (target == "oauth_clients" and pointed not in self._identifiers()):
-                self._out["spawners", f"their {column} is of what isn't there any more"] += 1
-                continue
-            change = sa.update(spawners).where(spawners.c.id == now_id, spawners.c[column].is_(None))
-            if self._connection.execute(change.values({column: pointed})).rowcount:
-                self.counts["spawners"] += 1
-
-    def _put_nobodys(self) -> None:
-        """Bring back the rows of no use, as they were or not at all: they must not become somebody's."""
-        for name in ("servers", "api_tokens", "oauth_codes", "share_codes"):
-            if name in self._tables.hub and (self._with_tokens or name not in _CREDENTIALS):
-                old = [row for row in self._nobodys.get(name, ()) if self._is_free(name, row["id"])]
-                self._put(name, old, _POINTERS.get(name, {}))
-        for name, ends in prune_rows.MAPS.items():
-            table = self._tables[name]
-            fresh = []
-            for row in self._nobodys.get(name, ()):
-                if all(self._is_as_it_was(target, row[column]) for column, target in ends):
-                    same = sa.select(sa.literal(1)).where(*(table.c[column] == row[column] for column, _ in ends))
-                    if self._connection.execute(same).first() is None:
-                        fresh.append(row)
-                else:
-                    self._out[name, "they led nowhere, and would be somebody's now"] += 1
-            self._insert(name, fresh)
-        servers = self._tables["servers"]
-        taken = set(self._connection.execute(sa.select(servers.c.id)).scalars())
-        lost = [row for row in self._nobodys.get("spawners", ()) if row["server_id"] not in taken]
-        self._point_again(lost, "server_id", "servers")
-
-    def _is_as_it_was(self, target: str, was: int) -> bool:
+    def is_as_it_was(self, target: str, was: int) -> bool:
         """Whether that id is nobody's now, as it was, or of who had it."""
-        called = self._called[target].get(was)
-        if called is None:
-            return self._is_free(target, was)
-        return self._ids[target].get(called) == was
+        called = self.called(target, was)
+        return was not in self.taken[target] if called is None else self.ids[target].get(called) == was
 
-    def _refuse_columns(self, users: Sequence[UndoUser]) -> None:
-        known = {name: set(table.c.keys()) for name, table in self._tables.hub.items()}
-        seen: dict[str, set[str]] = {}
-        for user in users:
-            for name, of_table in (user.rows or {}).items():
-                if name != NAMED and of_table:
-                    seen.setdefault(name, set()).update(*of_table)
-        for name, columns in seen.items():
-            if name not in known or columns - known[name]:
-                raise self._database.refused(
-                    f"has no {name} with the columns {', '.join(sorted(columns - known.get(name, set())))} of the undo file",
-                    "Start the hub, and bring the users back online.",
-                )
-
-    def _identifiers(self) -> set[str]:
-        clients = self._tables["oauth_clients"]
-        if self._clients is None:
-            self._clients = set(self._connection.execute(sa.select(clients.c.identifier)).scalars())
-        return self._clients
-
-    def _ids_taken(self, name: str) -> set[int]:
-        if name not in self._taken:
-            self._taken[name] = set(self._connection.execute(sa.select(self._tables[name].c.id)).scalars())
-        return self._taken[name]
-
-    def _is_free(self, name: str, id_: int) -> bool:
-        return id_ not in self._ids_taken(name)
-
-    def _id_for(self, name: str, was: int) -> int:
-        """``was`` where it is free, else an id that neither the database nor the file has.
-
-        One that rows without an owner point to isn't free: its new owner would gain what they lead to.
-        """
-        taken = self._ids_taken(name)
-        if name not in self._pointed_to:
-            self._pointed_to[name] = prune_rows.pointed_to(self._connection, self._tables, name)
-        if was in taken or was in self._pointed_to[name]:
+    def take_id(self, name: str, was: int) -> int:
+        """``was`` if it is free, else an id that neither the database nor the file has."""
+        if was in self.taken[name] or was in self._pointed_to[name]:
             if name not in self._next:
-                of_file = {row["id"] for user in self._users for row in _of(user, name)}
-                self._next[name] = 1 + max(taken | self._pointed_to[name] | of_file, default=0)
+                ids = self.taken[name] | self._pointed_to[name] | self._in_file[name]
+                self._next[name] = 1 + max(ids)
             was, self._next[name] = self._next[name], self._next[name] + 1
-        taken.add(was)
+        self.taken[name].add(was)
         return was
 
-    def _insert(self, name: str, fresh: Sequence[Row]) -> None:
-        if fresh:
-            self._connection.execute(sa.insert(self._tables[name]), list(fresh))
-            self.counts[name] += len(fresh)
 
-    def _count_on(self) -> None:
-        """Let PostgreSQL go on counting after the ids that were put in; the others do so by themselves."""
-        if self._database.kind != "postgresql":
+@dataclass
+class _Restoration:
+    """The rows to put in, by table, what points to nothing in them first; and what stays out, with why."""
+
+    there: _There
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    pointing: list[tuple[int, str, Any]] = field(default_factory=list)
+    """Spawners that stayed, by id, with the column of each that gets a value back if it has none now."""
+    coming: list[UndoUser] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    out: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def put(self, name: str, old: Row) -> None:
+        """Put in that row, at its own id or another, if all that it points to is there."""
+        row, unique = dict(old), _UNIQUE.get(name, "")
+        if unique and row[unique] in self.there.unique[name]:
+            self.out[name, "they are there"] += 1
             return
-        for name in self.counts:
-            if "id" in self._tables[name].c:
-                table = self._connection.dialect.identifier_preparer.quote(name)
-                sequence = self._connection.exec_driver_sql(f"SELECT pg_get_serial_sequence('{table}', 'id')").scalar()
-                if sequence is not None:
-                    self._connection.exec_driver_sql(
-                        f"SELECT setval('{sequence}', m.id) FROM (SELECT max(id) AS id FROM {table}) m, {sequence} s "  # noqa: S608
-                        "WHERE m.id > s.last_value"
-                    )
+        for column, target in prune_rows.POINTERS.get(name, ()):
+            if row[column] is not None:
+                row[column] = self.there.now(target, row[column])
+                if row[column] is None:
+                    self.out[name, f"their {column} was of a user who isn't there, or isn't named in the file"] += 1
+                    return
+        if row.get("client_id") is not None and row["client_id"] not in self.there.unique["oauth_clients"]:
+            self.out[name, "the OAuth client that they were made for isn't there"] += 1
+            return
+        row["id"] = self.there.take_id(name, row["id"])
+        if unique:
+            self.there.unique[name].add(row[unique])
+        if name in self.there.ids:
+            self.there.ids[name][_called(name, row)] = row["id"]
+        self.rows.setdefault(name, []).append(row)
 
-    def _verify(self, coming: Sequence[UndoUser]) -> None:
-        there = prune_rows.names_by_id(self._connection, self._tables["users"])
-        missing = [user.name for user in coming if there.get(self._ids["users"][user.name]) != user.name]
-        if missing:
-            raise self._database.refused(
-                f"doesn't have {len(missing)} of the users that were put in", "A trigger may remove them."
-            )
-        for name in ("user_group_map", "user_role_map"):
-            _, (column, target) = prune_rows.MAPS[name]
-            map_, ids = self._tables[name], {self._ids["users"][user.name]: user for user in coming}
-            found: dict[int, set[int]] = {}
-            for batch in prune_rows.batches(ids):
-                statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
-                for user_id, id_ in self._connection.execute(statement):
-                    found.setdefault(user_id, set()).add(id_)
-            for user_id, user in ids.items():
-                names = user.groups if target == "groups" else user.roles
-                expected = {self._ids[target][one] for one in names if one in self._ids[target]}
-                if found.get(user_id, set()) != expected:
-                    raise self._database.refused(
-                        f"gives {user.name} other {target} than the undo file has",
-                        "A trigger may do so, or rows that were there before: find out where they come from.",
-                    )
+    def put_memberships(self, user: UndoUser, name: str, names: Iterable[str], *, managed: bool) -> None:
+        """Put the user into the groups, or give them the roles, of these names. ``managed``: the table has such a column."""
+        column, target = prune_rows.MAPS[name][1]
+        for wanted in names:
+            now_id = self.there.ids[target].get(wanted)
+            if now_id is None:
+                self.out[name, f"there is none of the {target} called {wanted} any more"] += 1
+                continue
+            # Its other columns are in the row of the id that it had then.
+            called = [(row, self.there.called(target, row[column])) for row in _of(user, name)]
+            was = [row for row, then in called if then == wanted]
+            was = was or [row for row, then in called if then is None and row[column] == now_id]
+            rest = was[0] if was else {"managed_by_auth": False} if managed else {}
+            ends = {"user_id": self.there.ids["users"][user.name], column: now_id}
+            self.rows.setdefault(name, []).append({**rest, **ends})
+
+    def point_again(self, old: Row, column: str, *, is_there: bool) -> None:
+        """Let a spawner that stayed have again what it pointed to by ``column``."""
+        now_id = self.there.now("spawners", old["id"])
+        if now_id is None or not is_there:
+            self.out["spawners", f"their {column} is of what isn't there any more"] += 1
+        else:
+            self.pointing.append((now_id, column, old[column]))
 
 
-_POINTERS: Mapping[str, Mapping[str, str]] = {
-    "api_tokens": {"user_id": "users", "service_id": "services"},
-    "oauth_codes": {"user_id": "users"},
-    "shares": {"owner_id": "users", "user_id": "users", "group_id": "groups", "spawner_id": "spawners"},
-    "share_codes": {"owner_id": "users", "spawner_id": "spawners"},
-}
-"""The columns of rows that are brought back by which they point to others, with the table that each points to."""
+def _plan(connection: Connection, tables: Tables, users: Sequence[UndoUser], *, with_tokens: bool) -> _Restoration:
+    """What to put in, and what not; nothing is written yet. A row points to what is planned before it, or was there."""
+    plan = _Restoration(_There(connection, tables, users))
+    there, coming = plan.there, plan.coming
+    cookies = sa.select(tables["users"].c.cookie_id, tables["users"].c.name)
+    known: dict[str, str] = {row[0]: row[1] for row in connection.execute(cookies)}
+    for user in users:
+        mine = [row for row in _of(user, "users") if row["name"] == user.name]
+        if not user.name:
+            continue
+        if user.name in there.ids["users"]:
+            plan.skipped.append((user.name, "there is a user of that name, who is left as they are"))
+        elif not mine:
+            plan.skipped.append((user.name, "the undo file has no rows of theirs"))
+        elif mine[0]["cookie_id"] in known:
+            plan.skipped.append((user.name, f"they are there, and called {known[mine[0]['cookie_id']]} now"))
+        else:
+            coming.append(user)
+    for user in coming:
+        plan.put("users", {**_of(user, "users")[0], "admin": False})
+    for user in coming:
+        for row in _of(user, "oauth_clients"):
+            plan.put("oauth_clients", row)
+    shared = []
+    for user in coming:
+        for row in _of(user, "spawners"):
+            if row["user_id"] != _of(user, "users")[0]["id"]:
+                shared.append(row)
+                continue
+            client = row["oauth_client_id"] if row["oauth_client_id"] in there.unique["oauth_clients"] else None
+            # A hub would ask its spawner for a server that it has a row of, at its start.
+            plan.put("spawners", {**row, "server_id": None, "oauth_client_id": client})
+    for user in coming:
+        for name, wanted in (("user_group_map", user.groups), ("user_role_map", user.roles)):
+            plan.put_memberships(user, name, wanted, managed="managed_by_auth" in tables[name].c)
+    rest = [
+        name
+        for name in ("api_tokens", "oauth_codes", "shares", "share_codes")
+        if name in tables.hub and (with_tokens or name not in _CREDENTIALS)
+    ]
+    for name in rest:
+        # Each once: a row that hangs on two users may be with both.
+        for row in {row["id"]: row for user in coming for row in _of(user, name)}.values():
+            plan.put(name, row)
+    for row in shared:
+        plan.point_again(row, "oauth_client_id", is_there=row["oauth_client_id"] in there.unique["oauth_clients"])
+    _plan_useless(plan, connection, tables, users, ("servers", *rest))
+    return plan
+
+
+def _plan_useless(
+    plan: _Restoration, connection: Connection, tables: Tables, users: Sequence[UndoUser], names: Sequence[str]
+) -> None:
+    """Put in the rows of no use, as they were or not at all: they must not become somebody's."""
+    useless: prune_rows.Rows = {}
+    for user in users:
+        for name, of_table in (user.rows or {}).items() if not user.name else ():
+            useless.setdefault(name, []).extend(map(dict, of_table))
+    for name in names:
+        for row in [row for row in useless.get(name, ()) if row["id"] not in plan.there.taken[name]]:
+            plan.put(name, row)
+    for name, ends in prune_rows.MAPS.items():
+        if name not in useless:
+            continue
+        columns = [column for column, _ in ends]
+        pairs = {tuple(pair) for pair in connection.execute(sa.select(*(tables[name].c[column] for column in columns)))}
+        pairs.update(tuple(row[column] for column in columns) for row in plan.rows.get(name, ()))
+        for row in useless[name]:
+            if not all(plan.there.is_as_it_was(target, row[column]) for column, target in ends):
+                plan.out[name, "they led nowhere, and would be somebody's now"] += 1
+            elif tuple(row[column] for column in columns) not in pairs:
+                plan.rows.setdefault(name, []).append(row)
+    for row in useless.get("spawners", ()):
+        if row["server_id"] not in plan.there.taken["servers"]:
+            plan.point_again(row, "server_id", is_there=True)
+
+
+def _write(database: Database, connection: Connection, tables: Tables, plan: _Restoration) -> Counter[str]:
+    """Put in what is planned; how many rows came back, by table. Raises OfflineRefused where others are there then."""
+    counts: Counter[str] = Counter()
+    for name, rows in plan.rows.items():
+        connection.execute(sa.insert(tables[name]), rows)
+        counts[name] = len(rows)
+    spawners = tables["spawners"]
+    for id_, column, value in plan.pointing:
+        change = sa.update(spawners).where(spawners.c.id == id_, spawners.c[column].is_(None)).values({column: value})
+        counts["spawners"] += connection.execute(change).rowcount
+    if database.kind == "postgresql":
+        # The others go on counting after the ids that were put in by themselves.
+        for name in (name for name in plan.rows if "id" in tables[name].c):
+            table = connection.dialect.identifier_preparer.quote(name)
+            sequence = connection.exec_driver_sql(f"SELECT pg_get_serial_sequence('{table}', 'id')").scalar()
+            if sequence is not None:
+                connection.exec_driver_sql(
+                    f"SELECT setval('{sequence}', m.id) FROM (SELECT max(id) AS id FROM {table}) m, {sequence} s "  # noqa: S608
+                    "WHERE m.id > s.last_value"
+                )
+    _verify(database, connection, tables, plan)
+    return +counts
+
+
+def _verify(database: Database, connection: Connection, tables: Tables, plan: _Restoration) -> None:
+    ids = plan.there.ids
+    there = prune_rows.names_by_id(connection, tables["users"])
+    missing = [user.name for user in plan.coming if there.get(ids["users"][user.name]) != user.name]
+    if missing:
+        raise database.refused(
+            f"doesn't have {len(missing)} of the users that were put in", "A trigger may remove them."
+        )
+    coming = {ids["users"][user.name]: user for user in plan.coming}
+    for name in ("user_group_map", "user_role_map"):
+        map_, (_, (column, target)) = tables[name], prune_rows.MAPS[name]
+        found: dict[int, set[int]] = {}
+        for batch in prune_rows.batches(coming):
+            statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
+            for user_id, id_ in connection.execute(statement):
+                found.setdefault(user_id, set()).add(id_)
+        for user_id, user in coming.items():
+            names = user.groups if target == "groups" else user.roles
+            if found.get(user_id, set()) != {ids[target][wanted] for wanted in names if wanted in ids[target]}:
+                raise database.refused(
+                    f"gives {user.name} other {target} than the undo file has",
+                    "A trigger may do so, or rows that were there before: find out where they come from.",
+                )
 
 
 def _of(user: UndoUser, name: str) -> Sequence[Row]:
     return (user.rows or {}).get(name, ())
 
 
-def _is_mine(user: UndoUser, spawner: Row) -> bool:
-    return bool(spawner["user_id"] == _of(user, "users")[0]["id"])
-
-
 def _called(table: str, row: Row) -> Any:
     return (row["user_id"], row["name"] or "") if table == "spawners" else row["name"]
-
-
-def _once(old: Iterable[Row]) -> list[Row]:
-    """Each row once: one that hangs on two users may be with both."""
-    return list({row["id"]: row for row in old}.values())

@@ -34,7 +34,7 @@ MAPS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 }
 """The tables of memberships: both columns of each, with the table that it points to."""
 
-_POINTERS: Mapping[str, tuple[tuple[str, str], ...]] = {
+POINTERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     **MAPS,
     "spawners": (("user_id", "users"),),
     "api_tokens": (("user_id", "users"), ("service_id", "services")),
@@ -42,6 +42,7 @@ _POINTERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "shares": (("owner_id", "users"), ("user_id", "users"), ("group_id", "groups"), ("spawner_id", "spawners")),
     "share_codes": (("owner_id", "users"), ("spawner_id", "spawners")),
 }
+"""The columns by which rows point to others by number, with the table that each points to."""
 
 _POINTING = (
     ("spawners", "user_id"),
@@ -182,7 +183,7 @@ def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: M
     wanted: dict[str, set[int]] = {}
     for rows in every:
         for name, of_table in rows.items():
-            for column, target in _POINTERS.get(name, ()):
+            for column, target in POINTERS.get(name, ()):
                 ids = wanted.setdefault(target, set())
                 ids.update(row[column] for row in of_table if row[column] is not None)
     if "users" in wanted:
@@ -197,7 +198,7 @@ def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: M
 def pointed_to(connection: Connection, tables: Tables, target: str) -> set[int]:
     """The ids in the table ``target`` that rows of others point to, whether or not there are such rows in it."""
     found: set[int] = set()
-    for name, pointers in _POINTERS.items():
+    for name, pointers in POINTERS.items():
         for column, to in pointers:
             if to == target and name in tables.hub:
                 ids = sa.select(tables[name].c[column]).distinct()
