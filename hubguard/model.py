@@ -65,8 +65,13 @@ class Server:
 
     @property
     def label(self) -> str:
-        """How people name it: ``user`` for the default server, else ``user/name``."""
-        return f"{self.user}/{self.name}" if self.name else self.user
+        """How people name it."""
+        return server_label(self.user, self.name)
+
+
+def server_label(user: str, name: str) -> str:
+    """How people name a server: ``user`` for the default one, else ``user/name``."""
+    return f"{user}/{name}" if name else user
 
 
 def same_run(one: datetime | None, other: datetime | None) -> bool:
@@ -148,7 +153,7 @@ class Action:
     @property
     def label(self) -> str:
         """How people name the server acted on."""
-        return f"{self.user}/{self.name}" if self.name else self.user
+        return server_label(self.user, self.name)
 
 
 class OutcomeKind(str, Enum):

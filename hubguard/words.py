@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
-from hubguard.model import Source
+from hubguard.model import Source, server_label
 
 SOURCE_WORDS: dict[Source, str] = {
     Source.HUB_API: "Hub's API",
@@ -81,7 +81,7 @@ def kept_label(user: str, server: str | None) -> str:
     """What an exemption keeps: ``ann/gpu``, ``ann`` for the default server, ``all servers of ann`` for None."""
     if server is None:
         return f"all servers of {user}"
-    return f"{user}/{server}" if server else user
+    return server_label(user, server)
 
 
 def count(number: int, noun: str) -> str:

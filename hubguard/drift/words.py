@@ -27,6 +27,7 @@ from hubguard.model import ActionKind, Cause, OutcomeKind, Reading
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.status import Mode, Status
 from hubguard.web import sources as web_sources
+from hubguard.wire import extended
 
 KIND_WORDS: dict[DriftKind, str] = {
     DriftKind.ROUTE_MISSING: "Route missing",
@@ -279,22 +280,11 @@ def latest_repairs(repaired: Iterable[Repaired]) -> dict[str, Repaired]:
 def describe_drift(drift: Drift, repairs: Mapping[str, Repaired], policy: Mapping[DriftKind, str]) -> DriftShape:
     """A difference as the API returns it, with what latest_repairs and policy_sentences return."""
     latest = repairs.get(drift.id)
-    return DriftShape(
+    return extended(
+        DriftShape,
+        drift,
         id=drift.id,
-        kind=drift.kind,
         state=state_of(drift),
-        user=drift.user,
-        server=drift.server,
-        subject=drift.subject,
-        started=drift.started,
-        expected=drift.expected,
-        observed=drift.observed,
-        since=drift.since,
-        seen_at=drift.seen_at,
-        sightings=drift.sightings,
-        looks=drift.looks,
-        raised_at=drift.raised_at,
-        evidence=drift.evidence,
         remedy=remedy(drift),
         advice=advice_on(drift),
         by_itself=policy.get(drift.kind, "") if remedy(drift) is not None else "",
@@ -304,26 +294,21 @@ def describe_drift(drift: Drift, repairs: Mapping[str, Repaired], policy: Mappin
 
 
 def _describe_backend(backend: Backend | None) -> BackendShape | None:
-    if backend is None:
-        return None
-    return BackendShape(
-        backend.kind, backend.id, backend.name, backend.alive, backend.started, backend.proof, backend.detail
-    )
+    return extended(BackendShape, backend) if backend is not None else None
 
 
 def describe_repair(repaired: Repaired) -> RepairedShape:
     """A repair and its outcome as the API returns them."""
     action, outcome = repaired.repair.action, repaired.outcome
-    return RepairedShape(
+    return extended(
+        RepairedShape,
+        repaired,
         kind=action.kind,
         user=action.user,
         name=action.name,
         reason=DriftKind(action.reason),
         drifts=repaired.repair.drifts,
         says=repair_words(repaired.repair),
-        actor=repaired.actor,
-        began_at=repaired.began_at,
-        ended_at=repaired.ended_at,
         outcome=outcome.kind if outcome else None,
         detail=outcome.detail if outcome else "",
         cause=outcome.cause if outcome else Cause.NONE,
@@ -340,18 +325,17 @@ def repair_words(repair: Repair) -> str:
 def describe_plan(plan: RepairPlan) -> PlanShape:
     """A plan as the API returns it."""
     repairs = tuple(
-        RepairShape(
-            repair.action.kind,
-            repair.action.user,
-            repair.action.name,
-            DriftKind(repair.action.reason),
-            repair.drifts,
-            _describe_backend(repair.backend),
-            repair_words(repair),
+        extended(
+            RepairShape,
+            repair.action,
+            reason=DriftKind(repair.action.reason),
+            drifts=repair.drifts,
+            backend=_describe_backend(repair.backend),
+            says=repair_words(repair),
         )
         for repair in plan.repairs
     )
-    return PlanShape(plan.made_at, plan.expires_at, plan.digest, len(repairs), repairs)
+    return extended(PlanShape, plan, count=len(repairs), repairs=repairs)
 
 
 # -- the report -----------------------------------------------------------------------------------------------------------
@@ -404,10 +388,11 @@ def describe_report(report: DriftReport | None, status: Status) -> ReportShape:
     if report is None:
         return ReportShape(sentence=why_no_look(status))
     world, repairs, policy = report.world, latest_repairs(report.repaired), dict[DriftKind, str]()
-    return ReportShape(
+    return extended(
+        ReportShape,
+        report,
         sentence=headline(report),
         looked_at=world.at,
-        next_look_at=report.next_look_at,
         raised=sum(drift.raised_at is not None for drift in report.drifts),
         suspected=sum(drift.raised_at is None for drift in report.drifts),
         kinds=count_kinds(report.drifts),
@@ -416,11 +401,8 @@ def describe_report(report: DriftReport | None, status: Status) -> ReportShape:
         backends=None if world.backends is None else len(world.backends),
         whole=world.whole,
         sources=tuple(web_sources.source(reading, status.at) for reading in world.readings),
-        narrowed=report.narrowed,
-        watch=report.watch,
         repaired=tuple(map(describe_repair, report.repaired)),
         cleared=tuple(describe_drift(drift, repairs, policy) for drift in report.cleared),
-        by_itself=report.by_itself,
         by_itself_says=policy_words(report, status),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -28,6 +27,7 @@ from hubguard.hub.http import (
     Failure,
     HTTPClient,
     NoAnswer,
+    OverHTTP,
     checked_token,
     checked_url,
     printable,
@@ -67,8 +67,8 @@ STEPS_BACK = 10
 """Maximum steps back in a list of which more users have left than the overlap; each step is four times the last."""
 
 
-class HTTPHubAPI(HubAPI):
-    """The hub behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
+class HTTPHubAPI(OverHTTP, HubAPI):
+    """The hub behind ``api_url``.
 
     ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
     count. The token is in no error, repr or log line of this class.
@@ -102,21 +102,6 @@ class HTTPHubAPI(HubAPI):
             ssl_context=ssl_context,
         )
         self._skew_s: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<HTTPHubAPI {self._api_url}>"
-
-    async def __aenter__(self) -> HTTPHubAPI:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    @override
-    async def close(self) -> None:
-        await self._http.close()
 
     @property
     @override

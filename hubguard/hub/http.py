@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
+from typing_extensions import Self
 from yarl import URL
 
 from hubguard.errors import (
@@ -168,6 +169,26 @@ class HTTPClient:
                 middlewares=() if self._resend else (_send_once,),
             )
         return self._session
+
+
+class OverHTTP:
+    """A client with connections of its own, which are kept alive. Use it as ``async with``, or close it."""
+
+    _api_url: str
+    _http: HTTPClient
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._api_url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. It may be used again afterwards, and opens new ones then."""
+        await self._http.close()
 
 
 class _ConnectionLost(aiohttp.ClientError):

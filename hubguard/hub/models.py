@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
 from hubguard.errors import HubGarbled, HubRefused
-from hubguard.model import Server, User
+from hubguard.model import Server, User, server_label
 
 T = TypeVar("T")
 
@@ -242,7 +242,7 @@ def _read_server(
     groups: tuple[str, ...] | None,
     roles: tuple[str, ...] | None,
 ) -> Server:
-    label = f"{user}/{name}" if name else user
+    label = server_label(user, name)
     if not isinstance(model, dict) or model.get("name", name) != name:
         raise _garbled(f"the server {label!r} is {_short(model)}")
     ready, pending = model.get("ready"), model.get("pending")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubguard.journal.model import Entry, Event, Exemption
-from hubguard.model import ActionKind
+from hubguard.model import ActionKind, server_label
 from hubguard.words import as_json, kept_label, stamp
 
 _KIND_WORDS: dict[str, tuple[str, str]] = {
@@ -42,7 +42,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
 
 def entry_sentence(entry: Entry) -> str:
     """What happened, in words, without the time and who did it."""
-    whose = f"{entry.user}/{entry.server}" if entry.server else entry.user or ""
+    whose = server_label(entry.user or "", entry.server or "")
     detail = f": {entry.detail}" if entry.detail else ""
     do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
     if entry.event is Event.INTENT:

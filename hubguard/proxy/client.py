@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from types import TracebackType
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,7 +15,17 @@ from hubguard.errors import (
     ProxyRefused,
     ProxyUnreachable,
 )
-from hubguard.hub.http import Answer, Failure, HTTPClient, NoAnswer, checked_token, checked_url, repeated, spend
+from hubguard.hub.http import (
+    Answer,
+    Failure,
+    HTTPClient,
+    NoAnswer,
+    OverHTTP,
+    checked_token,
+    checked_url,
+    repeated,
+    spend,
+)
 from hubguard.hub.routes import read_route, read_routes
 from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Destination, Lane
@@ -49,8 +58,8 @@ class ProxyAPI(Protocol):
         ...
 
 
-class HTTPProxyAPI(ProxyAPI):
-    """configurable-http-proxy behind ``api_url``, over kept-alive connections. Use it as ``async with``, or close it.
+class HTTPProxyAPI(OverHTTP, ProxyAPI):
+    """configurable-http-proxy behind ``api_url``.
 
     ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
     count. The token is in no error, repr or log line of this class.
@@ -79,21 +88,6 @@ class HTTPProxyAPI(ProxyAPI):
             ssl_context=ssl_context,
         )
         self._gave_a_table = False
-
-    def __repr__(self) -> str:
-        return f"<HTTPProxyAPI {self._api_url}>"
-
-    async def __aenter__(self) -> HTTPProxyAPI:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close all connections. It may be used again afterwards, and opens new ones then."""
-        await self._http.close()
 
     @override
     async def routes(self) -> dict[str, Route]:

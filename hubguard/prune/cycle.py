@@ -11,7 +11,6 @@ from hubguard.act.mandate import Mandate
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, Tally
 from hubguard.pacing.clock import Clock
@@ -54,8 +53,6 @@ UNDER_WAY = (PruneState.RUNNING, PruneState.PAUSED)
 class PruneCycles:
     """Implements PrunePort for one guard, and carries out one plan at a time.
 
-    ``journal`` gives the journal, ``mandate`` the lease; both raise HubGuardError with why, where they can't be used now.
-    ``armed`` is what the settings say about acting (None: people do), ``acting`` whether HubGuard may act by itself.
     ``findings`` are what an operator should look at.
     """
 
@@ -77,8 +74,7 @@ class PruneCycles:
         self._settings = settings
         self._snapshots = snapshots
         self._clock = clock
-        journal = mandate.journal
-        self._journal = journal
+        self._journal = journal = mandate.journal
         self._mandate = mandate
         self._beginning = asyncio.Lock()
         reader = AccountReader(hub, database, clock)
@@ -161,8 +157,7 @@ class PruneCycles:
         self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
     ) -> PruneRun:
         """See PrunePort."""
-        mandate = self._mandate
-        mandate.check()
+        self._mandate.check()
         async with self._beginning:
             known = await AsyncPrunes(self._journal).prune_run(digest)
             plan = None if known is None else await self._plans.plan(digest)
@@ -177,7 +172,7 @@ class PruneCycles:
                 )
             if known.state is not PruneState.PLANNED:
                 raise HubGuardError(f"Plan not applied: it was started before and is {known.state.value}.")
-            await self._refuse_while_held(self._journal)
+            await self._refuse_while_held()
             if (brake := self._snapshots.brake) is not None:
                 raise HubGuardError(f"Plan not applied. Braked: {brake.why.rstrip('.')}. {brake.ends}")
             cautions = await self._review.cautions()
@@ -187,26 +182,18 @@ class PruneCycles:
                     f" acknowledge this: {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            return await self._begin(self._journal, mandate, plan, actor, why, acknowledged)
+            return await self._begin(plan, actor, why, acknowledged)
 
-    async def _begin(
-        self,
-        journal: AsyncJournal,
-        mandate: Mandate,
-        plan: PrunePlan,
-        actor: str,
-        why: str,
-        acknowledged: tuple[str, ...] = (),
-    ) -> PruneRun:
+    async def _begin(self, plan: PrunePlan, actor: str, why: str, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """The undo file is on disk, and the plan under way. Raises HubGuardError, and then nothing is done."""
-        for other in await AsyncPrunes(journal).prunes_under_way():
+        for other in await AsyncPrunes(self._journal).prunes_under_way():
             if other.state is PruneState.RUNNING:
                 raise HubGuardError(
                     f"Plan not started: plan {other.digest[:12]} is running. Wait for it, pause it or cancel it."
                 )
         written = await self._undo.write(plan)
         now = self._clock.now()
-        run = await AsyncPrunes(journal).begin_prune(
+        run = await AsyncPrunes(self._journal).begin_prune(
             plan.digest,
             actor,
             why,
@@ -222,7 +209,7 @@ class PruneCycles:
                 "Plan not started: somebody else started it or another plan just now. Check its status."
             )
         log.info("Plan %s, to delete %d users, starts for %s (%s).", plan.digest[:12], run.count, actor, why)
-        self._runner.start(journal, mandate, plan, run)
+        self._runner.start(self._journal, self._mandate, plan, run)
         return run
 
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -232,10 +219,9 @@ class PruneCycles:
 
     async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
         """See PrunePort."""
-        mandate = self._mandate
-        mandate.check()
+        self._mandate.check()
         run, plan = await self._plans.run(digest), await self._plans.plan(digest)
-        await self._refuse_while_held(self._journal)
+        await self._refuse_while_held()
         if run.state is PruneState.PAUSED:
             cautions = await self._review.cautions()
             known = self._runner.acknowledged(run).union(acknowledged)
@@ -244,23 +230,23 @@ class PruneCycles:
                     f"Plan not resumed: the hub has changed since it started. Acknowledge this by name first: {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            await self._find_out(self._journal, run)
+            await self._find_out(run)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
-        self._runner.start(self._journal, mandate, plan, run)
+        self._runner.start(self._journal, self._mandate, plan, run)
         return run
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
         """See PrunePort."""
         states = (PruneState.PLANNED, *UNDER_WAY)
         run = await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
-        await self._find_out(self._journal, run)
+        await self._find_out(run)
         return await self._plans.run(digest)
 
-    async def _find_out(self, journal: AsyncJournal, run: PruneRun) -> None:
+    async def _find_out(self, run: PruneRun) -> None:
         """Settle the users who are gone; if the hub doesn't answer, HubGuard asks again later."""
         try:
             if not self._runner.works_on(run.digest):
-                await self._runner.aftermath.settle(journal, run)
+                await self._runner.aftermath.settle(self._journal, run)
         except (HubError, BudgetExhausted) as error:
             log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
 
@@ -285,13 +271,13 @@ class PruneCycles:
             raise HubGuardError(f"Nothing changed: the plan is {stands.state.value}, so it can't become {to.value}.")
         return run
 
-    async def _refuse_while_held(self, journal: AsyncJournal) -> None:
+    async def _refuse_while_held(self) -> None:
         if not self._settings.delete_users:
             raise HubGuardError(
                 "Nothing was done: HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before"
                 " HubGuard's include and restart the hub."
             )
-        if (held := await why_held(journal)) is not None:
+        if (held := await why_held(self._journal)) is not None:
             raise HubGuardError(f"Nothing was done: {held}. Resume acting first.")
 
     async def restore(
@@ -341,13 +327,12 @@ class PruneCycles:
         # Only a cycle shows whether to brake.
         if self._runner.busy or self._snapshots.last is None:
             return
-        mandate = self._mandate
-        mandate.check()
-        self._under_way = await self._runner.go_on(self._journal, mandate)
+        self._mandate.check()
+        self._under_way = await self._runner.go_on(self._journal, self._mandate)
         if not self._under_way:
             await self._runner.aftermath.settle_some(self._journal)
             await self._forget_what_is_old()
-            await self._prune_by_schedule(self._journal, mandate)
+            await self._prune_by_schedule()
 
     async def _forget_what_is_old(self) -> None:
         now = self._clock.now()
@@ -355,24 +340,23 @@ class PruneCycles:
             self._forgot_at = now
             await AsyncPrunes(self._journal).forget(now - timedelta(days=self._journal_days))
 
-    async def _prune_by_schedule(self, journal: AsyncJournal, mandate: Mandate) -> None:
+    async def _prune_by_schedule(self) -> None:
         every_s, now = self._settings.every_s, self._clock.now()
         if every_s <= 0 or not self._mandate.armed or not self._settings.delete_users:
             return
-        last = await journal.recall(SCHEDULE)
+        last = await self._journal.recall(SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
             return
-        if self._snapshots.last is None or await why_held(journal) is not None:
+        if self._snapshots.last is None or await why_held(self._journal) is not None:
             return
         # Before it begins: one that ends in a defect isn't tried over and over.
-        await journal.remember(SCHEDULE, {}, now)
+        await self._journal.remember(SCHEDULE, {}, now)
         if (brake := self._snapshots.brake) is not None:
-            await self._skip_schedule(journal, f"braked: {brake.why.rstrip('.')}.")
+            await self._skip_schedule(f"braked: {brake.why.rstrip('.')}.")
             return
-        if paused := await AsyncPrunes(journal).prunes_under_way():
+        if paused := await AsyncPrunes(self._journal).prunes_under_way():
             first = paused[0]
             await self._skip_schedule(
-                journal,
                 f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and a new plan would delete the same"
                 " users. Resume or cancel it; the schedule goes on after that.",
             )
@@ -389,19 +373,19 @@ class PruneCycles:
             acknowledged = tuple(self._settings.acknowledged)
             why = prune_plan.refusal(plan, count=len(plan.deletions), now=self._clock.now(), acknowledged=acknowledged)
         if why is not None:
-            await self._skip_schedule(journal, why)
+            await self._skip_schedule(why)
             return
         self.findings = ()
         async with self._beginning:
-            await self._begin(journal, mandate, plan, "hubguard", "by schedule")
+            await self._begin(plan, "hubguard", "by schedule")
 
-    async def _skip_schedule(self, journal: AsyncJournal, why: str) -> None:
+    async def _skip_schedule(self, why: str) -> None:
         now = self._clock.now()
         detail = f"Scheduled pruning deletes nobody: {why}"
         since = self.findings[0].since if self.findings else now
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)
-        await journal.note(Event.FINDING, "hubguard", 0, now, detail)
+        await self._journal.note(Event.FINDING, "hubguard", 0, now, detail)
 
 
 def _of(acknowledged: Iterable[str], cautions: Iterable[Caution]) -> tuple[str, ...]:

@@ -13,7 +13,19 @@ from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
-from hubguard.model import Action, ActionKind, Cause, Finding, FindingKind, Key, Outcome, OutcomeKind, Source, same_run
+from hubguard.model import (
+    Action,
+    ActionKind,
+    Cause,
+    Finding,
+    FindingKind,
+    Key,
+    Outcome,
+    OutcomeKind,
+    Source,
+    same_run,
+    server_label,
+)
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.model import PaceState
@@ -382,7 +394,7 @@ def _key(finding: Finding) -> tuple[FindingKind, str | None, str | None]:
 
 
 def _how_stuck(seen: Seen) -> str:
-    label = f"{seen.user}/{seen.server}" if seen.server else seen.user
+    label = server_label(seen.user, seen.server)
     return f"The server {label} has been pending ({seen.pending}) since {seen.pending_since:%Y-%m-%d %H:%M} UTC."
 
 

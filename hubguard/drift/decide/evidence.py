@@ -8,7 +8,7 @@ from datetime import datetime
 
 from hubguard.backends.model import Backend
 from hubguard.drift.model import World
-from hubguard.model import Reading, Route, Server
+from hubguard.model import Reading, Route, Server, server_label
 from hubguard.words import SOURCE_WORDS, stamp
 
 Words = tuple[str, str, tuple[str, ...]]
@@ -53,7 +53,7 @@ class Wording:
 
     def wrong(self, server: Server, target: str | None, route: Route) -> Words:
         """``route``, which is in its place or for it, leads elsewhere."""
-        whose = "" if route.key == server.key else f", which belongs to {_label(*(route.key or ('', '')))}"
+        whose = "" if route.key == server.key else f", which belongs to {server_label(*(route.key or ('', '')))}"
         said = f"{route.path} leads to {route.target}{whose}"
         lines = (self._hub_says(server), *self._database_says(target), self._line(self.table, said))
         expected = "ready, so a route for it" if target is None else f"ready at {target}"
@@ -159,10 +159,6 @@ def _state(backend: Backend) -> str:
 def is_active(server: Server) -> bool:
     """Whether the hub runs it, or is starting or stopping it."""
     return server.ready or server.pending is not None
-
-
-def _label(user: str, name: str) -> str:
-    return f"{user}/{name}" if name else user
 
 
 def _spawner_said(report: tuple[datetime, str]) -> str:

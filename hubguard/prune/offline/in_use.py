@@ -250,7 +250,7 @@ def _holders(file: Path) -> tuple[list[str], list[str]]:
             if any(_number(path) in wanted for path in _open_in(process)):
                 holders.append(f"process {process.pid} ({process.info['name']})")
         except (psutil.AccessDenied, PermissionError):
-            closed += _may_have_files(process)
+            closed += 1
         except (psutil.Error, OSError):  # it is gone
             continue
     unseen = [f"{closed} processes of other accounts"] if closed else []
@@ -260,16 +260,6 @@ def _holders(file: Path) -> tuple[list[str], list[str]]:
     except OSError:  # not on Linux
         pass
     return holders, unseen
-
-
-def _may_have_files(process: psutil.Process) -> bool:
-    """Whether it is neither the kernel's own nor over: nobody may look into these."""
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE and 2 not in (process.pid, process.ppid()))
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True
 
 
 def _open_in(process: psutil.Process) -> list[str]:
