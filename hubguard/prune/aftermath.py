@@ -35,11 +35,12 @@ class Aftermath:
     stays so.
     """
 
-    def __init__(self, hub: HubAPI, plans: Plans, progress: Progress, clock: Clock) -> None:
+    def __init__(self, hub: HubAPI, plans: Plans, progress: Progress, clock: Clock, journal: AsyncJournal) -> None:
         self._hub = hub
         self._plans = plans
         self._progress = progress
         self._clock = clock
+        self._journal = journal
         self._look_at_s = float("-inf")
         # By plan: positions of users who may have been deleted.
         self._unknown: dict[str, list[int]] = {}
@@ -51,16 +52,16 @@ class Aftermath:
         else:
             self._unknown.pop(digest, None)
 
-    async def settle(self, journal: AsyncJournal, run: PruneRun) -> None:
+    async def settle(self, run: PruneRun) -> None:
         """Settle every user that the plan was about to delete and who is gone. Raises HubGuardError."""
         if run.began_at is None:
             return
         plan = await self._plans.plan(run.digest)
         self.forget(run.digest)
-        for position in await self._unknown_of(journal, plan, run.began_at):
-            await self._settle_if_gone(journal, plan, position)
+        for position in await self._unknown_of(plan, run.began_at):
+            await self._settle_if_gone(plan, position)
 
-    async def settle_some(self, journal: AsyncJournal) -> None:
+    async def settle_some(self) -> None:
         """Now and then, settle a few users of plans that are paused or ended recently. Raises JournalError."""
         now_s = self._clock.monotonic_s()
         if now_s < self._look_at_s:
@@ -68,44 +69,44 @@ class Aftermath:
         self._look_at_s = now_s + LOOK_EVERY_S
         ended_since = self._clock.now() - timedelta(seconds=ENDED_WITHIN_S)
         runs = {run.digest: run for run in await self._plans.runs(PLANS_LOOKED_AT)}
-        runs |= {run.digest: run for run in await AsyncPrunes(journal).prunes_under_way()}
+        runs |= {run.digest: run for run in await AsyncPrunes(self._journal).prunes_under_way()}
         for run in runs.values():
             ended = run.ended_at is not None and run.ended_at >= ended_since
             if run.began_at is not None and (run.state is PruneState.PAUSED or ended):
                 try:
-                    await self._settle_some_of(journal, run, run.began_at)
+                    await self._settle_some_of(run, run.began_at)
                 except (HubError, BudgetExhausted) as error:
                     log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
                     return
 
-    async def _settle_some_of(self, journal: AsyncJournal, run: PruneRun, began_at: datetime) -> None:
+    async def _settle_some_of(self, run: PruneRun, began_at: datetime) -> None:
         plan = await self._plans.plan(run.digest)
         if run.digest not in self._unknown:
-            self._unknown[run.digest] = await self._unknown_of(journal, plan, began_at)
+            self._unknown[run.digest] = await self._unknown_of(plan, began_at)
         unknown = self._unknown[run.digest]
         for position in unknown[:USERS_AT_ONCE]:
-            gone = await self._settle_if_gone(journal, plan, position)
+            gone = await self._settle_if_gone(plan, position)
             # Whoever is still there is looked at again when all others were.
             unknown.remove(position)
             if not gone:
                 unknown.append(position)
 
-    async def _settle_if_gone(self, journal: AsyncJournal, plan: PrunePlan, position: int) -> bool:
+    async def _settle_if_gone(self, plan: PrunePlan, position: int) -> bool:
         deletion = plan.deletions[position]
         user = await self._hub.get_user(deletion.user)
         if user is not None and same_run(user.created, deletion.created):
             return False
         outcome, now = Outcome(OutcomeKind.DONE, "a later look found that user gone"), self._clock.now()
-        if await AsyncPrunes(journal).settle_pruned(plan.digest, position, outcome, now):
+        if await AsyncPrunes(self._journal).settle_pruned(plan.digest, position, outcome, now):
             self._progress.count(outcome)
             detail = f"plan {plan.digest[:12]} did delete {deletion.user}: a later look found them gone"
-            await journal.note(Event.NOTE, "hubguard", 0, now, detail)
+            await self._journal.note(Event.NOTE, "hubguard", 0, now, detail)
         return True
 
-    async def _unknown_of(self, journal: AsyncJournal, plan: PrunePlan, began_at: datetime) -> list[int]:
-        settled = {user.position: user.outcome.kind for user in await AsyncPrunes(journal).pruned(plan.digest)}
+    async def _unknown_of(self, plan: PrunePlan, began_at: datetime) -> list[int]:
+        settled = {user.position: user.outcome.kind for user in await AsyncPrunes(self._journal).pruned(plan.digest)}
         intended: dict[str, list[datetime | None]] = {}
-        for user, created in await AsyncPrunes(journal).deletions_intended(began_at):
+        for user, created in await AsyncPrunes(self._journal).deletions_intended(began_at):
             intended.setdefault(user, []).append(created)
         return [
             position

@@ -81,7 +81,9 @@ class PruneCycles:
         self._review = Review(settings, hub, reader, clock, journal, facts or HubConfigFacts())
         self._plans = Plans(journal)
         self._undo = Undo(settings, hub, reader, clock, journal, mandate)
-        self._runner = PruneRunner(settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace)
+        self._runner = PruneRunner(
+            settings, hub, self._review, self._plans, self._undo, snapshots, clock, chance, pace, mandate
+        )
         self._under_way = True
         self._journal_days = journal_days
         self._forgot_at: datetime | None = None
@@ -209,7 +211,7 @@ class PruneCycles:
                 "Plan not started: somebody else started it or another plan just now. Check its status."
             )
         log.info("Plan %s, to delete %d users, starts for %s (%s).", plan.digest[:12], run.count, actor, why)
-        self._runner.start(self._journal, self._mandate, plan, run)
+        self._runner.start(plan, run)
         return run
 
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -232,7 +234,7 @@ class PruneCycles:
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
             await self._find_out(run)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
-        self._runner.start(self._journal, self._mandate, plan, run)
+        self._runner.start(plan, run)
         return run
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
@@ -246,7 +248,7 @@ class PruneCycles:
         """Settle the users who are gone; if the hub doesn't answer, HubGuard asks again later."""
         try:
             if not self._runner.works_on(run.digest):
-                await self._runner.aftermath.settle(self._journal, run)
+                await self._runner.aftermath.settle(run)
         except (HubError, BudgetExhausted) as error:
             log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
 
@@ -293,7 +295,7 @@ class PruneCycles:
                     " in a minute."
                 )
             if not self._runner.works_on(digest):
-                await self._runner.aftermath.settle(self._journal, run)
+                await self._runner.aftermath.settle(run)
             run = await self._plans.run(digest)
             try:
                 return await self._undo.restore(plan, run, count, actor, why, token=token, sha256=sha256)
@@ -328,9 +330,9 @@ class PruneCycles:
         if self._runner.busy or self._snapshots.last is None:
             return
         self._mandate.check()
-        self._under_way = await self._runner.go_on(self._journal, self._mandate)
+        self._under_way = await self._runner.go_on()
         if not self._under_way:
-            await self._runner.aftermath.settle_some(self._journal)
+            await self._runner.aftermath.settle_some()
             await self._forget_what_is_old()
             await self._prune_by_schedule()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hubguard.act.mandate import Mandate
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry
 from hubguard.model import Action, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
@@ -20,7 +19,6 @@ class Record:
 
     def __init__(
         self,
-        journal: AsyncJournal,
         mandate: Mandate,
         clock: Clock,
         plan: PrunePlan,
@@ -30,7 +28,7 @@ class Record:
         progress: Progress,
     ) -> None:
         self.tries = tries
-        self._journal = journal
+        self._journal = mandate.journal
         self._mandate = mandate
         self._clock = clock
         self._plan = plan

@@ -11,7 +11,6 @@ from hubguard.act.attempt import Attempt
 from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.model import Action, Order
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
@@ -52,9 +51,10 @@ class PruneRunner:
         clock: Clock,
         chance: Callable[[], float],
         pace: Pace,
+        mandate: Mandate,
     ) -> None:
         self.progress = Progress(clock, snapshots.count_deleted)
-        self.aftermath = Aftermath(hub, plans, self.progress, clock)
+        self.aftermath = Aftermath(hub, plans, self.progress, clock, mandate.journal)
         self._settings = settings
         self._hub = hub
         self._review = review
@@ -64,6 +64,8 @@ class PruneRunner:
         self._clock = clock
         self._chance = chance
         self._pace = pace
+        self._mandate = mandate
+        self._prunes = AsyncPrunes(mandate.journal)
         self._pruner: Pruner | None = None
         self._standing: Standing | None = None
         self._task: asyncio.Task[None] | None = None
@@ -87,7 +89,7 @@ class PruneRunner:
 
     # -- starting and resuming ------------------------------------------------------------------------------------
 
-    def start(self, journal: AsyncJournal, mandate: Mandate, plan: PrunePlan, run: PruneRun) -> None:
+    def start(self, plan: PrunePlan, run: PruneRun) -> None:
         """Carry out that plan now, since a person or the schedule wants it.
 
         If it is still being worked on, after a short pause, nothing that was read before counts.
@@ -97,7 +99,7 @@ class PruneRunner:
         if self.busy:
             self._review.look_anew()
         else:
-            self._work_on(journal, mandate, plan, run)
+            self._work_on(plan, run)
 
     def turned(self) -> None:
         """Somebody has paused or cancelled a plan: its state is read again before anybody else is deleted."""
@@ -109,28 +111,28 @@ class PruneRunner:
         self._taken_over = True
         self.aftermath.forget()
 
-    async def go_on(self, journal: AsyncJournal, mandate: Mandate) -> bool:
+    async def go_on(self) -> bool:
         """Work on the plan under way, unless it still waits for the hub; whether there is one. Raises HubGuardError."""
         if self.busy:
             return True
-        under_way = await AsyncPrunes(journal).prunes_under_way()
+        under_way = await self._prunes.prunes_under_way()
         self.progress.waiting = sum(run.count - run.settled for run in under_way)
         running = next((run for run in under_way if run.state is PruneState.RUNNING), None)
         taken_over, self._taken_over = self._taken_over, False
         if running is None:
             return False
-        if taken_over and (why := await self._why_not_by_itself(journal, running)):
-            await self._pause(journal, running.digest, why)
+        if taken_over and (why := await self._why_not_by_itself(running)):
+            await self._pause(running.digest, why)
         elif self._clock.monotonic_s() >= self._not_before_s:
             plan = await self._plans.plan(running.digest)
             if not self.busy:
-                self._work_on(journal, mandate, plan, running)
+                self._work_on(plan, running)
         return True
 
-    async def _why_not_by_itself(self, journal: AsyncJournal, run: PruneRun) -> str:
+    async def _why_not_by_itself(self, run: PruneRun) -> str:
         """Why a person must resume a plan that another guard left, or this one in an earlier life; or ""."""
         now, life_s = self._clock.now(), self._settings.plan_life_s
-        turned_at = await AsyncPrunes(journal).prune_turned_at(run.digest)
+        turned_at = await self._prunes.prune_turned_at(run.digest)
         if turned_at is not None and now - turned_at > timedelta(seconds=AWAY_S):
             return f"HubGuard was away since {turned_at:%Y-%m-%d %H:%M} UTC. Resume the plan if you still want it."
         if run.began_at is not None and now - run.began_at > timedelta(seconds=life_s):
@@ -145,24 +147,23 @@ class PruneRunner:
 
     # -- working --------------------------------------------------------------------------------------------------
 
-    def _work_on(self, journal: AsyncJournal, mandate: Mandate, plan: PrunePlan, run: PruneRun) -> None:
+    def _work_on(self, plan: PrunePlan, run: PruneRun) -> None:
         self.progress.begin(run)
         self.aftermath.forget(plan.digest)
         self._standing = Standing(
             plan,
             self.acknowledged(run),
-            journal,
-            mandate,
+            self._mandate,
             self._review,
             self._snapshots,
             self._settings,
             self._clock,
         )
-        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, journal, mandate, run))
+        self._task = asyncio.get_running_loop().create_task(self._carry_out(self._standing, run))
 
-    async def _carry_out(self, standing: Standing, journal: AsyncJournal, mandate: Mandate, run: PruneRun) -> None:
+    async def _carry_out(self, standing: Standing, run: PruneRun) -> None:
         try:
-            end = await self._work(standing, journal, mandate, run)
+            end = await self._work(standing, run)
         except UndoError as error:
             end = End(Ends.PAUSES, str(error))
         except HubGuardError as error:
@@ -173,19 +174,18 @@ class PruneRunner:
         finally:
             self._pruner = None
         try:
-            await self._conclude(journal, run.digest, end)
+            await self._conclude(run.digest, end)
         except JournalError as error:
             log.warning("The journal doesn't say yet how plan %s stands: %s", run.digest[:12], error)
 
-    async def _work(self, standing: Standing, journal: AsyncJournal, mandate: Mandate, run: PruneRun) -> End:
+    async def _work(self, standing: Standing, run: PruneRun) -> End:
         # The hub may have another spawner since the plan was made, or since this guard last worked on it.
         standing.hub_was_away()
         if (end := await standing.new_risks()) is not None:
             return end
         undo = await self._undo.facts(run)
         record = Record(
-            journal,
-            mandate,
+            self._mandate,
             self._clock,
             standing.plan,
             run,
@@ -193,10 +193,10 @@ class PruneRunner:
             progress=self.progress,
         )
         if run.why:
-            await AsyncPrunes(journal).say_of_prune(run.digest, "")
+            await self._prunes.say_of_prune(run.digest, "")
 
         def attempt_for(action: Action) -> Attempt:
-            return mandate.attempt(action, Order(run.actor, asked=not run.scheduled), f"plan {run.digest[:12]}")
+            return self._mandate.attempt(action, Order(run.actor, asked=not run.scheduled), f"plan {run.digest[:12]}")
 
         self._pruner = Pruner(
             self._hub,
@@ -213,25 +213,25 @@ class PruneRunner:
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
-    async def _conclude(self, journal: AsyncJournal, digest: str, end: End) -> None:
+    async def _conclude(self, digest: str, end: End) -> None:
         if end.how is Ends.DONE:
-            await self._turn(journal, digest, PruneState.DONE, "")
+            await self._turn(digest, PruneState.DONE, "")
             self._tries.pop(digest, None)
             self._review.forget()
         elif end.how is Ends.PAUSES:
-            await self._pause(journal, digest, end.why)
+            await self._pause(digest, end.why)
         elif end.how is Ends.WAITS:
             self._failures += 1
             wait_s = WAIT_S + backoff_s(self._failures, self._chance(), WAIT_S, LONGEST_WAIT_S)
             self._not_before_s = self._clock.monotonic_s() + wait_s
             log.info("Plan %s waits: %s", digest[:12], end.why)
-            await AsyncPrunes(journal).say_of_prune(digest, end.why)
+            await self._prunes.say_of_prune(digest, end.why)
 
-    async def _pause(self, journal: AsyncJournal, digest: str, why: str) -> None:
+    async def _pause(self, digest: str, why: str) -> None:
         log.warning("Plan %s is paused: %s", digest[:12], why)
-        await self._turn(journal, digest, PruneState.PAUSED, why)
+        await self._turn(digest, PruneState.PAUSED, why)
 
-    async def _turn(self, journal: AsyncJournal, digest: str, to: PruneState, why: str) -> None:
+    async def _turn(self, digest: str, to: PruneState, why: str) -> None:
         """Unless a person has turned it before."""
         now = self._clock.now()
-        await AsyncPrunes(journal).turn_prune(digest, (PruneState.RUNNING,), to, "hubguard", why, now)
+        await self._prunes.turn_prune(digest, (PruneState.RUNNING,), to, "hubguard", why, now)

@@ -20,7 +20,6 @@ from hubguard.errors import (
     OtherHubsDB,
     Unrecordable,
 )
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.clock import Clock
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PrunePlan, PruneState
@@ -74,7 +73,6 @@ class Standing:
         self,
         plan: PrunePlan,
         acknowledged: frozenset[str],
-        journal: AsyncJournal,
         mandate: Mandate,
         review: Review,
         snapshots: Snapshots,
@@ -84,7 +82,7 @@ class Standing:
         self.plan = plan
         self.acknowledged = acknowledged
         self.end: End | None = None
-        self._journal = journal
+        self._journal = mandate.journal
         self._mandate = mandate
         self._review = review
         self._snapshots = snapshots

@@ -103,7 +103,7 @@ class World:
             return mandate.attempt(action, Order("ada", asked=True))
 
         progress = Progress(self.clock, lambda: None)
-        record = Record(self.books, mandate, self.clock, self.plan, run, tries={}, progress=progress)
+        record = Record(mandate, self.clock, self.plan, run, tries={}, progress=progress)
         standing: Any = AlwaysStands(self.plan)
         review: Any = LooksAtTheHub(self.hub)
         facts = {name: undo_facts(UndoUser(name)) for name in undo}
