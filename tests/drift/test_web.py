@@ -733,7 +733,7 @@ async def test_each_difference_says_whether_it_is_repaired_by_itself_and_why_not
             {"by_itself": (DriftKind.SERVER_DEAD,), "doubted": (DriftKind.SERVER_DEAD,)},
             {},
             DriftKind.SERVER_DEAD,
-            "Only when you ask: with so many at once",
+            "Only when you ask: with this many at once",
         ),
         (
             {"by_itself": (DriftKind.SERVER_DEAD,)},
