@@ -4,74 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
 from hubguard.act.delete import UserDeleter
 from hubguard.act.verify import Verifier
-from hubguard.cull.decide.judge import CullPolicy, exemption_of, hook_decides, judge, latest, still_due, user_still_due
-from hubguard.cull.hook import Hooked
+from hubguard.cull.decide.judge import CullPolicy, still_due, user_still_due
 from hubguard.cull.model import Known, Plan
-from hubguard.errors import JournalError, ProxyError
+from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
-from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server
 from hubguard.pacing.clock import Clock
-from hubguard.snapshot.model import Run
-from hubguard.snapshot.observe import Observer
 
 log = logging.getLogger(__name__)
 
-
-class KnownNow:
-    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are asked again."""
-
-    def __init__(
-        self,
-        observer: Observer,
-        journal: AsyncJournal,
-        hook: Hooked | None,
-        clock: Clock,
-        known: Mapping[Run, Known],
-        policy: CullPolicy,
-        clock_from: datetime | None,
-    ) -> None:
-        self._observer = observer
-        self._clock_from = clock_from
-        self._journal = journal
-        self._hook = hook
-        self._clock = clock
-        self._known = known
-        self._policy = policy
-
-    async def __call__(self, action: Action, server: Server | None) -> Known:
-        """``server`` is what the hub has just said of it; None: the action is on a user, or it is gone."""
-        known = self._known.get((action.user, action.name, action.started), Known())
-        now = self._clock.now()
-        exemptions = await self._journal.exemptions(now, user=action.user)
-        routes = await self._observer.routes()
-        if routes is None:
-            raise ProxyError("the proxy can't be read just now, so that nobody's use of their server can be seen")
-        route = routes.get((action.user, action.name))
-        known = replace(
-            known,
-            exemption=next(iter(exemptions), None)
-            if action.kind is ActionKind.DELETE_USER
-            else exemption_of(action.user, action.name, exemptions, now),
-            proxy_activity=latest(route.last_activity if route else None, known.proxy_activity),
-            clock_from=self._clock_from,
-            hook=None,
-            hook_error="",
-        )
-        if self._hook is not None and server is not None:
-            verdict = judge(server, self._policy, replace(known, failures=None), now)
-            if hook_decides(verdict):
-                said, error = (await self._hook.ask([verdict], now))[server.key]
-                known = replace(known, hook=said, hook_error=error)
-        return known
+KnownNow = Callable[[Action, Server | None], Awaitable[Known]]
+"""What is known of the server of an action, beyond what the hub has just said of it (None: for a user, or it's gone)."""
 
 
 class Executor:

@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 
 from hubguard.act.attempt import LOOK_LASTS_S
 from hubguard.act.mandate import Mandate
-from hubguard.cull.act import Executor, KnownNow
+from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
-from hubguard.cull.decide.judge import CullPolicy, decide, hook_decides, known_of
+from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
 from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict
 from hubguard.cull.settings import HubGuardCull
-from hubguard.errors import JournalError
+from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
@@ -29,6 +29,7 @@ from hubguard.model import (
     Order,
     Outcome,
     OutcomeKind,
+    Server,
     Tally,
 )
 from hubguard.pacing.budget import Budget
@@ -147,7 +148,7 @@ class Cycles:
                 self._hub,
                 self._clock,
                 policy,
-                KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
+                _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
                 lambda action: self._mandate.attempt(action, order),
                 self._mandate.settle,
                 verify_s=self._section.verify_s,
@@ -265,6 +266,53 @@ class Cycles:
         use = self._budget.use()
         rate = min(rate or use.rate, use.rate)
         return max(1, min(concurrency or use.concurrency_cap, use.concurrency_cap, int(rate * LOOK_LASTS_S / 3)))
+
+
+class _KnownNow:
+    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are asked again."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        journal: AsyncJournal,
+        hook: Hooked | None,
+        clock: Clock,
+        known: Mapping[Run, Known],
+        policy: CullPolicy,
+        clock_from: datetime | None,
+    ) -> None:
+        self._observer = observer
+        self._clock_from = clock_from
+        self._journal = journal
+        self._hook = hook
+        self._clock = clock
+        self._known = known
+        self._policy = policy
+
+    async def __call__(self, action: Action, server: Server | None) -> Known:
+        known = self._known.get((action.user, action.name, action.started), Known())
+        now = self._clock.now()
+        exemptions = await self._journal.exemptions(now, user=action.user)
+        routes = await self._observer.routes()
+        if routes is None:
+            raise ProxyError("the proxy can't be read just now, so that nobody's use of their server can be seen")
+        route = routes.get((action.user, action.name))
+        known = replace(
+            known,
+            exemption=next(iter(exemptions), None)
+            if action.kind is ActionKind.DELETE_USER
+            else exemption_of(action.user, action.name, exemptions, now),
+            proxy_activity=latest(route.last_activity if route else None, known.proxy_activity),
+            clock_from=self._clock_from,
+            hook=None,
+            hook_error="",
+        )
+        if self._hook is not None and server is not None:
+            verdict = judge(server, self._policy, replace(known, failures=None), now)
+            if hook_decides(verdict):
+                said, error = (await self._hook.ask([verdict], now))[server.key]
+                known = replace(known, hook=said, hook_error=error)
+        return known
 
 
 def policy_of(section: HubGuardCull, protected: Protected | None = None, users_wait: str = "") -> CullPolicy:
