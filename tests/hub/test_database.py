@@ -21,6 +21,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 from conftest import HUB_PYTHON
 from doubles.hub_db import MemoryHubDB
+from real_hub import RealHub
 
 from hubguard.errors import HubDBError
 from hubguard.hub import database, read_only, tables
@@ -739,7 +740,7 @@ async def test_what_cant_be_connected_to_is_told_without_the_password(url: str, 
         await db.read()
     told = "".join(traceback.format_exception(raised.value)) + raised.value.detail
     assert "s3cret" not in told
-    assert "HubGuard knows only what the hub's API tells" in told
+    assert "HubGuard knows only what the hub's API shows" in told
 
 
 async def test_a_password_that_the_database_itself_repeats_is_taken_out(postgresql_url: str):
@@ -823,7 +824,7 @@ of_the_hub = pytest.mark.asyncio(loop_scope="module")
 async def hub(request: pytest.FixtureRequest) -> AsyncIterator[TestbedHub]:
     url = None if request.param == "sqlite" else request.getfixturevalue("new_postgresql_database")()
     config = 'c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0.2}'
-    async with TestbedHub(python=HUB_PYTHON, population=POPULATION, db_url=url, config=config) as hub:
+    async with RealHub(python=HUB_PYTHON, population=POPULATION, db_url=url, config=config) as hub:
         yield hub
 
 
