@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from real_hub import RealHub
 
 from hubguard.staging.hub import TestbedHub
 
@@ -42,7 +43,7 @@ async def hubs() -> AsyncIterator[Callable[..., Awaitable[TestbedHub]]]:
     async with AsyncExitStack() as stack:
 
         async def make(**settings: Any) -> TestbedHub:
-            return await stack.enter_async_context(TestbedHub(**{"python": HUB_PYTHON, **settings}))
+            return await stack.enter_async_context(RealHub(**{"python": HUB_PYTHON, **settings}))
 
         yield make
 

@@ -22,6 +22,7 @@ from aiohttp.test_utils import TestServer
 from backend_checks import BackendChecks, World, living, of
 from conftest import HUB_PYTHON
 from doubles.kubernetes import ALL_VERBS, FakeKubernetes, busy
+from real_hub import RealHub
 from virtual_time import VirtualClock
 from yarl import URL
 
@@ -30,7 +31,6 @@ from hubguard.backends.kubernetes import KubernetesBackends, open_backends
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
-from hubguard.staging.hub import TestbedHub
 
 pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
 
@@ -698,7 +698,7 @@ c.KubeSpawner.storage_pvc_ensure = False
 """
     environment = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
     names = [("ann", ""), ("ann", "second"), ("ann.b-c@example.org", ""), ("übér", "b-c")]
-    async with TestbedHub(python=python, config=config, environment=environment) as hub:
+    async with RealHub(python=python, config=config, environment=environment) as hub:
         place = Place(hub.api_url, environ=place_of(fake).environ)
         backends = KubernetesBackends(place, account=account.folder)
         for user, name in names:

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
 from doubles.hub import MemoryHub
+from real_hub import RealHub
 
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
 from hubguard.hub.client import HTTPHubAPI
@@ -41,7 +42,7 @@ def plenty(**more) -> Budget:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def real() -> AsyncIterator[TestbedHub]:
     servers = tuple(SeededServer(name, idle_for_s=60.0) for name in PEOPLE)
-    async with TestbedHub(
+    async with RealHub(
         python=HUB_PYTHON, population=Population((), servers), config=CONFIG, external_proxy=True
     ) as hub:
         yield hub

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from conftest import HUB_PYTHON
 from doubles.hub import MemoryHub, Stops
+from real_hub import RealHub
 from virtual_time import VirtualClock
 
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
@@ -151,7 +152,7 @@ def plenty(**more) -> Budget:
 
 @contextlib.asynccontextmanager
 async def _a_hub() -> AsyncIterator[TestbedHub]:
-    async with TestbedHub(python=HUB_PYTHON, population=POPULATION, config=CONFIG, hub_prefix="/a%20b/") as hub:
+    async with RealHub(python=HUB_PYTHON, population=POPULATION, config=CONFIG, hub_prefix="/a%20b/") as hub:
         yield hub
 
 
@@ -679,7 +680,7 @@ async def test_inactive_users_are_all_found_whatever_the_hubs_database(database_
     crowd = Population(tuple(random.Random(1).sample([*never, *long_ago, *lately], 610)))
     budget = plenty()
     async with (
-        TestbedHub(python=HUB_PYTHON, population=crowd, config=CONFIG, db_url=database_url) as hub,
+        RealHub(python=HUB_PYTHON, population=crowd, config=CONFIG, db_url=database_url) as hub,
         HTTPHubAPI(hub.api_url, "token-of-the-guard", budget, page_size=50) as client,
     ):
         everybody = await client.list_users(inactive_since=None)
@@ -693,7 +694,7 @@ async def test_inactive_users_are_all_found_whatever_the_hubs_database(database_
         assert needed == 7
 
 
-class InternallySecuredHub(TestbedHub):
+class InternallySecuredHub(RealHub):
     """A hub with internal SSL, which talks to nobody without one of its own certificates."""
 
     @property

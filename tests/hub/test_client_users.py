@@ -16,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
 from doubles.hub import MemoryHub, Request
+from real_hub import RealHub
 
 from hubguard.errors import ConfigError, HubFailed, HubGarbled, HubRefused
 from hubguard.hub.api import HubAPI
@@ -102,7 +103,7 @@ async def _a_hub(kind: str) -> AsyncIterator[World]:
     budget = plenty()
     if kind == "real":
         async with (
-            TestbedHub(python=HUB_PYTHON, population=POPULATION, config=CONFIG, hub_prefix="/a%20b/") as real,
+            RealHub(python=HUB_PYTHON, population=POPULATION, config=CONFIG, hub_prefix="/a%20b/") as real,
             HTTPHubAPI(real.api_url, "token-of-the-keeper", budget) as client,
         ):
             yield World(client, budget, real)

@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 import sqlalchemy as sa
 from conftest import HUB_PYTHON
+from real_hub import RealHub
 
 from hubguard.hub.client import HTTPHubAPI
 from hubguard.hub.database import SQLHubDB
@@ -61,7 +62,7 @@ c.JupyterHub.load_roles.append({"name": "instructor", "scopes": ["read:hub"]})
 """
 
 
-class Prepared(TestbedHub):
+class Prepared(RealHub):
     """A hub on whose database more is written before it starts, as a longer life would have left it."""
 
     __test__ = False

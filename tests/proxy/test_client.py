@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
 from doubles.proxy import MemoryProxy
+from real_hub import RealHub
 from real_proxy import COMMANDS, TOKEN, RealProxy
 from virtual_time import VirtualClock
 from yarl import URL
@@ -34,7 +35,6 @@ from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.proxy import client as proxy_client
 from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
-from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import AWKWARD_NAMES, Population, SeededServer
 
 pytestmark = pytest.mark.contract
@@ -288,7 +288,7 @@ async def test_the_hub_puts_a_server_where_its_path_says_whatever_the_names(pref
     servers = [SeededServer(name) for name in NAMES]
     servers += [SeededServer("namer", name) for name in NAMES]
     population = Population((), tuple(servers))
-    async with TestbedHub(python=HUB_PYTHON, population=population, hub_prefix=prefix, external_proxy=True) as hub:
+    async with RealHub(python=HUB_PYTHON, population=population, hub_prefix=prefix, external_proxy=True) as hub:
         expected = {route_path(prefix, server.user, server.name): (server.user, server.name) for server in servers}
         async with HTTPProxyAPI(hub.proxy_api_url, hub.proxy_token, plenty()) as proxy:
             table = await proxy.routes()

@@ -16,6 +16,8 @@ import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
+from real_hub import RealHub
+from real_proxy import node_proxy_command
 
 from hubguard.errors import HubGuardError
 from hubguard.staging.hub import TestbedHub
@@ -60,7 +62,7 @@ async def process_of(hub: TestbedHub, user: str, name: str = "") -> Little:
 
 
 async def test_a_hub_comes_up_serves_its_users_and_leaves_nothing(testbed_hub: Hubs) -> None:
-    async with TestbedHub() as hub:
+    async with RealHub() as hub:
         async with aiohttp.ClientSession() as session:
             await hub.login(session)
             async with session.get(f"{hub.url}hub/admin") as page:
@@ -94,7 +96,7 @@ async def test_nothing_survives_a_killed_hub_not_even_its_managed_services(testb
 
 
 async def test_a_hub_that_cannot_start_says_why_and_leaves_nothing() -> None:
-    hub = TestbedHub(
+    hub = RealHub(
         config="c.JupyterHub.load_roles = [{'name': 'admin', 'scopes': ['self']}]\nraise SystemExit('broken')"
     )
     with pytest.raises(HubGuardError, match="ended with exit code") as caught:
@@ -324,7 +326,7 @@ def test_free_ports_are_free_and_different() -> None:
 
 
 def test_the_proxy_command_is_node_itself_and_says_how_to_get_it_where_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = find_proxy_command()
+    command = node_proxy_command()
     shown = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout[:1].isdigit()
     assert Path(command[0]).read_bytes()[:2] != b"#!", "a wrapper script forwards no signals"
