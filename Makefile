@@ -25,9 +25,12 @@ bench: setup
 lint: setup
 	@PATH="$(BIN):$$PATH" sh .ci/timed "lint" $(BIN)/pre-commit run --all-files
 
-# Most tests wait, and meanwhile there is time to lint.
+# Most tests wait, and meanwhile there is time to lint. What it has to say comes after the tests, and either failing fails.
 test: setup
-	@$(MAKE) --no-print-directory --output-sync=target -j2 lint test-quick
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; trap 'exit 130' INT TERM; \
+	$(MAKE) --no-print-directory lint >"$$log" 2>&1 & lint=$$!; \
+	ended=0; $(MAKE) --no-print-directory test-quick || ended=$$?; \
+	wait $$lint || ended=$$?; cat "$$log"; exit $$ended
 
 test-quick: setup
 	@PATH="$(BIN):$$PATH" sh .ci/timed "make test" $(BIN)/$(PYTEST) -m "not long" $(ARGS)
