@@ -330,7 +330,6 @@ def _application(guard: Guard, place: Place, budget: Budget) -> Application:
     return make_application(
         guard,
         login,
-        policy=guard.culling.policy,
         prefix=place.prefix,
         hub_prefix=hub_pages,
         cookie_secret=secret,
@@ -364,14 +363,14 @@ async def _bind(server: HTTPServer, place: Place, bind_ip: str) -> None:
 
 async def _until_over(place: Place, guard: Guard, ending: asyncio.Event) -> None:
     """Returns when this process is to end, with the reason in the log."""
-    waiting = [asyncio.create_task(ending.wait()), asyncio.create_task(guard.superseded.wait())]
+    waiting = [asyncio.create_task(ending.wait()), asyncio.create_task(guard.mandate.superseded.wait())]
     try:
         while True:
             await asyncio.wait(waiting, timeout=PARENT_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
             if ending.is_set():
                 log.info("Told to end.")
                 return
-            if guard.superseded.is_set():
+            if guard.mandate.superseded.is_set():
                 log.warning("The guard of a newer hub has taken over. This one ends.")
                 return
             if place.hub_pid is not None and os.getppid() != place.hub_pid:

@@ -296,8 +296,8 @@ class _Told:
             await asyncio.sleep(TELL_EVERY_S)
 
     def tell(self) -> None:
-        status = self._guard.status()
-        report = status.last_cycle
+        culled = self._guard.culling.status()
+        report = culled.last_cycle
         if report is None or report is self._last:
             return
         self._last = report
@@ -310,7 +310,11 @@ class _Told:
                 outcome.kind.value,
                 outcome.detail,
             )
-        odd = [finding.detail for finding in status.findings if finding.kind in WORTH_TELLING]
+        odd = [
+            finding.detail
+            for finding in (*culled.findings, *self._guard.status().findings)
+            if finding.kind in WORTH_TELLING
+        ]
         said = tuple(line for line in (report.skipped_why, *odd) if line)
         for line in said:
             if line not in self._said:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import datetime
 from typing import Protocol
 
 from hubguard.act.mandate import Mandate
@@ -12,11 +11,8 @@ from hubguard.config import Settings
 from hubguard.cull.model import CycleReport
 from hubguard.cull.part import Culling
 from hubguard.drift.cycle import DriftCycles
-from hubguard.drift.model import DriftKind, DriftReport, RepairPlan
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.hub.facts import HubFacts
-from hubguard.journal.model import Entry, Event, Exemption
-from hubguard.model import Order
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.part import Watching
@@ -81,11 +77,6 @@ class Guard:
         self._budget = budget
         self._clock = clock
         self._started_at = clock.now()
-
-    @property
-    def superseded(self) -> asyncio.Event:
-        """Set when the guard of a newer hub has taken over."""
-        return self.mandate.superseded
 
     # -- living ---------------------------------------------------------------------------------------------------
 
@@ -165,70 +156,10 @@ class Guard:
                     )
             await part.wait()
 
-    # -- what people set and ask ----------------------------------------------------------------------------------
-
-    async def cycle(
-        self,
-        asked_by: str,
-        *,
-        dry_run: bool = False,
-        idle_timeout_s: float | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
-        """See GuardPort."""
-        return await self.culling.cycle(
-            asked_by, dry_run=dry_run, idle_timeout_s=idle_timeout_s, rate=rate, concurrency=concurrency
-        )
-
-    async def arm(self, actor: str, why: str) -> None:
-        """See GuardPort."""
-        await self.mandate.arm(actor, why)
-        self.culling.wake()
-
-    async def observe(self, actor: str, why: str) -> None:
-        """See GuardPort."""
-        await self.mandate.observe(actor, why)
-
-    async def hold(self, actor: str, why: str) -> None:
-        """See GuardPort."""
-        await self.mandate.hold(actor, why)
-
-    async def resume(self, actor: str, why: str) -> None:
-        """See GuardPort."""
-        await self.mandate.resume(actor, why)
-        self.culling.wake()
-
-    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
-        """See GuardPort."""
-        return await self.culling.exempt(actor, why, user=user, server=server, until=until)
-
-    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
-        """See GuardPort."""
-        return await self.culling.end_exemption(exemption_id, actor, why)
-
-    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
-        """See GuardPort."""
-        return await self.culling.exemptions(user=user, ended=ended)
-
-    async def entries(
-        self,
-        *,
-        before_id: int | None = None,
-        limit: int = 100,
-        user: str | None = None,
-        server: str | None = None,
-        event: Event | None = None,
-    ) -> tuple[Entry, ...]:
-        """See GuardPort."""
-        return await self.mandate.journal.entries(
-            before_id=before_id, limit=limit, user=user, server=server, event=event
-        )
-
     def status(self) -> Status:
-        """See GuardPort."""
+        """What the guard knows of itself now. Never blocks, never raises."""
         mode, why = self._mode()
-        mandate, cycles, snapshots = self.mandate, self.culling.cycles, self.snapshots
+        mandate, snapshots = self.mandate, self.snapshots
         return Status(
             at=self._clock.now(),
             mode=mode,
@@ -239,48 +170,14 @@ class Guard:
             lease=mandate.lease,
             holds_lease=mandate.holds_lease,
             hub_version=self._facts.version,
-            last_cycle=cycles.last,
-            last_good_cycle_at=cycles.last_good_at,
-            next_cycle_at=self.culling.next_at,
             errors=self.settings.errors,
             notes=self._facts.notes,
             budget=self._budget.use(),
             armed=mandate.armed,
             brake=snapshots.brake,
             clock_from=snapshots.clock_from,
-            tally=cycles.tally,
-            recent=cycles.recent,
-            oldest_overdue=cycles.oldest_overdue,
-            findings=cycles.findings + snapshots.findings + self.pruning.findings,
-            pruned=self.pruning.tally,
-            prune_waiting=self.pruning.waiting,
+            findings=snapshots.findings,
         )
-
-    def drift(self) -> DriftReport | None:
-        """See GuardPort."""
-        return None if self.drifts is None else self.drifts.report
-
-    async def look_for_drift(self) -> DriftReport:
-        """See GuardPort."""
-        return await self._looking().look()
-
-    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
-        """See GuardPort."""
-        return self._looking().plan(ids=ids, kinds=kinds)
-
-    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
-        """See GuardPort."""
-        return await self._looking().repair(digest, count, Order(actor, why, asked=True))
-
-    def tell_outlived(self, user: str, server: str, detail: str) -> None:
-        """See GuardPort."""
-        if self.drifts is not None:
-            self.drifts.tell_outlived(user, server, detail)
-
-    def _looking(self) -> DriftCycles:
-        if self.drifts is None:
-            raise HubGuardError("This guard doesn't look for drift: it runs one cycle only.")
-        return self.drifts
 
     def _mode(self) -> tuple[Mode, str]:
         mandate, brake = self.mandate, self.snapshots.brake

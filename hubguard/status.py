@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from hubguard.cull.model import CycleReport, Verdict
 from hubguard.errors import ConfigError
 from hubguard.journal.model import Lease, Stance
-from hubguard.model import Finding, Tally
+from hubguard.model import Finding
 from hubguard.pacing.model import BudgetUse
 from hubguard.snapshot.model import Brake
 
@@ -28,16 +27,12 @@ class Mode(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything that pages, API and metrics tell about the guard itself at one moment.
+    """What the guard knows of itself at one moment; its parts know the rest.
 
-    ``why`` is one sentence. ``errors`` are wrong settings; ``notes`` are things an
-    operator should know (a missing optional scope, a taken-over culler). ``last_cycle`` and ``next_cycle_at`` are None
-    before the first cycle, ``lease`` where nobody has ever held it, ``last_good_cycle_at`` before one has succeeded.
-    ``brake`` is set while HubGuard is braked. ``clock_from``: idle clocks were restarted then, after an outage.
-    ``armed`` is what holds, by people or by the settings. ``tally`` is of this guard's life, ``recent`` of the last hour.
-    ``oldest_overdue`` is the server that has been due for longest and isn't stopped yet. ``findings`` are what an operator
-    should look at, most recent last. ``pruned`` tells how users of plans were settled in this guard's life, and
-    ``prune_waiting`` how many of the plan that is being carried out, or is paused, wait for their turn.
+    ``why`` is one sentence. ``errors`` are wrong settings; ``notes`` are things an operator should know (a missing optional
+    scope, a replaced culler). ``lease`` is None if nobody has ever held it. ``brake`` is set while HubGuard is braked.
+    ``clock_from``: idle clocks restarted then, after an outage. ``armed`` is what holds, by people or by the settings.
+    ``findings`` are what an operator should look at in what was read from the hub, most recent last.
     """
 
     at: datetime
@@ -49,18 +44,10 @@ class Status:
     lease: Lease | None = None
     holds_lease: bool = False
     hub_version: str | None = None
-    last_cycle: CycleReport | None = None
-    last_good_cycle_at: datetime | None = None
-    next_cycle_at: datetime | None = None
     errors: tuple[ConfigError, ...] = ()
     notes: tuple[str, ...] = ()
     budget: BudgetUse | None = None
     armed: bool = False
     brake: Brake | None = None
     clock_from: datetime | None = None
-    tally: Tally = field(default_factory=Tally)
-    recent: Tally = field(default_factory=Tally)
-    oldest_overdue: Verdict | None = None
     findings: tuple[Finding, ...] = ()
-    pruned: Tally = field(default_factory=Tally)
-    prune_waiting: int = 0

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from doubles.guard import POLICY, FakeAuth, FakeGuard
@@ -15,6 +15,7 @@ from tornado.netutil import bind_sockets
 
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.dashboard.routes import make_application
+from hubguard.guard import Guard
 
 PREFIX = "/services/hubguard/"
 
@@ -60,9 +61,9 @@ class Site:
         return await self.ask(path, token, method="POST", body=body)
 
 
-def serve(guard: FakeGuard, auth: FakeAuth, policy: CullPolicy = POLICY, **settings: Any) -> tuple[HTTPServer, str]:
+def serve(guard: FakeGuard, auth: FakeAuth, **settings: Any) -> tuple[HTTPServer, str]:
     """The application on a free port, and its URL. ``settings`` are make_application's."""
-    app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", policy=policy, **settings)
+    app = make_application(cast(Guard, guard), auth, prefix=PREFIX, hub_prefix="/hub/", **settings)
     sockets = bind_sockets(0, "127.0.0.1")
     server = HTTPServer(app)
     server.add_sockets(sockets)
@@ -82,7 +83,8 @@ async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
 
         def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
             auth = FakeAuth()
-            server, url = serve(guard, auth, policy, **settings)
+            guard.policy = policy
+            server, url = serve(guard, auth, **settings)
             servers.append(server)
             return Site(guard, auth, session, url)
 

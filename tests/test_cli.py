@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cli as command
 import pytest
-from doubles.guard import CALLERS, NOW, POLICY, FakeAuth, guard_with, made_up, minutes
+from doubles.guard import CALLERS, NOW, FakeAuth, guard_with, made_up, minutes
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
@@ -348,7 +348,6 @@ async def guarded(begun, hubless):
             Trusting(),
             prefix="/services/hubguard/",
             hub_prefix="/hub/",
-            policy=POLICY,
         )
     )
     sockets = bind_sockets(0, "127.0.0.1")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 from doubles.drift import report_with
@@ -20,6 +21,8 @@ from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.hook import Hooked, load_hook
 from hubguard.cull.model import Known
 from hubguard.dashboard.metrics import registry
+from hubguard.dashboard.status import state_of
+from hubguard.guard import Guard
 from hubguard.model import Server, Tally
 from hubguard.snapshot.decide import brake
 from hubguard.snapshot.model import BrakeReason, Evidence
@@ -134,8 +137,8 @@ def test_every_setting_that_stands_alone_on_the_pages_about_culling_is_there():
 def test_every_metric_that_the_docs_name_is_there():
     guard = guard_with(made_up(20))
     guard.change(recent=Tally(done=3, failed=1))
-    guard.found = report_with()
-    families = {metric.name: metric.type for metric in registry(guard.status, guard.drift).collect()}
+    guard.drifts.report = report_with()
+    families = {metric.name: metric.type for metric in registry(lambda: state_of(cast(Guard, guard))).collect()}
     there = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
     named = {
         name for page in PAGES for name in re.findall(r"\bhubguard_[a-z_]+", page.read_text()) if "config" not in name

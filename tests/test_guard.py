@@ -131,7 +131,7 @@ async def test_arming_takes_effect_within_a_moment(world: MakeWorld):
     async def arm() -> None:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(30)
-        await w.guard.arm("ada", "we have seen enough")
+        await w.guard.mandate.arm("ada", "we have seen enough")
         await w.clock.sleep(5)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -147,10 +147,10 @@ async def test_a_person_who_asks_for_a_cycle_gets_it_even_from_an_observer(world
     async def ask() -> None:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        dry = await w.guard.cycle("ada", dry_run=True)
+        dry = await w.guard.culling.cycle("ada", dry_run=True)
         assert [action.user for action in dry.plan.actions] == ["idle"]
         assert w.stopped() == []
-        await w.guard.cycle("ada")
+        await w.guard.culling.cycle("ada")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -167,7 +167,7 @@ async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
     async def ask() -> str:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        report = await w.guard.cycle("ada")
+        report = await w.guard.culling.cycle("ada")
         w.status = w.guard.status()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -307,7 +307,7 @@ async def test_a_wrong_setting_is_named_and_nothing_is_done(world: MakeWorld):
     assert "HubGuardCull.idle_timeout" in status.why
     assert w.hub.requests == []
     with pytest.raises(HubGuardError, match="HubGuardCull.idle_timeout"):
-        await w.guard.cycle("ada")
+        await w.guard.culling.cycle("ada")
 
 
 async def test_two_guards_on_one_journal_never_act_at_once(world: MakeWorld):
@@ -343,7 +343,7 @@ async def test_a_guard_of_a_newer_hub_takes_over_at_once_and_the_old_one_says_it
         await old.clock.sleep(15)
         took_over_s = old.clock.monotonic_s()
         second = asyncio.ensure_future(new.guard.run())
-        await old.guard.superseded.wait()
+        await old.guard.mandate.superseded.wait()
         await old.clock.sleep(100)
         for task in (first, second):
             task.cancel()
@@ -474,7 +474,7 @@ async def test_arming_what_the_config_keeps_observing_is_refused_and_the_setting
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(5)
         with pytest.raises(HubGuardError, match="HubGuard.armed is False"):
-            await w.guard.arm("ada", "")
+            await w.guard.mandate.arm("ada", "")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -485,7 +485,7 @@ async def test_arming_what_the_config_keeps_observing_is_refused_and_the_setting
 async def test_observing_what_the_config_has_armed_is_refused_and_hold_is_named(world: MakeWorld):
     w = await world()
     with pytest.raises(HubGuardError, match="use hold"):
-        await w.guard.observe("ada", "")
+        await w.guard.mandate.observe("ada", "")
 
 
 @pytest.mark.long
@@ -705,7 +705,7 @@ async def test_no_user_is_deleted_with_their_volume_until_somebody_has_acknowled
     w.hub.add_user(User("gone", False, (), ("user",), at, at))
     await w.for_s(90)
     assert [request.user for request in w.hub.requests if request.call == "delete"] == deleted
-    told = [finding.detail for finding in w.status.findings if finding.kind is FindingKind.USERS_KEPT]
+    told = [finding.detail for finding in w.guard.culling.status().findings if finding.kind is FindingKind.USERS_KEPT]
     assert len(told) == (not deleted)
     assert all('add "KubeSpawner" to HubGuardPrune.acknowledged' in detail for detail in told)
 

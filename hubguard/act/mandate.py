@@ -27,8 +27,9 @@ class Mandate:
     itself whatever people set, or "". ``took_over`` names the idle culler whose place HubGuard takes, or "": it is then armed
     unless people have said otherwise. ``wrong_setting`` is the first error in the settings, or "": then nothing is done.
 
-    ``superseded`` is set when the guard of a newer hub has taken the lease. ``trouble`` is why the journal can't be used,
-    or "". ``stance`` is what people have set, as last read.
+    ``superseded`` is set when the guard of a newer hub has taken the lease, and ``allowed`` when a person allows acting: who
+    waits for that clears it. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as
+    last read.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Mandate:
     ) -> None:
         self.journal = journal
         self.superseded = asyncio.Event()
+        self.allowed = asyncio.Event()
         self.trouble = ""
         self.stance = Stance()
         self._keeper = keeper
@@ -174,6 +176,7 @@ class Mandate:
         if self._by_settings is False:
             raise HubGuardError(f"Arming changes nothing: {self.why_observing}. Change that first.")
         await self._set(self.journal.arm(actor, why, self._clock.now()))
+        self.allowed.set()
 
     async def observe(self, actor: str, why: str) -> None:
         """Let HubGuard only observe. Raises HubGuardError if the settings arm it."""
@@ -186,8 +189,9 @@ class Mandate:
         await self._set(self.journal.hold(actor, why, self._clock.now()))
 
     async def resume(self, actor: str, why: str) -> None:
-        """End the hold."""
+        """End the hold, and accept what a brake objects to if a person may do that."""
         await self._set(self.journal.resume(actor, why, self._clock.now()))
+        self.allowed.set()
 
     async def _set(self, change: Awaitable[Stance]) -> None:
         self.stance = await change

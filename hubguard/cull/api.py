@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull.model import Standing
+from hubguard.cull.part import Culling
 from hubguard.journal.model import Exemption
 from hubguard.times import YEAR_S
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
@@ -26,7 +27,13 @@ SERVER_FILTERS = (
 )
 
 
-class ServersApi(Api):
+class CullApi(Api):
+    """An endpoint of culling."""
+
+    culling: Culling
+
+
+class ServersApi(CullApi):
     """The servers of the last cycle that still run."""
 
     operations = {
@@ -44,14 +51,14 @@ class ServersApi(Api):
     def get(self) -> None:
         asked = self.query()
         standing = Standing(asked["standing"]) if asked["standing"] else None
-        status = self.site.guard.status()
         rows = cull_shapes.chosen(
-            cull_shapes.running(status.last_cycle), q=asked["q"], standing=standing, sort=asked["sort"]
+            cull_shapes.running(self.culling.status().last_cycle), q=asked["q"], standing=standing, sort=asked["sort"]
         )
-        self.write_page(rows, asked, lambda row: cull_shapes.server(row, self.site.policy, status))
+        status = self.site.status()
+        self.write_page(rows, asked, lambda row: cull_shapes.server(row, self.culling.policy, status))
 
 
-class ServerApi(Api):
+class ServerApi(CullApi):
     """One server."""
 
     operations = {
@@ -62,11 +69,11 @@ class ServerApi(Api):
 
     def get(self, user: str, name: str) -> None:
         """404 where it doesn't run as of the last cycle, or there was none yet."""
-        status = self.site.guard.status()
-        row = cull_shapes.find(status.last_cycle, user, name)
+        last = self.culling.status().last_cycle
+        row = cull_shapes.find(last, user, name)
         if row is None:
-            raise Refused(404, not_running(f"{user}/{name}" if name else user, known=status.last_cycle is not None))
-        self.write_json(cull_shapes.server(row, self.site.policy, status))
+            raise Refused(404, not_running(f"{user}/{name}" if name else user, known=last is not None))
+        self.write_json(cull_shapes.server(row, self.culling.policy, self.site.status()))
 
 
 def not_running(label: str, *, known: bool) -> str:
@@ -76,7 +83,7 @@ def not_running(label: str, *, known: bool) -> str:
     return f"{label} isn't running, as of HubGuard's last look at the hub."
 
 
-class CyclesApi(Api):
+class CyclesApi(CullApi):
     """A cycle that someone asks for."""
 
     operations = {
@@ -98,10 +105,10 @@ class CyclesApi(Api):
         """The cycle's report, with every action and what came of it."""
         asked = self.body()
         assert self.who is not None
-        self.write_json(cull_shapes.cycle(await self.site.guard.cycle(self.who.actor, **asked)))
+        self.write_json(cull_shapes.cycle(await self.culling.cycle(self.who.actor, **asked)))
 
 
-class ExemptionsApi(Api):
+class ExemptionsApi(CullApi):
     """What people have asked to keep."""
 
     operations = {
@@ -138,7 +145,7 @@ class ExemptionsApi(Api):
     @override
     async def get(self) -> None:
         asked = self.query()
-        rows = await self.site.guard.exemptions(user=asked["user"], ended=asked["ended"])
+        rows = await self.culling.exemptions(user=asked["user"], ended=asked["ended"])
         self.write_page(rows, asked, lambda row: row)
 
     async def post(self) -> None:
@@ -146,15 +153,15 @@ class ExemptionsApi(Api):
         asked = self.body()
         if (asked["until"] is None) == (asked["for_s"] is None):
             raise Refused(400, "until: give either this or for_s")
-        until = asked["until"] or self.site.guard.status().at + timedelta(seconds=asked["for_s"])
+        until = asked["until"] or self.site.status().at + timedelta(seconds=asked["for_s"])
         assert self.who is not None
-        made = await self.site.guard.exempt(
+        made = await self.culling.exempt(
             self.who.actor, asked["why"], user=asked["user"], server=asked["server"], until=until
         )
         self.write_json_to_readers(made)
 
 
-class ExemptionApi(Api):
+class ExemptionApi(CullApi):
     """One exemption."""
 
     operations = {
@@ -171,7 +178,7 @@ class ExemptionApi(Api):
         """It is over, and the journal has it. 404 where none of that number is in force."""
         why = self.query()["why"]
         assert self.who is not None
-        self.write_json_to_readers(await self.site.guard.end_exemption(exemption_id(number), self.who.actor, why))
+        self.write_json_to_readers(await self.culling.end_exemption(exemption_id(number), self.who.actor, why))
 
 
 def exemption_id(number: str) -> int:

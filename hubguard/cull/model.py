@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import Enum
 
 from hubguard.journal.model import Exemption, Failures
-from hubguard.model import Action, Outcome, Server, User
+from hubguard.model import Action, Finding, Outcome, Server, Tally, User
 from hubguard.snapshot.model import Evidence, Snapshot
 
 
@@ -156,3 +156,21 @@ class CycleReport:
     outcomes: tuple[tuple[Action, Outcome], ...] = field(default=())
     skipped_why: str = ""
     user_verdicts: tuple[UserVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CullStatus:
+    """What culling knows of itself at one moment.
+
+    ``last_cycle`` and ``next_cycle_at`` are None before the first cycle, ``last_good_cycle_at`` before one has succeeded.
+    ``tally`` is of this guard's life, ``recent`` of the last hour. ``oldest_overdue`` is the server that has been due for
+    longest and still runs. ``findings`` are what an operator should look at, most recent last.
+    """
+
+    last_cycle: CycleReport | None = None
+    last_good_cycle_at: datetime | None = None
+    next_cycle_at: datetime | None = None
+    tally: Tally = field(default_factory=Tally)
+    recent: Tally = field(default_factory=Tally)
+    oldest_overdue: Verdict | None = None
+    findings: tuple[Finding, ...] = ()

@@ -12,8 +12,10 @@ from hubguard import words
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull import words as cull_words
 from hubguard.cull.api import exemption_id, not_running
-from hubguard.cull.model import Standing
+from hubguard.cull.model import CycleReport, Standing
+from hubguard.cull.part import Culling
 from hubguard.errors import JournalError
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
 from hubguard.status import Mode, Status
 from hubguard.times import moment
@@ -21,34 +23,42 @@ from hubguard.web.openapi import Param, Refused
 from hubguard.web.page import ROWS, Page, whole
 
 
-class Servers(Page):
+class CullPage(Page):
+    """A page of culling."""
+
+    culling: Culling
+    journal: AsyncJournal
+    tab = "servers"
+
+
+class Servers(CullPage):
     """Every server, with why it will or won't be stopped; filter, order and page stand in the address."""
 
     template = "cull/servers.html"
-    tab = "servers"
 
     @override
     async def get(self) -> None:
-        status = self.site.guard.status()
+        status, last = self.site.status(), self.culling.status().last_cycle
         q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
         wanted = Standing(standing) if standing in {one.value for one in Standing} else None
         sort = sort if sort.removeprefix("-") in cull_shapes.SORTS else "due"
-        rows = cull_shapes.running(status.last_cycle)
+        rows = cull_shapes.running(last)
         found = cull_shapes.chosen(rows, q=q, standing=wanted, sort=sort)
         pages = max(1, -(-len(found) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
         try:
-            kept = kept_by(await self.site.guard.exemptions())
+            kept = kept_by(await self.culling.exemptions())
         except JournalError:
             kept = {}
         filters = {"q": q, "standing": wanted.value if wanted else "", "sort": "" if sort == "due" else sort}
         live = {
             **self.common(status),
+            "last_cycle": last,
             "rows": [
                 (
                     row,
-                    cull_words.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome),
+                    cull_words.explain(row.verdict, self.culling.policy, status.at, status.mode, row.outcome),
                     kept.get(row.verdict.server.key) or kept.get((row.verdict.server.user, None)),
                 )
                 for row in found[begin : begin + ROWS]
@@ -57,7 +67,7 @@ class Servers(Page):
             "found": len(found),
             "total": len(rows),
             "counts": cull_shapes.counts(rows),
-            "empty": empty_words(status, total=len(rows)),
+            "empty": empty_words(status, last, total=len(rows)),
             "sort": sort,
             "kept": filters,
             "number": number,
@@ -71,17 +81,17 @@ def kept_by(exemptions: Sequence[Exemption]) -> dict[tuple[str, str | None], Exe
     return {(one.user, one.server): one for one in sorted(exemptions, key=lambda one: one.until)}
 
 
-def empty_words(status: Status, *, total: int) -> str:
+def empty_words(status: Status, last: CycleReport | None, *, total: int) -> str:
     """Why a table of servers is empty."""
-    if status.last_cycle is None:
+    if last is None:
         return {
             Mode.TROUBLED: "HubGuard is in trouble and hasn't read the hub's servers. The Overview says what is wrong.",
             Mode.STANDBY: "Another guard acts for this hub, and knows its servers. This one only stands by.",
         }.get(
             status.mode,
-            "The hub's servers haven't been read yet. Reload the page in a moment, where it doesn't fill by itself.",
+            "HubGuard hasn't read the hub's servers yet. This page updates by itself.",
         )
-    incomplete = next((one for one in status.last_cycle.snapshot.readings if not one.complete), None)
+    incomplete = next((one for one in last.snapshot.readings if not one.complete), None)
     if total:
         return f"No server matches. {words.count(total, 'server')} {'is' if total == 1 else 'are'} running."
     if incomplete:
@@ -89,29 +99,28 @@ def empty_words(status: Status, *, total: int) -> str:
     return "No server is running: there is nothing to stop."
 
 
-class ServerPage(Page):
+class ServerPage(CullPage):
     """One server: why, why not, what next, when; and what was done about it."""
 
     template = "cull/server.html"
-    tab = "servers"
 
     @override
     async def get(self, user: str, name: str) -> None:
-        status = self.site.guard.status()
-        row = cull_shapes.find(status.last_cycle, user, name)
+        status, last = self.site.status(), self.culling.status().last_cycle
+        row = cull_shapes.find(last, user, name)
         trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
-            entries = await self.site.guard.entries(limit=20, user=user, server=name)
-            exemptions = await self.site.guard.exemptions(user=user)
+            entries = await self.journal.entries(limit=20, user=user, server=name)
+            exemptions = await self.culling.exemptions(user=user)
         except JournalError as error:
             trouble = str(error)
         label = f"{user}/{name}" if name else user
-        absent = not_running(label, known=status.last_cycle is not None)
+        absent = not_running(label, known=last is not None)
         exemptions = tuple(one for one in exemptions if one.server in {None, name})
         if row is None and not entries and not exemptions and not trouble:
             raise Refused(404, absent)
         explanation = (
-            cull_words.explain(row.verdict, self.site.policy, status.at, status.mode, row.outcome) if row else None
+            cull_words.explain(row.verdict, self.culling.policy, status.at, status.mode, row.outcome) if row else None
         )
         await self.show(
             f"servers/{quote(user, safe='')}/{quote(name, safe='')}",
@@ -131,20 +140,19 @@ class ServerPage(Page):
         )
 
 
-class Exemptions(Page):
+class Exemptions(CullPage):
     """What people have asked to keep, newest first."""
 
     template = "cull/exemptions.html"
-    tab = "servers"
 
     @override
     async def get(self) -> None:
         user, ended = self.asked("user").strip(), bool(self.asked("ended"))
-        found = await self.site.guard.exemptions(user=user or None, ended=ended)
+        found = await self.culling.exemptions(user=user or None, ended=ended)
         pages = max(1, -(-len(found) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         live = {
-            **self.common(self.site.guard.status()),
+            **self.common(self.site.status()),
             "exemptions": found[(number - 1) * ROWS : number * ROWS],
             "user": user,
             "ended": ended,
@@ -154,7 +162,7 @@ class Exemptions(Page):
         await self.show("exemptions", live)
 
 
-class Keep(Page):
+class Keep(CullPage):
     """Where the form on a server's page is sent: keep it, or all of that user's servers; and the one on a user's page."""
 
     needs = ("act",)
@@ -166,7 +174,7 @@ class Keep(Page):
         Param("server", str, "", high=255).checked(server)
         scope = Param("scope", str, "", choices=("server", "user")).checked(self.get_body_argument("scope", ""))
         assert self.who is not None
-        await self.site.guard.exempt(
+        await self.culling.exempt(
             self.who.actor,
             self.why(),
             user=user,
@@ -179,7 +187,7 @@ class Keep(Page):
     def _until(self, choice: str, date: str) -> datetime:
         Param("until", str, "", choices=(*_SPANS, "date")).checked(choice)
         if choice in _SPANS:
-            return self.site.guard.status().at + _SPANS[choice]
+            return self.site.status().at + _SPANS[choice]
         try:
             return moment(date)
         except ValueError:
@@ -189,23 +197,22 @@ class Keep(Page):
 _SPANS = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 
-class EndExemption(Page):
+class EndExemption(CullPage):
     """End an exemption, once that is confirmed."""
 
     needs = ("act", "read")
-    tab = "servers"
 
     async def get(self, number: str) -> None:
         """The question. 404 where it is over."""
         wanted = exemption_id(number)
-        found = next((one for one in await self.site.guard.exemptions() if one.id == wanted), None)
+        found = next((one for one in await self.culling.exemptions() if one.id == wanted), None)
         if found is None:
             raise Refused(404, f"Exemption {wanted} isn't in force: it is over, was ended, or never was.")
         template = self.site.env.get_template("cull/end_exemption.html")
-        self.finish(template.render(**self.common(self.site.guard.status()), exemption=found))
+        self.finish(template.render(**self.common(self.site.status()), exemption=found))
 
     async def post(self, number: str) -> None:
         """It is over, and the list of exemptions shows what is left."""
         assert self.who is not None
-        await self.site.guard.end_exemption(exemption_id(number), self.who.actor, self.why())
+        await self.culling.end_exemption(exemption_id(number), self.who.actor, self.why())
         self.redirect(self.here("exemptions"), status=303)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from hubguard.act.mandate import Mandate
 from hubguard.cull.cycle import Cycles
 from hubguard.cull.decide.judge import CullPolicy
-from hubguard.cull.model import CycleReport
+from hubguard.cull.model import CullStatus, CycleReport
 from hubguard.errors import HubGuardError
 from hubguard.hub.facts import HubFacts
 from hubguard.journal.model import Exemption
@@ -67,24 +67,33 @@ class Culling:
         """What the settings want culled."""
         return self.cycles.policy
 
-    # -- as a part of the guard -----------------------------------------------------------------------------------
+    def status(self) -> CullStatus:
+        """What culling knows of itself now. Never blocks, never raises."""
+        cycles = self.cycles
+        return CullStatus(
+            last_cycle=cycles.last,
+            last_good_cycle_at=cycles.last_good_at,
+            next_cycle_at=self.next_at,
+            tally=cycles.tally,
+            recent=cycles.recent,
+            oldest_overdue=cycles.oldest_overdue,
+            findings=cycles.findings,
+        )
 
-    def wake(self) -> None:
-        """The next cycle comes now."""
-        self._soon.set()
+    # -- as a part of the guard -----------------------------------------------------------------------------------
 
     def begin_anew(self) -> None:
         """The next cycle comes now, and first reads what the journal remembers: another guard may have acted since."""
         self._snapshots.begin_anew()
-        self.wake()
+        self._soon.set()
 
     async def turn(self) -> None:
         """Run one cycle."""
-        self._soon.clear()
+        self._clear()
         await self._cycle(Order("hubguard"))
 
     async def wait(self) -> None:
-        """Wait until the next cycle is due, or somebody wants it now."""
+        """Wait until the next cycle is due, or a person allows acting."""
         rhythm = self._rhythm
         wait_s = cycle_in_s(
             rhythm.every_s,
@@ -98,15 +107,19 @@ class Culling:
             wait_s = min(wait_s, rhythm.outage_s / 2)
         self.next_at = self._clock.now() + timedelta(seconds=wait_s)
         sleeping = asyncio.ensure_future(self._clock.sleep(wait_s))
-        woken = asyncio.ensure_future(self._soon.wait())
+        waiting = [sleeping, *(asyncio.ensure_future(event.wait()) for event in (self._soon, self._mandate.allowed))]
         try:
-            await asyncio.wait({sleeping, woken}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sleeping, woken):
+            for task in waiting:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            self._soon.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._soon.clear()
+        self._mandate.allowed.clear()
 
     async def close(self) -> None:
         """Nothing is under way beside a turn."""

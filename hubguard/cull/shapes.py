@@ -9,7 +9,7 @@ from datetime import datetime
 
 from hubguard.cull import words as cull_words
 from hubguard.cull.decide.judge import CullPolicy
-from hubguard.cull.model import CycleReport, Reason, Standing, Verdict
+from hubguard.cull.model import CullStatus, CycleReport, Reason, Standing, Verdict
 from hubguard.journal.model import Exemption
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.snapshot.model import Evidence
@@ -277,7 +277,8 @@ def cycle(report: CycleReport) -> CycleShape:
     )
 
 
-def _last_cycle(report: CycleReport) -> LastCycleShape:
+def last_cycle(report: CycleReport) -> LastCycleShape:
+    """A cycle in numbers."""
     by = Counter(outcome.kind for _, outcome in report.outcomes)
     planned = Counter(action.kind for action in report.plan.actions)
     return LastCycleShape(
@@ -307,21 +308,22 @@ def users_due(report: CycleReport | None) -> int:
     return sum(one.standing is Standing.STOP and one.user.name not in deleted for one in report.user_verdicts)
 
 
-def overdue_s(status: Status) -> float | None:
-    """For how long the server has been due that has been for longest; None where none is overdue."""
-    due_at = status.oldest_overdue.due_at if status.oldest_overdue else None
-    return None if due_at is None else round(max(0.0, (status.at - due_at).total_seconds()), 3)
+def overdue_s(culled: CullStatus, now: datetime) -> float | None:
+    """Seconds for which the longest overdue server has been due; None if none is overdue."""
+    due_at = culled.oldest_overdue.due_at if culled.oldest_overdue else None
+    return None if due_at is None else round(max(0.0, (now - due_at).total_seconds()), 3)
 
 
-def is_late(status: Status) -> bool:
+def is_late(status: Status, culled: CullStatus) -> bool:
     """Whether HubGuard ought to cull, and a server has been due for too long all the same. A person's hold is no lateness."""
-    late_s = overdue_s(status)
+    late_s = overdue_s(culled, status.at)
     meant_to_act = status.armed and status.mode in {Mode.ACTING, Mode.BRAKED}
     return meant_to_act and late_s is not None and late_s > LONG_OVERDUE_S
 
 
-def _overdue(status: Status, policy: CullPolicy) -> OverdueShape | None:
-    oldest, late_s = status.oldest_overdue, overdue_s(status)
+def oldest_overdue(status: Status, culled: CullStatus, policy: CullPolicy) -> OverdueShape | None:
+    """The longest overdue server as the API gives it; None if none is overdue."""
+    oldest, late_s = culled.oldest_overdue, overdue_s(culled, status.at)
     if oldest is None or oldest.due_at is None or late_s is None:
         return None
     words = cull_words.explain(oldest, policy, status.at, status.mode).sentence

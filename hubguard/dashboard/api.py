@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from typing_extensions import override
 
 from hubguard.dashboard import status as dashboard_status
+from hubguard.guard import Guard
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.web.endpoint import LIMIT, WHY, Api
 from hubguard.web.openapi import Operation, Param, document
@@ -23,18 +25,30 @@ JOURNAL_FILTERS = (
 )
 
 
-class StatusApi(Api):
+class GuardApi(Api):
+    """An endpoint of the whole guard."""
+
+    guard: Guard
+
+    def write_status(self) -> None:
+        """Answer with what HubGuard is doing, or with 204 to a caller who may act and not read."""
+        self.write_json_to_readers(dashboard_status.describe(dashboard_status.state_of(self.guard)))
+
+
+class StatusApi(GuardApi):
     """What HubGuard is doing."""
 
     operations = {"get": Operation("What HubGuard is doing, and why.", dashboard_status.StatusShape, "read")}
 
     @override
     def get(self) -> None:
-        self.write_json(dashboard_status.of_status(self.site.guard.status(), self.site.policy))
+        self.write_status()
 
 
 class JournalApi(Api):
     """The journal."""
+
+    journal: AsyncJournal
 
     operations = {
         "get": Operation("What was decided and done, newest first.", Entry, "read", query=JOURNAL_FILTERS, listed=True)
@@ -44,7 +58,7 @@ class JournalApi(Api):
         """A list, with a ``Link`` to older entries where there may be some."""
         asked = self.query()
         event = asked.pop("event", None)
-        entries = await self.site.guard.entries(**asked, event=Event(event) if event else None)
+        entries = await self.journal.entries(**asked, event=Event(event) if event else None)
         if len(entries) == asked["limit"]:
             self.link_next(**{**asked, "event": event, "before_id": entries[-1].id})
         self.write_json(entries)
@@ -58,7 +72,7 @@ _SAYS = {
 }
 
 
-class StanceApi(Api):
+class StanceApi(GuardApi):
     """Arm, observe, hold, resume: the last part of the path says which. One subclass each, by ``stance_api``."""
 
     word: ClassVar[str] = ""
@@ -67,8 +81,8 @@ class StanceApi(Api):
         """The guard has taken it up, and the journal has it."""
         why = self.body()["why"]
         assert self.who is not None
-        await getattr(self.site.guard, self.word)(self.who.actor, why)
-        self.write_json_to_readers(dashboard_status.of_status(self.site.guard.status(), self.site.policy))
+        await getattr(self.guard.mandate, self.word)(self.who.actor, why)
+        self.write_status()
 
 
 def stance_api(word: str) -> type[StanceApi]:
@@ -80,15 +94,17 @@ def stance_api(word: str) -> type[StanceApi]:
 class MetricsApi(Api):
     """For Prometheus."""
 
+    metrics: CollectorRegistry
+
     operations = {"get": Operation("Metrics in Prometheus' text format.", None, "read")}
 
     @override
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(generate_latest(self.site.metrics))
+        self.finish(generate_latest(self.metrics))
 
 
-class HealthApi(Api):
+class HealthApi(GuardApi):
     """Whether HubGuard works, for anyone."""
 
     operations = {
@@ -99,7 +115,7 @@ class HealthApi(Api):
 
     @override
     def get(self) -> None:
-        self.write_json(dashboard_status.health(self.site.guard.status()))
+        self.write_json(dashboard_status.health(dashboard_status.state_of(self.guard)))
 
 
 class OpenApi(Api):

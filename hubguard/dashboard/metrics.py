@@ -13,18 +13,19 @@ from typing_extensions import override
 
 import hubguard
 from hubguard.cull.model import CycleReport, Standing
+from hubguard.dashboard.status import State
 from hubguard.drift.model import DriftKind, DriftReport
-from hubguard.model import FindingKind, OutcomeKind
+from hubguard.model import FindingKind, OutcomeKind, Tally
 from hubguard.pacing.model import BudgetUse
 from hubguard.proxy.model import WatchState
 from hubguard.snapshot.model import BrakeReason
-from hubguard.status import Mode, Status
+from hubguard.status import Mode
 
 
-def registry(status: Callable[[], Status], drift: Callable[[], DriftReport | None] = lambda: None) -> CollectorRegistry:
-    """A registry of its own that asks both at each scrape, with this process's memory, CPU and files beside it."""
+def registry(state: Callable[[], State]) -> CollectorRegistry:
+    """A registry that asks for the state at each scrape, and has this process's memory, CPU and files, too."""
     made = CollectorRegistry()
-    made.register(GuardCollector(status, drift))
+    made.register(GuardCollector(state))
     ProcessCollector(registry=made)
     return made
 
@@ -32,9 +33,8 @@ def registry(status: Callable[[], Status], drift: Callable[[], DriftReport | Non
 class GuardCollector(Collector):
     """The guard in numbers. What isn't known yet has no sample, rather than a 0."""
 
-    def __init__(self, status: Callable[[], Status], drift: Callable[[], DriftReport | None]) -> None:
-        self._status = status
-        self._drift = drift
+    def __init__(self, state: Callable[[], State]) -> None:
+        self._state = state
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not ask the guard."""
@@ -42,7 +42,8 @@ class GuardCollector(Collector):
 
     @override
     def collect(self) -> Iterator[Metric]:
-        status = self._status()
+        state = self._state()
+        status, culled = state.guard, state.cull
         versions = {"version": hubguard.__version__, "hub_version": status.hub_version or ""}
         yield InfoMetricFamily("hubguard", "HubGuard, and the hub it guards", versions)
         yield _labelled("hubguard_mode", "1 for the mode it is in", "mode", {m.value: m is status.mode for m in Mode})
@@ -54,50 +55,41 @@ class GuardCollector(Collector):
             yield _gauge("hubguard_lease_fence", "Rises with every change of the guard that acts", status.lease.fence)
         yield from _time("hubguard_start_time_seconds", "When this guard started", status.started_at)
         yield from _time(
-            "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", status.last_good_cycle_at
+            "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", culled.last_good_cycle_at
         )
-        yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", status.next_cycle_at)
-        yield _outcomes(status)
-        yield _pruned(status)
+        yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", culled.next_cycle_at)
+        text = "Actions since this guard started, by how they ended"
+        yield _outcomes("hubguard_actions", text, culled.tally)
+        text = "Users of plans since this guard started, by what became of them"
+        yield _outcomes("hubguard_pruned_users", text, state.prune.tally)
         text = "Users of the plan that is being carried out, or is paused, who wait for their turn"
-        yield _gauge("hubguard_prune_waiting_users", text, status.prune_waiting)
-        if status.recent.error_ratio is not None:
+        yield _gauge("hubguard_prune_waiting_users", text, state.prune.waiting)
+        if culled.recent.error_ratio is not None:
             text = "Share of what was sent in the last hour that failed or couldn't be verified"
-            yield _gauge("hubguard_error_ratio", text, status.recent.error_ratio)
+            yield _gauge("hubguard_error_ratio", text, culled.recent.error_ratio)
         reason = status.brake.reason if status.brake else None
         brakes = {one.value: one is reason for one in BrakeReason}
         yield _labelled("hubguard_brake", "1 for the reason of the brake", "reason", brakes)
-        kinds = Counter(finding.kind for finding in status.findings)
+        kinds = Counter(finding.kind for finding in state.findings)
         found = {kind.value: kinds[kind] for kind in FindingKind}
         yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", found)
-        if status.last_cycle is not None:
-            due_at = status.oldest_overdue.due_at if status.oldest_overdue else None
+        if culled.last_cycle is not None:
+            due_at = culled.oldest_overdue.due_at if culled.oldest_overdue else None
             late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0
             text = "For how long the server has been due that has been for longest; 0 where none is overdue"
             yield _gauge("hubguard_oldest_overdue_seconds", text, late_s)
-            yield from _of_cycle(status.last_cycle, status.at)
+            yield from _of_cycle(culled.last_cycle, status.at)
         if status.budget is not None:
             yield from _of_budget(status.budget)
         # A guard that stands by doesn't look any more: what it saw last would outlive what it saw.
-        if status.holds_lease and (report := self._drift()) is not None:
-            yield from _of_drift(report)
+        if status.holds_lease and state.drift is not None:
+            yield from _of_drift(state.drift)
 
 
-def _outcomes(status: Status) -> Metric:
-    family = CounterMetricFamily(
-        "hubguard_actions", "Actions since this guard started, by how they ended", labels=["outcome"]
-    )
+def _outcomes(name: str, text: str, tally: Tally) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["outcome"])
     for kind in OutcomeKind:
-        family.add_metric([kind.value], getattr(status.tally, kind.value))
-    return family
-
-
-def _pruned(status: Status) -> Metric:
-    family = CounterMetricFamily(
-        "hubguard_pruned_users", "Users of plans since this guard started, by what became of them", labels=["outcome"]
-    )
-    for kind in OutcomeKind:
-        family.add_metric([kind.value], getattr(status.pruned, kind.value))
+        family.add_metric([kind.value], getattr(tally, kind.value))
     return family
 
 

@@ -13,6 +13,8 @@ from hubguard.dashboard import status as dashboard_status
 from hubguard.dashboard.api import EVENTS
 from hubguard.drift import words as drift_words
 from hubguard.errors import HubGuardError, JournalError
+from hubguard.guard import Guard
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.prune import words as prune_words
 from hubguard.prune.model import PruneRun, PruneState
@@ -24,33 +26,36 @@ from hubguard.web.page import ROWS, Page, whole
 class Overview(Page):
     """What HubGuard is doing, and why."""
 
+    guard: Guard
+    journal: AsyncJournal
     template = "dashboard/overview.html"
     tab = "overview"
 
     @override
     async def get(self) -> None:
-        status = self.site.guard.status()
+        state = dashboard_status.state_of(self.guard)
+        status = state.guard
         trouble, entries = "", tuple[Entry, ...]()
         try:
-            entries = last_actions(await self.site.guard.entries(limit=50))
+            entries = last_actions(await self.journal.entries(limit=50))
         except JournalError as error:
             trouble = str(error)
         runs = tuple[PruneRun, ...]()
         with suppress(HubGuardError):  # what is wrong is said above, or on their own page
-            runs = await self.site.guard.pruning.runs(limit=20)
+            runs = await self.guard.pruning.runs(limit=20)
         await self.show(
             "overview",
             {
                 **self.common(status),
-                "shape": dashboard_status.of_status(status, self.site.policy),
+                "shape": dashboard_status.describe(state),
                 "modes": Mode,
                 "recovered_at": recovered_at(status),
-                "late": cull_shapes.is_late(status),
+                "late": cull_shapes.is_late(status, state.cull),
                 "entries": entries,
                 "journal_trouble": trouble,
                 "runs": [one for one in runs if one.state in {PruneState.RUNNING, PruneState.PAUSED}],
                 "pr": prune_words,
-                "drift": self.site.guard.drift(),
+                "drift": state.drift,
                 "d": drift_words,
             },
         )
@@ -71,6 +76,7 @@ def last_actions(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
 class JournalPage(Page):
     """What was decided and done, newest first."""
 
+    journal: AsyncJournal
     template = "dashboard/journal.html"
     tab = "journal"
 
@@ -79,11 +85,11 @@ class JournalPage(Page):
         user, event = self.asked("user").strip(), self.asked("event")
         event = event if event in EVENTS else ""
         before = whole(self.asked("before_id")) if self.asked("before_id") else None
-        entries = await self.site.guard.entries(
+        entries = await self.journal.entries(
             before_id=before, limit=ROWS + 1, user=user or None, event=Event(event) if event else None
         )
         live = {
-            **self.common(self.site.guard.status()),
+            **self.common(self.site.status()),
             "entries": entries[:ROWS],
             "older": entries[ROWS - 1].id if len(entries) > ROWS else None,
             "before": before,
@@ -96,6 +102,7 @@ class JournalPage(Page):
 class Change(Page):
     """Arm, observe, hold, resume, by a form; arm and resume are confirmed on a page of their own."""
 
+    guard: Guard
     needs = ("act",)
     tab = "overview"
     template = "confirm.html"
@@ -103,15 +110,16 @@ class Change(Page):
 
     async def get(self, word: str) -> None:
         """The question, with how much is due right now, and what a brake objects to."""
-        status = self.site.guard.status()
-        shape = dashboard_status.of_status(status, self.site.policy)
+        state = dashboard_status.state_of(self.guard)
+        shape = dashboard_status.describe(state)
         users_due = shape.last_cycle.users_due if shape.last_cycle else 0
         template = self.site.env.get_template(self.template)
-        values = {**self.common(status), "word": word, "due": shape.servers.stop, "users_due": users_due}
+        values = {**self.common(state.guard), "policy": state.policy, "word": word}
+        values |= {"due": shape.servers.stop, "users_due": users_due}
         self.finish(template.render(**values, htmx_config=htmx.CONFIG))
 
     async def post(self, word: str) -> None:
         """It is done, and the Overview shows it."""
         assert self.who is not None
-        await getattr(self.site.guard, word)(self.who.actor, self.why())
+        await getattr(self.guard.mandate, word)(self.who.actor, self.why())
         self.redirect(self.site.prefix, status=303)

@@ -6,23 +6,27 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hubguard.cull.decide.judge import CullPolicy
+from hubguard.cull.model import CullStatus
 from hubguard.cull.shapes import (
     CountsShape,
     LastCycleShape,
     OverdueShape,
-    _last_cycle,
-    _overdue,
     counts,
     is_late,
+    last_cycle,
+    oldest_overdue,
     overdue_s,
     running,
     sources,
     users_due,
 )
 from hubguard.dashboard import words as dashboard_words
+from hubguard.drift.model import DriftReport
+from hubguard.guard import Guard
 from hubguard.journal.model import Lease, Stance
 from hubguard.model import Finding, Tally
 from hubguard.pacing.model import BudgetUse
+from hubguard.prune.model import PruneStatus
 from hubguard.snapshot.model import Brake
 from hubguard.status import Mode, Status
 from hubguard.web.sources import SourceShape
@@ -93,13 +97,36 @@ ERRORS_AMONG = 10
 """Fewest actions in an hour for which ``/health`` judges the share that failed or is unverified."""
 
 
-def of_status(status: Status, policy: CullPolicy) -> StatusShape:
-    """The guard's status as the API gives it: numbers instead of every server."""
-    numbers = counts(running(status.last_cycle))
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the guard and its parts know of themselves at one moment. ``drift`` is None before the first look."""
+
+    guard: Status
+    cull: CullStatus
+    prune: PruneStatus
+    drift: DriftReport | None
+    policy: CullPolicy
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What an operator should look at."""
+        return self.cull.findings + self.guard.findings + self.prune.findings
+
+
+def state_of(guard: Guard) -> State:
+    """Ask the guard and its parts. Never blocks, never raises."""
+    drift = None if guard.drifts is None else guard.drifts.report
+    return State(guard.status(), guard.culling.status(), guard.pruning.status(), drift, guard.culling.policy)
+
+
+def describe(state: State) -> StatusShape:
+    """The state as the API gives it: numbers instead of every server."""
+    status, culled = state.guard, state.cull
+    numbers = counts(running(culled.last_cycle))
     return StatusShape(
         at=status.at,
         mode=status.mode,
-        sentence=dashboard_words.headline(status, numbers.stop, users_due(status.last_cycle)),
+        sentence=dashboard_words.headline(status, numbers.stop, users_due(culled.last_cycle)),
         why=status.why,
         stance=status.stance,
         started_at=status.started_at,
@@ -108,20 +135,20 @@ def of_status(status: Status, policy: CullPolicy) -> StatusShape:
         lease=status.lease,
         hub_version=status.hub_version,
         servers=numbers,
-        sources=sources(status.last_cycle, status.at),
-        last_cycle=_last_cycle(status.last_cycle) if status.last_cycle else None,
-        last_good_cycle_at=status.last_good_cycle_at,
-        next_cycle_at=status.next_cycle_at,
+        sources=sources(culled.last_cycle, status.at),
+        last_cycle=last_cycle(culled.last_cycle) if culled.last_cycle else None,
+        last_good_cycle_at=culled.last_good_cycle_at,
+        next_cycle_at=culled.next_cycle_at,
         errors=tuple(map(str, status.errors)),
         notes=status.notes,
         budget=status.budget,
         brake=status.brake,
         clock_from=status.clock_from,
-        tally=status.tally,
-        recent=status.recent,
-        error_ratio=_rounded(status.recent.error_ratio),
-        oldest_overdue=_overdue(status, policy),
-        findings=status.findings,
+        tally=culled.tally,
+        recent=culled.recent,
+        error_ratio=_rounded(culled.recent.error_ratio),
+        oldest_overdue=oldest_overdue(status, culled, state.policy),
+        findings=state.findings,
     )
 
 
@@ -129,23 +156,24 @@ def _rounded(ratio: float | None) -> float | None:
     return None if ratio is None else round(ratio, 4)
 
 
-def health(status: Status) -> HealthShape:
+def health(state: State) -> HealthShape:
     """What anyone may know: no names, no reasons."""
-    good_at = status.last_good_cycle_at
+    status, culled = state.guard, state.cull
+    good_at = culled.last_good_cycle_at
     age_s = round(max(0.0, (status.at - good_at).total_seconds()), 3) if good_at else None
     works = status.mode not in {Mode.STARTING, Mode.TROUBLED}
     apart_s = 0.0
-    if status.next_cycle_at and status.last_cycle:
-        apart_s = (status.next_cycle_at - status.last_cycle.began_at).total_seconds()
+    if culled.next_cycle_at and culled.last_cycle:
+        apart_s = (culled.next_cycle_at - culled.last_cycle.began_at).total_seconds()
     fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
-    recent = status.recent
+    recent = culled.recent
     sent = recent.done + recent.failed + recent.unverified
     failing = sent >= ERRORS_AMONG and (recent.error_ratio or 0.0) > ERRORS_MOST
     return HealthShape(
-        ok=works and fresh and not is_late(status) and not failing,
+        ok=works and fresh and not is_late(status, culled) and not failing,
         mode=status.mode,
         last_good_cycle_age_s=age_s,
-        oldest_overdue_s=overdue_s(status),
+        oldest_overdue_s=overdue_s(culled, status.at),
         error_ratio=_rounded(recent.error_ratio),
         braked=status.brake is not None or status.mode is Mode.BRAKED,
     )

@@ -7,7 +7,10 @@ from typing import Any
 
 from hubguard.drift import beliefs, routes
 from hubguard.drift import words as drift_words
+from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind, DriftReport
+from hubguard.journal.asynchronous import AsyncJournal
+from hubguard.model import Order
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import BY_THE_HUB, Operation, Param, Refused
 
@@ -23,14 +26,20 @@ STATES = tuple(state.value for state in drift_words.DriftState)
 VERDICTS = tuple(verdict.value for verdict in routes.RouteVerdict)
 
 
-class LookedApi(Api):
+class FollowedApi(Api):
+    """An endpoint of drift."""
+
+    drifts: DriftCycles
+
+
+class LookedApi(FollowedApi):
     """An endpoint that returns what the last look found."""
 
     def report(self) -> DriftReport:
         """The last report. Raises Refused (409) before the first look: an empty list would say that all agree."""
-        report = self.site.guard.drift()
+        report = self.drifts.report
         if report is None:
-            raise Refused(409, drift_words.why_no_look(self.site.guard.status()))
+            raise Refused(409, drift_words.why_no_look(self.site.status()))
         return report
 
 
@@ -61,12 +70,12 @@ class DriftApi(LookedApi):
         wanted = drift_words.DriftState(asked["state"]) if asked["state"] else None
         kinds = [DriftKind(kind) for kind in asked["kind"]]
         repairs = drift_words.latest_repairs(report.repaired)
-        policy = drift_words.policy_sentences(report, self.site.guard.status())
+        policy = drift_words.policy_sentences(report, self.site.status())
         rows = drift_words.select(report.drifts, q=asked["q"], kinds=kinds, state=wanted)
         self.write_page(rows, asked, lambda row: drift_words.describe_drift(row, repairs, policy))
 
 
-class ReportApi(Api):
+class ReportApi(FollowedApi):
     """The last look in numbers."""
 
     operations = {
@@ -78,10 +87,10 @@ class ReportApi(Api):
     }
 
     def get(self) -> None:
-        self.write_json(drift_words.describe_report(self.site.guard.drift(), self.site.guard.status()))
+        self.write_json(drift_words.describe_report(self.drifts.report, self.site.status()))
 
 
-class LooksApi(Api):
+class LooksApi(FollowedApi):
     """A look on request."""
 
     operations = {
@@ -97,8 +106,8 @@ class LooksApi(Api):
     async def post(self) -> None:
         """Needs the right to act, since each look costs the hub something."""
         self.body()
-        report = await self.site.guard.look_for_drift()
-        self.write_json(drift_words.describe_report(report, self.site.guard.status()))
+        report = await self.drifts.look()
+        self.write_json(drift_words.describe_report(report, self.site.status()))
 
 
 class RoutesApi(LookedApi):
@@ -136,7 +145,7 @@ class RoutesApi(LookedApi):
         self.write_page(rows, asked, lambda row: row)
 
 
-class RepairsApi(Api):
+class RepairsApi(FollowedApi):
     """Plan repairs, then apply the plan."""
 
     operations = {
@@ -167,18 +176,19 @@ class RepairsApi(Api):
     async def post(self) -> None:
         """Return the plan, or begin to apply it."""
         asked = self.body()
-        guard = self.site.guard
         assert self.who is not None
         if asked["digest"] is None:
             self._refuse_a_mixture(asked)
             kinds = tuple(DriftKind(kind) for kind in asked["kinds"])
-            self.write_json(drift_words.describe_plan(guard.plan_repairs(ids=asked["ids"], kinds=kinds)))
+            self.write_json(drift_words.describe_plan(self.drifts.plan(ids=asked["ids"], kinds=kinds)))
             return
         if asked["ids"] or asked["kinds"]:
             raise Refused(400, "digest: names a plan that exists already; leave out ids and kinds")
         if asked["count"] is None:
             raise Refused(400, "count: is missing; it is the number of repairs in the plan of that digest")
-        plan = await guard.repair(asked["digest"], asked["count"], self.who.actor, asked["why"])
+        plan = await self.drifts.repair(
+            asked["digest"], asked["count"], Order(self.who.actor, asked["why"], asked=True)
+        )
         self.set_status(202)
         self.write_json(drift_words.describe_plan(plan))
 
@@ -192,6 +202,8 @@ class RepairsApi(Api):
 class BeliefsApi(LookedApi):
     """One server across all sources."""
 
+    journal: AsyncJournal
+
     operations = {
         "get": Operation(
             "What each source says of one server, known to the hub or not. An empty name is the default server.",
@@ -204,11 +216,11 @@ class BeliefsApi(LookedApi):
     async def get(self, user: str, name: str) -> None:
         """Never 404: that no source knows the server is an answer."""
         report = self.report()
-        entries = await self.site.guard.entries(limit=1, user=user, server=name)
-        self.write_json(beliefs.compare_beliefs(report, user, name, entries, self.site.guard.status()))
+        entries = await self.journal.entries(limit=1, user=user, server=name)
+        self.write_json(beliefs.compare_beliefs(report, user, name, entries, self.site.status()))
 
 
-class OutlivedApi(Api):
+class OutlivedApi(FollowedApi):
     """The hub's own report that a backend outlived its stop.
 
     The hub calls this in the middle of the stop, so nothing here may ask the hub: our service's token is enough.
@@ -243,5 +255,5 @@ class OutlivedApi(Api):
     def post(self) -> None:
         """Note it."""
         asked = self.body()
-        self.site.guard.tell_outlived(asked["user"], asked["server"], asked["detail"])
+        self.drifts.tell_outlived(asked["user"], asked["server"], asked["detail"])
         self.set_status(204)

@@ -10,10 +10,13 @@ from hubguard import words
 from hubguard.drift import beliefs
 from hubguard.drift import words as drift_words
 from hubguard.drift.api import KIND, STATES
+from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.decide.repair import remedy
 from hubguard.drift.model import Drift, DriftKind, DriftReport, RepairPlan
 from hubguard.errors import HubError, HubGuardError, JournalError
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry
+from hubguard.model import Order
 from hubguard.status import Status
 from hubguard.web.openapi import Param, Refused
 from hubguard.web.page import ROWS, Page, whole
@@ -22,15 +25,22 @@ REPAIRS_SHOWN = 20
 """Maximum repairs on the Drift page. The journal has them all."""
 
 
-class DriftPage(Page):
+class FollowedPage(Page):
+    """A page of drift."""
+
+    drifts: DriftCycles
+    journal: AsyncJournal
+    tab = "drift"
+
+
+class DriftPage(FollowedPage):
     """Where sources differ. Filters and page number are in the address."""
 
     template = "drift/drift.html"
-    tab = "drift"
 
     async def get(self) -> None:
         """Ignore whatever makes no sense in the address."""
-        status, report = self.site.guard.status(), self.site.guard.drift()
+        status, report = self.site.status(), self.drifts.report
         q, kind, state = self.asked("q").strip(), self.asked("kind"), self.asked("state")
         kind = kind if kind in KIND.choices else ""
         state = state if state in STATES else ""
@@ -91,18 +101,17 @@ def empty_words(report: DriftReport | None, status: Status) -> str:
     return "No differences. Nothing to repair."
 
 
-class BeliefsPage(Page):
+class BeliefsPage(FollowedPage):
     """What each source says of one server, known to the hub or not."""
 
     template = "drift/beliefs.html"
-    tab = "drift"
 
     async def get(self, user: str, name: str) -> None:
         """Never 404: that no source knows the server is an answer."""
-        status, report = self.site.guard.status(), self.site.guard.drift()
+        status, report = self.site.status(), self.drifts.report
         trouble, entries = "", tuple[Entry, ...]()
         try:
-            entries = await self.site.guard.entries(limit=1, user=user, server=name)
+            entries = await self.journal.entries(limit=1, user=user, server=name)
         except JournalError as error:
             trouble = str(error)
         across = beliefs.compare_beliefs(report, user, name, entries, status) if report else None
@@ -125,12 +134,11 @@ class BeliefsPage(Page):
         )
 
 
-class RepairsPage(Page):
+class RepairsPage(FollowedPage):
     """The plan for the selection, and the form that applies it."""
 
     needs = ("act", "read")
     template = "drift/repairs.html"
-    tab = "drift"
 
     def get(self) -> None:
         """Show the plan. Nothing is repaired yet."""
@@ -145,7 +153,7 @@ class RepairsPage(Page):
         try:
             if not (typed.isascii() and typed.isdigit() and len(typed) < 9):
                 raise HubGuardError("Nothing was done: type the number of repairs, as shown above the field.")
-            plan = await self.site.guard.repair(digest, int(typed), self.who.actor, why)
+            plan = await self.drifts.repair(digest, int(typed), Order(self.who.actor, why, asked=True))
         except (HubError, JournalError):
             raise
         except HubGuardError as error:
@@ -160,7 +168,7 @@ class RepairsPage(Page):
             raise Refused(400, "Nothing selected. Go back, select what to repair, and try again.")
         if len(ids) > ROWS or not set(kinds) <= set(KIND.choices):
             raise Refused(400, "This selection wasn't made on the Drift page. Go back and select there.")
-        status = self.site.guard.status()
+        status = self.site.status()
         plan, refused = self._plan(ids, kinds)
         html = self.site.env.get_template(self.template).render(
             **self.common(status),
@@ -179,13 +187,13 @@ class RepairsPage(Page):
         """The plan, or why there is none."""
         try:
             wanted = tuple(DriftKind(kind) for kind in kinds)
-            return self.site.guard.plan_repairs(ids=tuple(ids), kinds=wanted), ""
+            return self.drifts.plan(ids=tuple(ids), kinds=wanted), ""
         except HubGuardError as error:
             return None, str(error)
 
     def _labels(self, plan: RepairPlan | None) -> dict[str, str]:
         """A label for each difference that the plan repairs, by id."""
-        report = self.site.guard.drift()
+        report = self.drifts.report
         wanted: set[str] = {id for repair in plan.repairs for id in repair.drifts} if plan else set()
         return {drift.id: _about(drift) for drift in (report.drifts if report else ()) if drift.id in wanted}
 

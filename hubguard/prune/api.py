@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from hubguard.errors import ConfigError, HubError, HubGuardError, JournalError
-from hubguard.port import PrunePort
 from hubguard.prune import words as prune_words
+from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.decide.plan import PrunePlanShape, to_shape
 from hubguard.prune.decide.stale import LONGEST_S, checked
 from hubguard.prune.model import PruneReason, PruneRun, PruneVerdict, StaleCriteria
@@ -107,7 +107,13 @@ def counted(verdicts: Iterable[PruneVerdict]) -> list[tuple[PruneReason, int]]:
     return [(reason, by[reason]) for reason in PruneReason if by[reason]]
 
 
-class UsersApi(Api):
+class PruneApi(Api):
+    """An endpoint of pruning."""
+
+    pruning: PruneCycles
+
+
+class UsersApi(PruneApi):
     """Every user, judged."""
 
     operations = {
@@ -134,15 +140,14 @@ class UsersApi(Api):
     @override
     async def get(self) -> None:
         asked = self.query()
-        pruning = self.site.guard.pruning
-        report = await pruning.users(criteria_of(asked, pruning.default_criteria()), caller=asker(self.who))
+        report = await self.pruning.users(criteria_of(asked, self.pruning.default_criteria()), caller=asker(self.who))
         reason = PruneReason(asked["reason"]) if asked["reason"] else None
         rows = chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
-        now = self.site.guard.status().at
+        now = self.site.status().at
         self.write_page(rows, asked, lambda one: prune_words.user_shape(one, now))
 
 
-class UserApi(Api):
+class UserApi(PruneApi):
     """One user."""
 
     operations = {
@@ -157,12 +162,11 @@ class UserApi(Api):
 
     async def get(self, name: str) -> None:
         """404 where the hub knows nobody by that name."""
-        pruning = self.site.guard.pruning
-        criteria = criteria_of(self.query(), pruning.default_criteria())
-        found = await pruning.user(name, criteria, caller=asker(self.who))
+        criteria = criteria_of(self.query(), self.pruning.default_criteria())
+        found = await self.pruning.user(name, criteria, caller=asker(self.who))
         if found is None:
             raise Refused(404, nobody(name))
-        self.write_json(prune_words.user_shape(found, self.site.guard.status().at))
+        self.write_json(prune_words.user_shape(found, self.site.status().at))
 
 
 def nobody(name: str) -> str:
@@ -170,15 +174,15 @@ def nobody(name: str) -> str:
     return f"The hub has no user {name}: there never was one, or they were deleted."
 
 
-class PlanApi(Api):
+class PlanApi(PruneApi):
     """An endpoint about one plan, by its digest."""
 
     async def known(self, digest: str) -> PruneRun:
         """How the plan of that digest stands. Raises Refused (404) where there is none."""
-        return await known_run(self.site.guard.pruning, digest)
+        return await known_run(self.pruning, digest)
 
 
-async def known_run(pruning: PrunePort, digest: str) -> PruneRun:
+async def known_run(pruning: PruneCycles, digest: str) -> PruneRun:
     """How the plan of that digest stands. Raises Refused (404) where there is none."""
     try:
         return await pruning.run(digest)
@@ -188,7 +192,7 @@ async def known_run(pruning: PrunePort, digest: str) -> PruneRun:
         raise Refused(404, str(error)) from None
 
 
-class PlansApi(Api):
+class PlansApi(PruneApi):
     """What was planned, and planning."""
 
     operations = {
@@ -216,16 +220,15 @@ class PlansApi(Api):
     @override
     async def get(self) -> None:
         asked = self.query()
-        runs = await self.site.guard.pruning.runs(limit=PLANS_LISTED)
+        runs = await self.pruning.runs(limit=PLANS_LISTED)
         self.write_page(runs, asked, prune_words.run_shape)
 
     async def post(self) -> None:
         """The plan is in the journal."""
         asked = self.body()
         assert self.who is not None
-        pruning = self.site.guard.pruning
-        criteria = criteria_of(asked, pruning.default_criteria())
-        made = await pruning.plan(criteria, self.who.actor, caller=asker(self.who))
+        criteria = criteria_of(asked, self.pruning.default_criteria())
+        made = await self.pruning.plan(criteria, self.who.actor, caller=asker(self.who))
         self.set_status(201)
         self.set_header("Location", f"{self.site.prefix}api/v1/plans/{made.digest}")
         self.write_json(to_shape(made))
@@ -241,7 +244,7 @@ class OnePlanApi(PlanApi):
     @override
     async def get(self, digest: str) -> None:
         run = await self.known(digest)
-        plan = await self.site.guard.pruning.plan_of(digest)
+        plan = await self.pruning.plan_of(digest)
         self.write_json(prune_words.PruneStandingShape(prune_words.run_shape(run), to_shape(plan)))
 
 
@@ -263,7 +266,7 @@ class ItemsApi(PlanApi):
         """A list, with a ``Link`` to the next page where there may be one."""
         asked = self.query()
         await self.known(digest)
-        found = await self.site.guard.pruning.items(digest, **asked)
+        found = await self.pruning.items(digest, **asked)
         if len(found) == asked["limit"]:
             self.link_next(**{**asked, "offset": asked["offset"] + asked["limit"]})
         self.write_json([prune_words.item_shape(one) for one in found])
@@ -277,8 +280,7 @@ class CsvApi(PlanApi):
     async def get(self, digest: str) -> None:
         """A file to save."""
         await self.known(digest)
-        pruning = self.site.guard.pruning
-        text = prune_words.plan_csv(await pruning.plan_of(digest), await pruning.items(digest))
+        text = prune_words.plan_csv(await self.pruning.plan_of(digest), await self.pruning.items(digest))
         self.set_header("Content-Type", "text/csv; charset=utf-8")
         self.set_header("Content-Disposition", f'attachment; filename="plan-{digest[:12]}.csv"')
         self.finish(text)
@@ -308,7 +310,7 @@ class ApplyApi(PlanApi):
         asked = self.body()
         assert self.who is not None
         await self.known(digest)
-        run = await self.site.guard.pruning.apply(
+        run = await self.pruning.apply(
             digest, asked["count"], self.who.actor, asked["why"], acknowledged=asked["acknowledged"]
         )
         self.set_status(202)
@@ -333,7 +335,7 @@ class TurnApi(PlanApi):
         why = asked.pop("why")
         assert self.who is not None
         await self.known(digest)
-        turn = getattr(self.site.guard.pruning, self.word)
+        turn = getattr(self.pruning, self.word)
         self.write_json(prune_words.run_shape(await turn(digest, self.who.actor, why, **asked)))
 
 
@@ -377,7 +379,7 @@ class RestoreApi(PlanApi):
             )
         assert self.who is not None
         await self.known(digest)
-        run = await self.site.guard.pruning.restore(
+        run = await self.pruning.restore(
             digest, asked["count"], self.who.actor, asked["why"], token=token, sha256=asked["sha256"]
         )
         self.write_json(prune_words.run_shape(run))

@@ -12,7 +12,7 @@ from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
 from hubguard.journal.model import Event
-from hubguard.model import Finding, FindingKind, Tally
+from hubguard.model import Finding, FindingKind
 from hubguard.pacing.clock import Clock
 from hubguard.prune.act import Pace
 from hubguard.prune.decide import plan as prune_plan
@@ -23,6 +23,7 @@ from hubguard.prune.model import (
     PrunePlan,
     PruneRun,
     PruneState,
+    PruneStatus,
     PruneVerdict,
     StaleCriteria,
     UsersReport,
@@ -51,9 +52,9 @@ UNDER_WAY = (PruneState.RUNNING, PruneState.PAUSED)
 
 
 class PruneCycles:
-    """Implements PrunePort for one guard, and carries out one plan at a time.
+    """Carries out one plan at a time, for people and by schedule.
 
-    ``findings`` are what an operator should look at.
+    Every method raises HubGuardError with the reason if it can't. ``findings`` are what an operator should look at.
     """
 
     def __init__(
@@ -88,20 +89,15 @@ class PruneCycles:
         self._journal_days = journal_days
         self._forgot_at: datetime | None = None
 
-    @property
-    def tally(self) -> Tally:
-        """How users of plans were settled in this guard's life."""
-        return self._runner.progress.tally
-
-    @property
-    def waiting(self) -> int:
-        """How many users of the plans under way aren't settled."""
-        return self._runner.progress.waiting
+    def status(self) -> PruneStatus:
+        """What pruning knows of itself now. Never blocks, never raises."""
+        progress = self._runner.progress
+        return PruneStatus(progress.tally, progress.waiting, self.findings)
 
     # -- looking and planning -------------------------------------------------------------------------------------
 
     def default_criteria(self) -> StaleCriteria:
-        """See PrunePort."""
+        """Return the criteria in the settings."""
         prune = self._settings
         return StaleCriteria(
             inactive_for_s=prune.inactive_for_s,
@@ -112,7 +108,7 @@ class PruneCycles:
         )
 
     async def users(self, criteria: StaleCriteria | None = None, *, caller: str | None = None) -> UsersReport:
-        """See PrunePort."""
+        """Judge everybody by ``criteria`` (None: the settings'), as read at most a few minutes ago. ``caller`` is kept."""
         criteria = prune_stale.checked(criteria or self.default_criteria())
         self._mandate.check()
         return await self._review.users(criteria, caller)
@@ -120,13 +116,16 @@ class PruneCycles:
     async def user(
         self, name: str, criteria: StaleCriteria | None = None, *, caller: str | None = None
     ) -> PruneVerdict | None:
-        """See PrunePort."""
+        """Read and judge that user now; None if the hub knows nobody by that name."""
         criteria = prune_stale.checked(criteria or self.default_criteria())
         self._mandate.check()
         return await self._review.user(name, criteria, caller)
 
     async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
-        """See PrunePort."""
+        """Make a plan by a reading of now, and keep it in the journal until it is used or expires. It does nothing.
+
+        ``caller`` is the user who asks, None for a service. Raises HubGuardError if there is nobody to delete.
+        """
         criteria = prune_stale.checked(criteria)
         self._mandate.check()
         plan = await self._review.plan(criteria, actor, caller)
@@ -136,21 +135,21 @@ class PruneCycles:
         return plan
 
     async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
-        """See PrunePort."""
+        """Return the last plans and what came of them, newest first."""
         return tuple(map(self._runner.progress.with_pace, await self._plans.runs(limit)))
 
     async def run(self, digest: str) -> PruneRun:
-        """See PrunePort."""
+        """Return how the plan of that digest stands. Raises HubGuardError if there is none."""
         return self._runner.progress.with_pace(await self._plans.run(digest))
 
     async def plan_of(self, digest: str) -> PrunePlan:
-        """See PrunePort."""
+        """Return the plan of that digest. Raises HubGuardError if there is none."""
         return await self._plans.plan(digest)
 
     async def items(
         self, digest: str, *, state: str | None = None, offset: int = 0, limit: int | None = None
     ) -> tuple[PruneItem, ...]:
-        """See PrunePort."""
+        """Return the deletions of a plan in its order, each with its outcome; with ``state``, only those."""
         return await self._plans.items(digest, state, offset, limit)
 
     # -- beginning, pausing, ending, bringing back ----------------------------------------------------------------
@@ -158,7 +157,12 @@ class PruneCycles:
     async def apply(
         self, digest: str, count: int, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()
     ) -> PruneRun:
-        """See PrunePort."""
+        """Begin to carry out that plan. ``count`` is its number of users, as a check; ``acknowledged`` names its cautions.
+
+        The undo file is on disk when this returns. Raises HubGuardError with the reason if the plan isn't begun: it is
+        unknown, expired or was begun before, the count is wrong, a caution isn't acknowledged (one that arose since
+        the plan was made, too), acting is on hold, HubGuard is braked, or the undo file can't be written.
+        """
         self._mandate.check()
         async with self._beginning:
             known = await AsyncPrunes(self._journal).prune_run(digest)
@@ -215,12 +219,16 @@ class PruneCycles:
         return run
 
     async def pause(self, digest: str, actor: str, why: str) -> PruneRun:
-        """See PrunePort."""
+        """Delete nobody more by that plan until it is resumed; the deletion under way is finished."""
         run = await self._turn(digest, (PruneState.RUNNING,), PruneState.PAUSED, actor, _by("paused", actor, why))
         return self._runner.progress.with_pace(run)
 
     async def resume(self, digest: str, actor: str, why: str, *, acknowledged: tuple[str, ...] = ()) -> PruneRun:
-        """See PrunePort."""
+        """Continue a paused plan where it stopped.
+
+        ``acknowledged`` names the cautions that have arisen since it was begun, as by another spawner. Raises HubGuardError
+        if one isn't acknowledged; the plan stays paused.
+        """
         self._mandate.check()
         run, plan = await self._plans.run(digest), await self._plans.plan(digest)
         await self._refuse_while_held()
@@ -238,7 +246,7 @@ class PruneCycles:
         return run
 
     async def cancel(self, digest: str, actor: str, why: str) -> PruneRun:
-        """See PrunePort."""
+        """Delete nobody more by that plan, for good."""
         states = (PruneState.PLANNED, *UNDER_WAY)
         run = await self._turn(digest, states, PruneState.CANCELLED, actor, _by("cancelled", actor, why))
         await self._find_out(run)
@@ -285,7 +293,11 @@ class PruneCycles:
     async def restore(
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
     ) -> PruneRun:
-        """See PrunePort."""
+        """Restore whom that plan deleted, from its undo file, with the rights of the asker's ``token``.
+
+        ``count`` is how many it deleted, as a check; ``sha256`` is the checksum of their undo file, if they have one. It is
+        done when this returns. Users who exist again are left as they are, so asking twice does no harm.
+        """
         self._mandate.check()
         async with self._beginning:
             run, plan = await self._plans.run(digest), await self._plans.plan(digest)

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum
 
 from hubguard.hub.nouns import Account, ORMCounts
-from hubguard.model import Outcome
+from hubguard.model import Finding, Outcome, Tally
 
 
 class PruneReason(str, Enum):
@@ -328,3 +328,16 @@ class UndoHead:
     made_by: str
     database: str = ""
     revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneStatus:
+    """What pruning knows of itself at one moment.
+
+    ``tally`` tells how users of plans were settled in this guard's life, ``waiting`` how many users of the plans under way
+    aren't settled. ``findings`` are what an operator should look at.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    waiting: int = 0
+    findings: tuple[Finding, ...] = ()

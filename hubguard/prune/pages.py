@@ -11,9 +11,11 @@ from typing_extensions import override
 
 from hubguard import words
 from hubguard.errors import HubGuardError, JournalError
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
 from hubguard.prune import words as prune_words
 from hubguard.prune.api import asker, chosen, counted, nobody
+from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.decide.stale import LONGEST_S
 from hubguard.prune.model import PruneReason, StaleCriteria, UsersReport
 from hubguard.status import Status
@@ -31,6 +33,8 @@ KEPT_REASONS = tuple(reason for reason in PruneReason if reason not in STALE_REA
 class PrunePage(Page):
     """A page about users or plans. ``criteria`` stand in the address, in days, where they aren't those of the settings."""
 
+    pruning: PruneCycles
+    journal: AsyncJournal
     tab = "users"
 
     def common(self, status: Status) -> dict[str, Any]:
@@ -39,7 +43,7 @@ class PrunePage(Page):
 
     def criteria(self, given: dict[str, str]) -> StaleCriteria:
         """What ``given`` asks for, field by field; what is empty or makes no sense is as in the settings."""
-        default = self.site.guard.pruning.default_criteria()
+        default = self.pruning.default_criteria()
         shown = fields_of(default)
         texts = {name: given.get(name, "").strip() or shown[name] for name in shown}
         return replace(
@@ -120,11 +124,11 @@ class UsersPage(PrunePage):
         """Answer with the page, by the criteria in ``given``; ``refused`` says why no plan was made."""
         report, trouble = None, ""
         try:
-            report = await self.site.guard.pruning.users(self.criteria(given), caller=asker(self.who))
+            report = await self.pruning.users(self.criteria(given), caller=asker(self.who))
         except HubGuardError as error:
             # The page is of use all the same: it says what is wrong, and keeps what was typed.
             trouble = str(error)
-        status = self.site.guard.status()
+        status = self.site.status()
         search, show, sort = self.asked("search").strip(), self.asked("show"), self.asked("sort")
         show = show if show in {"kept", "all", *(one.value for one in PruneReason)} else ""
         sort = sort if sort.removeprefix("-") in SORTS else "idle"
@@ -154,7 +158,7 @@ class UsersPage(PrunePage):
             "number": number,
             "pages": pages,
         }
-        shown = {**fields_of(self.site.guard.pruning.default_criteria()), **given}
+        shown = {**fields_of(self.pruning.default_criteria()), **given}
         # Judging everyone again every few seconds would show the same: users are read every few minutes only.
         await self.show(
             "users",
@@ -187,17 +191,17 @@ class UserPage(PrunePage):
 
     @override
     async def get(self, name: str) -> None:
-        status = self.site.guard.status()
+        status = self.site.status()
         given = self.asked_fields()
         trouble, found = "", None
         try:
-            found = await self.site.guard.pruning.user(name, self.criteria(given), caller=asker(self.who))
+            found = await self.pruning.user(name, self.criteria(given), caller=asker(self.who))
         except HubGuardError as error:
             trouble = str(error)
         journal_trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
-            entries = await self.site.guard.entries(limit=20, user=name)
-            exemptions = await self.site.guard.exemptions(user=name)
+            entries = await self.journal.entries(limit=20, user=name)
+            exemptions = await self.journal.exemptions(status.at, user=name)
         except JournalError as error:
             journal_trouble = str(error)
         if found is None and not entries and not trouble and not journal_trouble:

@@ -38,10 +38,10 @@ class PlansPage(PrunePage):
 
     @override
     async def get(self) -> None:
-        status = self.site.guard.status()
+        status = self.site.status()
         runs, trouble = tuple[PruneRun, ...](), ""
         try:
-            runs = await self.site.guard.pruning.runs(limit=PLANS_LISTED)
+            runs = await self.pruning.runs(limit=PLANS_LISTED)
         except HubGuardError as error:
             trouble = str(error)
         pages = max(1, -(-len(runs) // ROWS))
@@ -70,9 +70,8 @@ class MakePlan(UsersPage):
         """The plan is made, and its page shows it; else the Users page once more, with what is wrong."""
         given = {name: text for name in FIELDS if (text := self.get_body_argument(name, "").strip())}
         assert self.who is not None
-        pruning = self.site.guard.pruning
         try:
-            made = await pruning.plan(self.criteria(given), self.who.actor, caller=asker(self.who))
+            made = await self.pruning.plan(self.criteria(given), self.who.actor, caller=asker(self.who))
         except (HubError, JournalError):
             raise
         except HubGuardError as error:
@@ -93,8 +92,7 @@ class PlanPage(PrunePage):
 
     async def show_plan(self, digest: str, *, trouble: str = "", why: str = "", typed: tuple[str, ...] = ()) -> None:
         """Answer with the page; ``trouble`` says why nothing was done, ``why`` and ``typed`` are what was typed."""
-        pruning = self.site.guard.pruning
-        status, run = self.site.guard.status(), await known_run(pruning, digest)
+        status, run = self.site.status(), await known_run(self.pruning, digest)
         begun = run.began_at is not None
         wanted = self.asked("state")
         wanted = wanted if begun and wanted in ITEM_STATES else ""
@@ -107,17 +105,17 @@ class PlanPage(PrunePage):
         if begun and not wanted and number == 1:
             for kind in TROUBLED:
                 if by_state[kind.value]:
-                    above.append((kind, await pruning.items(digest, state=kind.value, limit=TROUBLED_SHOWN)))
+                    above.append((kind, await self.pruning.items(digest, state=kind.value, limit=TROUBLED_SHOWN)))
         # A refresh reads it again only before it is begun, when nothing else is to be seen: a plan may be of 50,000 users.
         fragment = self.request.path.startswith(self.site.prefix + "fragments/")
-        plan = None if begun and fragment else await pruning.plan_of(digest)
+        plan = None if begun and fragment else await self.pruning.plan_of(digest)
         live = {
             **self.common(status),
             "run": run,
             "begun": begun,
             "plan": plan,
             "mark_of": MARKS[run.state],
-            "rows": await pruning.items(digest, state=wanted or None, offset=begin, limit=ROWS),
+            "rows": await self.pruning.items(digest, state=wanted or None, offset=begin, limit=ROWS),
             "begin": begin,
             "found": found,
             "by_state": by_state,
@@ -160,15 +158,14 @@ class ApplyPlan(PlanPage):
         name = Param("acknowledged", str, "", high=255)
         typed = tuple(str(name.checked(one.strip())) for one in self.get_body_arguments("acknowledged"))
         assert self.who is not None
-        pruning = self.site.guard.pruning
-        await known_run(pruning, digest)
+        await known_run(self.pruning, digest)
         try:
             if not (count.isascii() and count.isdigit() and len(count) < 9):
                 raise HubGuardError(
                     "Nothing was done: type the number of users, as it stands in the sentence above it."
                 )
             acknowledged = tuple(dict.fromkeys(one for one in typed if one))
-            await pruning.apply(digest, int(count), self.who.actor, why, acknowledged=acknowledged)
+            await self.pruning.apply(digest, int(count), self.who.actor, why, acknowledged=acknowledged)
         except (HubError, JournalError):
             raise
         except HubGuardError as error:
@@ -191,23 +188,23 @@ class TurnPlan(PrunePage):
 
     async def ask(self, digest: str, word: str, *, trouble: str = "", why: str = "", typed: str = "") -> None:
         """Answer with the question; ``trouble`` says why nothing was done, ``why`` and ``typed`` are what was typed."""
-        run = await known_run(self.site.guard.pruning, digest)
-        values = {**self.common(self.site.guard.status()), "word": word, "run": run, "left": run.count - run.settled}
+        run = await known_run(self.pruning, digest)
+        values = {**self.common(self.site.status()), "word": word, "run": run, "left": run.count - run.settled}
         values |= {"trouble": trouble, "why": why, "typed": typed}
         self.finish(self.site.env.get_template(self.template).render(**values))
 
     async def post(self, digest: str, word: str) -> None:
         """It is done, and the plan's page shows it; or the question to resume once more, with what is in the way."""
         assert self.who is not None
-        pruning, why = self.site.guard.pruning, self.why()
-        await known_run(pruning, digest)
+        why = self.why()
+        await known_run(self.pruning, digest)
         if word != "resume":
-            await getattr(pruning, word)(digest, self.who.actor, why)
+            await getattr(self.pruning, word)(digest, self.who.actor, why)
         else:
             typed = str(Param("acknowledged", str, "", high=1000).checked(self.get_body_argument("acknowledged", "")))
             names = tuple(name for one in typed.split(",") if (name := one.strip()))
             try:
-                await pruning.resume(digest, self.who.actor, why, acknowledged=names)
+                await self.pruning.resume(digest, self.who.actor, why, acknowledged=names)
             except (HubError, JournalError):
                 raise
             except HubGuardError as error:

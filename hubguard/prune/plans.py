@@ -65,7 +65,7 @@ class Plans:
         return run
 
     async def items(self, digest: str, state: str | None, offset: int, limit: int | None) -> tuple[PruneItem, ...]:
-        """Its deletions, as PrunePort has them."""
+        """Its deletions in order, each with its outcome; with ``state``, only those."""
         plan = await self.plan(digest)
         first, end = (offset, None if limit is None else offset + limit) if state is None else (0, None)
         settled = {one.position: one for one in await self._store.pruned(digest, first, end)}

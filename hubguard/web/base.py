@@ -6,21 +6,19 @@ import hashlib
 import hmac
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from jinja2 import Environment
-from prometheus_client import CollectorRegistry
 from tornado.web import HTTPError, RequestHandler
 from typing_extensions import override
 
 from hubguard import words
-from hubguard.cull.decide.judge import CullPolicy
 from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
 from hubguard.journal.exemptions import NoSuchExemption
-from hubguard.port import GuardPort
+from hubguard.status import Status
 from hubguard.web import auth as web_auth
 from hubguard.web import htmx
 from hubguard.web.auth import AuthPort, Caller, Rights
@@ -39,18 +37,17 @@ _PLAIN_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What every handler has at hand. ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens,
-    ``operations`` is the API: path template → method → operation. ``service_token`` is that of HubGuard's own service at
-    the hub, "" where nobody may come with it.
+    """What every handler has. ``status`` returns what the guard knows of itself now.
+
+    ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens, ``operations`` is the API: path template →
+    method → operation. ``service_token`` is that of HubGuard's own service at the hub, "" if nobody may use it.
     """
 
-    guard: GuardPort
+    status: Callable[[], Status]
     auth: AuthPort
-    policy: CullPolicy
     prefix: str
     hub_prefix: str
     env: Environment
-    metrics: CollectorRegistry
     operations: Mapping[str, Mapping[str, Operation]]
     secret: bytes = field(repr=False)
     service_token: str = field(default="", repr=False)
@@ -64,9 +61,10 @@ class Base(RequestHandler):
     who: Caller | None = None
     may: Rights = Rights(False, False, False)
 
-    def initialize(self, site: Site) -> None:
-        """Take what the application hands to every handler."""
+    def initialize(self, site: Site, **parts: Any) -> None:
+        """Take what the route table gives: ``site`` to every handler, and to each its ``parts``, by the names it declares."""
         self.site = site
+        vars(self).update(parts)
 
     @override
     def set_default_headers(self) -> None:

@@ -38,7 +38,7 @@ async def site_of() -> AsyncIterator[Callable[..., Site]]:
 @pytest.fixture
 def site(site_of: Callable[..., Site]) -> Site:
     guard = guard_with(made_up(40))
-    guard.found = report_with(one_of_each(), made_up(40))
+    guard.drifts.report = report_with(one_of_each(), made_up(40))
     return site_of(guard)
 
 
@@ -164,7 +164,7 @@ async def test_a_form_of_our_own_works_and_comes_back_to_the_overview(site: Site
     assert site.guard.asked == [("hold", "ann", "exam")]
     shown = (await site.ask("", login="actor")).text
     assert "On hold" in shown
-    assert "ann has put acting on hold: exam" in shown
+    assert "On hold (ann: exam)" in shown
 
 
 async def test_a_script_of_another_page_cannot_read_with_the_login(site: Site) -> None:
@@ -545,7 +545,7 @@ async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[..., Site
     site.guard.change(last_cycle=report_of((), incomplete="page 3 of 7 didn't come"))
     assert "couldn&#39;t be read: page 3 of 7" in (await site.ask("servers", "reader")).text
     site.guard.change(last_cycle=None, mode=Mode.STARTING)
-    assert "haven&#39;t been read yet" in (await site.ask("servers", "reader")).text
+    assert "hasn&#39;t read the hub&#39;s servers yet" in (await site.ask("servers", "reader")).text
     site.guard.change(last_cycle=report_of(made_up(12)))
     assert "No server matches. 12 servers are running." in (await site.ask("servers?q=zzz", "reader")).text
 
@@ -582,7 +582,7 @@ async def test_a_server_page_tells_of_back_off_and_what_was_tried(site_of: Calla
 
 @pytest.mark.parametrize("path", [path for path in FRAGMENTS if "{" not in path])
 async def test_an_unchanged_part_is_answered_without_a_body(site: Site, path: str) -> None:
-    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
+    await site.guard.culling.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
     first = await site.ask(path, "reader", headers={"HX-Request": "true"})
     tag = first.headers["HX-PTag"]
     page = await site.ask(path.removeprefix("fragments/").replace("overview", ""), "reader")
@@ -641,8 +641,8 @@ async def test_a_date_alone_keeps_over_that_day(site: Site) -> None:
 
 @pytest.mark.parametrize("number", ["1", "2", "0", str(2**62), str(2**62 + 1), "9" * 400])
 async def test_ending_what_is_not_in_force_is_404_and_ends_nothing(site: Site, number: str) -> None:
-    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
-    await site.guard.end_exemption(1, "ann", "")
+    await site.guard.culling.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    await site.guard.culling.end_exemption(1, "ann", "")
     before = list(site.guard.kept)
     for method, path in (("DELETE", f"api/v1/exemptions/{number}"), ("GET", f"exemptions/{number}")):
         answer = await site.ask(path, "actor", method=method)
@@ -688,7 +688,7 @@ async def test_an_exemption_beyond_what_the_settings_allow_is_409_with_the_guard
 
 
 async def test_who_may_only_read_keeps_and_ends_nothing(site: Site) -> None:
-    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    await site.guard.culling.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
     for method, path, body in (
         ("POST", "api/v1/exemptions", json.dumps(KEEP)),
         ("DELETE", "api/v1/exemptions/1", None),
@@ -712,7 +712,7 @@ async def test_who_may_act_and_not_read_learns_nothing_from_keeping(site: Site) 
 
 
 async def test_a_foreign_page_keeps_and_ends_nothing(site: Site) -> None:
-    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
+    await site.guard.culling.exempt("ann", "", user="ann", server=None, until=NOW + minutes(5))
     form = {"user": "ann", "server": "", "scope": "user", "until": "day"}
     for method, path, body in (
         ("POST", "exemptions/new", form),
@@ -767,14 +767,14 @@ async def test_a_form_that_is_not_filled_in_keeps_nothing_and_says_so(site: Site
 
 
 async def test_every_link_of_the_journal_and_the_exemptions_leads_somewhere(site: Site) -> None:
-    await site.guard.exempt("ann", "", user="gone", server=None, until=NOW + minutes(60))
-    await site.guard.exempt("ann", "", user="gone", server="gpu", until=NOW + minutes(60))
+    await site.guard.culling.exempt("ann", "", user="gone", server=None, until=NOW + minutes(60))
+    await site.guard.culling.exempt("ann", "", user="gone", server="gpu", until=NOW + minutes(60))
     site.guard.write(Event.KEPT, user="gone", server=None, detail="until noon")
     site.guard.write(Event.KEPT, user="gone", server="gpu", detail="until noon")
     site.guard.write(Event.OUTCOME, user="gone", server="", action="delete-user", outcome=OutcomeKind.DONE)
     site.guard.write(Event.FINDING, user="gone", server=None, detail="It is odd.")
     for number in (1, 2):
-        await site.guard.end_exemption(number, "ann", "")
+        await site.guard.culling.end_exemption(number, "ann", "")
     for path in ("journal", "exemptions?ended=1"):
         text = (await site.ask(path, "reader")).text
         links = [link for link in re.findall(f'href="{PREFIX}([^"]+)"', text) if "gone" in link]
@@ -785,7 +785,7 @@ async def test_every_link_of_the_journal_and_the_exemptions_leads_somewhere(site
 
 async def test_many_exemptions_come_in_pages_each_once(site: Site) -> None:
     for i in range(230):
-        await site.guard.exempt("ann", "", user=f"u{i % 3}", server=None, until=NOW + minutes(5 + i))
+        await site.guard.culling.exempt("ann", "", user=f"u{i % 3}", server=None, until=NOW + minutes(5 + i))
     seen, url = [], "api/v1/exemptions?limit=60&ended=false&user=u1"
     while url:
         answer = await site.ask(url, "reader")
@@ -939,7 +939,7 @@ async def test_every_answer_is_as_described_when_all_of_it_is_set(site_of: Calla
     site = site_of(everything())
     described = (await site.ask("openapi.json")).json
     known = described["components"]["schemas"]
-    await site.guard.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
+    await site.guard.culling.exempt("ann", "", user="ann", server=None, until=NOW + minutes(60))
     for path in ("api/v1/status", "api/v1/servers", "health", "api/v1/exemptions"):
         schema = described["paths"][f"/{path}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         conforms((await site.ask(path, "reader")).json, schema, known, path)
@@ -956,7 +956,7 @@ def everything() -> FakeGuard:
     verdict = overdue(45)
     known = Known(exemption=None, active_at=NOW - minutes(500), clock_from=NOW - minutes(600))
     verdict = replace(verdict, rule="gpu", evidence=Evidence.PROXY, known=known)
-    report = replace(guard.state.last_cycle, verdicts=(*guard.state.last_cycle.verdicts, verdict))  # type: ignore[union-attr]
+    report = replace(guard.culled.last_cycle, verdicts=(*guard.culled.last_cycle.verdicts, verdict))  # type: ignore[union-attr]
     guard.change(
         brake=OVER_CAP,
         clock_from=NOW,

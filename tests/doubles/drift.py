@@ -21,7 +21,7 @@ from hubguard.drift.model import (
     World,
 )
 from hubguard.errors import HubGuardError
-from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.model import Action, ActionKind, Cause, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
@@ -136,6 +136,44 @@ def planned(report: DriftReport | None, ids: Sequence[str], kinds: Sequence[Drif
         raise HubGuardError("There is nothing to repair.")
     digest = hashlib.sha256(repr(repairs).encode()).hexdigest()
     return RepairPlan(NOW, NOW + timedelta(minutes=10), tuple(repairs), digest)
+
+
+class FakeDrifts:
+    """Drift as a test sets it in ``report``; what it was asked to do is in the guard's ``asked``."""
+
+    def __init__(self, guard: Any) -> None:
+        self._guard = guard
+        self.report: DriftReport | None = None
+        self.plans: dict[str, RepairPlan] = {}
+
+    async def look(self) -> DriftReport:
+        self._guard.do("look")
+        if self.report is None:
+            raise HubGuardError("The hub gave no answer, so nothing could be looked at.")
+        return self.report
+
+    def plan(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
+        plan = planned(self.report, ids, kinds)
+        self.plans[plan.digest] = plan
+        return plan
+
+    async def repair(self, digest: str, count: int, order: Order) -> RepairPlan:
+        plan = self.plans.get(digest)
+        if plan is None:
+            raise HubGuardError("There is no such plan any more: look at it anew. Nothing was done.")
+        if count != len(plan.repairs):
+            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
+        if self._guard.state.stance.held:
+            raise HubGuardError("Acting is on hold. Nothing was done.")
+        assert order.asked
+        self._guard.do("repair", digest, count, order.actor, order.why)
+        assert self.report is not None
+        under_way = tuple(Repaired(one, order.actor, NOW) for one in plan.repairs)
+        self.report = replace(self.report, repaired=under_way + self.report.repaired)
+        return plan
+
+    def tell_outlived(self, user: str, server: str, detail: str) -> None:
+        self._guard.asked.append(("outlived", user, server, detail))
 
 
 def settled(

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from doubles.drift import planned
+from doubles.drift import FakeDrifts
 from doubles.prune import FakePruning
 from tornado.web import RequestHandler
 
 from hubguard.cull.decide.judge import CullPolicy, judge_all
 from hubguard.cull.decide.judge import plan as plan_cull
-from hubguard.cull.model import CycleReport, Known, UserVerdict
-from hubguard.drift.model import DriftKind, DriftReport, Repaired, RepairPlan
+from hubguard.cull.model import CullStatus, CycleReport, Known, UserVerdict
 from hubguard.errors import HubGuardError, HubUnreachable
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.journal.model import Entry, Event, Exemption, Failures, Lease, Stance
@@ -84,86 +83,92 @@ def report_of(
 
 @dataclass
 class FakeGuard:
-    """A GuardPort whose state a test sets; what it was asked to do is in ``asked``."""
+    """A guard whose state a test sets; what its parts were asked to do is in ``asked``."""
 
     state: Status
-    journal: list[Entry] = field(default_factory=list)
+    culled: CullStatus
+    policy: CullPolicy = POLICY
+    written: list[Entry] = field(default_factory=list)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     kept: list[Exemption] = field(default_factory=list)
     fails: Exception | None = None
-    found: DriftReport | None = None
-    plans: dict[str, RepairPlan] = field(default_factory=dict)
     pruning: FakePruning = field(default_factory=FakePruning)
+
+    def __post_init__(self) -> None:
+        self.mandate = FakeMandate(self)
+        self.culling = FakeCulling(self)
+        self.drifts = FakeDrifts(self)
 
     def status(self) -> Status:
         return self.state
 
     def change(self, **fields: Any) -> None:
-        """Another state from now on."""
+        """Another state from now on, of the guard and of culling."""
         if "mode" in fields and "why" not in fields:
             fields["why"] = WHY[fields["mode"]]
-        self.state = replace(self.state, **fields)
+        of_culling = {name: fields.pop(name) for name in list(fields) if hasattr(self.culled, name)}
+        self.state, self.culled = replace(self.state, **fields), replace(self.culled, **of_culling)
 
     def write(self, event: str, **fields: Any) -> Entry:
         """One more entry in the journal."""
         entry = Entry(
-            id=len(self.journal) + 1,
+            id=len(self.written) + 1,
             at=NOW,
             event=Event(event),
             actor=fields.pop("actor", "hubguard"),
             fence=1,
             **fields,
         )
-        self.journal.append(entry)
+        self.written.append(entry)
         return entry
 
-    async def cycle(self, asked_by: str, **overrides: Any) -> CycleReport:
-        self._do("cycle", asked_by, overrides)
-        assert self.state.last_cycle is not None
-        return self.state.last_cycle
-
-    async def arm(self, actor: str, why: str) -> None:
-        self._do("arm", actor, why)
-        self.change(mode=Mode.ACTING, stance=Stance(armed=True, armed_by=actor, armed_at=NOW, armed_why=why))
-
-    async def observe(self, actor: str, why: str) -> None:
-        self._do("observe", actor, why)
-        self.change(mode=Mode.OBSERVING, stance=Stance(armed=False, armed_by=actor, armed_at=NOW, armed_why=why))
-
-    async def hold(self, actor: str, why: str) -> None:
-        self._do("hold", actor, why)
-        held = replace(self.state.stance, held=True, held_by=actor, held_at=NOW, held_why=why)
-        self.change(mode=Mode.HELD, why=f"{actor} has put acting on hold: {why}", stance=held)
-
-    async def resume(self, actor: str, why: str) -> None:
-        self._do("resume", actor, why)
-        brake = None if self.state.brake is not None and self.state.brake.acceptable else self.state.brake
-        mode = Mode.BRAKED if brake else Mode.ACTING
-        self.change(mode=mode, stance=replace(self.state.stance, held=False), brake=brake)
-
-    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
-        self._do("exempt", actor, why, user, server, until)
-        if not self.state.at < until <= self.state.at + timedelta(days=30):
-            raise HubGuardError("An exemption ends within 30 d (HubGuard.longest_exemption_s). Nothing was changed.")
-        made = Exemption(len(self.kept) + 1, user, server, until, actor, why, self.state.at)
-        self.kept.append(made)
-        return made
-
-    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
-        self._do("end_exemption", exemption_id, actor, why)
-        for i, one in enumerate(self.kept):
-            if one.id == exemption_id and one.covers(one.user, one.server or "", self.state.at):
-                self.kept[i] = replace(one, ended_at=self.state.at, ended_by=actor)
-                return self.kept[i]
-        raise NoSuchExemption(f"There is no exemption {exemption_id}. Nothing was changed.")
-
-    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
+    def do(self, *asked: Any) -> None:
+        """Remember what was asked, or fail."""
         if self.fails:
             raise self.fails
+        self.asked.append(asked)
+
+
+class FakeMandate:
+    """What people set, and the journal."""
+
+    def __init__(self, guard: FakeGuard) -> None:
+        self._guard = guard
+        self.journal = FakeJournal(guard)
+
+    async def arm(self, actor: str, why: str) -> None:
+        self._guard.do("arm", actor, why)
+        self._guard.change(mode=Mode.ACTING, stance=Stance(armed=True, armed_by=actor, armed_at=NOW, armed_why=why))
+
+    async def observe(self, actor: str, why: str) -> None:
+        self._guard.do("observe", actor, why)
+        self._guard.change(mode=Mode.OBSERVING, stance=Stance(armed=False, armed_by=actor, armed_at=NOW, armed_why=why))
+
+    async def hold(self, actor: str, why: str) -> None:
+        self._guard.do("hold", actor, why)
+        held = replace(self._guard.state.stance, held=True, held_by=actor, held_at=NOW, held_why=why)
+        self._guard.change(mode=Mode.HELD, why=held.sentence, stance=held)
+
+    async def resume(self, actor: str, why: str) -> None:
+        self._guard.do("resume", actor, why)
+        brake, stance = self._guard.state.brake, replace(self._guard.state.stance, held=False)
+        brake = None if brake is not None and brake.acceptable else brake
+        self._guard.change(mode=Mode.BRAKED if brake else Mode.ACTING, stance=stance, brake=brake)
+
+
+class FakeJournal:
+    """What pages read in the journal."""
+
+    def __init__(self, guard: FakeGuard) -> None:
+        self._guard = guard
+
+    async def exemptions(self, now: datetime, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
+        if self._guard.fails:
+            raise self._guard.fails
         found = [
             one
-            for one in reversed(self.kept)
-            if user in (None, one.user) and (ended or one.covers(one.user, one.server or "", self.state.at))
+            for one in reversed(self._guard.kept)
+            if user in (None, one.user) and (ended or one.covers(one.user, one.server or "", now))
         ]
         return tuple(found)
 
@@ -176,11 +181,11 @@ class FakeGuard:
         server: str | None = None,
         event: str | None = None,
     ) -> tuple[Entry, ...]:
-        if self.fails:
-            raise self.fails
+        if self._guard.fails:
+            raise self._guard.fails
         found = [
             entry
-            for entry in reversed(self.journal)
+            for entry in reversed(self._guard.written)
             if (before_id is None or entry.id < before_id)
             and (user is None or entry.user == user)
             and (server is None or (entry.server or "") == server)
@@ -188,41 +193,45 @@ class FakeGuard:
         ]
         return tuple(found[:limit])
 
-    def drift(self) -> DriftReport | None:
-        return self.found
 
-    async def look_for_drift(self) -> DriftReport:
-        self._do("look")
-        if self.found is None:
-            raise HubGuardError("The hub gave no answer, so nothing could be looked at.")
-        return self.found
+class FakeCulling:
+    """Cycles and exemptions."""
 
-    def plan_repairs(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
-        plan = planned(self.found, ids, kinds)
-        self.plans[plan.digest] = plan
-        return plan
+    def __init__(self, guard: FakeGuard) -> None:
+        self._guard = guard
 
-    async def repair(self, digest: str, count: int, actor: str, why: str) -> RepairPlan:
-        plan = self.plans.get(digest)
-        if plan is None:
-            raise HubGuardError("There is no such plan any more: look at it anew. Nothing was done.")
-        if count != len(plan.repairs):
-            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
-        if self.state.stance.held:
-            raise HubGuardError("Acting is on hold. Nothing was done.")
-        self._do("repair", digest, count, actor, why)
-        assert self.found is not None
-        under_way = tuple(Repaired(one, actor, NOW) for one in plan.repairs)
-        self.found = replace(self.found, repaired=under_way + self.found.repaired)
-        return plan
+    @property
+    def policy(self) -> CullPolicy:
+        return self._guard.policy
 
-    def tell_outlived(self, user: str, server: str, detail: str) -> None:
-        self.asked.append(("outlived", user, server, detail))
+    def status(self) -> CullStatus:
+        return self._guard.culled
 
-    def _do(self, *asked: Any) -> None:
-        if self.fails:
-            raise self.fails
-        self.asked.append(asked)
+    async def cycle(self, asked_by: str, **overrides: Any) -> CycleReport:
+        self._guard.do("cycle", asked_by, overrides)
+        assert self._guard.culled.last_cycle is not None
+        return self._guard.culled.last_cycle
+
+    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
+        self._guard.do("exempt", actor, why, user, server, until)
+        at = self._guard.state.at
+        if not at < until <= at + timedelta(days=30):
+            raise HubGuardError("An exemption ends within 30 d (HubGuard.longest_exemption_s). Nothing was changed.")
+        made = Exemption(len(self._guard.kept) + 1, user, server, until, actor, why, at)
+        self._guard.kept.append(made)
+        return made
+
+    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
+        self._guard.do("end_exemption", exemption_id, actor, why)
+        at, kept = self._guard.state.at, self._guard.kept
+        for i, one in enumerate(kept):
+            if one.id == exemption_id and one.covers(one.user, one.server or "", at):
+                kept[i] = replace(one, ended_at=at, ended_by=actor)
+                return kept[i]
+        raise NoSuchExemption(f"There is no exemption {exemption_id}. Nothing was changed.")
+
+    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
+        return await self._guard.mandate.journal.exemptions(self._guard.state.at, user=user, ended=ended)
 
 
 def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **report: Any) -> FakeGuard:
@@ -239,11 +248,9 @@ def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **repor
             lease=Lease("hub-1:4711", "http://127.0.0.1:8080", 3, 0.0, NOW - minutes(60), NOW + timedelta(seconds=20)),
             holds_lease=mode is not Mode.STANDBY,
             hub_version="6.1.1",
-            last_cycle=report_of(servers, **report),
-            last_good_cycle_at=NOW - minutes(1),
-            next_cycle_at=NOW + timedelta(seconds=23),
             budget=BudgetUse(1, 10, 10, 20.0, 10, "closed", 1234, 5, 1.5),
-        )
+        ),
+        CullStatus(report_of(servers, **report), NOW - minutes(1), NOW + timedelta(seconds=23)),
     )
 
 

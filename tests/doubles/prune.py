@@ -21,6 +21,7 @@ from hubguard.prune.model import (
     PruneReason,
     PruneRun,
     PruneState,
+    PruneStatus,
     PruneVerdict,
     StaleCriteria,
     Storage,
@@ -128,7 +129,7 @@ def plan_of(verdicts: Sequence[PruneVerdict], criteria: StaleCriteria = CRITERIA
 
 @dataclass
 class FakePruning:
-    """A PrunePort whose users a test sets; what it was asked to do is in ``asked``, without any token."""
+    """A guard's pruning whose users a test sets; what it was asked to do is in ``asked``, without any token."""
 
     verdicts: Sequence[PruneVerdict] = ()
     storage: Storage = DELETES
@@ -143,6 +144,9 @@ class FakePruning:
     plans: dict[str, PrunePlan] = field(default_factory=dict)
     states: dict[str, PruneRun] = field(default_factory=dict)
     outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict)
+
+    def status(self) -> PruneStatus:
+        return PruneStatus()
 
     def default_criteria(self) -> StaleCriteria:
         return CRITERIA

@@ -20,7 +20,7 @@ from doubles.guard import CALLERS, guard_with, made_up
 from hubguard.drift import cli as drift_cli
 from hubguard.drift.model import DriftKind, Repaired
 from hubguard.journal.model import Stance
-from hubguard.model import Cause, OutcomeKind, Source
+from hubguard.model import Cause, Order, OutcomeKind, Source
 from hubguard.status import Mode
 
 SERVERS = made_up(12)
@@ -46,7 +46,7 @@ async def site(journal: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     monkeypatch.setitem(CALLERS, TOKEN, CALLERS["actor"])
     async with sites() as make:
         guard = guard_with(SERVERS)
-        guard.found = report_with(one_of_each(), SERVERS)
+        guard.drifts.report = report_with(one_of_each(), SERVERS)
         made = make(guard)
         command.journal(made.url)
         yield made
@@ -54,16 +54,18 @@ async def site(journal: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 def ends(site: Site, kind: OutcomeKind, detail: str = "", cause: Cause = Cause.NONE) -> None:
     """Every repair that is asked for from now on is over at once, so."""
-    carry_out = site.guard.repair
+    carry_out = site.guard.drifts.repair
 
-    async def repair(digest: str, count: int, actor: str, why: str) -> Any:
-        plan = await carry_out(digest, count, actor, why)
-        assert site.guard.found
-        over = tuple(settled(one, kind, detail, cause) if not one.outcome else one for one in site.guard.found.repaired)
-        site.guard.found = replace(site.guard.found, repaired=over)
+    async def repair(digest: str, count: int, order: Order) -> Any:
+        plan = await carry_out(digest, count, order)
+        assert site.guard.drifts.report
+        over = tuple(
+            settled(one, kind, detail, cause) if not one.outcome else one for one in site.guard.drifts.report.repaired
+        )
+        site.guard.drifts.report = replace(site.guard.drifts.report, repaired=over)
         return plan
 
-    site.guard.repair = repair  # type: ignore[method-assign]
+    site.guard.drifts.repair = repair  # type: ignore[method-assign]
 
 
 async def test_drift_is_printed_and_exits_4(site: Site, run: Callable[..., Any]) -> None:
@@ -78,29 +80,29 @@ async def test_drift_is_printed_and_exits_4(site: Site, run: Callable[..., Any])
 
 
 async def test_no_drift_exits_0_and_suspicion_is_no_drift(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.found = report_with((), SERVERS)
+    site.guard.drifts.report = report_with((), SERVERS)
     said = await run()
     assert (said.code, said.out.startswith("All agree: 12 servers, 13 routes and 12 backends.")) == (0, True)
-    site.guard.found = report_with([drift_of(raised_at=None)], SERVERS)
+    site.guard.drifts.report = report_with([drift_of(raised_at=None)], SERVERS)
     assert (await run()).code == 0
-    site.guard.found = report_with([drift_of(DriftKind.SERVER_GHOST)], SERVERS)
+    site.guard.drifts.report = report_with([drift_of(DriftKind.SERVER_GHOST)], SERVERS)
     assert (await run("--kind", "server-dead")).code == 0
 
 
 async def test_what_cannot_be_told_exits_1_and_never_0(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.found = None
+    site.guard.drifts.report = None
     said = await run()
     assert (said.code, "hasn't looked" in said.out) == (1, True)
     broken = (reading(Source.HUB_API, "refused"), reading(Source.PROXY))
-    site.guard.found = report_with(world=world_of(SERVERS, readings=broken))
+    site.guard.drifts.report = report_with(world=world_of(SERVERS, readings=broken))
     said = await run()
     assert (said.code, "The hub_api reading is incomplete: refused" in said.out) == (1, True)
-    site.guard.found = report_with(world=world_of(SERVERS, routes=None))
+    site.guard.drifts.report = report_with(world=world_of(SERVERS, routes=None))
     assert (await run()).code == 1
 
 
 async def test_more_than_a_page_of_drift_is_read_to_its_end(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.found = report_with([drift_of(user=f"u{i:04d}") for i in range(2500)], SERVERS)
+    site.guard.drifts.report = report_with([drift_of(user=f"u{i:04d}") for i in range(2500)], SERVERS)
     assert len(json.loads((await run("--json")).out)["drift"]) == 2500
 
 
@@ -185,10 +187,10 @@ async def test_an_older_repair_of_the_same_is_no_answer(
 ) -> None:
     """Else a repair that hangs would count as the one that worked yesterday."""
     monkeypatch.setattr(drift_cli, "OUTCOMES_S", 0.0)
-    plan = site.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
+    plan = site.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
     old = settled(Repaired(plan.repairs[0], "ann", plan.made_at.replace(year=2025)))
-    assert site.guard.found
-    site.guard.found = replace(site.guard.found, repaired=(old,))
+    assert site.guard.drifts.report
+    site.guard.drifts.report = replace(site.guard.drifts.report, repaired=(old,))
     said = await run("--repair", "server-dead", "--count", "1")
     assert (said.code, "still under way" in said.out) == (1, True)
 
@@ -221,7 +223,7 @@ async def test_wrong_usage_is_named_and_exits_2(
 
 
 async def test_nothing_to_repair_is_said_and_exits_1(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.found = report_with((), SERVERS)
+    site.guard.drifts.report = report_with((), SERVERS)
     said = await run("--repair", "server-dead", "--count", "1")
     assert (said.code, said.err) == (1, "hubguard: There is nothing to repair.\n")
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 def drifting() -> FakeGuard:
     guard = guard_with(SERVERS)
-    guard.found = report_with(one_of_each(), SERVERS, narrowed=("Nothing tells where routes should lead.",))
+    guard.drifts.report = report_with(one_of_each(), SERVERS, narrowed=("Nothing tells where routes should lead.",))
     return guard
 
 
@@ -31,12 +31,15 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
     long = "x" * 200
     backend = replace(PROVED, user=long, name=long, detail=long)
     many = [drift_of(kind, long, server="y", subject=long, observed=long, backend=backend) for kind in DriftKind]
-    assert guard.found
+    assert guard.drifts.report
     watch = ProxyWatchStatus(WatchState.WIPED, NOW, long, wiped_at=NOW, missing=tuple(f"/user/{i}" for i in range(300)))
-    guard.found = report_with([*one_of_each(), *many], SERVERS, watch=watch, narrowed=(long,), cleared=tuple(many))
-    plan = guard.plan_repairs(kinds=tuple(DriftKind))
-    guard.found = replace(
-        guard.found, repaired=tuple(settled(Repaired(one, long, NOW), OutcomeKind.FAILED, long) for one in plan.repairs)
+    guard.drifts.report = report_with(
+        [*one_of_each(), *many], SERVERS, watch=watch, narrowed=(long,), cleared=tuple(many)
+    )
+    plan = guard.drifts.plan(kinds=tuple(DriftKind))
+    guard.drifts.report = replace(
+        guard.drifts.report,
+        repaired=tuple(settled(Repaired(one, long, NOW), OutcomeKind.FAILED, long) for one in plan.repairs),
     )
     async with visiting(browser, guard, color_scheme=theme, viewport={"width": width, "height": 800}) as visit:
         everything = "&".join(f"kind={kind.value}" for kind in DriftKind)
@@ -63,9 +66,9 @@ async def test_a_refresh_takes_no_tick_and_no_open_evidence_away(browser: Browse
         evidence = page.locator("tr", has_text="fay").locator("details")
         await evidence.locator("summary").click()
         await page.locator("#narrowed summary").click()
-        assert guard.found
-        fewer = [one for one in guard.found.drifts if one.user not in {"bea", "cid"}]
-        guard.found = replace(guard.found, drifts=(drift_of(DriftKind.SERVER_DEAD, "new"), *fewer))
+        assert guard.drifts.report
+        fewer = [one for one in guard.drifts.report.drifts if one.user not in {"bea", "cid"}]
+        guard.drifts.report = replace(guard.drifts.report, drifts=(drift_of(DriftKind.SERVER_DEAD, "new"), *fewer))
         guard.change(at=NOW + minutes(3))
         await refreshed(page)
         await expect(page.locator("#live")).to_contain_text("(3 min ago)")
@@ -103,9 +106,9 @@ async def test_what_is_ticked_is_planned_counted_repaired_and_told(browser: Brow
         await expect(page.get_by_role("status").first).to_contain_text("You asked for 2 repairs.")
         await expect(row).to_contain_text("under way")
         assert [asked[0] for asked in guard.asked] == ["repair"]
-        assert guard.found
-        over = tuple(settled(one, OutcomeKind.FAILED, "the hub refused") for one in guard.found.repaired)
-        guard.found = replace(guard.found, repaired=over)
+        assert guard.drifts.report
+        over = tuple(settled(one, OutcomeKind.FAILED, "the hub refused") for one in guard.drifts.report.repaired)
+        guard.drifts.report = replace(guard.drifts.report, repaired=over)
         await (refreshed(page) if javascript else page.reload())
         await expect(row).to_contain_text("the hub refused")
         assert [one for one in visit.complaints if "409" not in one] == []
@@ -127,7 +130,7 @@ async def test_from_a_difference_to_its_server_across_all_sources_and_back(brows
 async def test_filters_and_pages_of_ten_thousand_stand_in_the_address(browser: Browser) -> None:
     guard = drifting()
     kinds = (DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST)
-    guard.found = report_with([drift_of(kinds[i % 2], f"u{i:05d}") for i in range(10_000)], SERVERS)
+    guard.drifts.report = report_with([drift_of(kinds[i % 2], f"u{i:05d}") for i in range(10_000)], SERVERS)
     async with visiting(browser, guard) as visit:
         page = await visit.open("drift")
         await page.get_by_role("link", name="Next").click()

@@ -39,7 +39,7 @@ async def site_of() -> AsyncIterator[Callable[..., Site]]:
 
         def of(found: DriftReport | None = None, mode: Mode = Mode.ACTING) -> Site:
             guard = guard_with(made_up(12), mode)
-            guard.found = found
+            guard.drifts.report = found
             return make(guard)
 
         yield of
@@ -137,11 +137,11 @@ async def test_a_bad_filter_is_named(site: Site, path: str, named: str) -> None:
 
 
 async def test_the_last_repair_stands_beside_what_it_was_for(site: Site) -> None:
-    plan = site.guard.plan_repairs(kinds=(DriftKind.SERVER_DEAD,))
+    plan = site.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
     older = settled(Repaired(plan.repairs[0], "ann", NOW - minutes(30)))
     newer = settled(Repaired(plan.repairs[0], "bob", NOW - minutes(3)), OutcomeKind.FAILED, "the hub refused")
-    assert site.guard.found
-    site.guard.found = replace(site.guard.found, repaired=(newer, older))
+    assert site.guard.drifts.report
+    site.guard.drifts.report = replace(site.guard.drifts.report, repaired=(newer, older))
     row = (await site.ask("api/v1/drift?kind=server-dead&state=raised", "reader")).json[0]
     assert (row["repaired"]["actor"], row["repaired"]["outcome"]) == ("bob", "failed")
     page = text_of(await site.ask("drift", "reader"))
@@ -284,7 +284,7 @@ async def test_repairs_take_the_right_to_act_and_to_read(site: Site) -> None:
         answer = await site.post("api/v1/repairs", token, '{"kinds": ["server-dead"]}')
         assert answer.status == 403
         assert (await site.ask("repairs?kind=server-dead", token)).status == 403
-    assert site.guard.plans == {}
+    assert site.guard.drifts.plans == {}
 
 
 # -- repairing from the page -------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ async def test_a_wrong_count_shows_the_plan_again_and_keeps_what_was_typed(site:
 
 async def test_when_what_was_planned_is_gone_the_page_says_so(site: Site) -> None:
     fields = await form_of(site, "repairs?kind=server-dead")
-    site.guard.found, site.guard.plans = report_with((), made_up(12)), {}
+    site.guard.drifts.report, site.guard.drifts.plans = report_with((), made_up(12)), {}
     body = {**fields, "count": "1", "kind": "server-dead"}
     answer = await site.ask("repairs", method="POST", login="actor", body=body)
     assert answer.status == 409
@@ -644,9 +644,9 @@ async def test_no_name_of_a_user_server_or_route_can_break_a_page(
     report = report_with(drifts, world=world, watch=watch, narrowed=(path,), cleared=tuple(drifts[:2]))
     whose = f"{quote(name, safe='')}/{quote(server, safe='')}"
     guard = site.guard
-    guard.found = report
-    plan = guard.plan_repairs(kinds=tuple(DriftKind))
-    guard.found = replace(report, repaired=(Repaired(plan.repairs[1], name, NOW),))
+    guard.drifts.report = report
+    plan = guard.drifts.plan(kinds=tuple(DriftKind))
+    guard.drifts.report = replace(report, repaired=(Repaired(plan.repairs[1], name, NOW),))
     kinds = "&".join(f"kind={kind.value}" for kind in DriftKind)
     for page in ("drift", f"beliefs/{whose}", f"repairs?{kinds}", ""):
         answer = await site.ask(page, "actor")
@@ -801,8 +801,8 @@ async def test_a_stop_that_is_stuck_is_not_offered_a_repair_that_would_do_nothin
 
 async def test_the_metrics_have_every_kind_and_every_state_of_the_proxy_and_no_names(site: Site) -> None:
     watch = ProxyWatchStatus(WatchState.WIPED, NOW, "It has lost its table.", wiped_at=NOW, missing=("/user/a", "/b"))
-    assert site.guard.found
-    site.guard.found = replace(site.guard.found, watch=watch)
+    assert site.guard.drifts.report
+    site.guard.drifts.report = replace(site.guard.drifts.report, watch=watch)
     text = (await site.ask("metrics", "reader")).text
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     of_drift = {name for name in samples if name.startswith("hubguard_drifts{")}
@@ -813,7 +813,7 @@ async def test_the_metrics_have_every_kind_and_every_state_of_the_proxy_and_no_n
         state.value: "1.0" if state is WatchState.WIPED else "0.0" for state in WatchState
     }
     assert samples["hubguard_proxy_missing_routes"] == "2.0"
-    assert float(samples["hubguard_last_drift_look_time_seconds"]) == site.guard.found.world.at.timestamp()
+    assert float(samples["hubguard_last_drift_look_time_seconds"]) == site.guard.drifts.report.world.at.timestamp()
     assert not any("eve" in name or "/user" in name for name in samples)
 
 
@@ -827,7 +827,7 @@ async def test_what_isnt_known_or_is_no_longer_looked_at_has_no_sample(site_of: 
 
 async def test_health_is_as_it_was_whatever_drifts(site: Site) -> None:
     health = (await site.ask("health")).json
-    site.guard.found = None
+    site.guard.drifts.report = None
     assert (await site.ask("health")).json == health
 
 

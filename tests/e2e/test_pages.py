@@ -47,7 +47,7 @@ async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser
     )
     for i in range(120):
         whose = f"student-{i:05d}" if i else "x" * 200
-        await guard.exempt(
+        await guard.culling.exempt(
             "ann", "exam " * (i % 40), user=whose, server="gpu" if i % 2 else None, until=NOW + minutes(900)
         )
     viewport = {"width": width, "height": 800}
@@ -234,7 +234,7 @@ async def test_a_refresh_leaves_the_form_to_keep_a_server_as_it_was_filled_in(br
 
 async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser) -> None:
     async with visiting(browser, guard_with(made_up(5))) as visit:
-        await visit.guard.exempt("ann", "exam", user="student-00003", server=None, until=NOW + minutes(900))
+        await visit.guard.culling.exempt("ann", "exam", user="student-00003", server=None, until=NOW + minutes(900))
         async for path, page in visit.each(EVERY_PAGE):
             assert await page.evaluate(NAMELESS) == [], path
             await page.keyboard.press("Tab")

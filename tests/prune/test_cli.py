@@ -172,8 +172,11 @@ async def test_a_plan_that_cannot_be_written_is_told(site: Site, run: Callable[.
     assert (said.code, "The plan wasn't written to" in said.err) == (1, True)
 
 
-async def test_nobody_to_delete_is_said_and_exits_1(site: Site, run: Callable[..., Any]):
-    site.guard.pruning = FakePruning()
+async def test_nobody_to_delete_is_said_and_exits_1(
+    site: Site, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    site.guard.pruning.verdicts = ()
+    monkeypatch.setattr(Pruning, "plan", FakePruning.plan)
     said = await run("plan")
     assert (said.code, "No plan made: " in said.err) == (1, True)
 
@@ -415,7 +418,7 @@ async def test_without_a_guard_it_says_so_and_names_the_offline_way(journal: Non
 
 async def test_status_tells_of_what_is_under_way_and_how_long_it_will_take(site: Site, run: Callable[..., Any]):
     assert (await run("status")).out == "There are no plans yet.\n"
-    site.guard.pruning = FakePruning(made_up_users(20))
+    site.guard.pruning.asked_how = -1000  # it goes on for as long as the test does
     digest = site.guard.pruning.add(frozen(site.guard.pruning)).digest
     site.guard.pruning.settle(
         digest, *[OutcomeKind.DONE] * 6, state=PruneState.RUNNING, per_s=2.0, left_s=6.0, began_at=NOW
@@ -461,7 +464,7 @@ async def test_history_lists_who_when_what_and_where_the_undo_file_is(site: Site
 
 
 async def test_a_user_is_explained_by_name_whatever_is_in_it(site: Site, run: Callable[..., Any]):
-    site.guard.pruning = FakePruning([*one_of_each(), verdict_of("a/b?c#d%e é", PruneReason.ADMIN)])
+    site.guard.pruning.verdicts = [*one_of_each(), verdict_of("a/b?c#d%e é", PruneReason.ADMIN)]
     assert (await run("why", "a/b?c#d%e é")).out == "a/b?c#d%e é: Kept: they are an admin.\n"
     assert (await run("why", "u-inactive")).out.startswith("u-inactive: Stale: last active ")
     assert json.loads((await run("why", "u-admin", "--json")).out)["reasons"] == ["admin"]
@@ -542,7 +545,7 @@ async def test_one_user_was_deleted_and_several_were(site: Site, run: Callable[.
 
 
 async def test_storage_that_stays_is_said_without_alarm(site: Site, run: Callable[..., Any]):
-    site.guard.pruning = Pruning(made_up_users(20), storage=KEEPS)
+    site.guard.pruning.storage = KEEPS
     assert "Storage: SystemdSpawner leaves the home folders where they are." in (await run("plan")).out
 
 

@@ -76,7 +76,7 @@ class World:
         """The guard lives while the block lasts. Use it within :meth:`run`."""
         task = asyncio.ensure_future(self.guard.run())
         try:
-            while self.guard.status().last_cycle is None:
+            while self.guard.culling.status().last_cycle is None:
                 await self.clock.sleep(1)
             yield
             assert not task.done(), task.exception()
@@ -173,8 +173,8 @@ async def test_a_plan_that_is_applied_deletes_its_users_and_nobody_else(world: M
             assert all((user.rows is not None) is with_database for user in users)
             items = await w.pruning.items(plan.digest)
             assert {item.state for item in items} == {"done"}
-            assert w.guard.status().pruned.done == 3
-            assert w.guard.status().prune_waiting == 0
+            assert w.pruning.status().tally.done == 3
+            assert w.pruning.status().waiting == 0
 
     await w.clock.run(life())
     assert w.there() == {"busy", "boss"}
@@ -206,7 +206,7 @@ async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_jour
         w.user("boss", admin=True)
         w.user("anew", created=now - timedelta(days=1))
         del w.hub._users["gone"]
-        await w.guard.exempt("bob", "a thesis", user="kept", server=None, until=now + timedelta(days=5))
+        await w.guard.culling.exempt("bob", "a thesis", user="kept", server=None, until=now + timedelta(days=5))
         # Started and as idle as before, as far as the hub tells.
         long_ago = now - timedelta(days=400)
         w.hub.add(Server("runs", "lab", True, None, long_ago, long_ago))
@@ -306,10 +306,10 @@ async def test_nothing_is_begun_while_deleting_is_off_or_on_hold_or_what_it_risk
         plan = await w.pruning.plan(STALE, "ada")
         with pytest.raises(HubGuardError, match="KubeSpawner"):
             await w.pruning.apply(plan.digest, 1, "ada", "")
-        await w.guard.hold("bob", "an exam")
+        await w.guard.mandate.hold("bob", "an exam")
         with pytest.raises(HubGuardError, match="bob has put acting on hold"):
             await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
-        await w.guard.resume("bob", "")
+        await w.guard.mandate.resume("bob", "")
         assert (await w.pruning.run(plan.digest)).state is PruneState.PLANNED
         await w.pruning.apply(plan.digest, 1, "ada", "", acknowledged=("KubeSpawner",))
         with pytest.raises(HubGuardError, match="started before"):
@@ -399,7 +399,7 @@ async def test_a_hold_pauses_a_plan_until_somebody_resumes_both(world: MakeWorld
         held_at = len(w.asked_to_delete())
         with pytest.raises(HubGuardError, match="on hold"):
             await w.pruning.resume(plan.digest, "ada", "")
-        await w.guard.resume("bob", "")
+        await w.guard.mandate.resume("bob", "")
         await w.clock.sleep(60)
         assert len(w.asked_to_delete()) == held_at
         await w.pruning.resume(plan.digest, "ada", "")
@@ -666,7 +666,7 @@ async def test_a_kill_at_any_step_deletes_everybody_once_and_asks_for_nobody_twi
 
         async def begins(w: World = w, dying: DyingBooks = dying) -> None:
             guard = asyncio.ensure_future(w.guard.run())
-            while w.guard.status().last_cycle is None:
+            while w.guard.culling.status().last_cycle is None:
                 await w.clock.sleep(1)
             plan = await w.pruning.plan(STALE, "ada")
             dying.armed = True
@@ -758,7 +758,7 @@ async def test_a_scheduled_plan_that_a_person_should_see_is_held_and_found(world
 
     async def a_while() -> None:
         await w.clock.sleep(200)
-        kinds = [finding.kind for finding in w.guard.status().findings]
+        kinds = [finding.kind for finding in w.pruning.status().findings]
         assert kinds.count(FindingKind.PRUNE_HELD) == (why != "observing")
 
     await run_in(w, a_while)
@@ -854,9 +854,9 @@ async def test_leafing_through_a_list_judges_everybody_once_and_shows_an_exempti
         assert await stale(caller="bob") == ["ann"]
         assert await stale() == ["ann", "bob"]
         now = w.clock.now()
-        kept = await w.guard.exempt("ada", "a thesis", user="ann", server=None, until=now + timedelta(days=5))
+        kept = await w.guard.culling.exempt("ada", "a thesis", user="ann", server=None, until=now + timedelta(days=5))
         assert await stale() == ["bob"]
-        await w.guard.end_exemption(kept.id, "ada", "")
+        await w.guard.culling.end_exemption(kept.id, "ada", "")
         assert await stale() == ["ann", "bob"]
         before = len(judged)
         await w.clock.sleep(11)
@@ -1339,7 +1339,7 @@ async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(w
         await w.clock.sleep(3700)
         assert len(await w.pruning.runs()) == 1
         assert w.there() == left
-        (finding,) = [one for one in w.guard.status().findings if one.kind is FindingKind.PRUNE_HELD]
+        (finding,) = [one for one in w.pruning.status().findings if one.kind is FindingKind.PRUNE_HELD]
         assert run.digest[:12] in finding.detail
         assert "an exam begins" in finding.detail
         assert [entry.detail for entry in w.entries(Event.FINDING) if "an exam begins" in entry.detail] == [
@@ -1348,7 +1348,7 @@ async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(w
         await w.pruning.cancel(run.digest, "ada", "")
         await w.clock.sleep(3700)
         assert len(await w.pruning.runs()) == 2
-        assert not [one for one in w.guard.status().findings if one.kind is FindingKind.PRUNE_HELD]
+        assert not [one for one in w.pruning.status().findings if one.kind is FindingKind.PRUNE_HELD]
 
     await run_in(w, steps)
     assert w.there() == set()

@@ -176,7 +176,7 @@ class Weeks(RuleBasedStateMachine):
         assert world.life is not None
         until = world.wall.now() + timedelta(hours=hours)
         with contextlib.suppress(HubGuardError):
-            kept = world.run(world.life.guard.exempt("ada", "a long run", user=user, server=None, until=until))
+            kept = world.run(world.life.guard.culling.exempt("ada", "a long run", user=user, server=None, until=until))
             world.kept_until[kept.id] = (user, until, world.clock.monotonic_s())
 
     @precondition(lambda self: self.world.kept_until)
@@ -186,7 +186,7 @@ class Weeks(RuleBasedStateMachine):
         assert world.life is not None
         one = data.draw(st.sampled_from(sorted(world.kept_until)))
         with contextlib.suppress(HubGuardError):
-            world.run(world.life.guard.end_exemption(one, "ada", ""))
+            world.run(world.life.guard.culling.end_exemption(one, "ada", ""))
             del world.kept_until[one]
 
     # -- and in the end -----------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class Weeks(RuleBasedStateMachine):
         # Long enough for the slowest back-off, a feed that has to be seen alive again, and a number of users to be noticed.
         world.passes(2 * UPDATE_S + 2 * EVERY_S)
         assert world.life is not None
-        world.run(world.life.guard.resume("ada", "all is well"))
+        world.run(world.life.guard.mandate.resume("ada", "all is well"))
         world.passes(2 * LIMIT_S + RETRY_MAX_S)
         status = world.life.guard.status()
         assert status.brake is None, status.brake

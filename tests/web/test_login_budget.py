@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 from aiohttp import web
-from doubles.guard import POLICY, FakeGuard, guard_with, made_up
+from doubles.guard import FakeGuard, guard_with, made_up
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from hubguard.dashboard.routes import make_application
 from hubguard.errors import HubUnreachable
+from hubguard.guard import Guard
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.web.auth import HubLogin
 
@@ -102,7 +104,7 @@ async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     )
     guard = guard_with(made_up(20))
     sockets = bind_sockets(0, "127.0.0.1")
-    server = HTTPServer(make_application(guard, login, prefix=PREFIX, hub_prefix="/hub/", policy=POLICY))
+    server = HTTPServer(make_application(cast(Guard, guard), login, prefix=PREFIX, hub_prefix="/hub/"))
     server.add_sockets(sockets)
     made = Site(guard, hub, login, budget, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}")
     yield made
