@@ -53,11 +53,11 @@ class Scene:
         store.keep_plan(plan, "{}")
         store.begin_prune(plan.digest, "ada", "", "/undo", "0" * 64, now)
         self.review = Review()
-        mandate: Any = SimpleNamespace(holds_lease=True)
+        mandate: Any = SimpleNamespace(holds_lease=True, journal=journal)
         snapshots: Any = SimpleNamespace(counting=False, brake=None)
         settings: Any = SimpleNamespace(delete_users=True)
         review: Any = self.review
-        self.standing = Standing(plan, frozenset(), journal, mandate, review, snapshots, settings, clock)
+        self.standing = Standing(plan, frozenset(), mandate, review, snapshots, settings, clock)
 
 
 @pytest.fixture
