@@ -125,7 +125,7 @@ class Review:
     # -- looking --------------------------------------------------------------------------------------------------
 
     async def users(self, criteria: StaleCriteria, caller: str | None) -> UsersReport:
-        """Everybody, as PrunePort has it."""
+        """Judge everybody, as read at most a few minutes ago. ``caller`` is kept."""
         read = await self._read_recently(criteria)
         verdicts = await self._judge_recently(read, criteria, caller)
         storage = await self._storage(LEARN_S)
@@ -149,7 +149,7 @@ class Review:
         )
 
     async def user(self, name: str, criteria: StaleCriteria, caller: str | None) -> PruneVerdict | None:
-        """One of them, as PrunePort has it."""
+        """Read and judge that user now; None if the hub knows nobody by that name."""
         try:
             account = await self._reader.one(name)
         except HubRefused:

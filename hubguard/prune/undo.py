@@ -75,7 +75,7 @@ class Undo:
     async def restore(
         self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
     ) -> PruneRun:
-        """Those whom ``plan`` deleted are there again, as PrunePort has it; how it stands now.
+        """Restore whom ``plan`` deleted, and return how it stands now.
 
         Who came back when it was asked for before counts as back. The journal has each user as soon as it is known what came
         of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
