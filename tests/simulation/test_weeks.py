@@ -168,7 +168,7 @@ class Weeks(RuleBasedStateMachine):
         life = self.world.life
         assert life is not None
         with contextlib.suppress(HubGuardError):
-            self.world.run(getattr(life.guard, what)("ada", "for a reason"))
+            self.world.run(getattr(life.guard.mandate, what)("ada", "for a reason"))
 
     @rule(user=st.sampled_from(USERS), hours=st.sampled_from([0.2, 3.0]))
     def somebody_asks_to_keep_theirs(self, user: str, hours: float) -> None:

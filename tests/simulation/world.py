@@ -590,9 +590,10 @@ class World:
     def explained(self) -> str:
         """What the guard says of itself and of each server."""
         assert self.life is not None
-        status = self.life.guard.status()
-        verdicts = status.last_cycle.verdicts if status.last_cycle else ()
-        return "\n".join([f"{self.wall.now()} {status.why}", *(f"{one}" for one in verdicts)])
+        guard = self.life.guard
+        last = guard.culling.status().last_cycle
+        verdicts = last.verdicts if last else ()
+        return "\n".join([f"{self.wall.now()} {guard.status().why}", *(f"{one}" for one in verdicts)])
 
     def running(self) -> set[Key]:
         """The servers that run, without those that somebody has asked to keep."""
