@@ -168,9 +168,9 @@ class DriftReport:
 
     ``narrowed`` says what is unknown and why, one sentence each. ``repaired`` are the last repairs, newest first.
     ``cleared`` are those resolved in the last hour, newest first, each with ``seen_at`` as of its last sighting.
-    ``by_itself`` are the kinds that are repaired without being asked while HubGuard may act; of ``doubted``, so many are
-    there at once that they are rather taken for a source's mistake, and are repaired only when asked. ``used_at``
-    is the last real use of each server, as far as HubGuard has seen it.
+    ``by_itself`` are the kinds that are repaired without being asked while HubGuard may act. Of those in ``doubted``, more
+    are there at once than is likely, so they count as a source's mistake and are repaired only when asked. ``used_at`` is
+    the last real use of each server, as far as HubGuard has seen it.
     """
 
     world: World

@@ -293,7 +293,7 @@ class PruneCycles:
     async def restore(
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
     ) -> PruneRun:
-        """Restore whom that plan deleted, from its undo file, with the rights of the asker's ``token``.
+        """Restore the users that the plan deleted, from its undo file, with the rights of the asker's ``token``.
 
         ``count`` is how many it deleted, as a check; ``sha256`` is the checksum of their undo file, if they have one. It is
         done when this returns. Users who exist again are left as they are, so asking twice does no harm.

@@ -75,10 +75,10 @@ class Undo:
     async def restore(
         self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
     ) -> PruneRun:
-        """Restore whom ``plan`` deleted, and return how it stands now.
+        """Restore the users that ``plan`` deleted, and return how it stands now.
 
-        Who came back when it was asked for before counts as back. The journal has each user as soon as it is known what came
-        of them. Raises HubGuardError too where nobody could be tried, for want of a right, say.
+        Users that an earlier request restored count as restored. The journal has each user as soon as the outcome is known.
+        Raises HubGuardError too if no user could be tried, for example because a right is missing.
         """
         if run.state is PruneState.RUNNING:
             raise HubGuardError("Nobody was restored: the plan is running. Pause or cancel it first.")

@@ -17,8 +17,8 @@ from hubguard.model import Action, ActionKind, same_run
 
 TOO_MANY = 3
 TOO_LARGE_A_SHARE = 0.2
-"""Above both (a number of servers, and a share of the hub's), it is more likely that the source is wrong than that so many
-servers have lost their backend at once. HubGuard then repairs none of them unless asked."""
+"""Above both (a number of servers, and a share of the hub's), it is more likely that the source is wrong than that all
+these servers have lost their backend at once. HubGuard then repairs none of them unless asked."""
 
 GONE_KINDS = frozenset({DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST})
 """Both mean that no backend is seen, so they count together."""
