@@ -60,6 +60,9 @@ _IDLE_SINCE: dict[Evidence, str] = {
 }
 
 
+IN_USE_S = 60.0
+"""Seconds since the last use during which a server counts as in use, in words. Activity is reported about once a minute."""
+
 _JUST_NOW: dict[Evidence, str] = {
     Evidence.HUB: "In use within the last minute",
     Evidence.START: "Started within the last minute",
@@ -170,7 +173,10 @@ def _not_yet(verdict: Verdict, now: datetime, mode: Mode) -> str:
         return f"Running for {running}; {would} at the age of {limit(verdict.max_age_s)} even when in use{rule}{when}."
     idle_s = (now - verdict.idle_since).total_seconds() if verdict.idle_since else 0.0
     evidence = verdict.evidence or Evidence.HUB
-    begin = f"Idle for {duration(idle_s)}{_IDLE_SINCE[evidence]}" if idle_s >= 60 else _JUST_NOW[evidence]
+    if idle_s < IN_USE_S and evidence in {Evidence.HUB, Evidence.PROXY} and verdict.due_at:
+        will = "Will" if mode is Mode.ACTING else "Would"
+        return f"In use. {will} be stopped {clock(verdict.due_at, now)} if unused until then{rule}."
+    begin = f"Idle for {duration(idle_s)}{_IDLE_SINCE[evidence]}" if idle_s >= IN_USE_S else _JUST_NOW[evidence]
     return f"{begin}; {would} when idle for {limit(verdict.idle_timeout_s)}{rule}{when}."
 
 

@@ -321,7 +321,7 @@ def _is_held(hub: str, lease: Lease) -> sa.ColumnElement[bool]:
 
 def _how_taken(seen: Any, now: datetime) -> str:
     if not seen.holder:
-        return "taken: nobody held it"
+        return "This guard is now in charge: nobody held the lease"
     if seen.expires_at <= now:
         return f"taken: {seen.holder} had let it run out"
     return f"taken over from {seen.holder}, which an earlier start of the hub had begun"

@@ -118,7 +118,7 @@ def test_a_skewed_clock_gives_no_negative_age() -> None:
     ("sentence", "expected"),
     [
         (says(server(72)), "Idle for 1 h 12 min; stopped when idle for 2 h, at 12:48 UTC."),
-        (says(server(0)), "In use within the last minute; stopped when idle for 2 h, at 14:00 UTC."),
+        (says(server(0)), "In use. Will be stopped at 14:00 UTC if unused until then."),
         (says(server(125)), "Idle for 2 h 5 min, over the limit of 2 h; stopped in the next cycle."),
         (says(server(5, admin=True)), "Never stopped: servers of admins are left alone (HubGuardCull.admin_servers)."),
         (
@@ -285,7 +285,7 @@ def test_a_back_off_says_how_often_it_failed_and_when_it_is_tried_again() -> Non
 def test_only_an_acting_guard_says_that_it_stops(mode: Mode, idle_min: int, age_min: int, max_age_s: int) -> None:
     policy = CullPolicy(idle_timeout_s=7200, max_age_s=max_age_s)
     told = says(server(idle_min, age_min=age_min), policy, mode)
-    assert not re.search(r"(?<!would be )(stopped|interrupted)", told)
+    assert not re.search(r"(?<!would be )(stopped|interrupted)", told.lower())
 
 
 @given(
