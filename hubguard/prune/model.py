@@ -202,7 +202,7 @@ class PrunePlan:
     cautions: tuple[Caution, ...] = ()
     lost: tuple[str, ...] = ()
     left_out: int = 0
-    protection: PlanProtection = PlanProtection()
+    protection: PlanProtection = field(default_factory=PlanProtection)
     offline: bool = False
     database: str = ""
     revision: str = ""
