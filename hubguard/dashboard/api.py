@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from typing_extensions import override
 
 from hubguard.dashboard import status as dashboard_status
+from hubguard.dashboard.metrics import registry
 from hubguard.guard import Guard
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
@@ -91,17 +93,15 @@ def stance_api(word: str) -> type[StanceApi]:
     return type(f"{word.title()}Api", (StanceApi,), {"word": word, "operations": {"post": operation}})
 
 
-class MetricsApi(Api):
+class MetricsApi(GuardApi):
     """For Prometheus."""
-
-    metrics: CollectorRegistry
 
     operations = {"get": Operation("Metrics in Prometheus' text format.", None, "read")}
 
     @override
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(generate_latest(self.metrics))
+        self.finish(generate_latest(registry(partial(dashboard_status.state_of, self.guard))))
 
 
 class HealthApi(GuardApi):
