@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +20,11 @@ from hubguard.dashboard.routes import make_application
 from hubguard.guard import Guard
 
 PREFIX = "/services/hubguard/"
+AWKWARD = (
+    *("a/b", "a?b", "a#b", "100%", 'q"uote', "<s>struck</s>", "żółć/😀", "a b&c=d", "'; drop", "..", "%2e%2e", "a\\b"),
+    *("{{7*7}}", "<script>alert(1)</script>", '"><img src=x onerror=a()>', "=cmd|'/c calc'!A0"),
+)
+"""Names and texts that want to be something else."""
 
 
 @dataclass
@@ -29,6 +36,12 @@ class Answer:
     @property
     def json(self) -> Any:
         return json.loads(self.text)
+
+    @property
+    def says(self) -> str:
+        """What a page says, without its tags."""
+        plain = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.text)).split())
+        return re.sub(r" (?=[.,;:)])", "", plain)
 
 
 class Site:
@@ -57,8 +70,16 @@ class Site:
         async with self.session.request(method, url, headers=sent, data=data, allow_redirects=False) as answer:
             return Answer(answer.status, answer.headers, await answer.text())
 
-    async def post(self, path: str, token: str, body: str = "{}") -> Answer:
-        return await self.ask(path, token, method="POST", body=body)
+    async def post(self, path: str, token: str, body: Any = "{}") -> Answer:
+        """The answer to ``body``, as JSON unless it is text."""
+        return await self.ask(path, token, method="POST", body=body if isinstance(body, str) else json.dumps(body))
+
+    async def form_token(self, login: str = "actor") -> str:
+        """What the forms on that login's pages send along to prove that they are ours."""
+        pages = [(await self.ask(path, login=login)).text for path in ("", "users")]
+        found = re.search(r'name="_xsrf" value="(\w+)"', "".join(pages))
+        assert found
+        return found[1]
 
 
 def serve(guard: FakeGuard, auth: FakeAuth, **settings: Any) -> tuple[HTTPServer, str]:

@@ -261,6 +261,7 @@ def done(*details: str) -> list[Outcome]:
 CALLERS = {
     "reader": Caller("rita", "user", frozenset({"custom:hubguard:read"})),
     "actor": Caller("ann", "user", frozenset({"custom:hubguard:act"}), admin=True),
+    "owner": Caller("ann", "user", frozenset({"custom:hubguard:act", "custom:hubguard:prune"}), admin=True),
     "pruner": Caller("pat", "user", frozenset({"custom:hubguard:prune", "custom:hubguard:read"})),
     "deleter": Caller("del", "user", frozenset({"delete:users"})),
     "stopper": Caller("stan", "user", frozenset({"delete:servers"})),

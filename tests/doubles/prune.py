@@ -242,8 +242,12 @@ class FakePruning:
             if one.name not in acknowledged:
                 raise HubGuardError(f"{one.why} Acknowledge {one.name} to go on. Nothing was done.")
         self.asked.append(("apply", digest, count, actor, why, acknowledged))
+        return self.begin(digest, actor, why)
+
+    def begin(self, digest: str, actor: str, why: str) -> PruneRun:
+        """As if that plan had been begun."""
         self.states[digest] = replace(
-            run,
+            self.states[digest],
             state=PruneState.RUNNING,
             actor=actor,
             asked_why=why,

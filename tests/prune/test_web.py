@@ -11,10 +11,9 @@ import shlex
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from asked_site import PREFIX, Answer, Site, sites
+from asked_site import AWKWARD, PREFIX, Site, sites
 from doubles.guard import guard_with, made_up
 from doubles.prune import (
     CRITERIA,
@@ -29,14 +28,11 @@ from doubles.prune import (
     verdict_of,
 )
 
-from hubguard.dashboard.routes import API
 from hubguard.errors import HubDBError, HubGuardError, HubUnreachable, JournalError
 from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind, OutcomeKind
 from hubguard.prune.model import PrunePlan, PruneReason, PruneState, PruneVerdict
 from hubguard.status import Mode
-
-AWKWARD = ("a/b", "what?", "no#1", "100%", "ümlaut ß", "<script>alert(1)</script>", "=cmd|'/c calc'!A0", "a b&c=d")
 
 
 @pytest.fixture
@@ -56,18 +52,6 @@ def site(site_of: Callable[..., Site]) -> Site:
     return site_of([*one_of_each(), *made_up_users(20)])
 
 
-def text_of(answer: Answer) -> str:
-    """What a page says, without its tags."""
-    plain = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", answer.text)).split())
-    return re.sub(r" (?=[.,;:)])", "", plain)
-
-
-async def post(site: Site, path: str, body: Any, token: str = "pruner") -> Answer:
-    """What the API answers to ``body``, as JSON unless it is text."""
-    text = body if isinstance(body, str) else json.dumps(body)
-    return await site.ask(path, token, method="POST", body=text)
-
-
 def planned(site: Site, **fields: Any) -> PrunePlan:
     return site.guard.pruning.add(plan_of(site.guard.pruning.verdicts, **fields))
 
@@ -77,12 +61,6 @@ async def begun(site: Site, **fields: Any) -> PrunePlan:
     await site.guard.pruning.apply(plan.digest, len(plan.deletions), "ann", "spring", acknowledged=("KubeSpawner",))
     site.guard.pruning.asked.clear()
     return plan
-
-
-async def token_of(site: Site, path: str, login: str = "pruner") -> str:
-    found = re.search(r'name="_xsrf" value="(\w+)"', (await site.ask(path, login=login)).text)
-    assert found
-    return found[1]
 
 
 def changes(site: Site) -> list[tuple[Any, ...]]:
@@ -162,46 +140,26 @@ async def test_a_bad_filter_is_named(site: Site, path: str, named: str) -> None:
     assert answer.json["message"].startswith(f"{named}: ")
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-async def test_awkward_names_are_found_shown_as_they_are_and_planned(site_of: Callable[..., Site], name: str) -> None:
-    site = site_of([verdict_of(name, groups=(name,))])
-    listed = await site.ask("users", "pruner")
-    assert "<script>alert" not in listed.text
-    assert name in text_of(listed)
-    link = re.search(rf'href="{PREFIX}(users/[^"?]+)"', listed.text)
-    assert link
-    page = await site.ask(link[1], "reader")
-    assert page.status == 200
-    assert site.guard.pruning.asked[-1][1] == name
-    assert f"<h1>{name}</h1>" in html.unescape(page.text)
-    assert (await site.ask(f"api/v1/users/{quote(name, safe='')}", "reader")).json["user"] == name
-    plan = planned(site)
-    assert name in text_of(await site.ask(f"plans/{plan.digest}", "reader"))
-    row = list(csv.reader(io.StringIO((await site.ask(f"api/v1/plans/{plan.digest}.csv", "reader")).text)))[1]
-    assert row[0].removeprefix("'") == name
-    assert row[0][0] not in "=+-@"
-
-
 async def test_a_user_whom_nobody_knows_is_404_and_one_in_the_journal_has_a_page(site: Site) -> None:
     for path in ("users/nobody", "api/v1/users/nobody"):
         assert (await site.ask(path, "reader")).status == 404
     site.guard.write(Event.OUTCOME, user="gone", action="delete-user", outcome=OutcomeKind.DONE)
     page = await site.ask("users/gone", "reader")
     assert page.status == 200
-    assert "The hub has no user gone" in text_of(page)
-    assert "deleting the user gone: done" in text_of(page)
+    assert "The hub has no user gone" in page.says
+    assert "deleting the user gone: done" in page.says
 
 
 async def test_the_page_counts_stale_and_kept_by_reason_and_says_the_source_and_its_age(site: Site) -> None:
-    text = text_of(await site.ask("users", "reader"))
+    text = (await site.ask("users", "reader")).says
     assert re.search(r"20 of 35 users are stale", text)
     assert "Read from the hub's database 2 min ago, in 0.4 s." in text
     stale = re.search(r"(\d+) Inactive", text)
     assert stale
-    shown = text_of(await site.ask("users?show=inactive", "reader"))
+    shown = (await site.ask("users?show=inactive", "reader")).says
     assert f"of {stale[1]} users" in shown
     for reason in PruneReason:
-        assert f"u-{reason.value}" in text_of(await site.ask(f"users?show={reason.value}", "reader"))
+        assert f"u-{reason.value}" in (await site.ask(f"users?show={reason.value}", "reader")).says
 
 
 async def test_the_criteria_stand_in_the_address_and_go_with_every_link_and_the_form(
@@ -239,7 +197,7 @@ async def test_limits_of_the_settings_are_kept_to_the_second_and_names_with_a_co
     site = site_of(one_of_each())
     page = await site.ask("users", "pruner")
     form = dict(re.findall(r'type="hidden" name="(inactive|never|group|role|name)" value="([^"]*)"', page.text))
-    form["_xsrf"] = await token_of(site, "users")
+    form["_xsrf"] = await site.form_token("pruner")
     assert (await site.ask("plans/new", login="pruner", method="POST", body=form)).status == 303
     assert changes(site) == [("plan", default, "pat", "pat")]
 
@@ -255,7 +213,7 @@ async def test_limits_of_the_settings_are_kept_to_the_second_and_names_with_a_co
 async def test_an_empty_table_says_which_empty_it_is(
     site_of: Callable[..., Site], verdicts: tuple[PruneVerdict, ...], query: str, said: str
 ) -> None:
-    assert said in text_of(await site_of(verdicts).ask(f"users{query}", "reader"))
+    assert said in (await site_of(verdicts).ask(f"users{query}", "reader")).says
 
 
 @pytest.mark.parametrize(
@@ -265,14 +223,14 @@ async def test_users_who_cant_be_read_are_no_empty_list(site: Site, trouble: Hub
     site.guard.pruning.fails = trouble
     page = await site.ask("users?search=x&inactive=90", "pruner")
     assert page.status == 200, "what was typed stays"
-    assert str(trouble) in text_of(page)
-    assert "couldn't be read" in text_of(page)
+    assert str(trouble) in page.says
+    assert "couldn't be read" in page.says
     assert 'value="90"' in page.text
     assert "Nobody is stale" not in page.text
     answer = await site.ask("api/v1/users", "reader")
     assert (answer.status, answer.json["message"]) == (503 if "answer" in str(trouble) else 409, str(trouble))
     for path in ("users/ann", "plans"):
-        assert str(trouble) in text_of(await site.ask(path, "reader"))
+        assert str(trouble) in (await site.ask(path, "reader")).says
 
 
 async def test_storage_at_risk_is_said_in_red_and_storage_that_stays_plainly(site_of: Callable[..., Site]) -> None:
@@ -286,23 +244,23 @@ async def test_storage_at_risk_is_said_in_red_and_storage_that_stays_plainly(sit
 async def test_what_isnt_told_is_said_to_be_unknown_and_never_0(site_of: Callable[..., Site]) -> None:
     account = {"groups": None, "roles": None, "servers": (), "servers_whole": False, "tokens": None, "shares": None}
     site = site_of([verdict_of("ann", **account)], source="hub_api", whole=False, notes=("Tokens can't be read.",))
-    listed = text_of(await site.ask("users", "reader"))
+    listed = (await site.ask("users", "reader")).says
     assert "servers, tokens, shares, groups: unknown" in listed
     assert "hub's API" in listed
     assert "HubGuard read only users who may be stale" in listed
     assert "Tokens can't be read." in listed
     row = (await site.ask("api/v1/users/ann", "reader")).json
     assert (row["tokens"], row["groups"], row["shares"], row["servers_whole"]) == (None, None, None, False)
-    assert "Tokens unknown" in text_of(await site.ask("users/ann", "reader"))
+    assert "Tokens unknown" in (await site.ask("users/ann", "reader")).says
 
 
 async def test_an_exemption_asked_for_on_a_users_page_comes_back_to_it(site: Site) -> None:
     form = {"user": "a/b", "server": "", "scope": "user", "until": "day", "back": "user", "why": "thesis"}
     site.guard.pruning.verdicts = [verdict_of("a/b")]
-    form["_xsrf"] = await token_of(site, "users/a%2Fb", "actor")
+    form["_xsrf"] = await site.form_token("actor")
     answer = await site.ask("exemptions/new", login="actor", method="POST", body=form)
     assert (answer.status, answer.headers["Location"]) == (303, f"{PREFIX}users/a%2Fb")
-    assert "as ann asked: thesis" in text_of(await site.ask("users/a%2Fb", "reader"))
+    assert "as ann asked: thesis" in (await site.ask("users/a%2Fb", "reader")).says
 
 
 # -- planning -------------------------------------------------------------------------------------------------------------
@@ -310,7 +268,7 @@ async def test_an_exemption_asked_for_on_a_users_page_comes_back_to_it(site: Sit
 
 async def test_a_plan_made_by_the_api_is_frozen_whole_and_listed(site: Site) -> None:
     body = {"inactive_for_s": 90 * DAY_S, "groups": ["g"], "listed": ["u-inactive", "u-admin"]}
-    answer = await post(site, "api/v1/plans", body)
+    answer = await site.post("api/v1/plans", "pruner", body)
     assert answer.status == 201
     wanted = replace(CRITERIA, inactive_for_s=90 * DAY_S, groups=("g",), listed=("u-admin", "u-inactive"))
     assert changes(site) == [("plan", wanted, "pat", "pat")]
@@ -325,7 +283,7 @@ async def test_a_plan_made_by_the_api_is_frozen_whole_and_listed(site: Site) -> 
 
 async def test_an_empty_list_of_names_asks_for_nobody_and_none_for_everybody(site: Site) -> None:
     for body, wanted in (({"listed": []}, ()), ({"listed": None}, None), ({}, None)):
-        await post(site, "api/v1/plans", body)
+        await site.post("api/v1/plans", "pruner", body)
         assert changes(site)[-1][1].listed == wanted
 
 
@@ -345,7 +303,7 @@ async def test_an_empty_list_of_names_asks_for_nobody_and_none_for_everybody(sit
     ],
 )
 async def test_a_bad_body_is_refused_by_name_and_nothing_is_planned(site: Site, body: Any, named: str) -> None:
-    answer = await post(site, "api/v1/plans", body)
+    answer = await site.post("api/v1/plans", "pruner", body)
     assert answer.status == 400
     assert answer.json["message"].startswith(named)
     assert changes(site) == []
@@ -353,9 +311,9 @@ async def test_a_bad_body_is_refused_by_name_and_nothing_is_planned(site: Site, 
 
 async def test_nobody_to_delete_is_409_and_the_page_keeps_what_was_typed(site_of: Callable[..., Site]) -> None:
     site = site_of([one for one in one_of_each() if not one.stale])
-    assert (await post(site, "api/v1/plans", {})).status == 409
+    assert (await site.post("api/v1/plans", "pruner", {})).status == 409
     form = {
-        "_xsrf": await token_of(site, "users"),
+        "_xsrf": await site.form_token("pruner"),
         "inactive": "90",
         "never": "",
         "group": "g<",
@@ -364,20 +322,20 @@ async def test_nobody_to_delete_is_409_and_the_page_keeps_what_was_typed(site_of
     }
     answer = await site.ask("plans/new", login="pruner", method="POST", body=form)
     assert answer.status == 409
-    assert "No plan made: no user is stale by these criteria." in text_of(answer)
+    assert "No plan made: no user is stale by these criteria." in answer.says
     assert 'value="90"' in answer.text
     assert 'value="g&lt;"' in answer.text
     assert "hx-get" not in answer.text, "a refresh would show other criteria than those typed"
 
 
 async def test_the_form_makes_a_plan_and_leads_to_its_page(site: Site) -> None:
-    form = {"_xsrf": await token_of(site, "users"), "inactive": "90", "never": "0"}
+    form = {"_xsrf": await site.form_token("pruner"), "inactive": "90", "never": "0"}
     answer = await site.ask("plans/new", login="pruner", method="POST", body=form)
     assert answer.status == 303
     made = changes(site)[0][1]
     assert (made.inactive_for_s, made.never_active_for_s) == (90 * DAY_S, 0.0)
     page = await site.ask(answer.headers["Location"].removeprefix(PREFIX), login="pruner")
-    assert "Delete 20 users?" in text_of(page)
+    assert "Delete 20 users?" in page.says
 
 
 # -- rights ---------------------------------------------------------------------------------------------------------------
@@ -391,7 +349,7 @@ async def test_only_who_may_prune_and_read_plans_applies_or_restores(site: Site,
     plan = planned(site)
     path = f"api/v1/plans/{plan.digest}{deed}" if deed else "api/v1/plans"
     body = {"count": 20} if deed in {"/apply", "/restore"} else {}
-    assert (await post(site, path, body, token)).status == 403
+    assert (await site.post(path, token, body)).status == 403
     assert changes(site) == []
     assert site.guard.pruning.tokens == []
 
@@ -403,28 +361,18 @@ async def test_the_reader_sees_no_form_and_a_form_of_a_reader_does_nothing(site:
         assert page.status == 200
         assert 'method="post"' not in page.text
         assert "PruneApply" not in page.text
-    assert "custom:hubguard:prune" in text_of(await site.ask(f"plans/{plan.digest}/cancel", login="reader"))
-    xsrf = await token_of(site, "users")
+    assert "custom:hubguard:prune" in (await site.ask(f"plans/{plan.digest}/cancel", login="reader")).says
+    xsrf = await site.form_token("pruner")
     for path in ("plans/new", f"plans/{plan.digest}/apply", f"plans/{plan.digest}/cancel"):
         body = {"_xsrf": xsrf, "count": "20", "acknowledged": "KubeSpawner"}
         assert (await site.ask(path, login="reader", method="POST", body=body)).status == 403
     assert changes(site) == []
 
 
-async def test_a_form_from_a_foreign_page_plans_and_applies_nothing(site: Site) -> None:
-    plan = planned(site)
-    for path in ("plans/new", *(f"plans/{plan.digest}/{word}" for word in ("apply", "pause", "cancel"))):
-        for body in ({"count": "20", "acknowledged": "KubeSpawner"}, {"count": "20", "_xsrf": "0" * 64}):
-            assert (await site.ask(path, login="pruner", method="POST", body=body)).status == 403
-    assert changes(site) == []
-    fetched = {"Sec-Fetch-Mode": "cors"}
-    assert (await site.ask("api/v1/users", login="pruner", headers=fetched)).status == 403
-
-
 async def test_what_changes_something_asks_the_hub_anew_who_it_is(site: Site) -> None:
     plan = planned(site)
     site.auth.lookups.clear()
-    await post(site, f"api/v1/plans/{plan.digest}/cancel", {})
+    await site.post(f"api/v1/plans/{plan.digest}/cancel", "pruner", {})
     assert site.auth.lookups == [True]
 
 
@@ -433,7 +381,7 @@ async def test_what_changes_something_asks_the_hub_anew_who_it_is(site: Site) ->
 
 async def test_the_plan_says_all_that_is_to_know_before_anything_goes(site: Site) -> None:
     plan = planned(site, left_out=7)
-    text = text_of(await site.ask(f"plans/{plan.digest}", "pruner"))
+    text = (await site.ask(f"plans/{plan.digest}", "pruner")).says
     for said in (
         "Delete 20 users?",
         "nobody has been deleted",
@@ -468,7 +416,7 @@ async def test_a_plan_of_many_is_paged_and_each_user_is_on_one_page(site_of: Cal
 async def test_a_plan_is_applied_only_with_its_count_and_each_caution_typed(site: Site) -> None:
     plan = planned(site)
     path = f"plans/{plan.digest}/apply"
-    form = {"_xsrf": await token_of(site, f"plans/{plan.digest}"), "why": "spring <b>"}
+    form = {"_xsrf": await site.form_token("pruner"), "why": "spring <b>"}
     for change, said in (
         ({"count": "", "acknowledged": "KubeSpawner"}, "type the number of users"),
         ({"count": "twenty", "acknowledged": "KubeSpawner"}, "type the number of users"),
@@ -480,7 +428,7 @@ async def test_a_plan_is_applied_only_with_its_count_and_each_caution_typed(site
     ):
         answer = await site.ask(path, login="pruner", method="POST", body=form | change)
         assert answer.status == 409
-        assert said in text_of(answer)
+        assert said in answer.says
         assert 'value="spring &lt;b&gt;"' in answer.text, "what was typed stays"
         assert f'value="{change.get("acknowledged", "")}"' in answer.text
         assert changes(site) == []
@@ -490,7 +438,7 @@ async def test_a_plan_is_applied_only_with_its_count_and_each_caution_typed(site
     assert changes(site) == [("apply", plan.digest, 20, "pat", "spring <b>", ("KubeSpawner",))]
     again = await site.ask(path, login="pruner", method="POST", body=body)
     assert again.status == 409
-    assert "begun already" in text_of(again)
+    assert "begun already" in again.says
     assert len(changes(site)) == 1
 
 
@@ -498,18 +446,18 @@ async def test_on_hold_the_plan_says_so_and_applying_is_refused_with_the_guards_
     plan = planned(site)
     site.guard.change(mode=Mode.HELD)
     site.guard.pruning.held = "Acting is on hold. Nothing was done."
-    assert "ann has put acting on hold" in text_of(await site.ask(f"plans/{plan.digest}", "pruner"))
+    assert "ann has put acting on hold" in (await site.ask(f"plans/{plan.digest}", "pruner")).says
     body = {"count": 20, "acknowledged": ["KubeSpawner"]}
-    answer = await post(site, f"api/v1/plans/{plan.digest}/apply", body)
+    answer = await site.post(f"api/v1/plans/{plan.digest}/apply", "pruner", body)
     assert (answer.status, answer.json["message"]) == (409, "Acting is on hold. Nothing was done.")
 
 
 async def test_an_expired_plan_has_no_form_and_says_to_make_a_new_one(site: Site) -> None:
     plan = planned(site, expires_at=NOW - days(0.1))
     page = await site.ask(f"plans/{plan.digest}", "pruner")
-    assert "make a new one" in text_of(page)
+    assert "make a new one" in page.says
     assert 'name="count"' not in page.text
-    assert "Expired" in text_of(await site.ask("plans", "reader"))
+    assert "Expired" in (await site.ask("plans", "reader")).says
 
 
 @pytest.mark.parametrize(
@@ -521,7 +469,7 @@ async def test_a_plan_that_isnt_there_is_404_with_one_clear_line(site: Site, pat
         assert answer.status == (303 if path == "plans/{}" and digest == "new" else 404), digest
     for deed in DEEDS:
         body = {"count": 1} if deed in {"apply", "restore"} else {}
-        answer = await post(site, f"api/v1/plans/{'0' * 64}/{deed}", body)
+        answer = await site.post(f"api/v1/plans/{'0' * 64}/{deed}", "pruner", body)
         assert answer.status == 404
         assert answer.json["message"].startswith("There is no plan 000000000000")
 
@@ -542,7 +490,7 @@ async def test_progress_is_told_with_rate_time_left_and_what_went_wrong_first(si
     site.guard.pruning.settle(plan.digest, *kinds, detail="why it is so", per_s=2.5, left_s=77.0)
     page = await site.ask(f"plans/{plan.digest}", "pruner")
     assert re.search(r'<progress[^>]* value="8" max="20"', page.text)
-    text = text_of(page)
+    text = page.says
     assert "8 of 20 settled, 2.5 per second recently; about 1 min left" in text
     assert "Running: 5 deleted, 1 kept, 1 failed, 1 not verified of 20 users" in text
     assert text.count("why it is so") == 8 + 3, "in the list, and those that went wrong above it"
@@ -569,7 +517,7 @@ async def test_the_overview_tells_of_a_plan_under_way_and_stands_without_the_jou
     assert "Deleting users" not in (await site.ask("", "reader")).text
     plan = await begun(site, digest="b" * 64)
     page = await site.ask("", "reader")
-    assert "Deleting users: Running; 0 of 20 users deleted." in text_of(page)
+    assert "Deleting users: Running; 0 of 20 users deleted." in page.says
     assert f'href="{PREFIX}plans/{plan.digest}"' in page.text
     site.guard.pruning.settle(plan.digest, state=PruneState.DONE)
     assert "Deleting users" not in (await site.ask("", "reader")).text
@@ -579,7 +527,7 @@ async def test_the_overview_tells_of_a_plan_under_way_and_stands_without_the_jou
 
 async def test_every_finding_has_a_word_on_the_overview(site: Site) -> None:
     site.guard.change(findings=tuple(Finding(kind, NOW, f"about {kind.value}") for kind in FindingKind))
-    text = text_of(await site.ask("", "reader"))
+    text = (await site.ask("", "reader")).says
     assert all(f"about {kind.value}" in text for kind in FindingKind)
 
 
@@ -593,20 +541,9 @@ async def test_users_of_a_plan_are_listed_by_how_they_stand(site: Site, state: s
     items = (await site.ask(f"api/v1/plans/{plan.digest}/items?state={state}", "reader")).json
     assert [one["state"] for one in items] == [state] * numbers
     page = await site.ask(f"plans/{plan.digest}?state={state}", "reader")
-    assert f"of {numbers} user" in text_of(page)
+    assert f"of {numbers} user" in page.says
     lines = list(csv.DictReader(io.StringIO((await site.ask(f"api/v1/plans/{plan.digest}.csv", "reader")).text)))
     assert sum(line["state"] == state for line in lines) == numbers
-
-
-async def test_items_come_in_pages_each_once(site: Site) -> None:
-    plan = await begun(site)
-    path, seen = f"api/v1/plans/{plan.digest}/items?limit=7", list[str]()
-    while path:
-        answer = await site.ask(path, "reader")
-        seen += [one["user"] for one in answer.json]
-        link = re.search(r"<([^>]+)>", answer.headers.get("Link", ""))
-        path = link[1].removeprefix(PREFIX) if link else ""
-    assert seen == [one.user for one in plan.deletions]
 
 
 async def test_a_refresh_of_a_plan_under_way_doesnt_read_the_whole_plan(
@@ -621,32 +558,13 @@ async def test_a_refresh_of_a_plan_under_way_doesnt_read_the_whole_plan(
     assert (await site.ask(f"fragments/plans/{plan.digest}", "reader")).status == 200
 
 
-async def test_page_and_refresh_show_the_same(site: Site) -> None:
-    """Else each page would be drawn anew at its first refresh."""
-    plan = planned(site)
-    kinds = (OutcomeKind.DONE, OutcomeKind.FAILED)
-    for step in range(2):
-        if step:
-            await site.guard.pruning.apply(plan.digest, 20, "ann", "", acknowledged=("KubeSpawner",))
-            site.guard.pruning.settle(plan.digest, *kinds)
-        for path in (f"plans/{plan.digest}", "plans", "users"):
-            tag = re.search(r'hx-ptag="(\w+)"', (await site.ask(path, login="pruner")).text)
-            assert tag
-            asked = {
-                "HX-Request": "true",
-                "HX-PTag": tag[1],
-                "X-XSRFToken": await token_of(site, "users"),
-            }
-            assert (await site.ask(f"fragments/{path}", login="pruner", headers=asked)).status == 204, path
-
-
 async def test_a_plan_is_paused_resumed_and_cancelled_by_page_and_api(site: Site) -> None:
     plan = await begun(site)
-    xsrf = await token_of(site, "users")
+    xsrf = await site.form_token("pruner")
     for word, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         asked = await site.ask(f"plans/{plan.digest}/{word}", login="pruner")
         assert asked.status == 200
-        assert "20 of 20 users are left" in text_of(asked)
+        assert "20 of 20 users are left" in asked.says
         body = {"_xsrf": xsrf, "why": "exam"}
         answer = await site.ask(f"plans/{plan.digest}/{word}", login="pruner", method="POST", body=body)
         assert (answer.status, answer.headers["Location"]) == (303, f"{PREFIX}plans/{plan.digest}")
@@ -654,34 +572,36 @@ async def test_a_plan_is_paused_resumed_and_cancelled_by_page_and_api(site: Site
         assert site.guard.pruning.states[plan.digest].state is PruneState(state)
     other = await begun(site, made_by="bob", digest="b" * 64)
     for word, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
-        told = await post(site, f"api/v1/plans/{other.digest}/{word}", {"why": "exam"})
+        told = await site.post(f"api/v1/plans/{other.digest}/{word}", "pruner", {"why": "exam"})
         assert (told.status, told.json["state"]) == (200, state)
-    again = await post(site, f"api/v1/plans/{other.digest}/resume", {})
+    again = await site.post(f"api/v1/plans/{other.digest}/resume", "pruner", {})
     assert again.status == 409
 
 
 async def test_what_has_arisen_since_is_acknowledged_by_name_before_a_plan_is_resumed(site: Site) -> None:
     plan = await begun(site)
-    await post(site, f"api/v1/plans/{plan.digest}/pause", {})
+    await site.post(f"api/v1/plans/{plan.digest}/pause", "pruner", {})
     site.guard.pruning.cautions_of_now = "KubeSpawner"
-    refused = await post(site, f"api/v1/plans/{plan.digest}/resume", {"acknowledged": ["Other"]})
+    refused = await site.post(f"api/v1/plans/{plan.digest}/resume", "pruner", {"acknowledged": ["Other"]})
     assert (refused.status, "KubeSpawner must be acknowledged" in refused.json["message"]) == (409, True)
-    assert (await post(site, f"api/v1/plans/{plan.digest}/pause", {"acknowledged": ["KubeSpawner"]})).status == 400
-    path, xsrf = f"plans/{plan.digest}/resume", await token_of(site, "users")
+    assert (
+        await site.post(f"api/v1/plans/{plan.digest}/pause", "pruner", {"acknowledged": ["KubeSpawner"]})
+    ).status == 400
+    path, xsrf = f"plans/{plan.digest}/resume", await site.form_token("pruner")
     assert 'name="acknowledged"' in (await site.ask(path, login="pruner")).text
     assert 'name="acknowledged"' not in (await site.ask(f"plans/{plan.digest}/cancel", login="pruner")).text
     body = {"_xsrf": xsrf, "why": "go <on>", "acknowledged": 'Oth"er'}
     again = await site.ask(path, login="pruner", method="POST", body=body)
     assert again.status == 409
-    assert "KubeSpawner must be acknowledged" in text_of(again)
+    assert "KubeSpawner must be acknowledged" in again.says
     assert 'value="Oth&#34;er"' in again.text
     assert 'value="go &lt;on&gt;"' in again.text
     assert changes(site)[-1][0] == "pause"
     body["acknowledged"] = "Other, KubeSpawner"
     assert (await site.ask(path, login="pruner", method="POST", body=body)).status == 303
     assert changes(site)[-1] == ("resume", plan.digest, "pat", "go <on>")
-    await post(site, f"api/v1/plans/{plan.digest}/pause", {})
-    told = await post(site, f"api/v1/plans/{plan.digest}/resume", {"acknowledged": ["KubeSpawner"]})
+    await site.post(f"api/v1/plans/{plan.digest}/pause", "pruner", {})
+    told = await site.post(f"api/v1/plans/{plan.digest}/resume", "pruner", {"acknowledged": ["KubeSpawner"]})
     assert (told.status, told.json["state"]) == (200, "running")
 
 
@@ -697,19 +617,19 @@ async def test_the_api_applies_with_202_and_refuses_what_isnt_acknowledged(site:
         ({"count": 20, "acknowledged": "KubeSpawner"}, 400),
         ({"count": 20, "force": True}, 400),
     ):
-        assert (await post(site, path, body)).status == status
+        assert (await site.post(path, "pruner", body)).status == status
         assert changes(site) == []
     body = {"count": 20, "acknowledged": ["KubeSpawner"], "why": "spring"}
-    answer = await post(site, path, body)
+    answer = await site.post(path, "pruner", body)
     assert (answer.status, answer.json["state"], answer.json["undo_sha256"]) == (202, "running", "ab" * 32)
     assert changes(site) == [("apply", plan.digest, 20, "pat", "spring", ("KubeSpawner",))]
 
 
 async def test_the_history_tells_who_when_what_and_the_undo_file(site: Site) -> None:
-    assert "No plan has been made so far" in text_of(await site.ask("plans", "reader"))
+    assert "No plan has been made so far" in (await site.ask("plans", "reader")).says
     plan = await begun(site)
     site.guard.pruning.settle(plan.digest, OutcomeKind.DONE, OutcomeKind.SKIPPED)
-    text = text_of(await site.ask("plans", "reader"))
+    text = (await site.ask("plans", "reader")).says
     for said in ("20 users", "Running", "1 deleted, 1 kept", "ann: spring", "2026-11-21", "undo-20261121T120000Z"):
         assert said in text, said
 
@@ -734,12 +654,12 @@ async def test_restoring_uses_the_callers_own_token_and_nobody_elses(site: Site,
     assert (answer.status, answer.json["restored"]) == (200, 20)
     assert site.guard.pruning.tokens == ["pruner"]
     assert changes(site) == [("restore", plan.digest, 20, "pat", "a mistake", "ab" * 32)]
-    assert "Restored 20 users" in text_of(await site.ask(f"plans/{plan.digest}", "reader"))
+    assert "Restored 20 users" in (await site.ask(f"plans/{plan.digest}", "reader")).says
 
 
 async def test_a_login_by_cookie_restores_nothing(site: Site) -> None:
     plan = await restorable(site)
-    headers = {"X-XSRFToken": await token_of(site, "users")}
+    headers = {"X-XSRFToken": await site.form_token("pruner")}
     answer = await site.ask(
         f"api/v1/plans/{plan.digest}/restore",
         login="pruner",
@@ -765,7 +685,7 @@ async def test_a_login_by_cookie_restores_nothing(site: Site) -> None:
 )
 async def test_restoring_with_a_wrong_check_does_nothing(site: Site, body: dict[str, Any], status: int) -> None:
     plan = await restorable(site)
-    answer = await post(site, f"api/v1/plans/{plan.digest}/restore", body)
+    answer = await site.post(f"api/v1/plans/{plan.digest}/restore", "pruner", body)
     assert answer.status == status
     assert changes(site) == []
 
@@ -788,55 +708,13 @@ async def test_the_token_of_a_restore_stays_out_of_log_and_answer(site: Site, ca
 # -- the description ------------------------------------------------------------------------------------------------------
 
 
-def conforms(value: Any, schema: dict[str, Any], known: dict[str, Any], where: str) -> None:
-    """``value`` is as ``schema`` says, with nothing more in it."""
-    if "$ref" in schema:
-        conforms(value, known[schema["$ref"].rsplit("/", 1)[1]], known, where)
-    elif "anyOf" in schema:
-        fits = [one for one in schema["anyOf"] if (one.get("type") == "null") == (value is None)]
-        conforms(value, fits[0], known, where)
-    elif schema["type"] == "array":
-        assert isinstance(value, list), where
-        for item in value:
-            conforms(item, schema["items"], known, where + "[]")
-    elif schema["type"] == "object" and "additionalProperties" in schema and "properties" not in schema:
-        for name, item in value.items():
-            conforms(item, schema["additionalProperties"], known, f"{where}.{name}")
-    elif schema["type"] == "object":
-        assert set(value) == set(schema["properties"]), where
-        for name, item in value.items():
-            conforms(item, schema["properties"][name], known, f"{where}.{name}")
-    else:
-        kinds_of = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
-        assert isinstance(value, kinds_of[schema["type"]]), (where, value)
-        assert value in schema.get("enum", [value]), where
-
-
-async def test_every_answer_is_as_described(site: Site) -> None:
-    plan = await begun(site)
-    site.guard.pruning.settle(plan.digest, OutcomeKind.DONE, OutcomeKind.FAILED, detail="x", per_s=1.0, left_s=18.0)
-    described = (await site.ask("openapi.json")).json
-    schemas = described["components"]["schemas"]
-    unknown = verdict_of("zoe", groups=None, roles=None, tokens=None, shares=None, id=None)
-    site.guard.pruning.verdicts = [*site.guard.pruning.verdicts, unknown]
-    for path, template in (
-        ("api/v1/users", "api/v1/users"),
-        ("api/v1/users/u-admin", "api/v1/users/{user}"),
-        ("api/v1/plans", "api/v1/plans"),
-        (f"api/v1/plans/{plan.digest}", "api/v1/plans/{digest}"),
-        (f"api/v1/plans/{plan.digest}/items", "api/v1/plans/{digest}/items"),
-    ):
-        schema = described["paths"][f"/{template}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-        conforms((await site.ask(path, "reader")).json, schema, schemas, path)
-    for path in (path for path in API if path.startswith("api/v1/plans/{digest}/")):
-        for operation in described["paths"][f"/{path}"].values():
-            assert {"401", "403", "404"} <= set(operation["responses"])
-    made = described["paths"]["/api/v1/plans"]["post"]["responses"]
-    assert "201" in made
-    assert "200" not in made
-    assert "202" in described["paths"]["/api/v1/plans/{digest}/apply"]["post"]["responses"]
-    csv_of = described["paths"]["/api/v1/plans/{digest}.csv"]["get"]["responses"]["200"]["content"]
-    assert set(csv_of) == {"text/csv"}
+@pytest.mark.parametrize("name", AWKWARD)
+async def test_no_name_in_a_table_of_a_plan_is_a_formula(site_of: Callable[..., Site], name: str) -> None:
+    site = site_of([verdict_of(name)])
+    table = (await site.ask(f"api/v1/plans/{planned(site).digest}.csv", "reader")).text
+    row = list(csv.reader(io.StringIO(table)))[1]
+    assert row[0] in (name, f"'{name}")
+    assert row[0][0] not in "=+-@"
 
 
 async def test_a_table_of_a_plan_is_a_file_to_save_and_its_address_has_a_dot(site: Site) -> None:
@@ -845,14 +723,3 @@ async def test_a_table_of_a_plan_is_a_file_to_save_and_its_address_has_a_dot(sit
     assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
     assert answer.headers["Content-Disposition"] == f'attachment; filename="plan-{plan.digest[:12]}.csv"'
     assert (await site.ask(f"api/v1/plans/{plan.digest}xcsv", "reader")).status == 404
-
-
-async def test_no_page_has_inline_script_or_style_and_no_address_leaves_the_prefix(site: Site) -> None:
-    plan = await begun(site)
-    site.guard.pruning.settle(plan.digest, OutcomeKind.FAILED, OutcomeKind.SKIPPED)
-    other = planned(site, digest="c" * 64)
-    for path in ("users", "users/u-admin", "plans", f"plans/{plan.digest}", f"plans/{other.digest}/cancel"):
-        page = (await site.ask(path, login="pruner")).text
-        assert not re.search(r"<script(?![^>]* src=)|<style|\bstyle=|\bon\w+=", page)
-        for address in re.findall(r'(?:href|src|action|hx-get)="([^"]*)"', page):
-            assert address.startswith((PREFIX, "#", "/hub/")), address
