@@ -8,7 +8,7 @@ from virtual_time import VirtualClock
 
 from hubguard.act.lease import HUB, LeaseKeeper
 from hubguard.errors import ActingRefused, LeaseLost
-from hubguard.journal.model import Event
+from hubguard.journal.model import Event, Lease
 from hubguard.model import Action
 
 LEASE_S = 30.0
@@ -133,6 +133,34 @@ async def test_a_lease_dated_far_ahead_is_free_once_its_holder_was_silent_for_tw
     assert not await one.keep()
     await scene.after(2)
     assert not await one.keep(), "it is released now"
+    assert await one.keep()
+
+
+async def test_a_guard_that_has_long_been_up_waits_as_long_for_a_silent_holder(scene: Scene):
+    one = scene.guard("one")
+    await scene.after(10 * LEASE_S)
+    scene.journal.journal.take_lease(HUB, "ahead", "", 0, scene.clock.now(), 86_400)
+    assert not await one.keep()
+    await scene.after(2 * LEASE_S - 1)
+    for _ in range(2):
+        assert not await one.keep()
+    await scene.after(1)
+    assert not await one.keep(), "it is released now"
+    assert await one.keep()
+
+
+async def test_a_holders_silence_counts_from_the_question_and_not_from_a_slow_journals_answer(scene: Scene):
+    scene.journal.journal.take_lease(HUB, "ahead", "", 0, scene.clock.now(), 86_400)
+    one, read = scene.guard("one"), scene.journal.lease
+
+    async def slow(name: str) -> Lease | None:
+        await scene.clock.sleep(5)
+        return await read(name)
+
+    scene.journal.lease = slow  # type: ignore[method-assign]
+    assert not await scene.clock.run(one.keep())
+    await scene.after(2 * LEASE_S - 5)
+    assert not await scene.clock.run(one.keep()), "it is released now"
     assert await one.keep()
 
 

@@ -14,7 +14,7 @@ from virtual_time import VirtualClock
 
 from hubguard.act.attempt import LOOK_LASTS_S, UNVERIFIED_A_PLACE, Attempt
 from hubguard.cull.act import Executor
-from hubguard.cull.decide.judge import PLAN_LIFE_S, CullPolicy, judge_all, judge_users, plan
+from hubguard.cull.decide.judge import CullPolicy, judge_all, judge_users, plan
 from hubguard.cull.model import Known, Plan
 from hubguard.errors import HubFailed, HubRefused, JournalError
 from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind, Server, User
@@ -210,7 +210,7 @@ async def test_an_outage_before_a_user_was_last_there_makes_nobody_wait(scene: S
 async def test_nothing_is_sent_for_a_plan_that_has_expired(scene: Scene):
     scene.idle("ann")
     made = await scene.plan()
-    await scene.clock.run(scene.clock.sleep(PLAN_LIFE_S))
+    await scene.clock.run(scene.clock.sleep(600))
     outcomes = await scene.carried_out(made)
     assert (outcomes["ann"].kind, outcomes["ann"].cause) == (OutcomeKind.SKIPPED, Cause.NOT_TRIED)
     assert scene.hub.requests == []
@@ -219,7 +219,7 @@ async def test_nothing_is_sent_for_a_plan_that_has_expired(scene: Scene):
 async def test_a_plan_that_expires_on_the_way_is_left_there(scene: Scene):
     scene.idle("ann", "ben", "cas")
     made = await scene.plan()
-    await scene.clock.run(scene.clock.sleep(PLAN_LIFE_S - 10))
+    await scene.clock.run(scene.clock.sleep(590))
     scene.hub.turns["ann"] = (11.0, lambda: None)
     outcomes = await scene.carried_out(made)
     assert outcomes["ann"].kind is OutcomeKind.DONE

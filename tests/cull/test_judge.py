@@ -295,6 +295,26 @@ def test_what_failed_before_goes_behind_what_was_not_tried_yet_so_that_it_keeps_
     assert [action.user for action in made.actions] == ["new", "bad"]
 
 
+def test_the_nearest_to_its_end_comes_first_then_names_decide_and_what_never_ends_comes_last():
+    ends = [server(user="zoe", last_activity=ago(300)), server(user="bob", name="b"), server(user="bob", name="a")]
+    never = [server(user=user, started=None, last_activity=None) for user in ("eve", "amy")]
+    verdicts = judge_all([*never, *ends, server(user="abe")], POLICY, {}, NOW)
+    assert [(v.server.user, v.server.name) for v in verdicts] == [
+        ("abe", ""),
+        ("bob", "a"),
+        ("bob", "b"),
+        ("zoe", ""),
+        ("amy", ""),
+        ("eve", ""),
+    ]
+    assert [v.due_at for v in verdicts[-2:]] == [None, None]
+
+
+def test_a_plan_is_carried_out_within_ten_minutes_or_not_at_all():
+    made = plan([], POLICY, NOW)
+    assert made.expires_at - made.made_at == timedelta(minutes=10)
+
+
 @given(servers, policies, knowns)
 def test_what_was_decided_passes_its_second_look_when_nothing_has_changed(s: Server, p: CullPolicy, k: Known):
     for action in plan(judge_all([s], p, {s.run: k}, NOW), p, NOW).actions:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -18,11 +19,11 @@ from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.proxy import cycle
 from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.decide import (
-    ASK_GAP_S,
     Asked,
     Compared,
     Do,
     Now,
+    Restoring,
     Sighting,
     State,
     Verdict,
@@ -243,6 +244,94 @@ def test_a_hub_that_may_not_be_asked_is_not_and_the_table_is_read_ever_less_ofte
         at_s += command.wait_s
     assert len(gaps) < 15
     assert "doesn't ask the hub" in state.watched.status.why
+
+
+def waits(seen: Sighting, since_s: float, draw: float = 0.5) -> float:
+    """Seconds until the next look, that long after ``seen`` was seen for the first time."""
+    state, _ = step(State(), THERE, now(0))
+    state, _ = step(state, seen, now(1))
+    _, command = step(state, seen, replace(now(1 + since_s), draw=draw))
+    return command.wait_s
+
+
+def test_a_port_that_is_gone_is_tried_quickly_for_ten_seconds_and_slowly_from_then_on():
+    assert [waits(DEAD, since_s) for since_s in (0, 9.9, 10, 3600)] == [0.1, 0.1, 2.0, 2.0]
+    assert [waits(DEAD, 60, draw) for draw in (0.0, 0.5)] == [pytest.approx(4 / 3), 2.0]
+
+
+def test_a_proxy_that_does_not_know_us_is_looked_at_once_a_minute_and_any_other_in_one_to_two_seconds():
+    unusable = Sighting(Verdict.UNUSABLE, "refused")
+    assert [waits(unusable, 5, draw) for draw in (0.0, 0.5)] == [40.0, 60.0]
+    assert [waits(seen, 5, draw) for seen in (THERE, SILENT) for draw in (0.0, 0.5)] == [1.0, 1.5, 1.0, 1.5]
+
+
+def test_requests_to_a_hub_that_fails_come_ever_later_and_to_one_that_refuses_every_ten_minutes():
+    state, gaps = lost_at(1), []
+    for _ in range(8):
+        state, _ = step(state, Asked(state.restoring.starts), now(100))
+        gaps.append(state.restoring.ask_at_s - 100)
+    assert gaps == [4.0, 6.0, 10.0, 18.0, 32.0, 32.0, 32.0, 32.0]
+    state, _ = step(state, Asked(state.restoring.starts, refused="no"), now(100))
+    assert state.restoring.ask_at_s == 700
+
+
+def test_a_restart_since_the_request_makes_the_next_one_due_in_two_seconds_however_many_failed():
+    state = replace(lost_at(1), restoring=Restoring(asked=7, starts=2))
+    state, _ = step(state, Asked(1), now(100))
+    assert (state.restoring.asked, state.restoring.ask_at_s) == (0, 102)
+
+
+@pytest.mark.parametrize(("due_s", "expected_s"), [(100.0, 12.0), (11.0, 11.0)])
+def test_a_restart_brings_the_next_request_forward_and_never_puts_it_off(due_s: float, expected_s: float):
+    before, _ = step(State(), THERE, now(0))
+    restoring = Restoring(asked=5, asked_at_s=10.0, ask_at_s=due_s)
+    after_restart, _ = step(replace(before, restoring=restoring), LOST, now(50))
+    assert (after_restart.restoring.asked, after_restart.restoring.ask_at_s) == (0, expected_s)
+    for still in (replace(restoring, refused="no"), restoring):
+        seen = LOST if still.refused else replace(LOST, fresh=False)
+        same, _ = step(replace(before, restoring=still), seen, now(50))
+        assert (same.restoring.asked, same.restoring.ask_at_s) == (5, due_s)
+
+
+def test_failures_are_forgotten_only_after_more_than_a_minute_without_a_loss():
+    before, _ = step(State(), THERE, now(0))
+    before = replace(before, restoring=Restoring(asked=5, whole_s=10.0))
+    for event in (THERE, None):
+        assert step(before, event, now(70))[0].restoring.asked == 5
+        assert step(before, event, now(70.1))[0].restoring.asked == 0
+
+
+def test_a_lost_table_is_compared_after_one_second_and_then_half_as_long_again_each_time_up_to_a_quarter_minute():
+    state, at_s, gaps = lost_at(1), 1.0, []
+    for _ in range(9):
+        state, command = step(state, THERE, now(at_s, may_act=False))
+        assert command.do is Do.COMPARE
+        gaps.append(state.restoring.compare_at_s - at_s)
+        assert step(state, THERE, now(state.restoring.compare_at_s - 0.1, may_act=False))[1].do is Do.WAIT
+        at_s = state.restoring.compare_at_s
+    assert gaps == pytest.approx([1.0, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 15.0, 15.0])
+
+
+def test_what_is_due_while_a_table_is_lost_is_waited_for_and_a_tenth_of_a_second_at_least():
+    restoring = Restoring(lost_s=1.0, losses=1, compare_at_s=50.4, ask_at_s=50.2)
+    state = replace(lost_at(1), restoring=restoring)
+    for at_s, may_act, asking, expected_s in (
+        (50.0, True, False, 0.2),
+        (50.0, False, False, 0.4),
+        (50.0, True, True, 1.5),
+        (40.0, True, False, 1.5),
+        (50.15, False, False, 0.25),
+        (50.15, True, False, 0.1),
+    ):
+        _, command = step(state, None, now(at_s, may_act=may_act, asking=asking))
+        assert (command.do, command.wait_s) == (Do.WAIT, pytest.approx(expected_s)), (at_s, may_act, asking)
+
+
+@pytest.mark.parametrize(("apart_s", "restarted"), [(2.0, False), (2.1, True), (-2.0, False), (-2.1, True)])
+def test_starts_that_differ_by_two_seconds_are_one_start(apart_s: float, restarted: bool):
+    watched = after(Sighting(Verdict.THERE, started_at=at(-99)))
+    again = looked(watched, Sighting(Verdict.THERE, started_at=at(-99 + apart_s)), at(5)).status
+    assert ("restarted" in again.why) is restarted
 
 
 # the loop
@@ -498,7 +587,7 @@ def test_a_storm_of_restarts_is_no_storm_of_requests_to_the_hub(draw):
             world.proxy.start()
             await world.clock.sleep(2.5)
         gaps = [later - sooner for sooner, later in itertools.pairwise(world.posts)]
-        assert min(gaps) >= ASK_GAP_S
+        assert min(gaps) >= 2.0
         assert len(world.posts) <= 200, "one for each start at most"
         await world.clock.sleep(5.0)
         assert world.whole(), "and the last start is met at once, as the first was"
