@@ -20,11 +20,13 @@ from conftest import HUB_PYTHON
 from doubles.docker_engines import FakeEngine, NoEngine, RealEngine, Relay, python_image, real_engine
 
 from hubguard.backends import docker
-from hubguard.backends.docker import AT_ONCE, DockerBackends, open_backends
+from hubguard.backends.docker import DockerBackends, open_backends
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
 from hubguard.staging.hub import TestbedHub
+
+AT_ONCE = 8
 
 pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
 

@@ -19,11 +19,17 @@ from aiohttp.test_utils import TestServer
 from virtual_time import VirtualClock
 
 from hubguard.backends import http
-from hubguard.backends.http import AT_ONCE, FINE_S, LOOK_S, PATIENCE_S, PER_S, HTTPBackends
+from hubguard.backends.http import HTTPBackends
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Expected, Place
 from hubguard.errors import BackendError
 from hubguard.staging.hub import TestbedHub
+
+AT_ONCE = 10
+FINE_S = 120.0
+LOOK_S = 20.0
+PATIENCE_S = 3.0
+PER_S = 50.0
 
 pytestmark = [pytest.mark.contract, pytest.mark.any_hub]
 

@@ -12,12 +12,14 @@ from doubles.backends import MemoryBackends
 from little_machine import ANOTHER_API, API, Machine
 from virtual_time import VirtualClock
 
-from hubguard.backends.http import FINE_S, HTTPBackends
+from hubguard.backends.http import HTTPBackends
 from hubguard.backends.model import Backend
 from hubguard.backends.port import Expected, Place
 from hubguard.backends.process import ProcessBackends
 from hubguard.errors import BackendError
 from hubguard.pacing.clock import SystemClock
+
+FINE_S = 120.0
 
 pytestmark = pytest.mark.contract
 

@@ -12,12 +12,15 @@ import pytest
 from doubles.hub import MemoryHub, Request, Stops
 from virtual_time import VirtualClock
 
-from hubguard.act.attempt import LOOK_LASTS_S, UNVERIFIED_A_PLACE, Attempt
+from hubguard.act.attempt import Attempt
 from hubguard.cull.act import Executor
 from hubguard.cull.decide.judge import CullPolicy, judge_all, judge_users, plan
 from hubguard.cull.model import Known, Plan
 from hubguard.errors import HubFailed, HubRefused, JournalError
 from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind, Server, User
+
+LOOK_LASTS_S = 15.0
+UNVERIFIED_A_PLACE = 5
 
 POLICY = CullPolicy(idle_timeout_s=600.0, max_age_s=0.0, users=True, user_idle_timeout_s=3600.0)
 VERIFY_S = 60.0

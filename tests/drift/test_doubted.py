@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from doubles.drift import drift_of
 
-from hubguard.drift.decide.repair import TOO_LARGE_A_SHARE, TOO_MANY, doubted
+from hubguard.drift.decide.repair import doubted
 from hubguard.drift.model import DriftKind
+
+TOO_LARGE_A_SHARE = 0.2
+TOO_MANY = 3
 
 
 @pytest.mark.parametrize("servers", [0, 1000])

@@ -19,11 +19,16 @@ from hubguard.backends.model import Backend
 from hubguard.backends.port import Expected
 from hubguard.drift.decide.follow import DriftPolicy, follow
 from hubguard.drift.model import Drift, DriftKind, World
-from hubguard.drift.observe import ASKED_ONE_BY_ONE, BACKENDS_S, RECENT_S, SELDOM_S, WorldObserver
+from hubguard.drift.observe import WorldObserver
 from hubguard.errors import BackendError, HubDBError, HubFailed, HubRefused, HubUnreachable, ProxyUnreachable
 from hubguard.model import Reading, Server, Source, User
 from hubguard.snapshot.decide.activity import ALIVE
 from hubguard.snapshot.model import Snapshot
+
+ASKED_ONE_BY_ONE = 20
+BACKENDS_S = 60.0
+RECENT_S = 90.0
+SELDOM_S = 600.0
 
 POLICY = DriftPolicy(sightings=1, for_s=0.0, clear_after=1, pending_limit_s=600.0)
 

@@ -29,13 +29,14 @@ from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.place import Place
 from hubguard.prune import undo_file
-from hubguard.prune.act import AT_ONCE
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale as prune_stale
 from hubguard.prune.model import PruneReason, PruneState, StaleCriteria
 from hubguard.prune.review import HubConfigFacts
 from hubguard.prune.store import PruneStore
 from hubguard.wiring import assemble
+
+AT_ONCE = 3
 
 DAY_S = 86400.0
 STALE = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)

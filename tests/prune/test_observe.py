@@ -14,7 +14,10 @@ from virtual_time import VirtualClock
 from hubguard.errors import HubDBError, OtherHubsDB
 from hubguard.hub.nouns import Account, AccountServer
 from hubguard.model import Server, User
-from hubguard.prune.observe import AHEAD_S, PROVED_S, AccountReader
+from hubguard.prune.observe import AccountReader
+
+AHEAD_S = 1.0
+PROVED_S = 3.0
 
 NAMES = ["ann", "bob", "carl", "dora"]
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from hubguard.prune.offline.in_use import LATELY_S
 from hubguard.staging.hub import TestbedHub
 from hubguard.staging.population import DAY_S, Population, SeededServer, SeededUser
+
+LATELY_S = 330.0
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 

@@ -26,7 +26,9 @@ from hubguard.errors import (
 from hubguard.hub.nouns import UndoServer, UndoUser
 from hubguard.model import Cause, Outcome, OutcomeKind, User
 from hubguard.pacing.budget import Budget
-from hubguard.prune.restore import AT_ONCE, Restorer
+from hubguard.prune.restore import Restorer
+
+AT_ONCE = 100
 
 ODD = "que?stion # % käthe"
 PLAIN = UndoUser("plain", roles=("user",))

@@ -24,7 +24,6 @@ from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
-from hubguard.act.attempt import COMMIT_LASTS_S, LOOK_LASTS_S
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
 from hubguard.hub.routes import route_path
 from hubguard.journal.model import Entry, Event
@@ -32,9 +31,12 @@ from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.snapshot.model import Evidence
-from hubguard.snapshot.observe import ROUTES_LAST_S
 from hubguard.snapshot.store import ActivityStore
 from hubguard.wiring import assemble
+
+COMMIT_LASTS_S = 2.0
+LOOK_LASTS_S = 15.0
+ROUTES_LAST_S = 2.0
 
 T = TypeVar("T")
 Key = tuple[str, str]

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.model import Known, Standing
 from hubguard.model import Reading, Route, Server, Source
-from hubguard.snapshot.decide.activity import ALIVE, LATEST_LOOK, by_restore, follow, trusted
+from hubguard.snapshot.decide.activity import ALIVE, by_restore, follow, trusted
 from hubguard.snapshot.model import Evidence, Seen, Snapshot
+
+LATEST_LOOK = timedelta(seconds=600)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 KEY = ("ada", "")

@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hubguard.model import FindingKind, Reading, Source
 from hubguard.snapshot.decide.activity import ALIVE
 from hubguard.snapshot.decide.brake import Caution
-from hubguard.snapshot.decide.feed import MOST_AWAITED
 from hubguard.snapshot.decide.memory import Watch
 from hubguard.snapshot.model import BrakeReason
+
+MOST_AWAITED = 200
 
 LIMIT_S = 2 * 300 + 30
 
