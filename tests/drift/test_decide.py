@@ -357,7 +357,8 @@ def test_the_spawners_word_alone_is_a_suspicion_for_ten_minutes_and_never_more()
         said = {"whole": whole, "backends": None if whole else ()}
         (last,) = looks(*(outlived(after_s, **said) for after_s in range(0, 590, 30)))
         assert last.raised_at is None
-        assert looks(outlived(596, **said), before=(last,)) == ()
+        assert looks(outlived(595, **said), before=(last,)) != ()
+        assert looks(outlived(595.1, **said), before=(last,)) == ()
 
 
 def test_a_backend_that_still_ends_when_the_spawner_has_spoken_is_suspected_only_and_then_over():

@@ -225,6 +225,17 @@ def test_a_concurrency_from_before_a_restart_only_ever_lowers(cap, kept, halving
     assert concurrency.limit == max(1, min(before, kept))
 
 
+def test_a_concurrency_as_it_was_before_a_restart_still_counts_what_was_sent_before():
+    concurrency = Concurrency(8)
+    concurrency.restore(8, 10.0)
+    concurrency.overloaded(5.0, 11.0)
+    assert concurrency.limit == 4
+
+
+def test_a_hub_that_does_no_check_is_made_way_for_by_nobody():
+    assert cycle_in_s(60.0, 0.5, 0.0, hub_checks_at_s=0.0) == 60.0
+
+
 def test_a_hub_of_any_constant_speed_has_no_rising_latency():
     for took in (0.001, 0.4, 3.0, 59.0):
         latency = Latency()

@@ -652,6 +652,7 @@ def test_routes_of_servers_that_were_stopped_since_the_last_look_are_not_missing
     world = World(servers=40)
 
     async def story() -> None:
+        await world.clock.sleep(100.0)
         for number in range(15):
             world.hub.change(f"user{number}", ready=False)
         world.proxy.kill()
