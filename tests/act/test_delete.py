@@ -74,3 +74,18 @@ async def test_a_hub_that_stays_silent_leaves_it_open_and_each_silence_is_told(s
     scene.silent()
     assert (await scene.verified()).kind is OutcomeKind.UNVERIFIED
     assert len(scene.noted) > 5
+
+
+@pytest.mark.parametrize(("remark", "proved"), [("", True), ("the answer was lost", False)])
+async def test_a_proof_counts_where_the_hub_said_that_the_user_is_gone_and_isnt_asked_for_otherwise(
+    scene: Scene, remark: str, proved: bool
+):
+    asked: list[str] = []
+
+    async def proof() -> bool:
+        asked.append("once")
+        return True
+
+    sent = Sent(remark, failed=False)
+    outcome = await scene.clock.run(scene.deleter.verify("ann", scene.created, sent, proof=proof))
+    assert (outcome.kind is OutcomeKind.DONE, len(asked), scene.hub.requests == []) == (proved, int(proved), proved)

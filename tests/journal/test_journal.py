@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from hubguard.cull.model import Reason
 from hubguard.errors import ActingRefused, JournalError, LeaseLost
+from hubguard.journal.database import Database
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.journal.model import Event, Exemption, Lease
 from hubguard.journal.store import Journal, open_journal
@@ -1454,3 +1456,14 @@ def test_a_missing_driver_is_named_with_the_extra_that_brings_it(monkeypatch: py
     with pytest.raises(JournalError, match=r"pip install 'hubguard\[postgresql\]'") as error:
         open_journal("postgresql://guard:s3cret@host/journal")
     assert "s3cret" not in one_line(error)
+
+
+def test_a_file_that_cannot_be_looked_for_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    database = Database(f"sqlite:///{tmp_path / 'journal.sqlite'}")
+    assert database.missing
+
+    def refused(path: Path, **more: object) -> bool:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    assert not database.missing

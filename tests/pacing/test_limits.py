@@ -273,6 +273,13 @@ def test_a_hub_that_is_slower_for_good_counts_as_usual_in_the_end():
     assert not any(told[200:])
 
 
+def test_a_hub_that_is_six_times_slower_for_good_counts_as_usual_after_some_forty_answers():
+    latency = Latency()
+    told = [latency.rising(took) for took in [1.0] * 500 + [6.0] * 400]
+    assert told.index(True) == 502
+    assert sum(told) == 42
+
+
 def test_after_a_slow_spell_the_next_rise_is_seen_as_well_as_the_first():
     latency = Latency()
     for took in [0.02] * 50 + [5.0] * 300 + [0.02] * 50:

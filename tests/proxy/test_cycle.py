@@ -312,6 +312,12 @@ def test_a_lost_table_is_compared_after_one_second_and_then_half_as_long_again_e
     assert gaps == pytest.approx([1.0, 1.5, 2.25, 3.375, 5.0625, 7.59375, 11.390625, 15.0, 15.0])
 
 
+def test_a_lost_table_is_waited_for_until_the_time_is_up_and_no_longer():
+    lacking = Compared(("/user/a",), 1)
+    for at_s, state in ((600.9, WatchState.WIPED), (601, WatchState.FINE)):
+        assert step(lost_at(1), lacking, now(at_s, may_act=False))[0].watched.status.state is state
+
+
 def test_what_is_due_while_a_table_is_lost_is_waited_for_and_a_tenth_of_a_second_at_least():
     restoring = Restoring(lost_s=1.0, losses=1, compare_at_s=50.4, ask_at_s=50.2)
     state = replace(lost_at(1), restoring=restoring)

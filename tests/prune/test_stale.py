@@ -240,6 +240,7 @@ def test_an_exemption_of_a_user_or_any_server_of_theirs_keeps_them_until_it_is_o
 def test_a_token_keeps_nobody_that_wasnt_used_lately_or_of_which_nothing_is_told() -> None:
     within = Protection(token_used_within_s=30 * DAY_S)
     assert judged(replace(ANN, token_used_at=ago(30)), protection=within).stale
+    assert not judged(replace(ANN, token_used_at=ago(0)), protection=Protection(token_used_within_s=1.0)).stale
     assert judged(replace(ANN, token_used_at=None, tokens=None), protection=within).stale
     assert judged(replace(ANN, token_used_at=ago(1)), protection=Protection()).stale
 
