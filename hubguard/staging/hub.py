@@ -27,7 +27,7 @@ import hubguard
 from hubguard.errors import HubGuardError
 from hubguard.staging.population import Population
 from hubguard.staging.processes import end, end_all_in, find_proxy_command, free_ports, listens, running_in
-from hubguard.staging.seed import order
+from hubguard.staging.seed import order, write
 from hubguard.staging.spawner import MARKER, Little, killed_marker
 
 TESTER_SCOPES = (
@@ -394,6 +394,12 @@ class TestbedHub:
 
     def _seed(self) -> None:
         if self._population is None:
+            return
+        if self.python == os.path.abspath(sys.executable):
+            try:
+                write(self.db_url, self._population, hub_prefix=self.hub_prefix)
+            except HubGuardError as error:
+                raise HubGuardError(f"The hub couldn't be seeded: {error}") from None
             return
         # In the hub's own interpreter: the tables have to be those of its JupyterHub.
         done = subprocess.run(  # noqa: S603  # the command is ours
