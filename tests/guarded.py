@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,18 @@ def guards(hub: TestbedHub) -> list[int]:
         if b"hubguard" in words and b"serve" in words:
             found.append(pid)
     return found
+
+
+def places_of(hub: TestbedHub, *secrets: str) -> list[str]:
+    """Files of the hub's folder but its config, and command lines of its processes, that hold one of ``secrets``."""
+    files = [path for path in hub.folder.rglob("*") if path.is_file() and path.name != "jupyterhub_config.py"]
+    assert {hub.folder / "jupyterhub.sqlite", hub.log_file} <= set(files)
+    commands = [Path(f"/proc/{pid}/cmdline") for pid in hub.leftovers()]
+    read = {str(path): path.read_bytes() for path in (*files, *commands)}
+    with closing(sqlite3.connect(hub.folder / "jupyterhub.sqlite")) as database:
+        read["what the hub stores"] = "\n".join(database.iterdump()).encode()
+    assert b"(told when the process is started)" in read["what the hub stores"]
+    return [place for place, data in read.items() if any(secret.encode() in data for secret in secrets)]
 
 
 def external(hub: TestbedHub, port: int, db_url: str, **more: str) -> tuple[list[str], dict[str, str]]:

@@ -47,9 +47,28 @@ def told(guard: int) -> dict[str, Any]:
     }
 
 
-async def test_cull_once_goes_through_the_guard_that_runs(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def observing(shared_hub: MakeHub) -> TestbedHub:
+    hub = await shared_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
     await mode(hub, "observing")
+    return hub
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def armed(shared_hub: MakeHub) -> TestbedHub:
+    """Whoever holds it resumes it."""
+    hub = await shared_hub(config=ARMED + "c.HubGuard.longest_exemption_s = 60.0\n")
+    await mode(hub, "acting")
+    return hub
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unguarded(shared_hub: MakeHub) -> TestbedHub:
+    return await shared_hub(population=servers(idle=7200, busy=60, refused=60, ada=60))
+
+
+async def test_cull_once_goes_through_the_guard_that_runs(observing: TestbedHub):
+    hub = observing
     code, out, _ = await command(hub, "cull", "--once", "--dry-run", "--json")
     assert code == 0
     assert [action["user"] for action in json.loads(out)["actions"]] == ["idle"]
@@ -62,22 +81,17 @@ async def test_cull_once_goes_through_the_guard_that_runs(testbed_hub: MakeHub):
 
 
 @pytest.mark.long
-async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(testbed_hub: MakeHub, tmp_path: Path):
-    hub = await testbed_hub(population=servers(idle=7200, busy=60))
+async def test_cull_once_without_a_guard_takes_the_lease_and_gives_it_up(unguarded: TestbedHub, tmp_path: Path):
+    hub = unguarded
     journal = f"sqlite:///{tmp_path / 'journal.sqlite'}"
     for _ in range(2):
         code, out, err = await command(
-            hub, "cull", "--once", "--timeout", "600", "--json", cwd=tmp_path, HUBGUARD_DB_URL=journal
+            hub, "cull", "--once", "--timeout", "3600", "--json", cwd=tmp_path, HUBGUARD_DB_URL=journal
         )
         assert code == 0, err
     assert json.loads(out)["actions"] == [], "the second time there is nothing left to do, and no lease in the way"
     assert ("idle", "") not in await hub.servers()
     assert ("busy", "") in await hub.servers()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def unguarded(shared_hub: MakeHub) -> TestbedHub:
-    return await shared_hub(population=servers(idle=7200, busy=60, refused=60, ada=60))
 
 
 @pytest.mark.long
@@ -100,9 +114,8 @@ async def test_cull_once_says_what_failed_and_exits_1(unguarded: TestbedHub, tmp
 
 
 @pytest.mark.long
-async def test_a_hold_from_a_terminal_stops_a_running_guard_and_a_person_who_asks(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=ARMED)
-    await mode(hub, "acting")
+async def test_a_hold_from_a_terminal_stops_a_running_guard_and_a_person_who_asks(armed: TestbedHub):
+    hub = armed
     code, _, _ = await command(hub, "hold", "an exam")
     assert code == 0
     await hub.start_server("ada")
@@ -115,9 +128,8 @@ async def test_a_hold_from_a_terminal_stops_a_running_guard_and_a_person_who_ask
     await gone(hub, "ada")
 
 
-async def test_the_doctor_finds_nothing_wrong_with_what_the_include_sets_up(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=ARMED)
-    await mode(hub, "acting")
+async def test_the_doctor_finds_nothing_wrong_with_what_the_include_sets_up(observing: TestbedHub):
+    hub = observing
     (guard,) = guards(hub)
     code, out, _ = await command(hub, "doctor", "--json", **told(guard))
     checks = json.loads(out)
@@ -184,9 +196,8 @@ async def test_what_is_kept_survives_a_cycle_that_stops_the_others_and_goes_when
 
 
 @pytest.mark.long
-async def test_the_guard_refuses_to_keep_for_longer_than_the_settings_allow(testbed_hub: MakeHub):
-    hub = await testbed_hub(config=ARMED + "c.HubGuard.longest_exemption_s = 60.0\n")
-    await mode(hub, "acting")
+async def test_the_guard_refuses_to_keep_for_longer_than_the_settings_allow(armed: TestbedHub):
+    hub = armed
     body = {"user": "ada", "for_s": 61}
     status, answer = await ask(hub, "api/v1/exemptions", method="POST", json=body)
     assert (status, "HubGuard.longest_exemption_s" in answer["message"]) == (409, True)

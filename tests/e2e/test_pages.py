@@ -9,9 +9,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
 from doubles.guard import NOW, POLICY, guard_with, made_up, minutes, report_of
-from guarded import OBSERVING, mode, servers
+from guarded import OBSERVING, ask, mode, servers
 from playwright.async_api import Browser, Page, expect
 
 from hubguard.cull.decide.judge import judge
@@ -245,15 +246,21 @@ async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser
 # -- a real hub ------------------------------------------------------------------------------------------------------------
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def hub(shared_hub: MakeHub) -> TestbedHub:
+    """Whoever arms it puts that back."""
+    made = await shared_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
+    await mode(made, "observing")
+    return made
+
+
 async def log_in(page: Page, hub: TestbedHub, user: str) -> None:
     await page.get_by_label("Username").fill(user)
     await page.get_by_label("Password").fill(hub.password)
     await page.get_by_role("button", name=re.compile("sign in", re.IGNORECASE)).click()
 
 
-async def test_an_admin_comes_through_the_hubs_login_sees_and_arms(browser: Browser, testbed_hub: MakeHub) -> None:
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
-    await mode(hub, "observing")
+async def test_an_admin_comes_through_the_hubs_login_sees_and_arms(browser: Browser, hub: TestbedHub) -> None:
     complaints: list[str] = []
     # As people do, by one name: cookies and the hub's own checks go by it.
     page = await browser.new_page()
@@ -286,12 +293,11 @@ async def test_an_admin_comes_through_the_hubs_login_sees_and_arms(browser: Brow
     await page.goto(f"{hub.url}services/hubguard/")
     await expect(page.get_by_label("Password")).to_be_visible()
     await page.close()
+    assert (await ask(hub, "api/v1/observe", method="POST", json={}))[0] == 200
 
 
 @pytest.mark.long
-async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser, testbed_hub: MakeHub) -> None:
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
-    await mode(hub, "observing")
+async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser, hub: TestbedHub) -> None:
     page = await browser.new_page()
     await page.goto(f"{hub.url}services/hubguard/")
     await log_in(page, hub, "mallory")
@@ -302,10 +308,14 @@ async def test_a_user_without_rights_is_told_so_after_the_login(browser: Browser
 
 
 @pytest.mark.long
-async def test_an_open_page_leaves_no_trail_of_logins_at_the_hub(browser: Browser, testbed_hub: MakeHub) -> None:
+async def test_an_open_page_leaves_no_trail_of_logins_at_the_hub(browser: Browser, hub: TestbedHub) -> None:
     """An incident elsewhere: fetches that were redirected to the login made a token each."""
-    hub = await testbed_hub(config=OBSERVING, population=servers(idle=7200))
-    await mode(hub, "observing")
+
+    async def logins() -> set[str]:
+        tokens = (await hub.api("GET", f"users/{hub.admin}/tokens")).data["api_tokens"]
+        return {token["id"] for token in tokens if "hubguard" in (token.get("oauth_client") or "")}
+
+    before = await logins()
     async with aiohttp.ClientSession() as session:
         for headers in ({"Sec-Fetch-Mode": "cors"}, {"HX-Request": "true"}):
             for _ in range(5):
@@ -319,6 +329,5 @@ async def test_an_open_page_leaves_no_trail_of_logins_at_the_hub(browser: Browse
     await expect(page.locator(".mode")).to_be_visible()
     for _ in range(5):
         await refreshed(page)
-    told = (await hub.api("GET", f"users/{hub.admin}/tokens")).data
-    assert len([one for one in told["api_tokens"] if "hubguard" in (one.get("oauth_client") or "")]) == 1, told
+    assert len(await logins() - before) == 1
     await page.close()
