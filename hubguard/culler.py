@@ -1,6 +1,6 @@
-"""``python -m hubguard.culler``: HubGuard in the place of jupyterhub-idle-culler, with its options, scopes and nothing else.
+"""``python -m hubguard.culler``: replaces jupyterhub-idle-culler, with the same options and the same scopes.
 
-The same guard as the service's, with its journal in memory and without pages.
+It runs the same guard as the service, with the journal in memory and without pages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,16 @@ from hubguard.cull.model import CycleReport
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.guard import Guard
 from hubguard.hub.client import HTTPHubAPI, internal_ssl_context
-from hubguard.inhub.idle_culler import ASKING, DEFAULTS, LOGGING, OPTIONS, Option, read_line, read_trait, settings_for
+from hubguard.inhub.idle_culler import (
+    DEFAULTS,
+    LOGGING,
+    OPTIONS,
+    QUESTIONS,
+    Option,
+    read_line,
+    read_trait,
+    settings_for,
+)
 from hubguard.model import FindingKind, Server
 from hubguard.place import place_from
 
@@ -42,46 +51,46 @@ FINE, FAILED, USAGE = 0, 1, 2
 HOOK = "cull_arbiter_hook"
 
 NO_CAP = 1_000_000
-"""Maximum actions due at a time: no person is there to look and resume, so there is no cap."""
+"""Maximum actions that may be due at a time: in effect none, because nobody is there to look and resume."""
 
-TELL_EVERY_S = 0.5
-"""Seconds between checks whether a cycle has ended, for the log."""
+LOG_EVERY_S = 0.5
+"""Seconds between checks for a finished cycle to log."""
 
 JOURNAL_DAYS = 8
-"""It lies in memory, which it would fill in the long run; back-offs and counts need less."""
+"""Days that journal entries are kept in memory. Back-offs and counts need less."""
 
 WITHOUT: tuple[str, ...] = (
-    "Its journal is in memory: after a restart it remembers no failed stop, no outage and nothing that it did.",
-    "It has no page, no API and no hold. Its log says what it does; to stop it, end it.",
+    "Its journal is in memory: a restart forgets failed stops, outages and everything that it did.",
+    "It has no page, no API and no hold. It logs what it does. To stop it, end the process.",
     "It doesn't read the proxy: it knows activity only from the hub, which lags by minutes.",
-    "It can't notice another culler at work beside it.",
+    "It doesn't notice another culler.",
 )
-"""What the drop-in can't do or check, since it has the culler's scopes and no disk. The service can."""
+"""What the service can do and this can't, because it has only the culler's scopes and no disk."""
 
-WORTH_TELLING = {FindingKind.PENDING_STUCK, FindingKind.CAME_BACK}
-"""What the log says about single servers. It says once, at the start, that only the hub reports activity."""
+LOGGED_FINDINGS = {FindingKind.PENDING_STUCK, FindingKind.CAME_BACK}
+"""Findings about single servers that are logged."""
 
 Hook = Callable[..., Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Cull until told to end; the exit code. What is wrong with the options is said on stderr, one line each."""
+    """Cull until a signal ends it; return the exit code. Problems with the options go to stderr, a line each."""
     line = read_line(sys.argv[1:] if argv is None else argv)
     for problem in line.problems:
         _complain(problem)
     if line.problems:
         return USAGE
-    asked_for = [name for name in (*ASKING, "generate_config") if line.values.get(name)]
-    if asked_for:
-        text = {"version": __version__, "generate_config": config_text()}.get(asked_for[0], help_text())
+    questions = [name for name in (*QUESTIONS, "generate_config") if line.values.get(name)]
+    if questions:
+        text = {"version": __version__, "generate_config": config_text()}.get(questions[0], help_text())
         sys.stdout.write(text + "\n")
         return FINE
     try:
         in_file, unknown = read_config_file(line.values.get("config_file"))
         options = {**in_file, **line.values}
-        _log_as_told(options)
+        _set_up_logging(options)
         for name in unknown:
-            log.warning("c.%s isn't known and changes nothing.", name)
+            log.warning("c.%s is unknown and ignored.", name)
         return asyncio.run(cull(options, os.environ))
     except HubGuardError as error:
         _complain(str(error))
@@ -99,8 +108,8 @@ def help_text() -> str:
     lines = [
         "python -m hubguard.culler [options]",
         "",
-        "Stops idle servers in the place of jupyterhub-idle-culler, and takes all its options, as --cull-users or",
-        "--cull-users=true, --cull-every 600 or --cull_every=600. JUPYTERHUB_API_TOKEN is the token to do it with.",
+        "Stops idle servers. Replaces jupyterhub-idle-culler and takes all its options, written as --cull-users or",
+        "--cull-users=true, --cull-every 600 or --cull_every=600. Set JUPYTERHUB_API_TOKEN to the token of its service.",
         "",
     ]
     for option in (*OPTIONS, *LOGGING):
@@ -115,7 +124,7 @@ def config_text() -> str:
         if option.name != "generate_config":
             lines += [f"## {option.help}", f"# c.IdleCuller.{option.name} = {option.default!r}", ""]
     lines += [
-        "## A function with the last word on each server: hook(inactive=timedelta, inactive_limit=seconds, server=dict).",
+        "## A function that decides about each server: hook(inactive=timedelta, inactive_limit=seconds, server=dict).",
         f"# c.IdleCuller.{HOOK} = None",
     ]
     return "\n".join(lines)
@@ -127,23 +136,23 @@ def _default(option: Option) -> str:
     return str(option.default) if option.default != "" else "none"
 
 
-# -- what is asked for ------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------------------------------
 
 
 def read_config_file(named: object | None) -> tuple[dict[str, object], tuple[str, ...]]:
-    """(options that the culler's config file sets, names in it that mean nothing here).
+    """(options that the culler's config file sets, unknown names in it).
 
-    ``named`` is the file, or None for the one that is read unasked where there is one. As in the culler, a ``.py`` and a
-    ``.json`` of that name are read, and the latter goes first. Raises ConfigError for a file that is named and missing, that
-    can't be read, or that sets an option to what it can't be: it might spare servers.
+    ``named`` is the file, or None for the default one, which may be missing. As in the culler, a ``.py`` and a ``.json`` of
+    that name are both read, and the latter overrides. Raises ConfigError if a named file is missing, if a file can't be read,
+    or if it sets an option to an invalid value: the file may spare servers.
     """
     path = Path(str(named or DEFAULTS["config_file"]))
-    found: dict[str, object] = {}
+    options: dict[str, object] = {}
     unknown: list[str] = []
-    there = [file for suffix in (".py", ".json") if (file := path.with_suffix(suffix)).exists()]
-    if named and not there:
-        raise ConfigError("--config", f"there is no file {path}. Nothing is culled, since it may say what is spared")
-    for file in there:
+    files = [file for suffix in (".py", ".json") if (file := path.with_suffix(suffix)).exists()]
+    if named and not files:
+        raise ConfigError("--config", f"no file {path}. Nothing is culled, because the file may spare servers")
+    for file in files:
         loaded = config.read_file(file) if file.suffix == ".py" else _read_json(file)
         for section in ("Application", "IdleCuller"):
             for name, value in loaded.get(section, {}).items():
@@ -151,19 +160,19 @@ def read_config_file(named: object | None) -> tuple[dict[str, object], tuple[str
                     continue
                 setting = f"{section}.{name}"
                 if name == HOOK and callable(value):
-                    found[name] = value
+                    options[name] = value
                     continue
                 try:
-                    meant = read_trait(name, value)
+                    parsed = read_trait(name, value)
                 except KeyError:
-                    meant = None
+                    parsed = None
                     if name != HOOK:
                         unknown.append(setting)
                         continue
-                if meant is None:
-                    raise ConfigError(f"c.{setting}", f"in {file}: {value!r} can't be used")
-                found[name] = meant
-    return found, tuple(unknown)
+                if parsed is None:
+                    raise ConfigError(f"c.{setting}", f"in {file}: {value!r} is invalid")
+                options[name] = parsed
+    return options, tuple(unknown)
 
 
 def _read_json(file: Path) -> Config:
@@ -174,10 +183,10 @@ def _read_json(file: Path) -> Config:
 
 
 def settings_of(options: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """The guard's settings for a culler with these options. Raises ConfigError where one can't be used."""
+    """The guard's settings for a culler with these options. Raises ConfigError if one is invalid."""
     sections = settings_for(options)
     if options.get(HOOK) is not None:
-        # The culler asks its hook about every server, and its answer stands in the place of the timeout.
+        # The culler calls its hook for every server, and the result replaces the timeout.
         sections["HubGuardCull"]["idle_timeout_s"] = settings_for({"timeout": 0})["HubGuardCull"]["idle_timeout_s"]
     timeout_s = _request_timeout_s(environ)
     settings = config.load(
@@ -191,13 +200,13 @@ def settings_of(options: Mapping[str, object], environ: Mapping[str, str]) -> Se
     )
     if settings.errors:
         raise settings.errors[0]
-    # Like the cap: nobody is there to look and resume, so brakes that wait for a person would hold it forever.
+    # Nobody is there to look and resume: a brake that waits for a person would last forever.
     settings.cull.population_fall = 1.0
     return settings
 
 
 def _request_timeout_s(environ: Mapping[str, str]) -> float | None:
-    """JUPYTERHUB_REQUEST_TIMEOUT within what HubGuard can do; 0, which means no limit there, is the longest."""
+    """JUPYTERHUB_REQUEST_TIMEOUT within HubGuard's limits, in seconds; None if it isn't set. 0 means the longest."""
     text = environ.get("JUPYTERHUB_REQUEST_TIMEOUT")
     if not text:
         return None
@@ -208,8 +217,8 @@ def _request_timeout_s(environ: Mapping[str, str]) -> float | None:
     return min(max(1.0, seconds), 600.0) if seconds > 0 else 600.0
 
 
-def _log_as_told(options: Mapping[str, object]) -> None:
-    """The log is as the options of 1.4.0 (tornado's) and of 2.0.0 (``log_level``) have it; on stderr unless told else."""
+def _set_up_logging(options: Mapping[str, object]) -> None:
+    """Set up logging by the options of 1.4.0 (tornado's) and 2.0.0 (``log_level``). The default is stderr."""
     parser = OptionParser()
     define_logging_options(parser)
     try:
@@ -222,7 +231,7 @@ def _log_as_told(options: Mapping[str, object]) -> None:
             parser.logging = logging.getLevelName(int(level)) if level.isdigit() else level
         parser.run_parse_callbacks()
     except (AttributeError, OptionError, OSError, ValueError) as error:
-        raise ConfigError("--logging", f"the log can't be as it is told: {error}") from None
+        raise ConfigError("--logging", f"can't set up the log: {error}") from None
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -231,7 +240,7 @@ def _log_as_told(options: Mapping[str, object]) -> None:
 
 
 async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int:
-    """Run the guard until told to end; the exit code. Raises ConfigError for what can't work at all."""
+    """Run the guard until a signal ends it; return the exit code. Raises ConfigError for options that can't work."""
     settings = settings_of(options, environ)
     ssl_context = None
     if options.get("ssl_enabled"):
@@ -257,45 +266,43 @@ async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int
         inactive_limit = int(str(options.get("timeout", DEFAULTS["timeout"])))
         arbiter = as_arbiter(hook, inactive_limit, hub.model) if callable(hook) else None
         guard = make_guard(settings, place, hub, budget, hook=arbiter)
-        _say_what_it_cannot()
-        told = _Told(guard)
-        tasks = [asyncio.create_task(work) for work in (guard.run(), ending.wait(), told.run())]
+        _log_limitations()
+        cycle_log = _CycleLog(guard)
+        tasks = [asyncio.create_task(work) for work in (guard.run(), ending.wait(), cycle_log.run())]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if ending.is_set():
-            log.info("Told to end.")
+            log.info("Signal received: ending.")
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        told.tell()
+        cycle_log.write()
     for result in results:
         if isinstance(result, Exception):
-            log.error("HubGuard's culler ends by a defect", exc_info=result)
+            log.error("HubGuard's culler ends: unexpected error (a bug in HubGuard)", exc_info=result)
             return FAILED
     return FINE
 
 
-def _say_what_it_cannot() -> None:
-    log.info(
-        "HubGuard %s in the place of jupyterhub-idle-culler. What HubGuard's service has, and this hasn't:", __version__
-    )
+def _log_limitations() -> None:
+    log.info("HubGuard %s replaces jupyterhub-idle-culler. Unlike HubGuard's service:", __version__)
     for line in WITHOUT:
         log.info("  %s", line)
 
 
-class _Told:
-    """Tells the log what each cycle did: there is no page to see it on."""
+class _CycleLog:
+    """Logs what each cycle did, because there is no page that shows it."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._last: CycleReport | None = None
-        self._said: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = ()
 
     async def run(self) -> None:
         while True:
-            self.tell()
-            await asyncio.sleep(TELL_EVERY_S)
+            self.write()
+            await asyncio.sleep(LOG_EVERY_S)
 
-    def tell(self) -> None:
+    def write(self) -> None:
         culled = self._guard.culling.status()
         report = culled.last_cycle
         if report is None or report is self._last:
@@ -310,21 +317,21 @@ class _Told:
                 outcome.kind.value,
                 outcome.detail,
             )
-        odd = [
+        unusual = [
             finding.detail
             for finding in (*culled.findings, *self._guard.status().findings)
-            if finding.kind in WORTH_TELLING
+            if finding.kind in LOGGED_FINDINGS
         ]
-        said = tuple(line for line in (report.skipped_why, *odd) if line)
-        for line in said:
-            if line not in self._said:
+        warnings = tuple(line for line in (report.skipped_why, *unusual) if line)
+        for line in warnings:
+            if line not in self._warnings:
                 log.warning("%s", line)
-        self._said = said
+        self._warnings = warnings
         log.info(
-            "Cycle done: %d servers seen, %d things to do%s.",
+            "Cycle done: %d servers, %d actions due%s.",
             len(report.snapshot.servers),
             len(report.plan.actions),
-            ", none done" if report.skipped_why else "",
+            ", none taken" if report.skipped_why else "",
         )
 
 
@@ -332,7 +339,7 @@ class _Told:
 
 
 class _HubWithModels(HTTPHubAPI):
-    """Also keeps what the hub last said of each server, since the culler's hook is given all of that."""
+    """Also keeps the hub's last model of each server, because the culler's hook receives it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -343,10 +350,10 @@ class _HubWithModels(HTTPHubAPI):
         query = call.query or {}
         if query.get("state") == "active" and query.get("offset") == "0":
             self._models = {}
-        told = answer.json if isinstance(answer.json, dict) else {}
-        listed = told.get("items")
-        for user in listed if isinstance(listed, list) else [told]:
-            # What makes no sense is refused by whoever reads it next.
+        body = answer.json if isinstance(answer.json, dict) else {}
+        users = body.get("items")
+        for user in users if isinstance(users, list) else [body]:
+            # The next reader refuses what is malformed.
             servers = user.get("servers") if isinstance(user, dict) else None
             if isinstance(servers, dict):
                 self._models |= {(str(user.get("name")), name): model for name, model in servers.items()}
@@ -360,7 +367,7 @@ class _HubWithModels(HTTPHubAPI):
 def as_arbiter(
     hook: Hook, inactive_limit: int, model: Callable[[Server], Mapping[str, Any]]
 ) -> Callable[..., Awaitable[bool]]:
-    """The culler's ``hook`` as HubGuard's: it is asked with the keywords that the culler gives it, whatever else there is."""
+    """The culler's ``hook`` as HubGuard's. It is called with the culler's keywords only."""
 
     async def arbiter(*, server: Server, inactive: timedelta, **_: Any) -> bool:
         answer = hook(inactive=inactive, inactive_limit=inactive_limit, server=dict(model(server)))

@@ -1,4 +1,4 @@
-"""Checks what HubGuard needs, one thing after another, and says what to do about each that is missing."""
+"""Checks everything that HubGuard needs, and says what to do about each problem."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from hubguard.prune.settings import HubGuardPrune
 OLDEST_HUB = (5, 2)
 
 HUB_PATIENCE_S = 10.0
-"""A person waits: what takes longer than this is told as not answering."""
+"""Maximum seconds for an answer, because a person is waiting."""
 
 
 class Finding(str, Enum):
-    """How a check came out."""
+    """The outcome of a check."""
 
     FINE = "fine"
-    WARNING = "warning"  # HubGuard works, with something less than it could
+    WARNING = "warning"  # HubGuard works, with a feature less
     WRONG = "wrong"  # HubGuard can't do its work
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: ``what`` was found, in one line, and what to ``do`` about it ("" where it is fine)."""
+    """One check: ``what`` it shows, in one line, and what to ``do`` about it ("" if all is well)."""
 
     subject: str
     finding: Finding
@@ -51,22 +51,22 @@ class Check:
 
 
 async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check, ...]:
-    """Every check, in the order in which a failure of one explains those after it.
+    """All checks, ordered so that a failure explains those that follow it.
 
-    Never raises for what it finds, and changes nothing anywhere.
+    Raises nothing for a failed check, and changes nothing.
     """
     checks = _settings(settings)
     try:
         place = place_from(environ)
         hub = HTTPHubAPI(place.api_url, place.token, make_budget(settings), request_timeout_s=HUB_PATIENCE_S)
     except ConfigError as error:
-        checks.append(Check("hub", Finding.WRONG, str(error), "Set it as the hub does for its services."))
+        checks.append(Check("hub", Finding.WRONG, str(error), "Set it to what the hub sets for its services."))
     else:
         async with hub:
             for look in (_version, partial(_scopes, settings), _servers, _cullers):
-                found = await _unless_unreachable(look, hub)
-                checks += found
-                if any(check.subject == "hub" and check.finding is Finding.WRONG for check in found):
+                answers = await _unless_unreachable(look, hub)
+                checks += answers
+                if any(check.subject == "hub" and check.finding is Finding.WRONG for check in answers):
                     break
     checks.append(await _proxy(environ))
     checks += await asyncio.to_thread(_journal, settings)
@@ -74,11 +74,11 @@ async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check
 
 
 def examine_config(path: Path) -> tuple[Check, ...]:
-    """What a config file, the hub's or our own, would do, before it is deployed. It is executed; no hub is asked."""
+    """The checks of a config file, the hub's or HubGuard's, before it is deployed. Executes the file; reads no hub."""
     try:
         config = read_file(path)
     except ConfigError as error:
-        return (Check("file", Finding.WRONG, str(error), "Mend the file."),)
+        return (Check("file", Finding.WRONG, str(error), "Correct the file."),)
     checks = _settings(load(sections_of(config)))
     if "JupyterHub" not in config:
         return tuple(checks)
@@ -86,25 +86,32 @@ def examine_config(path: Path) -> tuple[Check, ...]:
     services = services.get_value([]) if isinstance(services, LazyConfigValue) else services
     names = [spec.get("name") for spec in services if isinstance(spec, Mapping)]
     if "hubguard" not in names:
-        what = "HubGuard isn't among the services in the end: there is no include, or a later line overwrites them"
+        what = "HubGuard isn't registered as a service: the include is missing, or a later line overwrites the services"
         checks.append(
-            Check("service", Finding.WRONG, what, "Include it last, or add to c.JupyterHub.services with extend().")
+            Check(
+                "service",
+                Finding.WRONG,
+                what,
+                "Include HubGuard last, or add services with c.JupyterHub.services.extend().",
+            )
         )
     elif names[0] != "hubguard-process":
-        what = "another service comes before HubGuard, so that an idle culler among those couldn't be taken over"
-        checks.append(Check("service", Finding.WARNING, what, "Include HubGuard after the other services are set."))
+        what = "another service comes before HubGuard. If it is an idle culler, HubGuard can't replace it"
+        checks.append(
+            Check("service", Finding.WARNING, what, "Include HubGuard after the lines that set other services.")
+        )
     else:
         checks.append(Check("service", Finding.FINE, "HubGuard is registered as a service"))
     return tuple(checks)
 
 
 def as_json(check: Check) -> dict[str, str]:
-    """One check as JSON has it."""
+    """One check, for JSON."""
     return {"subject": check.subject, "finding": check.finding.value, "what": check.what, "do": check.do}
 
 
 def as_text(checks: Sequence[Check]) -> str:
-    """All checks for a terminal: a line each, and what to do below those that aren't fine."""
+    """All checks for a terminal: a line each, followed by what to do."""
     lines = []
     for check in checks:
         lines.append(f"{check.finding.value:8}{check.subject:10}{check.what}")
@@ -116,63 +123,68 @@ def as_text(checks: Sequence[Check]) -> str:
 def _settings(settings: Settings) -> list[Check]:
     checks = [
         Check(
-            "settings", Finding.WRONG, str(error), "Correct it in the config file; HubGuard acts on nothing until then."
+            "settings", Finding.WRONG, str(error), "Correct it in the config file. HubGuard takes no action until then."
         )
         for error in settings.errors
-    ] or [Check("settings", Finding.FINE, "all settings are right")]
+    ] or [Check("settings", Finding.FINE, "all settings are valid")]
     checks += [Check("settings", Finding.WARNING, note) for note in settings.notes]
-    # What load() takes the rules for; with errors in them there are none.
+    # If a rule has an error, load() drops them all.
     checks += [
-        Check("rules", Finding.WARNING, sentence, "Change it or its place in HubGuardCull.rules, or leave it out.")
+        Check("rules", Finding.WARNING, sentence, "Change, move or remove the rule in HubGuardCull.rules.")
         for sentence in rules.analyse(rules.parse(settings.cull.rules)[0])
     ]
     return checks + _deleting_users(settings.cull) + _pruning(settings.prune)
 
 
 def _deleting_users(cull: HubGuardCull) -> list[Check]:
-    """What the settings say of deleting users, where they do."""
+    """The check of HubGuardCull.users; none if culling deletes no users."""
     if not cull.users:
         return []
-    who = "users, admins too," if cull.admin_users else "users who aren't admins"
+    who = "users, including admins," if cull.admin_users else "users who aren't admins"
     idle, old = words.limit(cull.user_idle_timeout_s), words.limit(cull.user_max_age_s)
-    when = [f"haven't been active for {idle}"] if cull.user_idle_timeout_s > 0 else []
+    when = [f"have been inactive for {idle}"] if cull.user_idle_timeout_s > 0 else []
     when += [f"were created {old} ago, active or not"] if cull.user_max_age_s > 0 else []
     if not when:
-        what = "users would be deleted (HubGuardCull.users), but with both of their limits at 0 nobody ever is"
-        return [Check("users", Finding.WARNING, what, "Set HubGuardCull.user_idle_timeout_s, or users to False.")]
-    what = f"{who} are deleted from the hub, with all they have there, when no server of theirs runs and they "
+        what = "HubGuardCull.users is set, but nobody is ever deleted: both limits are 0"
+        return [
+            Check(
+                "users",
+                Finding.WARNING,
+                what,
+                "Set HubGuardCull.user_idle_timeout_s, or set HubGuardCull.users to False.",
+            )
+        ]
+    what = f"HubGuard deletes {who} with everything the hub keeps of them, once none of their servers runs and they "
     what += " or ".join(when)
     do = (
-        "Set HubGuardCull.users to False unless this hub's users are temporary. Where the spawner deletes storage with the"
-        " user, that is gone, too (KubeSpawner: by default)."
+        "Set HubGuardCull.users to False unless this hub's users are temporary. If the spawner deletes storage with the user"
+        " (KubeSpawner: by default), HubGuard deletes nobody until HubGuardPrune.acknowledged names the spawner."
     )
     return [Check("users", Finding.WARNING, what, do)]
 
 
 def _pruning(prune: HubGuardPrune) -> list[Check]:
-    """What the settings say of pruning, where it may delete users: by schedule, or when a person applies a plan."""
+    """The check of the settings of pruning; none if pruning deletes no users."""
     if not prune.delete_users:
         return []
     if not prune.every_s:
-        what = (
-            "users may be deleted from the hub (HubGuardPrune.delete_users), each time by a plan that a person applies"
-        )
+        what = "HubGuard deletes users only when a person applies a plan (HubGuardPrune.delete_users)"
         return [Check("users", Finding.FINE, what)]
     when = [f"inactive for {words.limit(prune.inactive_for_s)}"] if prune.inactive_for_s > 0 else []
     if prune.never_active_for_s > 0:
-        when.append(f"never active and made {words.limit(prune.never_active_for_s)} ago")
+        when.append(f"never active and created {words.limit(prune.never_active_for_s)} ago")
     every = words.limit(prune.every_s)
     if not when:
-        what = f"users would be deleted every {every} (HubGuardPrune.every_s), but with both limits at 0 nobody ever is"
-        do = "Set HubGuardPrune.inactive_for_s or never_active_for_s, or every_s to 0."
+        what = f"HubGuardPrune.every_s is {every}, but nobody is ever deleted: both limits are 0"
+        do = "Set HubGuardPrune.inactive_for_s or never_active_for_s, or set every_s to 0."
         return [Check("users", Finding.WARNING, what, do)]
     what = (
-        f"this deletes users by itself, every {every} up to {prune.run_cap:,} (HubGuardPrune.every_s): whoever is"
+        f"HubGuard deletes users automatically, every {every} up to {prune.run_cap:,} (HubGuardPrune.every_s): everyone"
         f" {' or '.join(when)}, except protected users"
     )
     do = (
-        "Set HubGuardPrune.every_s to 0 unless that is wanted; plans can be made and applied by hand. Where the spawner"
-        " deletes storage with the user, that is gone, too, once HubGuardPrune.acknowledged names it."
+        "Set HubGuardPrune.every_s to 0 unless you want that. You can make and apply plans by hand. If the spawner deletes"
+        " storage with the user, HubGuard deletes nobody until HubGuardPrune.acknowledged names the spawner."
     )
     return [Check("users", Finding.WARNING, what, do)]
 
@@ -181,14 +193,14 @@ async def _unless_unreachable(look: Callable[[HubAPI], Awaitable[list[Check]]], 
     try:
         return await look(hub)
     except HubRefused as error:
-        return [Check("token", Finding.WRONG, str(error), "Give HubGuard's service its role: see the include.")]
+        return [Check("token", Finding.WRONG, str(error), "Give HubGuard's service its role. The include does that.")]
     except HubGuardError as error:
         return [
             Check(
                 "hub",
                 Finding.WRONG,
                 str(error),
-                "Check JUPYTERHUB_API_URL, and that the hub is up and reached from here.",
+                "Check JUPYTERHUB_API_URL, and that the hub runs and can be reached from here.",
             )
         ]
 
@@ -198,7 +210,12 @@ async def _version(hub: HubAPI) -> list[Check]:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers < OLDEST_HUB:
         return [
-            Check("hub", Finding.WRONG, f"the hub is JupyterHub {version}", "HubGuard needs JupyterHub 5.2 or newer.")
+            Check(
+                "hub",
+                Finding.WRONG,
+                f"the hub is JupyterHub {version}",
+                "Upgrade the hub. HubGuard needs JupyterHub 5.2 or newer.",
+            )
         ]
     return [Check("hub", Finding.FINE, f"the hub answers; it is JupyterHub {version}")]
 
@@ -219,15 +236,17 @@ async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
                 f"Add it to the role of the service {name!r}.",
             )
         )
-    return checks or [Check("scopes", Finding.FINE, f"the service {name!r} has every scope it can use")]
+    return checks or [Check("scopes", Finding.FINE, f"the service {name!r} has all scopes that HubGuard uses")]
 
 
 def _deleting(settings: Settings) -> dict[str, Need]:
-    """The scope to delete users, where they are to be deleted, by what names the settings that want it."""
-    wanted = ["HubGuardCull.users"] if settings.cull.users else []
-    wanted += ["HubGuardPrune.delete_users"] if settings.prune.delete_users else []
+    """The scope that deletes users, with the settings that need it; none if nothing deletes users."""
+    settings_that_delete = ["HubGuardCull.users"] if settings.cull.users else []
+    settings_that_delete += ["HubGuardPrune.delete_users"] if settings.prune.delete_users else []
     return (
-        {DELETE_USERS: Need(f"deleting users ({' and '.join(wanted)}, set before the include)", True)} if wanted else {}
+        {DELETE_USERS: Need(f"deleting users ({' and '.join(settings_that_delete)}, set before the include)", True)}
+        if settings_that_delete
+        else {}
     )
 
 
@@ -240,19 +259,18 @@ async def _cullers(hub: HubAPI) -> list[Check]:
     try:
         services = await hub.list_services()
     except HubRefused:
-        what = "whether another culler is at work can't be seen: list:services and read:services are missing"
+        what = "other cullers aren't detected: the scopes list:services and read:services are missing"
         return [Check("cullers", Finding.WARNING, what, "Add them to the role of HubGuard's service.")]
     return [
         Check(
             "cullers",
             Finding.WRONG,
-            f"the service {name} is an idle culler, too"
-            + (", and it deletes users" if _deletes_users(command) else ""),
-            "Only one may act. Remove it from c.JupyterHub.services, or let HubGuard's include take over from it.",
+            f"the service {name} is an idle culler" + (", and it deletes users" if _deletes_users(command) else ""),
+            "Only one culler may act. Remove it from c.JupyterHub.services, or let HubGuard's include replace it.",
         )
         for name, command in services.items()
         if runs_a_culler(command)
-    ] or [Check("cullers", Finding.FINE, "no other culler is run by the hub")]
+    ] or [Check("cullers", Finding.FINE, "the hub runs no other culler")]
 
 
 def _deletes_users(command: Sequence[str]) -> bool:
@@ -264,9 +282,9 @@ def _deletes_users(command: Sequence[str]) -> bool:
 async def _proxy(environ: Mapping[str, str]) -> Check:
     url, token = environ.get("CONFIGPROXY_API_URL"), environ.get("CONFIGPROXY_AUTH_TOKEN")
     if not url or not token:
-        what = "the proxy isn't asked: CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN aren't both set here"
+        what = "the proxy wasn't checked: CONFIGPROXY_API_URL or CONFIGPROXY_AUTH_TOKEN isn't set here"
         return Check(
-            "proxy", Finding.WARNING, what, "Set them to check it, too; the include passes them to the service."
+            "proxy", Finding.WARNING, what, "Set both to check the proxy. The include passes them to the service."
         )
     timeout = aiohttp.ClientTimeout(total=HUB_PATIENCE_S)
     try:
@@ -276,29 +294,36 @@ async def _proxy(environ: Mapping[str, str]) -> Check:
         ):
             status = response.status
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-        what = f"the proxy's API doesn't answer at {url} ({type(error).__name__})"
+        what = f"the proxy's API at {url} doesn't answer ({type(error).__name__})"
         return Check("proxy", Finding.WRONG, what, "Check CONFIGPROXY_API_URL, and that the proxy runs.")
     if status == 403:
         return Check(
-            "proxy", Finding.WRONG, "the proxy refuses its token", "Make CONFIGPROXY_AUTH_TOKEN the proxy's own."
+            "proxy", Finding.WRONG, "the proxy refuses the token", "Set CONFIGPROXY_AUTH_TOKEN to the proxy's own."
         )
     if status != 200:
         return Check("proxy", Finding.WRONG, f"the proxy's API answers {status}", "Check CONFIGPROXY_API_URL.")
-    return Check("proxy", Finding.FINE, "the proxy's API answers, and takes the token")
+    return Check("proxy", Finding.FINE, "the proxy's API answers and accepts the token")
 
 
 def _journal(settings: Settings) -> list[Check]:
     try:
-        found, newest = revisions(settings.guard.db_url)
+        revision, newest = revisions(settings.guard.db_url)
     except JournalError as error:
-        return [Check("journal", Finding.WRONG, str(error), error.detail or "Mend HubGuard.db_url or the database.")]
-    if found is None:
-        return [Check("journal", Finding.FINE, "HubGuard's database is empty; the service makes its tables")]
-    if found != newest:
-        what = f"HubGuard's database is at revision {found}, this version needs {newest}"
         return [
             Check(
-                "journal", Finding.WARNING, what, "Start the service, which upgrades it, or run `hubguard db upgrade`."
+                "journal", Finding.WRONG, str(error), error.detail or "Correct HubGuard.db_url, or repair the database."
+            )
+        ]
+    if revision is None:
+        return [Check("journal", Finding.FINE, "HubGuard's database is empty. The service creates its tables")]
+    if revision != newest:
+        what = f"HubGuard's database is at revision {revision}, but this version needs {newest}"
+        return [
+            Check(
+                "journal",
+                Finding.WARNING,
+                what,
+                "Start the service, which upgrades the database, or run `hubguard db upgrade`.",
             )
         ]
     return [Check("journal", Finding.FINE, f"HubGuard's database is at the newest revision, {newest}")]

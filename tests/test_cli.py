@@ -175,7 +175,7 @@ def test_config_check_notices_that_later_lines_throw_the_include_away(run, tmp_p
     file.write_text("from hubguard.inhub import register\nregister(c)\nc.JupyterHub.services = []\n")
     said = run("config", "check", str(file))
     assert said.code == 1
-    assert "isn't among the services in the end" in said.out
+    assert "HubGuard isn't registered as a service" in said.out
 
 
 def test_config_check_names_a_file_that_fails(run, tmp_path: Path):
@@ -405,14 +405,15 @@ def test_config_check_names_rules_that_can_never_have_a_say(run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ("", "users who aren't admins are deleted from the hub"),
-        ("", "no server of theirs runs and they haven't been active for 30 d\n"),
-        ("c.HubGuardCull.admin_users = True\n", "users, admins too, are deleted"),
+        ("", "HubGuard deletes users who aren't admins with everything the hub keeps of them"),
+        ("", "once none of their servers runs and they have been inactive for 30 d\n"),
+        ("c.HubGuardCull.admin_users = True\n", "HubGuard deletes users, including admins, with"),
         (
             "c.HubGuardCull.user_idle_timeout_s = 0\nc.HubGuardCull.user_max_age_s = 7200\n",
             "they were created 2 h ago, active or not",
         ),
-        ("c.HubGuardCull.user_idle_timeout_s = 0\n", "nobody ever is"),
+        ("c.HubGuardCull.user_idle_timeout_s = 0\n", "nobody is ever deleted: both limits are 0"),
+        ("", "(KubeSpawner: by default), HubGuard deletes nobody until HubGuardPrune.acknowledged names the spawner."),
     ],
 )
 def test_config_check_and_doctor_say_plainly_that_users_are_deleted(run, tmp_path: Path, lines: str, says: str):

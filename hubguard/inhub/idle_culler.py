@@ -1,7 +1,7 @@
-"""The command line of jupyterhub-idle-culler, read as that program means it, and what it amounts to in HubGuard's settings.
+"""Reads the command line of jupyterhub-idle-culler as that program does, and translates it into HubGuard's settings.
 
-Learned from the options of 1.4.0 (tornado's: ``--cull-every=0``, ``--cull_users``) and 2.0.0 (traitlets': ``--cull-every 0``,
-``--IdleCuller.cull_every=0``), whose names and defaults are the same.
+It knows the options of 1.4.0 (tornado's: ``--cull-every=0``, ``--cull_users``) and 2.0.0 (traitlets': ``--cull-every 0``,
+``--IdleCuller.cull_every=0``). Their names and defaults are the same.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 DEFAULT_CONFIG_FILE = "idle_culler_config.py"
-"""What 2.0.0 reads from the folder it runs in where no ``--config`` names another file."""
+"""The file that 2.0.0 reads from its working directory, unless ``--config`` names another one."""
 
 LONGEST_IDLE_S = 366 * 86400
 LONGEST_AGE_S = 10 * LONGEST_IDLE_S
-"""Longer than HubGuard's settings take, and as good as none."""
+"""Maximum seconds in HubGuard's settings. A longer limit means none."""
 
 AT_ONCE_S = 0.001
-"""What ``--timeout=0`` is in HubGuard's settings, where 0 means never."""
+"""Seconds that stand for ``--timeout=0`` in HubGuard's settings, in which 0 means never."""
 
 LONGEST_EVERY_S = 86400
 """Maximum seconds between cycles, as in HubGuard's settings."""
@@ -31,9 +31,9 @@ MOST_AT_ONCE = 500
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of the culler: ``name`` as its trait has it; on the command line a dash stands for each underscore.
+    """An option of the culler. ``name`` is its trait's; the command line has dashes for underscores.
 
-    ``default`` also tells its kind: a switch, a whole number, or text ("": none). ``help`` says what it does here.
+    The type of ``default`` is the type of the option: a switch, a whole number, or text ("" means none).
     """
 
     name: str
@@ -42,7 +42,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """How it is written on the command line."""
+        """The option as it is written on the command line."""
         return "--" + {"config_file": "config"}.get(self.name, self.name).replace("_", "-")
 
 
@@ -50,58 +50,56 @@ OPTIONS: tuple[Option, ...] = (
     Option("timeout", 600, "Seconds without activity after which a server is stopped. 0: as soon as it is seen."),
     Option("cull_every", 0, "Seconds between two cycles. 0: half the timeout."),
     Option("max_age", 0, "Seconds after its start at which a server is stopped even when it is in use. 0: never."),
-    Option(
-        "concurrency", 10, "The most servers that are stopped at once. 0: HubGuard's own cap, and no longer unlimited."
-    ),
-    Option("cull_users", False, "Whether users are deleted, too, after the same times as servers are stopped."),
+    Option("concurrency", 10, "Maximum servers that are stopped at a time. 0: HubGuard's own maximum, not unlimited."),
+    Option("cull_users", False, "Whether users are deleted, too, by the same limits as servers."),
     Option("cull_admin_users", True, "Whether admins are deleted, too, with --cull-users."),
     Option("cull_default_servers", True, "Whether default servers are stopped."),
     Option("cull_named_servers", True, "Whether named servers are stopped."),
     Option("remove_named_servers", False, "Whether a named server that was stopped is also removed from the hub."),
-    Option("api_page_size", 0, "Users asked for at once. 0: as many as the hub gives."),
+    Option("api_page_size", 0, "Users per page of the hub's API. 0: the hub's own page size."),
     Option("url", "", "The hub's API. Default: the environment variable JUPYTERHUB_API_URL."),
     Option("ssl_enabled", False, "Whether the hub has internal SSL."),
     Option("internal_certs_location", "internal-ssl", "The folder with the hub's internal certificates."),
-    Option("config_file", DEFAULT_CONFIG_FILE, "A file that sets c.IdleCuller.*; the command line goes before it."),
-    Option("generate_config", False, "Print a config file with all defaults, and end."),
+    Option("config_file", DEFAULT_CONFIG_FILE, "A file that sets c.IdleCuller.*. The command line overrides it."),
+    Option("generate_config", False, "Print a config file with all defaults, and exit."),
 )
-"""The culler's own options, in the order in which ``--help`` tells them."""
+"""The culler's own options, in the order of ``--help``."""
 
 LOGGING: tuple[Option, ...] = (
-    Option("logging", "info", "What is logged: debug, info, warning, error or none."),
+    Option("logging", "info", "Lowest level that is logged: debug, info, warning, error or none."),
     Option("log_level", "", "The same, as a trait (c.IdleCuller.log_level): a name or a number."),
     Option("debug", False, "The same as --logging=debug."),
-    Option("log_to_stderr", False, "Log to stderr, even with a file."),
+    Option("log_to_stderr", False, "Log to stderr, even if there is a log file."),
     Option("log_file_prefix", "", "Log to this file."),
-    Option("log_file_max_size", 100_000_000, "Bytes after which a new log file is begun."),
+    Option("log_file_max_size", 100_000_000, "Bytes after which a new log file is started."),
     Option("log_file_num_backups", 10, "Old log files to keep."),
-    Option("log_rotate_when", "midnight", "The unit of the interval, with --log-rotate-mode=time."),
-    Option("log_rotate_interval", 1, "How many of these units a log file lasts."),
-    Option("log_rotate_mode", "size", "When a new log file is begun: by size or by time."),
+    Option("log_rotate_when", "midnight", "The unit of the interval with --log-rotate-mode=time."),
+    Option("log_rotate_interval", 1, "Units after which a new log file is started."),
+    Option("log_rotate_mode", "size", "What starts a new log file: size or time."),
 )
-"""What 1.4.0 has from tornado, and 2.0.0 from traitlets."""
+"""The options of logging: those of tornado (1.4.0) and of traitlets (2.0.0)."""
 
-ASKING = ("help", "help_all", "version")
-"""What is asked for in place of culling."""
+QUESTIONS = ("help", "help_all", "version")
+"""Options that print something and exit."""
 
 DEFAULTS: Mapping[str, object] = {option.name: option.default for option in OPTIONS}
 
 _KNOWN: Mapping[str, Option] = {
     **{option.name: option for option in (*OPTIONS, *LOGGING)},
-    **{name: Option(name, False, "") for name in ASKING},
+    **{name: Option(name, False, "") for name in QUESTIONS},
 }
 _BY_OTHER_NAMES = {"config": "config_file", "h": "help", "V": "version"}
 _CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
 
 _KEEPS_US_AWAY = {
-    "config_file": "--config isn't taken over: HubGuard doesn't know what stands in that file.",
-    "ssl_enabled": "--ssl-enabled isn't taken over: HubGuard's service doesn't reach hubs with internal SSL yet.",
+    "config_file": "--config isn't taken over: HubGuard doesn't read that file.",
+    "ssl_enabled": "--ssl-enabled isn't taken over: HubGuard's service can't connect to a hub with internal SSL yet.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a command line says. ``values`` holds only what was given, by option; ``problems`` is one sentence each."""
+    """A command line that was read: ``values`` of the options that it sets, and ``problems``, a sentence each."""
 
     values: Mapping[str, object]
     problems: tuple[str, ...] = ()
@@ -109,10 +107,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """What a culler's command says, as ``settings`` of HubGuard's (section → name → value).
+    """A culler's command, as HubGuard's ``settings`` (section → name → value).
 
-    ``notes`` says what isn't taken over, or matters to an operator, one line each. With ``understood`` False some of it could
-    spare servers in ways that HubGuard doesn't know, or HubGuard couldn't do its work: it must not take over.
+    ``notes`` are for the operator, a line each: what isn't taken over, and what matters. If ``understood`` is False, HubGuard
+    must not take over: the command may spare servers in ways that HubGuard doesn't know, or HubGuard couldn't work.
     """
 
     settings: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -121,9 +119,9 @@ class TakenOver:
 
 
 def read_line(words: Sequence[str]) -> Line:
-    """What the culler's own ``words`` say, in either dialect; of what is given twice, the last. Never raises.
+    """The culler's own ``words``, in either dialect; the last value of an option counts. Never raises.
 
-    Words that belong to no option mean nothing, there as here.
+    Words that belong to no option are ignored, as the culler does.
     """
     values: dict[str, object] = {}
     problems: list[str] = []
@@ -135,7 +133,7 @@ def read_line(words: Sequence[str]) -> Line:
         written, equals, text = word.lstrip("-").partition("=")
         option = _option(written)
         if option is None:
-            problems.append(f"{word} can't be understood.{_closest(written)}")
+            problems.append(f"{word} is unknown.{_closest(written)}")
             continue
         value = _valued(option, text) if equals else None
         if not equals:
@@ -145,14 +143,14 @@ def read_line(words: Sequence[str]) -> Line:
             elif isinstance(option.default, bool):
                 value = True
         if value is None:
-            problems.append(f"{word} can't be understood: it wants {_wanted(option)}.")
+            problems.append(f"{word} needs {_wanted(option)}.")
         else:
             values[option.name] = value
     return Line(values, tuple(problems))
 
 
 def read_trait(name: str, value: object) -> object | None:
-    """The value of the option ``name`` as a config file sets it, or None where it can't be that. Unknown names: KeyError."""
+    """The value of the option ``name`` in a config file, or None if it is invalid. Raises KeyError for an unknown name."""
     option = _KNOWN[name]
     if name == "log_level" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -165,25 +163,25 @@ def read_trait(name: str, value: object) -> object | None:
 
 
 def settings_for(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """HubGuard's settings (section → name → value) for a culler with these options; what isn't given has its default."""
-    told = {**DEFAULTS, **values}
+    """HubGuard's settings (section → name → value) for a culler with these options, and the defaults of all others."""
+    options = {**DEFAULTS, **values}
     timeout_s, every_s, max_age_s, concurrency = (
-        _float(told[name]) for name in ("timeout", "cull_every", "max_age", "concurrency")
+        _float(options[name]) for name in ("timeout", "cull_every", "max_age", "concurrency")
     )
     cull: dict[str, object] = {
-        "default_servers": told["cull_default_servers"],
-        "named_servers": told["cull_named_servers"],
-        "remove_named_servers": told["remove_named_servers"],
+        "default_servers": options["cull_default_servers"],
+        "named_servers": options["cull_named_servers"],
+        "remove_named_servers": options["remove_named_servers"],
         "idle_timeout_s": max(AT_ONCE_S, timeout_s) if timeout_s <= LONGEST_IDLE_S else 0.0,
         "max_age_s": max_age_s if max_age_s <= LONGEST_AGE_S else 0.0,
         "every_s": float(min(max(1.0, every_s or timeout_s // 2), LONGEST_EVERY_S)),
     }
-    if told["cull_users"]:
+    if options["cull_users"]:
         cull |= {
             "users": True,
             "user_idle_timeout_s": max(AT_ONCE_S, timeout_s) if timeout_s <= LONGEST_AGE_S else 0.0,
             "user_max_age_s": cull["max_age_s"],
-            "admin_users": told["cull_admin_users"],
+            "admin_users": options["cull_admin_users"],
         }
     settings: dict[str, dict[str, object]] = {"HubGuardCull": cull}
     if concurrency >= 1:
@@ -192,11 +190,11 @@ def settings_for(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 
 def settings_from(command: Sequence[str]) -> TakenOver:
-    """The settings that a culler's whole command, interpreter included, amounts to. Never raises."""
+    """HubGuard's settings for a culler's whole command, interpreter included. Never raises."""
     words = [str(word) for word in command]
     notes: list[str] = []
     if shell := next((word for word in words if "cull" in word and len(word.split()) > 1), None):
-        notes.append(f"a command inside a command can't be understood: {shell}")
+        notes.append(f"HubGuard can't read a command inside a command: {shell}")
     line = read_line(_own(words))
     notes += line.problems
     notes += [why for name, why in _KEEPS_US_AWAY.items() if line.values.get(name)]
@@ -204,12 +202,12 @@ def settings_from(command: Sequence[str]) -> TakenOver:
         notes.append("--timeout=0 isn't taken over: it stops every server in every cycle.")
     understood = not notes
     if line.values.get("cull_users"):
-        notes.append("--cull-users is taken over: users are deleted, which needs the scope delete:users.")
+        notes.append("--cull-users is taken over: HubGuard deletes users, which needs the scope delete:users.")
     return TakenOver(settings_for(line.values), tuple(notes), understood)
 
 
 def _own(words: list[str]) -> list[str]:
-    """The culler's own words: what stands before them is how it is run."""
+    """The culler's own words, without the interpreter and program before them."""
     for position, word in enumerate(words):
         if PurePath(word.strip("'\"")).name.removesuffix(".py") in _CULLERS:
             return words[position + 1 :]
@@ -222,7 +220,7 @@ def _option(written: str) -> Option | None:
 
 
 def _valued(option: Option, text: str) -> object | None:
-    """What ``text`` means for ``option``, or None where it means nothing."""
+    """``text`` as a value of ``option``, or None if it is invalid."""
     if isinstance(option.default, bool):
         return _boolean(text)
     return _number(text) if isinstance(option.default, int) else text

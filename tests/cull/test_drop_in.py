@@ -362,7 +362,7 @@ async def test_it_ends_at_once_and_cleanly_when_told_to_with_a_stop_under_way(nu
                 await process.wait()
     assert process.returncode == 0, said.decode()
     assert "Traceback" not in said.decode()
-    assert "Told to end" in said.decode()
+    assert "Signal received: ending." in said.decode()
 
 
 async def test_what_z2jh_runs_works_with_only_the_modules_name_changed(tmp_path: Path):

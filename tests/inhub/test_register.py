@@ -469,7 +469,7 @@ def test_the_process_is_told_of_the_culler_again_when_the_hub_starts_it_again():
     [
         ({"command": ["sh", "-c", "exec python3 -m jupyterhub_idle_culler"]}, "a command inside a command"),
         ({"command": ["jupyterhub-idle-culler", "--config=/etc/culler.py"]}, "--config isn't taken over"),
-        ({"command": ["jupyterhub-idle-culler", "--spare-the-professor"]}, "can't be understood"),
+        ({"command": ["jupyterhub-idle-culler", "--spare-the-professor"]}, "--spare-the-professor is unknown"),
     ],
 )
 def test_a_culler_whose_settings_cannot_be_taken_over_keeps_its_work(changes: dict[str, Any], why: str):

@@ -552,17 +552,17 @@ async def test_storage_that_stays_is_said_without_alarm(site: Site, run: Callabl
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ("c.HubGuardPrune.delete_users = True\n", "each time by a plan that a person applies"),
+        ("c.HubGuardPrune.delete_users = True\n", "HubGuard deletes users only when a person applies a plan"),
         ("c.HubGuardPrune.every_s = 86400.0\n", "HubGuardPrune.every_s: scheduled pruning needs"),
         (
             "c.HubGuardPrune.delete_users = True\nc.HubGuardPrune.every_s = 86400.0\n",
-            "this deletes users by itself, every 1 d up to 100 (HubGuardPrune.every_s): whoever is inactive for 180 d or"
-            " never active and made 180 d ago",
+            "HubGuard deletes users automatically, every 1 d up to 100 (HubGuardPrune.every_s): everyone inactive for 180 d"
+            " or never active and created 180 d ago",
         ),
         (
             "c.HubGuardPrune.delete_users = True\nc.HubGuardPrune.every_s = 86400.0\n"
             "c.HubGuardPrune.inactive_for_s = 0.0\nc.HubGuardPrune.never_active_for_s = 0.0\n",
-            "with both limits at 0 nobody ever is",
+            "but nobody is ever deleted: both limits are 0",
         ),
     ],
 )
