@@ -76,7 +76,7 @@ def fields_of(criteria: StaleCriteria) -> dict[str, str]:
 
 
 def criteria_words(criteria: StaleCriteria) -> str:
-    """Whom the criteria mean, as one sentence."""
+    """The users who meet the criteria, as one sentence."""
     limits = []
     if criteria.inactive_for_s:
         limits.append(f"inactive for {words.limit(criteria.inactive_for_s)}")

@@ -294,7 +294,7 @@ class PruneStore:
             return connection.execute(query.limit(1)).one_or_none() is not None
 
     def deletions_intended(self, since: datetime) -> tuple[tuple[str, datetime | None], ...]:
-        """Whom HubGuard has been about to delete since then, whatever came of it: name and creation, first to last."""
+        """The users who HubGuard set out to delete since then, whatever the outcome: name and creation, first to last."""
         query = sa.select(_entry.c.user_name, _entry.c.started).where(
             _entry.c.event == Event.INTENT.value, _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
         )

@@ -136,7 +136,7 @@ def _stamped(verdict: PruneVerdict, now: datetime) -> str:
 
 
 def plan_sentence(plan: PrunePlan) -> str:
-    """Whom a plan deletes: ``Deletes 4,900 of 5,000 users: 4,800 inactive, 100 never active.``"""
+    """The users who a plan deletes: ``Deletes 4,900 of 5,000 users: 4,800 inactive, 100 never active.``"""
     by = Counter(deletion.reason for deletion in plan.deletions)
     why = ", ".join(f"{number:,} {REASON_WORDS[reason].lower()}" for reason, number in by.most_common())
     among = f"{len(plan.deletions):,} of {words.count(plan.gain.users_before, 'user')}"

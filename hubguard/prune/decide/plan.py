@@ -70,7 +70,7 @@ _COUNTED: Mapping[str, Callable[[Account], int | None]] = {
 
 
 def chosen(verdicts: Iterable[PruneVerdict], cap: int | None) -> list[PruneVerdict]:
-    """Whom a plan has, in name order: the stale, or with more of them than ``cap`` (None: no cap) those idle for longest."""
+    """The users in a plan, in name order: all who are stale, or the ``cap`` who are idle longest (None: no cap)."""
     stale = sorted((verdict for verdict in verdicts if verdict.stale), key=_longest_idle_first)
     return sorted(stale if cap is None else stale[:cap], key=lambda verdict: verdict.account.name)
 

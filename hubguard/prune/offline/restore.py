@@ -1,6 +1,6 @@
 """Bringing the rows of an undo file back into the hub's database, all in one transaction.
 
-Whom and what a row belongs to is told by name, never by a number that somebody else may have by now: SQLite gives the
+The owner of a row is found by name, never by a number that may belong to somebody else by now: SQLite gives the
 numbers of deleted rows away again. A row gets its old number back where that is free, else a new one, and so does all that
 points to it. What would point to somebody who isn't there any more stays out, and is counted.
 """
