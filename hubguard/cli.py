@@ -291,9 +291,9 @@ def _db(arguments: argparse.Namespace, context: Context) -> int:
     url = context.configured.guard.db_url
     if arguments.action == "upgrade":
         open_journal(url).close()
-    found, newest = migrate.revisions(url)
-    context.say(f"revision {found or 'none yet'}, newest {newest}")
-    return Exit.FINE if found == newest else Exit.FINDINGS
+    revision, newest = migrate.revisions(url)
+    context.say(f"revision {revision or 'none yet'}, newest {newest}")
+    return Exit.FINE if revision == newest else Exit.FINDINGS
 
 
 # -- test beds ------------------------------------------------------------------------------------------------------------

@@ -118,16 +118,16 @@ def settings_table() -> list[tuple[str, str, str]]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, object]], list[ConfigError]]:
-    found: dict[str, dict[str, object]] = {}
+    sections: dict[str, dict[str, object]] = {}
     errors: list[ConfigError] = []
     if url := environ.get("HUBGUARD_DB_URL"):
-        found["HubGuard"] = {"db_url": url}
+        sections["HubGuard"] = {"db_url": url}
     if text := environ.get("JUPYTERHUB_REQUEST_TIMEOUT"):
         try:
-            found["HubGuardBudget"] = {"request_timeout_s": float(text)}
+            sections["HubGuardBudget"] = {"request_timeout_s": float(text)}
         except ValueError:
             errors.append(ConfigError("JUPYTERHUB_REQUEST_TIMEOUT", f"{text!r} is not a number of seconds"))
-    return found, errors
+    return sections, errors
 
 
 def _set(instance: Section, name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""The exception tree. Every message starts with one line for an operator: what happened, what it means, what to do."""
+"""The exceptions. Every message is for an operator: what didn't happen, why, and what to do."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class JournalError(HubGuardError):
 
 
 class Unrecordable(JournalError):
-    """This one entry can't be recorded, for a name or text in it that no database can hold; others can."""
+    """This entry can't be recorded, because no database can hold a name or text in it. Other entries can."""
 
 
 class LeaseLost(JournalError):
-    """Another guard holds the lease, or ours ran out: nothing may be done until it is ours again."""
+    """Another guard holds the lease, or ours ran out. This guard may do nothing until it holds the lease again."""
 
 
 class ActingRefused(JournalError):
-    """The journal said no to an intent: acting is on hold, or HubGuard only observes."""
+    """The journal refused an intent: acting is on hold, or HubGuard only observes."""
 
 
 class HubError(HubGuardError):
-    """The hub's API didn't give a usable answer."""
+    """The hub's API gave no usable answer."""
 
 
 class HubUnreachable(HubError):
@@ -71,7 +71,7 @@ class HubFailed(HubError):
 
 
 class HubGarbled(HubError):
-    """The hub answered 2xx with something that isn't what its API promises (not JSON, a wrong shape)."""
+    """The hub answered 2xx with something that its API doesn't allow: no JSON, or a wrong shape."""
 
 
 class HubDBError(HubGuardError):
@@ -79,11 +79,11 @@ class HubDBError(HubGuardError):
 
 
 class OtherHubsDB(HubDBError):
-    """The database that is read isn't the one that the hub uses: they know different users."""
+    """The database that HubGuard reads isn't the hub's: they hold different users."""
 
 
 class ProxyError(HubGuardError):
-    """The proxy's API didn't give a usable answer."""
+    """The proxy's API gave no usable answer."""
 
 
 class ProxyUnreachable(ProxyError):
@@ -103,7 +103,7 @@ class ProxyFailed(ProxyError):
 
 
 class ProxyGarbled(ProxyError):
-    """The proxy answered with something that isn't what its API promises (not JSON, a wrong shape)."""
+    """The proxy answered with something that its API doesn't allow: no JSON, or a wrong shape."""
 
 
 class BudgetExhausted(HubGuardError):
@@ -111,12 +111,12 @@ class BudgetExhausted(HubGuardError):
 
 
 class BackendError(HubGuardError):
-    """What runs the servers didn't tell, or didn't do as asked: its API is out of reach, refuses us or makes no sense."""
+    """What runs the servers (Docker, systemd, …) gave no usable answer: unreachable, refused, or malformed."""
 
 
 class UndoError(HubGuardError):
-    """An undo file can't be written, or isn't what it was when it was written: nothing may rest on it."""
+    """An undo file can't be written, or has changed since it was written. Nothing may rely on it."""
 
 
 class OfflineRefused(HubGuardError):
-    """The hub's database isn't touched: a hub uses it, it isn't the one that was planned for, or of an unknown revision."""
+    """The hub's database was left unchanged: a hub uses it, it isn't the plan's, or its revision is unknown."""

@@ -174,6 +174,7 @@ class Guard:
             notes=self._facts.notes,
             budget=self._budget.use(),
             armed=mandate.armed,
+            armed_by_settings=mandate.by_settings,
             brake=snapshots.brake,
             clock_from=snapshots.clock_from,
             findings=snapshots.findings,

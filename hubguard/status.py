@@ -31,7 +31,8 @@ class Status:
 
     ``why`` is one sentence. ``errors`` are wrong settings; ``notes`` are things an operator should know (a missing optional
     scope, a replaced culler). ``lease`` is None if nobody has ever held it. ``brake`` is set while HubGuard is braked.
-    ``clock_from``: idle clocks restarted then, after an outage. ``armed`` is what holds, by people or by the settings.
+    ``clock_from``: idle clocks restarted then, after an outage. ``armed`` is what is in effect;
+    ``armed_by_settings`` None means that people decide it.
     ``findings`` are what an operator should look at in what was read from the hub, most recent last.
     """
 
@@ -48,6 +49,7 @@ class Status:
     notes: tuple[str, ...] = ()
     budget: BudgetUse | None = None
     armed: bool = False
+    armed_by_settings: bool | None = None
     brake: Brake | None = None
     clock_from: datetime | None = None
     findings: tuple[Finding, ...] = ()

@@ -29,10 +29,10 @@ def moment(text: str) -> datetime:
 
 def span_s(text: str) -> float:
     """The seconds that ``text`` names: a number with one of s, min, h, d, w behind it. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?) ?(s|min|h|d|w)", text, re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?) ?(s|min|h|d|w)", text, re.ASCII)
+    if match is None:
         raise ValueError(f"{text!r} is no span such as 90min, 12h, 7d or 2w")
-    return float(found[1]) * _SECONDS[found[2]]
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 HOUR_S = 3600.0

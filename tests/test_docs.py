@@ -167,7 +167,7 @@ def test_the_page_about_culling_has_every_brake_in_the_order_of_seriousness():
     text = CULLING.read_text()
     table = re.findall(r"^\| `([a-z-]+)` \|", text[text.index("| reason |") : text.index("Only `population`")], re.M)
     assert sorted(table) == sorted(reason.value for reason in BrakeReason)
-    in_code = re.findall(r"found\[BrakeReason\.(\w+)\]", inspect.getsource(brake._objections))
+    in_code = re.findall(r"objections\[BrakeReason\.(\w+)\]", inspect.getsource(brake._objections))
     assert table == [BrakeReason[name].value for name in dict.fromkeys(in_code)]
 
 

@@ -55,12 +55,12 @@ class UserDeleter:
     async def is_gone(self, user: str, created: datetime | None) -> bool | None:
         """Whether that very user is gone; None: unknown, the hub doesn't answer."""
         try:
-            found = await self._hub.get_user(user)
+            current = await self._hub.get_user(user)
         except (HubError, BudgetExhausted) as error:
             self._note_error(error)
             log.info("It is unknown yet whether %s is deleted: %s", user, error)
             return None
-        return found is None or not same_run(found.created, created)
+        return current is None or not same_run(current.created, created)
 
     async def verify(
         self,
@@ -82,14 +82,14 @@ class UserDeleter:
         while True:
             unread: HubGuardError | None = None
             try:
-                found = await self._hub.get_user(user)
+                current = await self._hub.get_user(user)
             except (HubError, BudgetExhausted) as error:
                 self._note_error(error)
                 unread = error
             else:
-                if found is None:
+                if current is None:
                     return Outcome(OutcomeKind.DONE, "gone at a re-read" + (f" ({sent.remark})" if sent.remark else ""))
-                if not same_run(found.created, created):
+                if not same_run(current.created, created):
                     return Outcome(OutcomeKind.DONE, "that user is gone, and another has taken the name")
                 if sent.failed:
                     return Outcome(OutcomeKind.FAILED, f"still there: {sent.remark}; {HALF_WAY}")

@@ -28,8 +28,9 @@ class Mandate:
     unless people have said otherwise. ``wrong_setting`` is the first error in the settings, or "": then nothing is done.
 
     ``superseded`` is set when the guard of a newer hub has taken the lease, and ``allowed`` when a person allows acting: who
-    waits for that clears it. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as
-    last read.
+    waits for that clears it. ``by_settings`` is whether the settings arm this guard (True) or only let it observe (False),
+    None if people decide. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as last
+    read.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Mandate:
         self.stance = Stance()
         self._keeper = keeper
         self._clock = clock
-        self._by_settings = False if observe_only else armed
+        self.by_settings = False if observe_only else armed
         self._observe_only = observe_only
         self._took_over = took_over
         self._wrong_setting = wrong_setting
@@ -125,7 +126,7 @@ class Mandate:
     @property
     def armed(self) -> bool:
         """Whether this guard may act without being asked."""
-        return bool(self.stance.armed if self._by_settings is None else self._by_settings)
+        return bool(self.stance.armed if self.by_settings is None else self.by_settings)
 
     @property
     def why_observing(self) -> str:
@@ -134,7 +135,7 @@ class Mandate:
             return ""
         if self._observe_only:
             return self._observe_only
-        return "HubGuard.armed is False in the config" if self._by_settings is False else "nobody has armed it"
+        return "HubGuard.armed is False in the config" if self.by_settings is False else "nobody has armed it"
 
     @property
     def why_standby(self) -> str:
@@ -173,14 +174,14 @@ class Mandate:
 
     async def arm(self, actor: str, why: str) -> None:
         """Let HubGuard act without being asked. Raises HubGuardError if the settings forbid it."""
-        if self._by_settings is False:
+        if self.by_settings is False:
             raise HubGuardError(f"Arming changes nothing: {self.why_observing}. Change that first.")
         await self._set(self.journal.arm(actor, why, self._clock.now()))
         self.allowed.set()
 
     async def observe(self, actor: str, why: str) -> None:
         """Let HubGuard only observe. Raises HubGuardError if the settings arm it."""
-        if self._by_settings:
+        if self.by_settings:
             raise HubGuardError("HubGuard.armed is True in the config. Change it there; to stop acting now, use hold.")
         await self._set(self.journal.observe(actor, why, self._clock.now()))
 
@@ -210,7 +211,7 @@ class Mandate:
     async def intend(self, action: Action, order: Order, detail: str = "") -> int:
         """The intent's id, committed under our lease. Raises LeaseLost, ActingRefused or JournalError: then send nothing."""
         intent = await self._keeper.intend(
-            action, order.actor, asked=order.asked, armed=self._by_settings, detail=detail
+            action, order.actor, asked=order.asked, armed=self.by_settings, detail=detail
         )
         self._under_way.add(intent)
         return intent

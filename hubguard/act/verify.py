@@ -55,7 +55,7 @@ class Verifier:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
-            return await case.found
+            return await case.outcome
         finally:
             if self._waiting.get(key) is case:
                 del self._waiting[key]
@@ -81,12 +81,12 @@ class Verifier:
                 now_s = self._clock.monotonic_s()
                 for case in due:
                     case.wait(now_s, self._verify_s)
-                    if case.found.done():
+                    if case.outcome.done():
                         self._waiting.pop((case.action.user, case.action.name), None)
         except Exception as error:
             for case in self._waiting.values():
-                if not case.found.done():
-                    case.found.set_exception(error)
+                if not case.outcome.done():
+                    case.outcome.set_exception(error)
             self._waiting.clear()
 
     async def _wait(self, seconds: float) -> None:
@@ -128,7 +128,7 @@ class _Case:
     remark: str
     failed: bool
     until_s: float
-    found: asyncio.Future[Outcome]
+    outcome: asyncio.Future[Outcome]
     next_s: float = 0.0
     wait_s: float = FIRST_REREAD_S
     last: str = ""
@@ -136,7 +136,7 @@ class _Case:
     was_going: bool = False
 
     def saw(self, server: Server | None) -> None:
-        if self.found.done():
+        if self.outcome.done():
             return
         if server is None:
             self._end(OutcomeKind.DONE, "gone at a re-read" + (f" ({self.remark})" if self.remark else ""))
@@ -160,7 +160,7 @@ class _Case:
 
     def wait(self, now_s: float, verify_s: float) -> None:
         """Until the next read, or to the end."""
-        if self.found.done():
+        if self.outcome.done():
             return
         if now_s + self.wait_s <= self.until_s:
             self.next_s = now_s + self.wait_s
@@ -174,8 +174,8 @@ class _Case:
             self._end(OutcomeKind.UNVERIFIED, f"not seen gone within {verify_s:g} s: {self.last}" + _also(self.remark))
 
     def _end(self, kind: OutcomeKind, detail: str, cause: Cause = Cause.NONE) -> None:
-        if not self.found.done():
-            self.found.set_result(Outcome(kind, detail, cause))
+        if not self.outcome.done():
+            self.outcome.set_result(Outcome(kind, detail, cause))
 
 
 def _also(remark: str) -> str:

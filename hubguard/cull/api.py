@@ -16,7 +16,7 @@ from hubguard.web.openapi import Operation, Param, Refused
 
 SERVER_FILTERS = (
     Param("q", str, "Part of the user's or server's name, whatever the case.", default="", high=255),
-    Param("standing", str, "Only servers with this standing.", choices=tuple(one.value for one in Standing)),
+    Param("standing", str, "Only servers with this standing.", choices=tuple(kind.value for kind in Standing)),
     Param(
         "sort",
         str,

@@ -38,6 +38,7 @@ from hubguard.snapshot.cycle import Findings, Snapshots
 from hubguard.snapshot.decide.brake import Caution
 from hubguard.snapshot.model import Brake, Run, Situation
 from hubguard.snapshot.observe import Observer
+from hubguard.words import count
 
 log = logging.getLogger(__name__)
 
@@ -230,13 +231,15 @@ class Cycles:
         outcomes: tuple[tuple[Action, Outcome], ...],
     ) -> None:
         counts = {kind: sum(outcome.kind is kind for _, outcome in outcomes) for kind in OutcomeKind}
-        told = ", ".join(f"{count} {kind.value}" for kind, count in counts.items() if count)
+        result = ", ".join(f"{number} {kind.value}" for kind, number in counts.items() if number)
         rest = f"; {plan.left_out} more wait for the next cycle" if plan.left_out else ""
         users = sum(action.kind is ActionKind.DELETE_USER for action in plan.actions)
-        what = f"{len(plan.actions) - users} servers to stop" + (f", {users} users to delete" if users else "")
+        what = f"{count(len(plan.actions) - users, 'server')} to stop" + (
+            f", {count(users, 'user')} to delete" if users else ""
+        )
         fence = self._mandate.fence
         with contextlib.suppress(JournalError):
-            await journal.note(Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {told}{rest}")
+            await journal.note(Event.CYCLE, actor, fence, self._clock.now(), f"{what}: {result}{rest}")
 
     def _count(self, outcomes: tuple[tuple[Action, Outcome], ...]) -> None:
         by = {kind: sum(outcome.kind is kind for _, outcome in outcomes) for kind in OutcomeKind}
@@ -252,14 +255,14 @@ class Cycles:
     def _found(self, report: CycleReport, policy: CullPolicy, *, wanted: bool) -> list[Finding]:
         """The findings of this cycle. ``wanted``: people want what is due to be done."""
         now, late = report.ended_at, self.oldest_overdue
-        found = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
+        findings = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
         limit = timedelta(seconds=max(OVERDUE_S, 3 * self._section.every_s))
         if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
             text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."
-            found.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
+            findings.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
         if policy.users and policy.users_wait:
-            found.append(Finding(FindingKind.USERS_KEPT, now, policy.users_wait))
-        return found
+            findings.append(Finding(FindingKind.USERS_KEPT, now, policy.users_wait))
+        return findings
 
     def _width(self, rate: float | None, concurrency: int | None) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""

@@ -34,12 +34,12 @@ def load_hook(name: str) -> Hook:
     """The function that ``module:function`` names. Raises ConfigError."""
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function) if module and function else None
+        attribute = getattr(importlib.import_module(module), function) if module and function else None
     except Exception as error:
         raise ConfigError("HubGuardCull.hook", f"{name!r} can't be loaded: {type(error).__name__}: {error}") from None
-    if not callable(found):
+    if not callable(attribute):
         raise ConfigError("HubGuardCull.hook", f"{name!r} names no function; write it as module:function")
-    hook: Hook = found
+    hook: Hook = attribute
     return hook
 
 

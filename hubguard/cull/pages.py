@@ -40,11 +40,11 @@ class Servers(CullPage):
     async def get(self) -> None:
         status, last = self.site.status(), self.culling.status().last_cycle
         q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
-        wanted = Standing(standing) if standing in {one.value for one in Standing} else None
+        wanted = Standing(standing) if standing in {kind.value for kind in Standing} else None
         sort = sort if sort.removeprefix("-") in cull_shapes.SORTS else "due"
         rows = cull_shapes.running(last)
-        found = cull_shapes.chosen(rows, q=q, standing=wanted, sort=sort)
-        pages = max(1, -(-len(found) // ROWS))
+        matching = cull_shapes.chosen(rows, q=q, standing=wanted, sort=sort)
+        pages = max(1, -(-len(matching) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
         try:
@@ -61,10 +61,10 @@ class Servers(CullPage):
                     cull_words.explain(row.verdict, self.culling.policy, status.at, status.mode, row.outcome),
                     kept.get(row.verdict.server.key) or kept.get((row.verdict.server.user, None)),
                 )
-                for row in found[begin : begin + ROWS]
+                for row in matching[begin : begin + ROWS]
             ],
             "begin": begin,
-            "found": len(found),
+            "found": len(matching),
             "total": len(rows),
             "counts": cull_shapes.counts(rows),
             "empty": empty_words(status, last, total=len(rows)),
@@ -78,7 +78,10 @@ class Servers(CullPage):
 
 def kept_by(exemptions: Sequence[Exemption]) -> dict[tuple[str, str | None], Exemption]:
     """By user and server (None: all of the user's), of ``exemptions`` the one that runs for longest."""
-    return {(one.user, one.server): one for one in sorted(exemptions, key=lambda one: one.until)}
+    return {
+        (exemption.user, exemption.server): exemption
+        for exemption in sorted(exemptions, key=lambda exemption: exemption.until)
+    }
 
 
 def empty_words(status: Status, last: CycleReport | None, *, total: int) -> str:
@@ -91,7 +94,7 @@ def empty_words(status: Status, last: CycleReport | None, *, total: int) -> str:
             status.mode,
             "HubGuard hasn't read the hub's servers yet. This page updates by itself.",
         )
-    incomplete = next((one for one in last.snapshot.readings if not one.complete), None)
+    incomplete = next((reading for reading in last.snapshot.readings if not reading.complete), None)
     if total:
         return f"No server matches. {words.count(total, 'server')} {'is' if total == 1 else 'are'} running."
     if incomplete:
@@ -116,7 +119,7 @@ class ServerPage(CullPage):
             trouble = str(error)
         label = f"{user}/{name}" if name else user
         absent = not_running(label, known=last is not None)
-        exemptions = tuple(one for one in exemptions if one.server in {None, name})
+        exemptions = tuple(exemption for exemption in exemptions if exemption.server in {None, name})
         if row is None and not entries and not exemptions and not trouble:
             raise Refused(404, absent)
         explanation = (
@@ -148,12 +151,12 @@ class Exemptions(CullPage):
     @override
     async def get(self) -> None:
         user, ended = self.asked("user").strip(), bool(self.asked("ended"))
-        found = await self.culling.exemptions(user=user or None, ended=ended)
-        pages = max(1, -(-len(found) // ROWS))
+        exemptions = await self.culling.exemptions(user=user or None, ended=ended)
+        pages = max(1, -(-len(exemptions) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         live = {
             **self.common(self.site.status()),
-            "exemptions": found[(number - 1) * ROWS : number * ROWS],
+            "exemptions": exemptions[(number - 1) * ROWS : number * ROWS],
             "user": user,
             "ended": ended,
             "number": number,
@@ -205,11 +208,11 @@ class EndExemption(CullPage):
     async def get(self, number: str) -> None:
         """The question. 404 where it is over."""
         wanted = exemption_id(number)
-        found = next((one for one in await self.culling.exemptions() if one.id == wanted), None)
-        if found is None:
+        exemption = next((each for each in await self.culling.exemptions() if each.id == wanted), None)
+        if exemption is None:
             raise Refused(404, f"Exemption {wanted} isn't in force: it is over, was ended, or never was.")
         template = self.site.env.get_template("cull/end_exemption.html")
-        self.finish(template.render(**self.common(self.site.status()), exemption=found))
+        self.finish(template.render(**self.common(self.site.status()), exemption=exemption))
 
     async def post(self, number: str) -> None:
         """It is over, and the list of exemptions shows what is left."""

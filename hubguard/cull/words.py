@@ -118,8 +118,8 @@ def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, o
     if reason is Reason.BACKING_OFF:
         tries = "the last try" if verdict.failures == 1 else f"{verdict.failures} tries"
         what = "interrupt its start" if verdict.server.pending else "stop it"
-        again = f"; tried again {_when(verdict.not_before, now)}" if verdict.not_before else ""
-        return f"Due, but {tries} to {what} failed{again}."
+        again = f" The next try is {_when(verdict.not_before, now)}." if verdict.not_before else ""
+        return f"Due, but {tries} to {what} failed.{again}"
     if reason is Reason.HOOK:
         answer = f"gave no answer: {known.hook_error.rstrip('. ')}" if known.hook_error else "says to keep it"
         return f"Due, but the hook (HubGuardCull.hook) {answer}; asked again in the next cycle."
@@ -143,7 +143,7 @@ def _exempt(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
 def _kept(exemption: Exemption, now: datetime) -> str:
     at = clock(exemption.until, now).partition(" ")[2]
     why = f": {exemption.why.rstrip('. ')}" if exemption.why.strip(". ") else ""
-    return f"until {at} ({until(exemption.until, now)}), as {exemption.actor} asked{why}"
+    return f"until {at} ({until(exemption.until, now)}), by {exemption.actor}{why}"
 
 
 def _unknown(verdict: Verdict, policy: CullPolicy) -> str:
@@ -259,7 +259,8 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
     elif known.hook is not None:
         named.append(("Hook", "stop it" if known.hook else "keep it"))
     if verdict.due_at is not None:
-        named.append(("Due", f"{stamp(verdict.due_at)}, {until(verdict.due_at, now)}"))
+        due = until(verdict.due_at, now) if verdict.due_at > now else age(verdict.due_at, now)
+        named.append(("Due", f"{stamp(verdict.due_at)}, {due}"))
     if verdict.failures:
         named.append(("Failed tries", str(verdict.failures)))
     if verdict.not_before is not None:
@@ -267,9 +268,9 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
     return tuple(named)
 
 
-def _differ(one: datetime, other: datetime | None) -> bool:
+def _differ(at: datetime, other: datetime | None) -> bool:
     """By more than the hub itself rounds activity."""
-    return other is None or abs((one - other).total_seconds()) >= 60
+    return other is None or abs((at - other).total_seconds()) >= 60
 
 
 def planned(stops: int, interrupts: int, deletions: int) -> str:

@@ -68,11 +68,11 @@ class GuardCollector(Collector):
             text = "Share of what was sent in the last hour that failed or couldn't be verified"
             yield _gauge("hubguard_error_ratio", text, culled.recent.error_ratio)
         reason = status.brake.reason if status.brake else None
-        brakes = {one.value: one is reason for one in BrakeReason}
+        brakes = {kind.value: kind is reason for kind in BrakeReason}
         yield _labelled("hubguard_brake", "1 for the reason of the brake", "reason", brakes)
         kinds = Counter(finding.kind for finding in state.findings)
-        found = {kind.value: kinds[kind] for kind in FindingKind}
-        yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", found)
+        by_kind = {kind.value: kinds[kind] for kind in FindingKind}
+        yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", by_kind)
         if culled.last_cycle is not None:
             due_at = culled.oldest_overdue.due_at if culled.oldest_overdue else None
             late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0
@@ -107,9 +107,9 @@ def _of_cycle(report: CycleReport, now: datetime) -> Iterator[Metric]:
     )
     took_s = (report.ended_at - report.began_at).total_seconds()
     yield _gauge("hubguard_last_cycle_duration_seconds", "How long the last cycle took", took_s)
-    ages = {one.source.value: max(0.0, (now - one.at).total_seconds()) for one in report.snapshot.readings}
+    ages = {reading.source.value: max(0.0, (now - reading.at).total_seconds()) for reading in report.snapshot.readings}
     yield _labelled("hubguard_source_age_seconds", "How old the last reading of a source is", "source", ages)
-    complete = {one.source.value: one.complete for one in report.snapshot.readings}
+    complete = {reading.source.value: reading.complete for reading in report.snapshot.readings}
     yield _labelled("hubguard_source_complete", "1 when that reading is all there", "source", complete)
 
 
@@ -127,10 +127,10 @@ def _of_budget(use: BudgetUse) -> Iterator[Metric]:
 
 def _of_drift(report: DriftReport) -> Iterator[Metric]:
     yield from _time("hubguard_last_drift_look_time_seconds", "When all sources were last compared", report.world.at)
-    complete = {one.source.value: one.complete for one in report.world.readings}
+    complete = {reading.source.value: reading.complete for reading in report.world.readings}
     text = "1 when the last look for drift had all that this source tells; nothing is concluded from one that is 0"
     yield _labelled("hubguard_drift_source_complete", text, "source", complete)
-    counts = Counter((one.kind, one.raised_at is not None) for one in report.drifts)
+    counts = Counter((drift.kind, drift.raised_at is not None) for drift in report.drifts)
     family = GaugeMetricFamily(
         "hubguard_drifts", "Differences between what is believed and what is, by kind", labels=["kind", "state"]
     )

@@ -53,7 +53,7 @@ class Overview(Page):
                 "late": cull_shapes.is_late(status, state.cull),
                 "entries": entries,
                 "journal_trouble": trouble,
-                "runs": [one for one in runs if one.state in {PruneState.RUNNING, PruneState.PAUSED}],
+                "runs": [run for run in runs if run.state in {PruneState.RUNNING, PruneState.PAUSED}],
                 "pr": prune_words,
                 "drift": state.drift,
                 "d": drift_words,

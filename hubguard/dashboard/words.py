@@ -15,7 +15,7 @@ MODE_WORDS: dict[Mode, str] = {
     Mode.HELD: "On hold",
     Mode.BRAKED: "Braked",
     Mode.STANDBY: "Standing by",
-    Mode.TROUBLED: "In trouble",
+    Mode.TROUBLED: "Not working",
 }
 
 
@@ -34,26 +34,26 @@ FINDING_WORDS: dict[FindingKind, str] = {
 def acceptance(brake: Brake, policy: CullPolicy) -> str:
     """What a person accepts by resuming under an acceptable ``brake``; one sentence."""
     if brake.reason is BrakeReason.OVER_CAP:
-        return f"Resuming accepts all that is due: each cycle then does up to {policy.plan_cap:,} of it."
+        return f"If you resume, HubGuard carries out everything that is due, up to {policy.plan_cap:,} actions in each cycle."
     if brake.reason is BrakeReason.POPULATION:
-        return "Resuming accepts that the others are gone: HubGuard goes on by the users that are left."
-    return "Resuming accepts that."
+        return "If you resume, you confirm that the missing users are meant to be gone."
+    return "If you resume, HubGuard continues despite this."
 
 
 def headline(status: Status, due: int, users: int = 0) -> str:
-    """One sentence: what HubGuard is doing and why. ``due`` and ``users`` are how many servers and users were due at
-    the last look.
+    """What HubGuard is doing and why, for people. ``due`` and ``users`` are the numbers of servers and users that were due
+    at the last look.
     """
     if status.mode is Mode.ACTING:
-        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due" if due else "none is due right now"
+        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due now" if due else "No server is due now"
         leaving = f" {count(users, 'user')} {'is' if users == 1 else 'are'} due to be deleted." if users else ""
-        return f"HubGuard is armed and stops servers that are due; {now}.{leaving}"
+        return f"HubGuard is armed and stops servers that are due. {now}.{leaving}"
     if status.mode is Mode.OBSERVING:
         would = [f"stop {count(due, 'server')}"] if due else []
         would += [f"delete {count(users, 'user')}"] if users else []
-        return f"HubGuard only observes: it would {' and '.join(would) or 'stop nothing'} now. {status.why}"
+        return f"HubGuard only observes. If armed, it would {' and '.join(would) or 'stop nothing'} now. {status.why}"
     if status.mode is Mode.HELD:
-        return f"{status.why.rstrip('. :')}. Nothing is sent to the hub to change it until someone resumes."
+        return f"{status.why} HubGuard changes nothing at the hub until someone resumes."
     if status.mode is Mode.BRAKED and status.brake is not None:
-        return f"Braked: {status.brake.why.rstrip('. ')}."
+        return status.brake.cause
     return status.why

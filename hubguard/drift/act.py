@@ -46,8 +46,8 @@ Raises HubGuardError if a source can't be read in full: a difference that it doe
 class Repairer:
     """Carries out plans of repairs, one plan at a time.
 
-    ``backends`` is None if none can be seen. ``verify_s`` is the seconds after which a repair counts as unverified. ``told``
-    is called with each repair and its outcome.
+    ``backends`` is None if none can be seen. ``verify_s`` is the seconds after which a repair counts as unverified.
+    ``on_outcome`` is called with each repair and its outcome.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Repairer:
         look: Look,
         *,
         verify_s: float,
-        told: Callable[[Repair, Outcome], None],
+        on_outcome: Callable[[Repair, Outcome], None],
     ) -> None:
         self._hub = hub
         self._backends = backends
@@ -67,7 +67,7 @@ class Repairer:
         self._clock = clock
         self._look = look
         self._verify_s = verify_s
-        self._told = told
+        self._on_outcome = on_outcome
         self._one_plan_at_a_time = asyncio.Lock()
         self._attempts: list[Attempt] = []
 
@@ -148,7 +148,7 @@ class Repairer:
     async def _one_after_another(self, queue: Sequence[int], work: _Work) -> None:
         for index in queue:
             work.outcomes[index] = await self._repair(work.plan.repairs[index], work)
-            self._told(work.plan.repairs[index], work.outcomes[index])
+            self._on_outcome(work.plan.repairs[index], work.outcomes[index])
 
     async def _repair(self, repair: Repair, work: _Work) -> Outcome:
         if repair.action.kind is not ActionKind.START_AND_STOP:
@@ -411,7 +411,7 @@ class Repairer:
 
     async def _orphan(self, key: Key) -> Drift | None:
         drifts = await self._look([key])
-        return next((one for one in drifts if one.kind is DriftKind.SERVER_ORPHAN), None)
+        return next((drift for drift in drifts if drift.kind is DriftKind.SERVER_ORPHAN), None)
 
 
 class _Rereads:
@@ -506,10 +506,10 @@ def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[b
     return None, "it isn't listed, and the list is incomplete"
 
 
-def _runs(one: Backend, other: Backend, run: datetime) -> bool:
+def _runs(backend: Backend, other: Backend, run: datetime) -> bool:
     """Whether ``one`` is alive, isn't ``other``, and belongs to the server's run that was started then."""
-    alive = one.alive is True and one.key == other.key and one.id != other.id
-    return alive and one.started is not None and not began_before(one, run)
+    alive = backend.alive is True and backend.key == other.key and backend.id != other.id
+    return alive and backend.started is not None and not began_before(backend, run)
 
 
 def _left(still: str) -> Outcome:

@@ -126,8 +126,8 @@ def _backend_beliefs(world: World, key: Key) -> list[BeliefShape]:
     return rows
 
 
-def _own_belief(found: DriftReport, key: Key, entries: Sequence[Entry]) -> BeliefShape:
-    world, says, at = found.world, [], None
+def _own_belief(report: DriftReport, key: Key, entries: Sequence[Entry]) -> BeliefShape:
+    world, says, at = report.world, [], None
     if any((user, name) == key for user, name, _ in world.ghosts):
         says.append("a stop that the hub accepted didn't end it")
     if key in world.outlived:
@@ -135,8 +135,8 @@ def _own_belief(found: DriftReport, key: Key, entries: Sequence[Entry]) -> Belie
         says.append(
             f"the hub's spawner reported at {words.stamp(reported_at)} that its backend outlived a stop: {detail}"
         )
-    if key in found.used_at:
-        says.append(f"last real use {words.stamp(found.used_at[key])}")
+    if key in report.used_at:
+        says.append(f"last real use {words.stamp(report.used_at[key])}")
     if entries:
         at = entries[0].at
         says.append(f"last in the journal: {journal_words.entry_sentence(entries[0])}")

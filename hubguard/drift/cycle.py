@@ -70,11 +70,11 @@ class DriftCycles:
     @property
     def report(self) -> DriftReport | None:
         """What the last look found, with how repairs and the proxy are now; None before the first look."""
-        found = self._looks.report
-        if found is None:
+        report = self._looks.report
+        if report is None:
             return None
         return replace(
-            found,
+            report,
             repaired=self._repairs.done,
             by_itself=tuple(kind for kind in DriftKind if kind in self._repairs.kinds),
             next_look_at=self._next_look_at,

@@ -81,7 +81,7 @@ class WorldObserver:
         at = self._clock.now()
         keys = set(also)
         of_database, of_routes = await asyncio.gather(self._read_database(), self._read_routes())
-        readings = [one.reading for one in (of_database, of_routes) if one is not None]
+        readings = [answer.reading for answer in (of_database, of_routes) if answer is not None]
         state = of_database.value if of_database is not None else None
         words, unsure, of_hub = await self._words(state, recent)
         if recent is not None and not only:
@@ -96,10 +96,10 @@ class WorldObserver:
         ]
         backends, whole = None, False
         if self._backends is not None and not routes_only:
-            told = await read(self._clock, Source.BACKEND, self._ask_backends(self._backends, expected))
-            readings.append(told.reading)
-            if told.value is not None:
-                backends, whole = told.value
+            answer = await read(self._clock, Source.BACKEND, self._ask_backends(self._backends, expected))
+            readings.append(answer.reading)
+            if answer.value is not None:
+                backends, whole = answer.value
         world = World(
             at=at,
             readings=(of_hub, *readings),
@@ -142,9 +142,9 @@ class WorldObserver:
     def _listed_lately(self, recent: Snapshot | None) -> tuple[Server, ...] | None:
         """The last list of the hub's servers, whoever asked for it, if it is recent enough."""
         lists = [] if self._listed is None else [self._listed]
-        told = recent.reading(Source.HUB_API) if recent is not None else None
-        if recent is not None and told is not None and told.complete and told.detail != ALIVE:
-            lists.append((told, recent.servers))
+        answer = recent.reading(Source.HUB_API) if recent is not None else None
+        if recent is not None and answer is not None and answer.complete and answer.detail != ALIVE:
+            lists.append((answer, recent.servers))
         # A list from the future is from before our clock was put back, nobody knows by how much.
         ages = [((self._clock.now() - reading.at).total_seconds(), servers) for reading, servers in lists]
         young = [one for one in ages if 0 <= one[0] <= RECENT_S]
@@ -229,33 +229,33 @@ class WorldObserver:
         lacks = lacks and not all(_path(prefix) in (routes or {}) for prefix in (self._prefixes or {}).values())
         now_s = self._clock.monotonic_s()
         if of_hub.complete and (lacks or now_s >= self._prefixes_due_s):
-            told = await read(self._clock, Source.HUB_API, self._hub.service_prefixes())
-            self._prefixes = told.value
-            self._prefixes_due_s = now_s + (SELDOM_S if told.value is not None else RECENT_S)
+            answer = await read(self._clock, Source.HUB_API, self._hub.service_prefixes())
+            self._prefixes = answer.value
+            self._prefixes_due_s = now_s + (SELDOM_S if answer.value is not None else RECENT_S)
         return self._prefixes
 
     async def _orm_counts(self, state: HubState | None) -> ORMCounts | None:
         now_s = self._clock.monotonic_s()
         if self._database is not None and state is not None and now_s >= self._orm_due_s:
-            told = await read(self._clock, Source.HUB_DB, self._database.orm_counts())
-            self._orm = told.value
-            self._orm_due_s = now_s + (SELDOM_S if told.value is not None else RECENT_S)
+            answer = await read(self._clock, Source.HUB_DB, self._database.orm_counts())
+            self._orm = answer.value
+            self._orm_due_s = now_s + (SELDOM_S if answer.value is not None else RECENT_S)
         return self._orm
 
 
 async def _told(backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
     try:
-        told, whole = tuple(await backends.look(expected)), bool(backends.whole)
+        answer, whole = tuple(await backends.look(expected)), bool(backends.whole)
     except HubGuardError:
         raise
     except Exception as error:  # it may be anybody's
         what = f"{type(error).__name__}: {printable(str(error))}"
         raise BackendError(f"The look at the backends failed in an unexpected error: {what}") from error
-    strange = [one for one in told if not isinstance(one, Backend)]
+    strange = [item for item in answer if not isinstance(item, Backend)]
     if strange:
         what = printable(type(strange[0]).__name__)
         raise BackendError(f"The look at the backends returned a {what} instead of a Backend.")
-    return told, whole
+    return answer, whole
 
 
 def _path(prefix: str) -> str:
@@ -275,7 +275,7 @@ def _with_unasked(world: World, expected: Sequence[Expected], among: Iterable[Ke
     """
     if world.backends is None or world.servers is None:
         return world
-    asked = {(one.user, one.server) for one in expected} | {backend.key for backend in world.backends}
+    asked = {(server.user, server.server) for server in expected} | {backend.key for backend in world.backends}
     late = [key for key in sorted(among) if key in world.servers and world.servers[key].ready and key not in asked]
     unasked = [
         Backend("unknown", f"of {user}/{name}", user, name, None, "not looked for", detail="by then it wasn't ready")
@@ -285,7 +285,7 @@ def _with_unasked(world: World, expected: Sequence[Expected], among: Iterable[Ke
 
 
 def _with(world: World, of_hub: Reading, **changes: object) -> World:
-    readings = tuple(of_hub if one.source is Source.HUB_API else one for one in world.readings)
+    readings = tuple(of_hub if reading.source is Source.HUB_API else reading for reading in world.readings)
     return replace(world, readings=readings, **changes)  # type: ignore[arg-type]
 
 

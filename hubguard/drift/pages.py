@@ -45,13 +45,13 @@ class DriftPage(FollowedPage):
         kind = kind if kind in KIND.choices else ""
         state = state if state in STATES else ""
         drifts = report.drifts if report else ()
-        found = drift_words.select(
+        matching = drift_words.select(
             drifts,
             q=q,
             kinds=[DriftKind(kind)] if kind else (),
             state=drift_words.DriftState(state) if state else None,
         )
-        pages = max(1, -(-len(found) // ROWS))
+        pages = max(1, -(-len(matching) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
         live = {
@@ -59,9 +59,9 @@ class DriftPage(FollowedPage):
             "d": drift_words,
             "report": report,
             "shape": drift_words.describe_report(report, status),
-            "rows": shown(found[begin : begin + ROWS], report, status),
+            "rows": shown(matching[begin : begin + ROWS], report, status),
             "begin": begin,
-            "found": len(found),
+            "found": len(matching),
             "empty": empty_words(report, status),
             "reparable": _by_kind(drifts),
             "filters": {"q": q, "kind": kind, "state": state},

@@ -280,7 +280,7 @@ class Repairs:
                 self._clock,
                 self._looks.look_at,
                 verify_s=self._limits.verify_s,
-                told=self._conclude,
+                on_outcome=self._conclude,
             )
         return self._repairer
 

@@ -88,10 +88,10 @@ class DriftMemory:
 
 def _rows(kind: Any, rows: object) -> list[Any]:
     """Each of ``rows`` as a ``kind``, except those that aren't one."""
-    found = []
+    repairs = []
     for row in (rows if isinstance(rows, list) else [])[:REMEMBERED]:
         try:
-            found.append(wire.read(kind, row, "memory"))
+            repairs.append(wire.read(kind, row, "memory"))
         except wire.Malformed:
             continue
-    return found
+    return repairs

@@ -196,15 +196,15 @@ def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | N
         revision = known_revision(db, connection)
         users_total = connection.execute(_USERS_TOTAL).scalar_one()
         kinds = [kind for kind in _OF_USERS if kind != "shares" or has_shares(connection)]
-    found: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = []
+    rows_read: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = []
     batches = _everybody(db, since) if names is None else _these(db, names, kinds, hanging)
     for rows, (groups, roles) in batches:
-        found.extend((row, groups[row[0]], roles[row[0]]) for row in rows)
-    if names is None and found:
+        rows_read.extend((row, groups[row[0]], roles[row[0]]) for row in rows)
+    if names is None and rows_read:
         for kind in kinds:
             for piece in _pieces(db, kind):
                 hanging.take(kind, piece)
-    accounts = (hanging.account(row, groups, roles) for row, groups, roles in found)
+    accounts = (hanging.account(row, groups, roles) for row, groups, roles in rows_read)
     # Again, as times: SQLite has compared them as texts.
     wanted = (
         account
@@ -227,7 +227,7 @@ def read_users_made(db: ReadOnly, names: Sequence[str]) -> dict[str, datetime | 
 
 def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
     """What :meth:`HubDB.undo_users` returns."""
-    found: list[UndoUser] = []
+    users: list[UndoUser] = []
     for batch in _batches(names):
         with db.transaction() as connection:
             known_revision(db, connection)
@@ -244,11 +244,11 @@ def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
             rest = {table: _rows(connection, statement, asked) for table, statement in statements.items()}
             names_of = groups_and_roles(connection, ids)
             named = named_rows(connection, _pointed_to(rest, set(ids), set(asked["spawner_ids"])))
-        found.extend(_undo_users(db, user_rows, spawner_rows, rest, names_of))
+        users.extend(_undo_users(db, user_rows, spawner_rows, rest, names_of))
         if named:
-            found.append(UndoUser(name="", rows={NAMED: tuple(map(_kept, named))}))
+            users.append(UndoUser(name="", rows={NAMED: tuple(map(_kept, named))}))
     wanted = {*names, ""}  # MySQL takes letters of either case for the same
-    return tuple(sorted((user for user in found if user.name in wanted), key=lambda user: user.name))
+    return tuple(sorted((user for user in users if user.name in wanted), key=lambda user: user.name))
 
 
 def named_rows(connection: Connection, wanted: Mapping[str, Collection[int]]) -> list[Mapping[Any, Any]]:
@@ -256,7 +256,7 @@ def named_rows(connection: Connection, wanted: Mapping[str, Collection[int]]) ->
 
     A spawner has its ``user_id``, too, and that user is among them. Whatever isn't there is left out.
     """
-    found: list[Mapping[Any, Any]] = []
+    rows: list[Mapping[Any, Any]] = []
     users_too: set[int] = set()
     for name in _NAMEABLE:
         ids = sorted({*wanted.get(name, ()), *(users_too if name == "users" else ())})
@@ -264,23 +264,23 @@ def named_rows(connection: Connection, wanted: Mapping[str, Collection[int]]) ->
         statement = sa.select(table).where(table.c.id.in_(_IDS)).order_by(table.c.id)
         for first in range(0, len(ids), USERS_AT_ONCE):
             for row in connection.execute(statement, {"ids": ids[first : first + USERS_AT_ONCE]}).mappings():
-                found.append({"table": name, **row})
+                rows.append({"table": name, **row})
                 if name == "spawners":
                     users_too.add(row["user_id"])
-    return found
+    return rows
 
 
 def _pointed_to(
     rest: Mapping[str, Sequence[Mapping[Any, Any]]], user_ids: Collection[int], spawner_ids: Collection[int]
 ) -> dict[str, set[int]]:
     """What these rows point to, by table, besides those whose own rows are read with them."""
-    found: dict[str, set[int]] = defaultdict(set)
+    pointed: dict[str, set[int]] = defaultdict(set)
     for table, rows in rest.items():
         for column, target in _POINTS_TO.get(table, ()):
-            found[target].update(row[column] for row in rows if row[column] is not None)
-    found["users"] -= set(user_ids)
-    found["spawners"] -= set(spawner_ids)
-    return found
+            pointed[target].update(row[column] for row in rows if row[column] is not None)
+    pointed["users"] -= set(user_ids)
+    pointed["spawners"] -= set(spawner_ids)
+    return pointed
 
 
 def _undo_users(

@@ -291,7 +291,7 @@ class SQLHubDB(HubDB):
         servers: dict[str, list[Server]] = defaultdict(list)
         for server in self._servers(rows, memberships):
             servers[server.user].append(server)
-        found: list[User] = []
+        users: list[User] = []
         after = -1
         while True:
             with self._db.transaction() as connection:
@@ -310,14 +310,14 @@ class SQLHubDB(HubDB):
                 )
                 # Again, as times: SQLite has compared them as texts.
                 if user.last_activity is None or user.last_activity < since:
-                    found.append(user)
+                    users.append(user)
             if len(rows) < USERS_AT_ONCE:
-                return tuple(sorted(found, key=lambda user: user.name))
+                return tuple(sorted(users, key=lambda user: user.name))
             after = rows[-1][0]
 
     def _servers(self, rows: Sequence[Any], memberships: tuple[Names, Names]) -> tuple[Server, ...]:
         groups, roles = memberships
-        found = (
+        servers = (
             Server(
                 user=as_name(self._db, user),
                 name=name or "",
@@ -332,7 +332,7 @@ class SQLHubDB(HubDB):
             )
             for id_, user, admin, name, started, last_activity, options, *_ in rows
         )
-        return tuple(sorted(found, key=lambda server: server.key))
+        return tuple(sorted(servers, key=lambda server: server.key))
 
 
 def _target(proto: object, ip: object, port: object) -> str | None:

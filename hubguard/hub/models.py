@@ -139,7 +139,7 @@ def read_prefixes(answer: Any) -> dict[str, str]:
 
     Raises HubRefused if the hub leaves it out, as it does without the scope read:services.
     """
-    found = {}
+    prefixes = {}
     for name, model in _services(answer).items():
         prefix = model.get("prefix")
         if "prefix" not in model and model.get("name") == name:
@@ -150,8 +150,8 @@ def read_prefixes(answer: Any) -> dict[str, str]:
         if not isinstance(prefix, str) or (prefix and not prefix.startswith("/")):
             raise _garbled(f"the service {name!r} has the prefix {_short(prefix)}")
         if prefix:
-            found[name] = "/" + unquote(prefix).strip("/")
-    return found
+            prefixes[name] = "/" + unquote(prefix).strip("/")
+    return prefixes
 
 
 def read_part(answer: Any, key: str) -> Any:

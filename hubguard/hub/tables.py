@@ -123,7 +123,7 @@ def as_time(db: ReadOnly, value: Any) -> datetime | None:
 def as_object(text: str | None) -> Mapping[str, object] | None:
     """What the hub keeps as JSON; it writes nothing for an empty object, and None stands for what can't be read."""
     try:
-        found = json.loads(text or "{}")
+        value = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""What the hub tells HubGuard's process when it starts it, which is later than the include runs."""
+"""What the hub passes to HubGuard's process when it starts it, after the include has run."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class LateRegistration(str):
     first_started_at: float
 
     def __new__(cls, *problems: Problem) -> LateRegistration:
-        """``problems`` are told along with what is found later, before it."""
-        made = super().__new__(cls, "(told when the process is started)")
+        """``problems`` come first in the ``errors`` of the registration."""
+        made = super().__new__(cls, "(set when the process is started)")
         made.problems = problems
         made.took_over = None
         made.first_started_at = 0.0
@@ -74,13 +74,13 @@ class LateRegistration(str):
         return self  # a copy would neither know which culler it replaced, nor be callable if it were made by way of str
 
     def __call__(self, spawner: Any) -> str:
-        """The registration as JSON. Never raises: what fails is told in ``errors``."""
-        told: dict[str, Any] = {"errors": list(self.problems)}
+        """The registration as JSON. Never raises: failures are in ``errors``."""
+        facts: dict[str, Any] = {"errors": list(self.problems)}
         try:
             app = spawner.user.service.app
         except AttributeError as error:
-            told["errors"].append((INCLUDE, f"it can't see the hub it runs in ({error})"))
-            return json.dumps(told)
+            facts["errors"].append((INCLUDE, f"can't see the hub that it runs in ({error})"))
+            return json.dumps(facts)
         with contextlib.suppress(Exception):  # a hub that waits a while is still a hub
             _do_not_wait(app)
         with contextlib.suppress(Exception):  # an orphan that nobody reports is found by looking
@@ -96,53 +96,55 @@ class LateRegistration(str):
             ("idle_culler", self._idle_culler),
         ):
             try:
-                told[name] = find(app, told["errors"])
+                facts[name] = find(app, facts["errors"])
             except Exception as error:
-                told["errors"].append((INCLUDE, f"{name} can't be found out ({type(error).__name__}: {error})"))
-        text = json.dumps(told)
-        if len(text) > LONGEST and "prune" in told:
-            told["prune"].update(named=None, named_packed=None)
+                facts["errors"].append((INCLUDE, f"can't read {name} ({type(error).__name__}: {error})"))
+        text = json.dumps(facts)
+        if len(text) > LONGEST and "prune" in facts:
+            facts["prune"].update(named=None, named_packed=None)
             log.warning(
                 "HubGuard doesn't know which users the hub's config names: the list is too long to be passed on."
             )
-            text = json.dumps(told)
+            text = json.dumps(facts)
         if len(text) > LONGEST:
-            told["errors"].append(("HubGuard's settings in the hub's config", "they are too long to be passed on."))
-            text = json.dumps({"errors": told["errors"]})
+            facts["errors"].append(("HubGuard's settings in the hub's config", "they are too long to be passed on."))
+            text = json.dumps({"errors": facts["errors"]})
         return text
 
     def _hub(self, app: Any, errors: list[Problem]) -> dict[str, Any]:
         """How often, and when, the hub takes over activity from the proxy, its database if that is to be read, and its URLs.
 
         A hub begins with taking over activity right after it has started its services (5.5 and 6.1). ``api_url`` is the URL
-        of the API as servers are told it, ``base_url`` the hub's, and ``subdomain_host`` is "" for a hub without subdomains.
+        of the API as servers get it, ``base_url`` the hub's, and ``subdomain_host`` is "" for a hub without subdomains.
         """
         self.first_started_at = self.first_started_at or time.time()
         interval_s = getattr(app, "last_activity_interval", None)
-        told: dict[str, Any] = {"activity_interval": interval_s, "checks_at": self.first_started_at}
+        facts: dict[str, Any] = {"activity_interval": interval_s, "checks_at": self.first_started_at}
         try:
-            told.update(api_url=_api_url(app), base_url=app.base_url, subdomain_host=app.subdomain_host)
+            facts.update(api_url=_api_url(app), base_url=app.base_url, subdomain_host=app.subdomain_host)
         except Exception as error:
-            errors.append((INCLUDE, f"the hub's URLs can't be found out ({type(error).__name__}: {error})"))
+            errors.append((INCLUDE, f"can't read the hub's URLs ({type(error).__name__}: {error})"))
         if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
-            told["db_url"] = _absolute(app.db_url)
-        return told
+            facts["db_url"] = _absolute(app.db_url)
+        return facts
 
     def _idle_culler(self, app: Any, errors: list[Problem]) -> dict[str, Any] | None:
         """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
         if self.took_over is not None:
             # The hub starts our process again when it has ended. By then nothing else shows the culler any more.
             return self.took_over
-        found = [service for service in app._service_map.values() if service.managed and runs_a_culler(service.command)]
-        if not found:
+        cullers = [
+            service for service in app._service_map.values() if service.managed and runs_a_culler(service.command)
+        ]
+        if not cullers:
             return None
-        culler = {"name": " and ".join(service.name for service in found), "command": list(found[0].command)}
-        if why := _why_it_stays(app, found):
+        culler = {"name": " and ".join(service.name for service in cullers), "command": list(cullers[0].command)}
+        if why := _why_it_stays(app, cullers):
             app.log.warning("HubGuard only observes, because the service %s culls. %s", culler["name"], why)
             return {**culler, "stood_down": False, "why": why}
         # Without a command the hub takes it for an external service and starts nothing. Its entry stays, since its role
         # names it, and a role for a service that isn't there keeps a hub from starting.
-        found[0].command = []
+        cullers[0].command = []
         app.log.warning(
             "HubGuard replaces the idle culler %s, with its settings. The hub doesn't start the culler.", culler["name"]
         )
@@ -183,11 +185,11 @@ def _running_hub() -> Any:
 
 def _sections(app: Any, errors: list[Problem]) -> dict[str, dict[str, Any]]:
     """All ``c.HubGuard*`` settings as they stand in the end, the command line's among them."""
-    found: dict[str, dict[str, Any]] = {}
+    sections: dict[str, dict[str, Any]] = {}
     for section, values in app.config.items():
         if not section.startswith("HubGuard") or not isinstance(values, Mapping):
             continue
-        found[section] = {}
+        sections[section] = {}
         for name, value in values.items():
             if isinstance(value, LazyConfigValue) and not value.to_dict():
                 continue  # what comes of merely reading a setting that isn't set
@@ -203,8 +205,8 @@ def _sections(app: Any, errors: list[Problem]) -> dict[str, dict[str, Any]]:
                 )
                 errors.append((f"{section}.{name}", text))
             else:
-                found[section][name] = value
-    return found
+                sections[section][name] = value
+    return sections
 
 
 def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
@@ -214,7 +216,7 @@ def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
     starts itself listens, and nothing of one that others start, unless it names a host.
     """
     names = ("api_url", "auth_token")
-    told = {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
+    facts = {name: value for name in names if isinstance(value := getattr(app.proxy, name, None), str) and value}
     bind = urlsplit(app.bind_url)
     host = f"[{bind.hostname}]" if ":" in (bind.hostname or "") else bind.hostname
     if bind.hostname in ALL_ADDRESSES and getattr(app.proxy, "should_start", False):
@@ -222,8 +224,8 @@ def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
     elif bind.hostname in ALL_ADDRESSES:
         host = None
     if host:
-        told["public_url"] = f"{bind.scheme}://{host}:{bind.port or (443 if bind.scheme == 'https' else 80)}"
-    return told
+        facts["public_url"] = f"{bind.scheme}://{host}:{bind.port or (443 if bind.scheme == 'https' else 80)}"
+    return facts
 
 
 def _api_url(app: Any) -> str:
@@ -244,16 +246,16 @@ def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """The users that the config names (see :func:`packed`), and what the spawner does with a deleted user's storage.
     What is unknown is left out, or None, and in no ``errors``: it costs pruning a caution, and culling nothing.
     """
-    told = packed(named_users(app))
-    if told["named"] is None and not told.get("named_packed"):
+    facts = packed(named_users(app))
+    if facts["named"] is None and not facts.get("named_packed"):
         log.warning(
             "HubGuard doesn't know which users the hub's config names; they would come back if they were deleted."
         )
     with contextlib.suppress(Exception):
         kind = app.spawner_class
         storing = settings_of(app.config, kind, STORING)
-        told.update(classes=classes_of(kind), settings=storing, overrides=deletes_forever(kind))
-    return told
+        facts.update(classes=classes_of(kind), settings=storing, overrides=deletes_forever(kind))
+    return facts
 
 
 def _absolute(url: str) -> str:

@@ -24,7 +24,7 @@ def named_users(app: Any) -> list[str] | None:
     """
     try:
         authenticator = app.authenticator
-        found = [
+        names = [
             *_of_authenticator(app.config, type(authenticator)),
             # As the hub reads them, class-level defaults and lazy values among them.
             *app.admin_users,
@@ -34,7 +34,7 @@ def named_users(app: Any) -> list[str] | None:
         ]
         if getattr(authenticator, "manage_roles", False) and _brings_roles(type(authenticator)):
             return None
-        return sorted({authenticator.normalize_username(_text(name)) for name in found})
+        return sorted({authenticator.normalize_username(_text(name)) for name in names})
     except Exception:
         return None
 
@@ -63,11 +63,11 @@ def packed(names: list[str] | None) -> dict[str, Any]:
     return {"named": None, "named_packed": short if len(short) <= LONGEST else None}
 
 
-def unpacked(told: Mapping[str, Any]) -> frozenset[str] | None:
+def unpacked(facts: Mapping[str, Any]) -> frozenset[str] | None:
     """The users that the hub's config names, by what :func:`packed` made of them; None where that isn't known."""
-    names = told.get("named")
-    if names is None and told.get("named_packed"):
-        names = json.loads(zlib.decompress(base64.b64decode(told["named_packed"])))
+    names = facts.get("named")
+    if names is None and facts.get("named_packed"):
+        names = json.loads(zlib.decompress(base64.b64decode(facts["named_packed"])))
     return None if names is None else frozenset(map(str, names))
 
 
@@ -75,10 +75,10 @@ def _of_authenticator(config: Config, kind: type) -> Iterator[Any]:
     # "whitelist" is what allowed_users was called before 1.2; both hubs still read it.
     for name in ("allowed_users", "admin_users", "whitelist"):
         if name in kind.class_traits():  # type: ignore[attr-defined]
-            found = setting(config, kind, name)
-            if found is None:
+            value = setting(config, kind, name)
+            if value is None:
                 raise LookupError(f"{name} is found out by the authenticator itself")
-            yield from found
+            yield from value
 
 
 def _brings_roles(kind: type) -> bool:

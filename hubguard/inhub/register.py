@@ -131,9 +131,9 @@ def _effective(levels: list[Config], section: str, name: str, default: Any) -> A
     value = default
     for level in reversed(levels):
         if name in level.get(section, {}):
-            found = level[section][name]
+            there = level[section][name]
             # On a copy: a lazy value keeps the first answer it gives.
-            value = copy.deepcopy(found).get_value(value) if isinstance(found, LazyConfigValue) else found
+            value = copy.deepcopy(there).get_value(value) if isinstance(there, LazyConfigValue) else there
     return value
 
 

@@ -44,8 +44,8 @@ def settings_of(config: Config, kind: type, traits: Mapping[str, tuple[str, ...]
     They are texts, numbers, True or False, and for labels an object of texts.
     """
     names = [name for base in kind.__mro__ for name in traits.get(base.__name__, ())]
-    found = {name: setting(config, kind, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None and _plain(value)}
+    values = {name: setting(config, kind, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and _plain(value)}
 
 
 def setting(config: Config, kind: Any, name: str) -> Any:

@@ -94,12 +94,12 @@ class _Watch:
     async def _tell(self, user: str, server: str, spawner: str) -> None:
         try:
             page = self.app._service_map[SERVICE]
-            told = {"user": user, "server": server, "detail": f"{spawner}.poll() still found it after the stop"}
+            report = {"user": user, "server": server, "detail": f"{spawner}.poll() still found it after the stop"}
             request = HTTPRequest(
                 f"{page.url.rstrip('/')}{page.prefix}api/v1/outlived",
                 method="POST",
                 headers={"Authorization": f"token {page.api_token}", "Content-Type": "application/json"},
-                body=json.dumps(told),
+                body=json.dumps(report),
                 connect_timeout=TELL_S,
                 request_timeout=TELL_S,
                 follow_redirects=False,

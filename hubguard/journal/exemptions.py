@@ -74,9 +74,9 @@ class Exemptions(Entries):
             still = sa.or_(_exemption.c.ended_at.is_(None), _exemption.c.ended_at > now)
             query = query.where(_exemption.c.kept_until > now, still)
         with self.reading() as connection:
-            found = map(_to_exemption, connection.execute(query))
+            exemptions = map(_to_exemption, connection.execute(query))
             # Asked to order them by id, SQLite would read all that ever were, rather than use the index by time.
-            return tuple(sorted(found, key=lambda one: one.id, reverse=True))
+            return tuple(sorted(exemptions, key=lambda exemption: exemption.id, reverse=True))
 
     def _forget_exemptions(self, before: datetime) -> None:
         with self.writing() as connection:

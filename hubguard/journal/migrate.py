@@ -126,10 +126,10 @@ def _is_stamped_by_a_hub(connection: Connection, tables: set[str]) -> bool:
 
 def _refuse_unknown_revision(database: Database, connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
-    found = _revision(connection)
-    if found is not None and found not in known:
+    revision = _revision(connection)
+    if revision is not None and revision not in known:
         raise database.refuse(
-            f"is at revision {found}, and this HubGuard ({hubguard.__version__}) knows none after {newest_revision()}",
+            f"is at revision {revision}, and this HubGuard ({hubguard.__version__}) knows none after {newest_revision()}",
             "A newer HubGuard made it; nothing was changed. "
             "Install that version again, or restore a backup from before it.",
         )

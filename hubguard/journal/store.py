@@ -233,19 +233,19 @@ class Journal(Exemptions):
             )
             .scalar_subquery()
         )
-        found: dict[tuple[str, str, datetime | None], Failures] = {}
+        by_run: dict[tuple[str, str, datetime | None], Failures] = {}
         with self.reading() as connection:
             for row in connection.execute(sa.select(runs, last_done_id.label("last_done_id"))).all():
                 key = (row.user_name, row.server_name, row.started)
-                told: sa.Row[Any] | None = row
+                failures: sa.Row[Any] | None = row
                 if row.last_done_id is not None:
                     # A run that is over and failed again is rare: it came back after it was seen gone.
                     same = (column.is_not_distinct_from(value) for column, value in zip(run, key, strict=True))
                     since_then = sa.select(*tally).where(failed, *same, _entry.c.id > row.last_done_id).group_by(*run)
-                    told = connection.execute(since_then).one_or_none()
-                if told is not None:
-                    found[key] = Failures(told.times, told.last_at)
-        return found
+                    failures = connection.execute(since_then).one_or_none()
+                if failures is not None:
+                    by_run[key] = Failures(failures.times, failures.last_at)
+        return by_run
 
     def forget(self, before: datetime) -> int:
         """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
@@ -321,21 +321,23 @@ def _is_held(hub: str, lease: Lease) -> sa.ColumnElement[bool]:
 
 def _how_taken(seen: Any, now: datetime) -> str:
     if not seen.holder:
-        return "This guard is now in charge: nobody held the lease"
-    if seen.expires_at <= now:
-        return f"taken: {seen.holder} had let it run out"
-    return f"taken over from {seen.holder}, which an earlier start of the hub had begun"
+        how = "no other guard held the lease"
+    elif seen.expires_at <= now:
+        how = f"the lease of {seen.holder} ran out"
+    else:
+        how = f"{seen.holder} belongs to an earlier start of the hub"
+    return f"This guard is now in charge: {how}"
 
 
 def _lost(connection: Connection, hub: str, now: datetime) -> LeaseLost:
     row = connection.execute(sa.select(_lease).where(_lease.c.hub == hub)).one_or_none()
     if row is None or not row.holder:
-        state = "nobody holds the lease any more"
+        state = "no guard holds the lease any more"
     elif row.expires_at <= now:
         state = f"the lease ran out at {row.expires_at:%Y-%m-%d %H:%M:%S} UTC"
     else:
         state = f"{row.holder} holds the lease now"
-    return LeaseLost(f"This guard may not act: {state}. Nothing was sent; it acts again when the lease is its own.")
+    return LeaseLost(f"Nothing was sent: {state}. This guard acts again once it holds the lease.")
 
 
 def _read_stance(connection: Connection, *, lock: bool = False) -> Stance:
@@ -349,12 +351,9 @@ def _read_stance(connection: Connection, *, lock: bool = False) -> Stance:
 
 def _refuse_unless_allowed(stance: Stance, *, asked: bool, armed: bool | None) -> None:
     if stance.held:
-        raise ActingRefused(
-            f"Acting is on hold: {stance.held_by} put it on hold at {stance.held_at:%Y-%m-%d %H:%M:%S} UTC"
-            f" ({stance.held_why or 'no reason given'}). Nothing was sent; resume to go on."
-        )
+        raise ActingRefused(f"Nothing was sent. {stance.sentence} Resume to continue.")
     if not asked and not (stance.armed if armed is None else armed):
-        raise ActingRefused("HubGuard only observes: it isn't armed. Nothing was sent; arm it to let it act by itself.")
+        raise ActingRefused("Nothing was sent: HubGuard isn't armed and only observes. Arm it to let it act by itself.")
 
 
 def _ids_to_forget(connection: Connection, before: datetime) -> Iterator[tuple[int, ...]]:

@@ -41,7 +41,7 @@ class Lane(str, Enum):
 
 
 class Destination(str, Enum):
-    """The system that a request is sent to. All share one rate; each has its own places in flight, breaker and Retry-After."""
+    """The system that a request is sent to. All share one rate; each has its own slots, breaker and Retry-After."""
 
     HUB = "hub"
     PROXY = "proxy"

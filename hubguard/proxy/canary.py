@@ -373,10 +373,10 @@ async def _in_time(work: Coroutine[Any, Any, T], seconds: float) -> T:
 
 def _parsed(answer: bytes) -> tuple[int, bytes] | None:
     """(status, body), or None if it isn't whole yet. Raises ValueError for what isn't HTTP, or has no length."""
-    head, found, rest = answer.partition(b"\r\n\r\n")
+    head, separator, rest = answer.partition(b"\r\n\r\n")
     if not answer.startswith(b"HTTP/1."[: len(answer)]):
         raise ValueError("not HTTP")
-    if not found:
+    if not separator:
         return None
     first, *lines = head.split(b"\r\n")
     status = int(first.split(b" ")[1])
@@ -393,8 +393,8 @@ def _parsed(answer: bytes) -> tuple[int, bytes] | None:
 def _unchunked(rest: bytes) -> bytes | None:
     body = b""
     while True:
-        size, found, rest = rest.partition(b"\r\n")
-        if not found:
+        size, separator, rest = rest.partition(b"\r\n")
+        if not separator:
             return None
         length = int(size.split(b";")[0], 16)
         if length == 0:
@@ -415,7 +415,7 @@ def _why(error: OSError) -> str:
 
 def _started_at(host: str, port: int) -> datetime | None:
     try:
-        there = {found[4][0] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        there = {separator[4][0] for separator in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
         here = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
         if not there <= here:
             return None

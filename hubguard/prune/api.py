@@ -87,23 +87,23 @@ def chosen(
     """
     part = search.casefold()
     kept = [
-        one
-        for one in verdicts
-        if (not part or part in one.account.name.casefold())
-        and stale in (None, one.stale)
-        and reason in (None, one.reason)
+        verdict
+        for verdict in verdicts
+        if (not part or part in verdict.account.name.casefold())
+        and stale in (None, verdict.stale)
+        and reason in (None, verdict.reason)
     ]
     by, down = sort.lstrip("-"), sort.startswith("-")
     if by == "name":
-        return sorted(kept, key=lambda one: one.account.name, reverse=down)
-    known = [(one.idle_since, one.account.name, one) for one in kept if one.idle_since is not None]
+        return sorted(kept, key=lambda verdict: verdict.account.name, reverse=down)
+    known = [(verdict.idle_since, verdict.account.name, verdict) for verdict in kept if verdict.idle_since is not None]
     known.sort(key=lambda row: row[:2], reverse=down)
-    return [one for _, _, one in known] + [one for one in kept if one.idle_since is None]
+    return [verdict for _, _, verdict in known] + [verdict for verdict in kept if verdict.idle_since is None]
 
 
 def counted(verdicts: Iterable[PruneVerdict]) -> list[tuple[PruneReason, int]]:
     """How many have which first reason, in the order of the reasons, without those that nobody has."""
-    by = Counter(one.reason for one in verdicts)
+    by = Counter(verdict.reason for verdict in verdicts)
     return [(reason, by[reason]) for reason in PruneReason if by[reason]]
 
 
@@ -127,7 +127,10 @@ class UsersApi(PruneApi):
                 Param("search", str, "Part of the name, whatever the case.", default="", high=255),
                 Param("stale", bool, "Only who is stale; false: only who is kept."),
                 Param(
-                    "reason", str, "Only those with this first reason.", choices=tuple(one.value for one in PruneReason)
+                    "reason",
+                    str,
+                    "Only those with this first reason.",
+                    choices=tuple(reason.value for reason in PruneReason),
                 ),
                 *CRITERIA,
             ),
@@ -144,7 +147,7 @@ class UsersApi(PruneApi):
         reason = PruneReason(asked["reason"]) if asked["reason"] else None
         rows = chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
         now = self.site.status().at
-        self.write_page(rows, asked, lambda one: prune_words.user_shape(one, now))
+        self.write_page(rows, asked, lambda verdict: prune_words.user_shape(verdict, now))
 
 
 class UserApi(PruneApi):
@@ -163,10 +166,10 @@ class UserApi(PruneApi):
     async def get(self, name: str) -> None:
         """404 where the hub knows nobody by that name."""
         criteria = criteria_of(self.query(), self.pruning.default_criteria())
-        found = await self.pruning.user(name, criteria, caller=asker(self.who))
-        if found is None:
+        verdict = await self.pruning.user(name, criteria, caller=asker(self.who))
+        if verdict is None:
             raise Refused(404, nobody(name))
-        self.write_json(prune_words.user_shape(found, self.site.status().at))
+        self.write_json(prune_words.user_shape(verdict, self.site.status().at))
 
 
 def nobody(name: str) -> str:
@@ -266,10 +269,10 @@ class ItemsApi(PlanApi):
         """A list, with a ``Link`` to the next page where there may be one."""
         asked = self.query()
         await self.known(digest)
-        found = await self.pruning.items(digest, **asked)
-        if len(found) == asked["limit"]:
+        items = await self.pruning.items(digest, **asked)
+        if len(items) == asked["limit"]:
             self.link_next(**{**asked, "offset": asked["offset"] + asked["limit"]})
-        self.write_json([prune_words.item_shape(one) for one in found])
+        self.write_json([prune_words.item_shape(item) for item in items])
 
 
 class CsvApi(PlanApi):

@@ -171,7 +171,9 @@ def plan_text(plan: PrunePlan) -> str:
     kept = sorted(plan.kept.items(), key=lambda item: (-item[1], item[0].value))
     if kept:
         lines.append(
-            "Kept: " + ", ".join(f"{number:,} {prune_words.REASON_WORDS[one].lower()}" for one, number in kept) + "."
+            "Kept: "
+            + ", ".join(f"{number:,} {prune_words.REASON_WORDS[reason].lower()}" for reason, number in kept)
+            + "."
         )
     lines.append(f"{'STORAGE' if plan.storage.at_risk else 'Storage'}: {plan.storage.why}")
     if plan.lost:

@@ -180,7 +180,7 @@ class PruneCycles:
                 raise HubGuardError(f"Plan not applied: it was started before and is {known.state.value}.")
             await self._refuse_while_held()
             if (brake := self._snapshots.brake) is not None:
-                raise HubGuardError(f"Plan not applied. Braked: {brake.why.rstrip('.')}. {brake.ends}")
+                raise HubGuardError(f"Plan not applied. {brake.sentence}")
             cautions = await self._review.cautions()
             if (missing := prune_plan.unacknowledged(cautions, acknowledged)) is not None:
                 raise HubGuardError(
@@ -287,8 +287,8 @@ class PruneCycles:
                 "Nothing was done: HubGuardPrune.delete_users is False, so HubGuard deletes nobody. Set it before"
                 " HubGuard's include and restart the hub."
             )
-        if (held := await why_held(self._journal)) is not None:
-            raise HubGuardError(f"Nothing was done: {held}. Resume acting first.")
+        if held := await why_held(self._journal):
+            raise HubGuardError(f"Nothing was done. {held} Resume acting first.")
 
     async def restore(
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
@@ -361,17 +361,17 @@ class PruneCycles:
         last = await self._journal.recall(SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):
             return
-        if self._snapshots.last is None or await why_held(self._journal) is not None:
+        if self._snapshots.last is None or await why_held(self._journal):
             return
         # Before it begins: one that ends in a defect isn't tried over and over.
         await self._journal.remember(SCHEDULE, {}, now)
         if (brake := self._snapshots.brake) is not None:
-            await self._skip_schedule(f"braked: {brake.why.rstrip('.')}.")
+            await self._skip_schedule(brake.cause)
             return
         if paused := await AsyncPrunes(self._journal).prunes_under_way():
             first = paused[0]
             await self._skip_schedule(
-                f"plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and a new plan would delete the same"
+                f"Plan {first.digest[:12]} is paused ({first.why or 'no reason given'}), and a new plan would delete the same"
                 " users. Resume or cancel it; the schedule goes on after that.",
             )
             return
@@ -395,7 +395,7 @@ class PruneCycles:
 
     async def _skip_schedule(self, why: str) -> None:
         now = self._clock.now()
-        detail = f"Scheduled pruning deletes nobody: {why}"
+        detail = f"Scheduled pruning skipped. {why}"
         since = self.findings[0].since if self.findings else now
         self.findings = (Finding(FindingKind.PRUNE_HELD, since, detail),)
         log.warning("%s", detail)

@@ -224,11 +224,11 @@ class AccountReader:
         # for good (6.1). So does this, of users who are about to be deleted, and their wrappers with them.
         room = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(name: str) -> User | None:
+        async def read(name: str) -> User | None:
             async with room:
                 return await self._hub.get_user(name, stopped=True)
 
-        tasks = [asyncio.ensure_future(one(name)) for name in sorted(names)]
+        tasks = [asyncio.ensure_future(read(name)) for name in sorted(names)]
         try:
             users = await asyncio.gather(*tasks)
         finally:
@@ -261,7 +261,9 @@ def account_of(user: User) -> Account:
         last_activity=user.last_activity,
         groups=user.groups,
         roles=user.roles,
-        servers=tuple(AccountServer(one.name, True, one.pending, one.last_activity) for one in user.servers),
+        servers=tuple(
+            AccountServer(server.name, True, server.pending, server.last_activity) for server in user.servers
+        ),
     )
 
 
@@ -280,7 +282,7 @@ def _together(account: Account, row: Account) -> Account:
 
 
 def _undo_of(user: User) -> UndoUser:
-    servers = tuple(UndoServer(one.name, one.options) for one in user.servers)
+    servers = tuple(UndoServer(server.name, server.options) for server in user.servers)
     return UndoUser(user.name, user.groups or (), user.roles or (), servers)
 
 
@@ -312,7 +314,7 @@ class Together(Generic[T]):
             try:
                 found = await self._read(tuple(asked))
             except BaseException as error:
-                for answer in (one for answers in asked.values() for one in answers if not one.done()):
+                for answer in (future for futures in asked.values() for future in futures if not future.done()):
                     if isinstance(error, Exception):
                         answer.set_exception(error)
                     else:

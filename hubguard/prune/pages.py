@@ -130,24 +130,24 @@ class UsersPage(PrunePage):
             trouble = str(error)
         status = self.site.status()
         search, show, sort = self.asked("search").strip(), self.asked("show"), self.asked("sort")
-        show = show if show in {"kept", "all", *(one.value for one in PruneReason)} else ""
+        show = show if show in {"kept", "all", *(kind.value for kind in PruneReason)} else ""
         sort = sort if sort.removeprefix("-") in SORTS else "idle"
         verdicts = report.verdicts if report else ()
         stale = {"": True, "kept": False}.get(show)
         reason = PruneReason(show) if show not in {"", "kept", "all"} else None
-        found = chosen(verdicts, search=search, stale=stale, reason=reason, sort=sort)
-        pages = max(1, -(-len(found) // ROWS))
+        matching = chosen(verdicts, search=search, stale=stale, reason=reason, sort=sort)
+        pages = max(1, -(-len(matching) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
-        stale_total = sum(one.stale for one in verdicts)
+        stale_total = sum(verdict.stale for verdict in verdicts)
         filters = {**given, "search": search, "show": show, "sort": "" if sort == "idle" else sort}
         live = {
             **self.common(status),
             "report": report,
             "trouble": trouble,
-            "rows": found[begin : begin + ROWS],
+            "rows": matching[begin : begin + ROWS],
             "begin": begin,
-            "found": len(found),
+            "found": len(matching),
             "stale_total": stale_total,
             "counts": counted(verdicts),
             "stale_reasons": STALE_REASONS,
@@ -193,9 +193,9 @@ class UserPage(PrunePage):
     async def get(self, name: str) -> None:
         status = self.site.status()
         given = self.asked_fields()
-        trouble, found = "", None
+        trouble, verdict = "", None
         try:
-            found = await self.pruning.user(name, self.criteria(given), caller=asker(self.who))
+            verdict = await self.pruning.user(name, self.criteria(given), caller=asker(self.who))
         except HubGuardError as error:
             trouble = str(error)
         journal_trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
@@ -204,7 +204,7 @@ class UserPage(PrunePage):
             exemptions = await self.journal.exemptions(status.at, user=name)
         except JournalError as error:
             journal_trouble = str(error)
-        if found is None and not entries and not trouble and not journal_trouble:
+        if verdict is None and not entries and not trouble and not journal_trouble:
             raise Refused(404, nobody(name))
         # Each look asks the hub about this user: the page isn't asked for again by itself.
         await self.show(
@@ -212,7 +212,7 @@ class UserPage(PrunePage):
             {
                 **self.common(status),
                 "name": name,
-                "verdict": found,
+                "verdict": verdict,
                 "absent": trouble or nobody(name),
                 "trouble": trouble,
                 "given": given,

@@ -97,8 +97,8 @@ class PlanPage(PrunePage):
         wanted = self.asked("state")
         wanted = wanted if begun and wanted in ITEM_STATES else ""
         by_state = counts(run)
-        found = by_state[wanted] if wanted else run.count
-        pages = max(1, -(-found // ROWS))
+        matching = by_state[wanted] if wanted else run.count
+        pages = max(1, -(-matching // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
         above = []
@@ -117,12 +117,12 @@ class PlanPage(PrunePage):
             "mark_of": MARKS[run.state],
             "rows": await self.pruning.items(digest, state=wanted or None, offset=begin, limit=ROWS),
             "begin": begin,
-            "found": found,
+            "found": matching,
             "by_state": by_state,
             "restore": f"hubguard prune restore {shlex.quote(run.undo_file or '')} --count {run.done}",
             "wanted": wanted,
             "above": above,
-            "reasons": Counter(one.reason for one in plan.deletions) if plan else Counter(),
+            "reasons": Counter(deletion.reason for deletion in plan.deletions) if plan else Counter(),
             "number": number,
             "pages": pages,
         }
@@ -156,7 +156,7 @@ class ApplyPlan(PlanPage):
         count = self.get_body_argument("count", "").strip().replace(",", "")
         why = self.why()
         name = Param("acknowledged", str, "", high=255)
-        typed = tuple(str(name.checked(one.strip())) for one in self.get_body_arguments("acknowledged"))
+        typed = tuple(str(name.checked(text.strip())) for text in self.get_body_arguments("acknowledged"))
         assert self.who is not None
         await known_run(self.pruning, digest)
         try:
@@ -164,7 +164,7 @@ class ApplyPlan(PlanPage):
                 raise HubGuardError(
                     "Nothing was done: type the number of users, as it stands in the sentence above it."
                 )
-            acknowledged = tuple(dict.fromkeys(one for one in typed if one))
+            acknowledged = tuple(dict.fromkeys(text for text in typed if text))
             await self.pruning.apply(digest, int(count), self.who.actor, why, acknowledged=acknowledged)
         except (HubError, JournalError):
             raise
@@ -202,7 +202,7 @@ class TurnPlan(PrunePage):
             await getattr(self.pruning, word)(digest, self.who.actor, why)
         else:
             typed = str(Param("acknowledged", str, "", high=1000).checked(self.get_body_argument("acknowledged", "")))
-            names = tuple(name for one in typed.split(",") if (name := one.strip()))
+            names = tuple(name for text in typed.split(",") if (name := text.strip()))
             try:
                 await self.pruning.resume(digest, self.who.actor, why, acknowledged=names)
             except (HubError, JournalError):

@@ -1,4 +1,4 @@
-"""What the journal keeps for pruning: plans, what came of each, and whether somebody has put acting on hold."""
+"""What the journal keeps for pruning: plans, their outcomes, and whether acting is on hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLANS_KEPT = 4
 
 
 class Plans:
-    """The plans of one journal. All this raises JournalError where it can't be used now."""
+    """The plans in one journal. Every method raises JournalError if the journal can't be used."""
 
     def __init__(self, journal: AsyncJournal) -> None:
         self._store = AsyncPrunes(journal)
@@ -58,7 +58,7 @@ class Plans:
         return await self._store.prune_runs(limit=limit)
 
     async def run(self, digest: str) -> PruneRun:
-        """How the plan of that digest stands."""
+        """The state of the plan with that digest."""
         run = await self._store.prune_run(digest)
         if run is None:
             raise _no_plan(digest)
@@ -68,11 +68,16 @@ class Plans:
         """Its deletions in order, each with its outcome; with ``state``, only those."""
         plan = await self.plan(digest)
         first, end = (offset, None if limit is None else offset + limit) if state is None else (0, None)
-        settled = {one.position: one for one in await self._store.pruned(digest, first, end)}
+        settled = {record.position: record for record in await self._store.pruned(digest, first, end)}
         wanted = []
         for position, deletion in enumerate(plan.deletions[first:end], first):
-            one = settled.get(position)
-            item = PruneItem(position, deletion, one.outcome if one else None, one.at if one else None)
+            record = settled.get(position)
+            item = PruneItem(
+                position,
+                deletion,
+                record.outcome if record else None,
+                record.at if record else None,
+            )
             if state is None or item.state == state:
                 wanted.append(item)
         if state is not None:
@@ -80,12 +85,10 @@ class Plans:
         return tuple(wanted)
 
 
-async def why_held(journal: AsyncJournal) -> str | None:
-    """Who has put acting on hold and why, as a sentence without its full stop; None: nobody. Raises JournalError."""
+async def why_held(journal: AsyncJournal) -> str:
+    """Who has put acting on hold and why, as a sentence; "" if nobody has. Raises JournalError."""
     stance: Stance = await journal.stance()
-    if not stance.held:
-        return None
-    return f"{stance.held_by or 'Someone'} has put acting on hold: {stance.held_why or 'no reason given'}"
+    return stance.sentence
 
 
 def _no_plan(digest: str) -> HubGuardError:

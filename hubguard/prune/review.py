@@ -68,14 +68,14 @@ class HubConfigFacts:
     overrides: bool | None = None
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any] | None) -> HubConfigFacts:
+    def from_dict(cls, registration: Mapping[str, Any] | None) -> HubConfigFacts:
         """As the include has written it; what it didn't tell isn't known."""
-        told = told or {}
+        registration = registration or {}
         return cls(
-            unpacked(told),
-            tuple(map(str, told.get("classes") or ())),
-            dict(told.get("settings") or {}),
-            told.get("overrides"),
+            unpacked(registration),
+            tuple(map(str, registration.get("classes") or ())),
+            dict(registration.get("settings") or {}),
+            registration.get("overrides"),
         )
 
 
@@ -310,9 +310,9 @@ class Review:
         return await self._reader.is_gone(deletion.user, deletion.created)
 
     async def _account(self, plan: PrunePlan, deletion: Deletion, acknowledged: Collection[str]) -> Account | None:
-        at = bisect_right(plan.deletions, deletion.user, key=lambda one: one.user)
+        at = bisect_right(plan.deletions, deletion.user, key=lambda entry: entry.user)
         ahead = min(AHEAD, math.ceil(self._settings.rate * AHEAD_S) - 1)
-        following = [one.user for one in plan.deletions[at : at + ahead]]
+        following = [entry.user for entry in plan.deletions[at : at + ahead]]
         try:
             return await self._reader.again(deletion.user, following)
         except HubRefused:

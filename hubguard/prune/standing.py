@@ -140,17 +140,15 @@ class Standing:
         brake = self._snapshots.brake
         if brake is None:
             return None
-        return End(
-            Ends.WAITS if brake.reason in TRANSIENT else Ends.PAUSES, f"Braked: {brake.why.rstrip('.')}. {brake.ends}"
-        )
+        return End(Ends.WAITS if brake.reason in TRANSIENT else Ends.PAUSES, brake.sentence)
 
     async def _journaled(self) -> End | None:
         turns = self._turns
         state = await AsyncPrunes(self._journal).prune_state(self.plan.digest)
         if state is not PruneState.RUNNING:
             return End(Ends.LEFT)
-        if (held := await why_held(self._journal)) is not None:
-            return End(Ends.PAUSES, f"{held}. Resume acting, then this plan.")
+        if held := await why_held(self._journal):
+            return End(Ends.PAUSES, f"{held} Resume acting, then this plan.")
         if turns == self._turns:
             self._state_until_s = self._clock.monotonic_s() + STATE_LASTS_S
         return None

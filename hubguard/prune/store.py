@@ -208,12 +208,12 @@ class PruneStore:
                 change = sa.update(_prune).where(_prune.c.digest == digest)
                 connection.execute(change.values(acknowledged=json.dumps(names)))
                 run = _run(connection, digest)
-            told = (
+            summary = (
                 f"{_named(digest)} is {to.value}: {run.done:,} removed, {run.skipped:,} skipped, {run.failed:,} failed"
             )
-            told += f", {run.unverified:,} unverified, {run.count - run.settled:,} waiting"
-            told += f"; acknowledged: {', '.join(new)}" if new else ""
-            _note(connection, now, actor, f"{told}; {why}" if why else told)
+            summary += f", {run.unverified:,} unverified, {run.count - run.settled:,} waiting"
+            summary += f"; acknowledged: {', '.join(new)}" if new else ""
+            _note(connection, now, actor, f"{summary}; {why}" if why else summary)
             return run
 
     def say_of_prune(self, digest: str, why: str) -> None:

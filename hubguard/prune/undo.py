@@ -82,8 +82,8 @@ class Undo:
         """
         if run.state is PruneState.RUNNING:
             raise HubGuardError("Nobody was restored: the plan is running. Pause or cancel it first.")
-        if (held := await why_held(self._journal)) is not None:
-            raise HubGuardError(f"Nobody was restored: {held}. Resume acting first.")
+        if held := await why_held(self._journal):
+            raise HubGuardError(f"Nobody was restored. {held} Resume acting first.")
         if sha256 is not None and sha256 != run.undo_sha256:
             raise UndoError("Nobody was restored: your undo file isn't the one that was written for this plan.")
         deleted = await self._deleted_by(self._journal, plan)
@@ -106,16 +106,16 @@ class Undo:
     async def _deleted_by(self, journal: AsyncJournal, plan: PrunePlan) -> frozenset[str]:
         """The users that the plan deleted, including those of unknown outcome who are gone."""
         names = set()
-        for one in await AsyncPrunes(journal).pruned(plan.digest):
-            user = plan.deletions[one.position].user
-            unsure = one.outcome.kind is OutcomeKind.UNVERIFIED
-            if one.outcome.kind is OutcomeKind.DONE or (unsure and await self._hub.get_user(user) is None):
+        for item in await AsyncPrunes(journal).pruned(plan.digest):
+            user = plan.deletions[item.position].user
+            unsure = item.outcome.kind is OutcomeKind.UNVERIFIED
+            if item.outcome.kind is OutcomeKind.DONE or (unsure and await self._hub.get_user(user) is None):
                 names.add(user)
         return frozenset(names)
 
     async def _may_restore(self) -> None:
         self._mandate.check()
-        if (held := await why_held(self._journal)) is not None:
+        if held := await why_held(self._journal):
             raise HubGuardError(held)
 
 

@@ -132,7 +132,7 @@ def _stamped(verdict: PruneVerdict, now: datetime) -> str:
     hubs, since = verdict.account.last_activity, verdict.idle_since
     if hubs is None or since is None or hubs <= since:
         return ""
-    return f" (the hub has {words.age(hubs, now)}, when HubGuard stopped one of their servers)"
+    return f" (the hub says {words.age(hubs, now)}, when HubGuard stopped one of their servers)"
 
 
 def plan_sentence(plan: PrunePlan) -> str:

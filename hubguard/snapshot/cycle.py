@@ -64,19 +64,19 @@ class Findings:
         self.now: tuple[Finding, ...] = ()
         self._since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
 
-    async def update(self, journal: AsyncJournal, found: Iterable[Finding], at: datetime) -> None:
+    async def update(self, journal: AsyncJournal, findings: Iterable[Finding], at: datetime) -> None:
         """``now`` is what was found, and the journal has what is new. A journal that can't be used loses only its notes."""
-        found = tuple(found)
+        findings = tuple(findings)
         since: dict[tuple[FindingKind, str | None, str | None], datetime] = {}
-        for finding in found:
+        for finding in findings:
             since[_key(finding)] = min(finding.since, self._since.get(_key(finding), finding.since))
-        news = [finding for finding in found if _key(finding) not in self._since]
+        news = [finding for finding in findings if _key(finding) not in self._since]
         for finding in news[:NEWS]:
             user, server = finding.user, finding.server
             with contextlib.suppress(JournalError):
                 await journal.note(Event.FINDING, "hubguard", 0, at, finding.detail, user=user, server=server)
         self._since = since
-        self.now = tuple(replace(finding, since=since[_key(finding)]) for finding in found)
+        self.now = tuple(replace(finding, since=since[_key(finding)]) for finding in findings)
 
 
 class Snapshots:
@@ -311,7 +311,7 @@ class Snapshots:
         if reason is not (before.reason if before else None):
             now = self._clock.now()
             if judgement.brake is not None:
-                log.warning("Braked: %s. %s", judgement.brake.why, judgement.brake.ends)
+                log.warning("%s", judgement.brake.sentence)
                 await journal.note(Event.BRAKED, "hubguard", 0, now, judgement.brake.why)
             elif before is not None:
                 log.info("HubGuard is no longer braked (%s).", before.reason.value)

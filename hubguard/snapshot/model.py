@@ -110,6 +110,11 @@ class Brake:
     acceptable: bool = False
 
     @property
+    def cause(self) -> str:
+        """``Braked: the server list is incomplete.``, for people."""
+        return f"Braked: {self.why.rstrip('. ')}."
+
+    @property
     def sentence(self) -> str:
         """``Braked: the server list is incomplete. It ends when …``, for people."""
-        return f"Braked: {self.why.rstrip('. ')}. {self.ends}".rstrip()
+        return f"{self.cause} {self.ends}".rstrip()

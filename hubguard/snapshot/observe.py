@@ -94,9 +94,9 @@ class Observer:
     async def _inactive(self, since: datetime | None) -> tuple[tuple[User, ...] | None, Reading | None]:
         """Those users, or None and the reading that says why; from the hub's database where that tells."""
         if self._database is not None:
-            told = await read(self._clock, Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
-            if told.value is not None:
-                return told.value, None
+            answer = await read(self._clock, Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
+            if answer.value is not None:
+                return answer.value, None
         listed = await read(self._clock, Source.HUB_API, self._hub.list_users(inactive_since=since))
         return listed.value, None if listed.reading.complete else listed.reading
 

@@ -302,7 +302,7 @@ class TestbedHub:
 
     async def servers(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Every active server as the hub's API shows it, by (user, name)."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+        servers: dict[tuple[str, str], dict[str, Any]] = {}
         following: dict[str, Any] | None = {"offset": 0, "limit": 200}
         while following is not None:
             page = await self.api(
@@ -314,17 +314,17 @@ class TestbedHub:
             if page.status != 200:
                 raise self._failure(f"The hub answered {page.status} when asked for its users.")
             for user in page.data["items"]:
-                found.update({(user["name"], name): server for name, server in user["servers"].items()})
+                servers.update({(user["name"], name): server for name, server in user["servers"].items()})
             following = page.data["_pagination"]["next"]
-        return found
+        return servers
 
     async def server(self, user: str, name: str = "") -> dict[str, Any] | None:
         """One server as the hub's API shows it, or None where it isn't active."""
         answer = await self.api("GET", f"users/{quote(user, safe='')}")
         if answer.status == 404:
             return None
-        found: dict[str, Any] | None = answer.data["servers"].get(name)
-        return found
+        servers: dict[str, Any] | None = answer.data["servers"].get(name)
+        return servers
 
     async def start_server(self, user: str, name: str = "", **options: Any) -> None:
         """Create the user where needed, start a server with LittleSpawner's ``options``, and wait till it is ready."""

@@ -54,14 +54,14 @@ def free_ports(count: int) -> list[int]:
 
     They lie below those that the system gives to outgoing connections, so that they stay free while a hub restarts.
     """
-    found: list[int] = []
+    ports: list[int] = []
     dice = random.SystemRandom()
-    while len(found) < count:
+    while len(ports) < count:
         port = dice.randrange(12000, 32000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found += [port] if port not in found else []
-    return found
+            ports += [port] if port not in ports else []
+    return ports
 
 
 def listens(port: int) -> bool:

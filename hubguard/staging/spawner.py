@@ -211,8 +211,8 @@ class LittleSpawner(Spawner):
             # As other spawners do: what tells a server who it is and where it listens is how it is known again from outside.
             listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
             self.port = listener.getsockname()[1]
-            told = {key: text for key, text in self.get_env().items() if key.startswith("JUPYTERHUB_")}  # type: ignore[no-untyped-call]
-            self._little = await self._launch(self.user.name, listener, told)
+            environment = {key: text for key, text in self.get_env().items() if key.startswith("JUPYTERHUB_")}  # type: ignore[no-untyped-call]
+            self._little = await self._launch(self.user.name, listener, environment)
         self._seeded = False
         return self._little
 

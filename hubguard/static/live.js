@@ -8,7 +8,7 @@
     stale.hidden = true;
   };
   const failed = (why) => {
-    const text = `Stale since ${fresh.toLocaleTimeString()}: ${why} What you see is as it was then; it is tried again every few seconds.`;
+    const text = `Stale since ${fresh.toLocaleTimeString()}: ${why} This page shows the state at that time and retries every few seconds.`;
     if (stale.textContent !== text) stale.textContent = text;
     stale.hidden = false;
   };

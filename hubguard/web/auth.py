@@ -293,7 +293,9 @@ class HubLogin(AuthPort):
     def _remember(self, key: str, caller: Caller | None) -> None:
         now_s = time.monotonic()
         if len(self._known) >= KNOWN_MOST:
-            self._known = {key: told for key, told in self._known.items() if told[1] and now_s - told[0] < HUB_DOWN_S}
+            self._known = {
+                key: answer for key, answer in self._known.items() if answer[1] and now_s - answer[0] < HUB_DOWN_S
+            }
             if len(self._known) >= KNOWN_MOST:
                 self._known.clear()
         self._known[key] = (now_s, caller)

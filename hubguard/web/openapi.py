@@ -74,7 +74,7 @@ class Param:
             return self._one(value)
         if not isinstance(value, list) or len(value) > MANY:
             raise Refused(400, f"{self.name}: must be a list of at most {MANY:,}, each {self._wanted()}")
-        return tuple(dict.fromkeys(self._one(one) for one in value))
+        return tuple(dict.fromkeys(self._one(operation) for operation in value))
 
     def _one(self, value: Any) -> Any:
         try:
@@ -159,8 +159,8 @@ def from_query(params: Iterable[Param], arguments: Mapping[str, list[bytes]]) ->
             texts = [text.decode() for text in given]
         except UnicodeDecodeError:
             raise Refused(400, f"{name}: is not UTF-8") from None
-        found = [known[name].from_text(text) for text in texts[:MANY]]
-        values[name] = tuple(dict.fromkeys(found)) if known[name].many else found[0]
+        parsed = [known[name].from_text(text) for text in texts[:MANY]]
+        values[name] = tuple(dict.fromkeys(parsed)) if known[name].many else parsed[0]
     return _with_all(known, values)
 
 
@@ -229,7 +229,9 @@ class ErrorShape:
 
 def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[str, Any]:
     """The OpenAPI 3.1 description of ``paths``: path template → method → operation."""
-    answers = {one.answer for methods in paths.values() for one in methods.values() if one.answer is not None}
+    answers = {
+        operation.answer for methods in paths.values() for operation in methods.values() if operation.answer is not None
+    }
     adapters: list[tuple[type, Literal["validation", "serialization"], TypeAdapter[Any]]]
     adapters = [(kind, "serialization", TypeAdapter(kind)) for kind in {ErrorShape, *answers}]
     made, described = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
@@ -244,7 +246,7 @@ def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[
         "servers": [{"url": prefix.rstrip("/") or "/"}],
         "security": [{"token": []}],
         "paths": {
-            f"/{path}": {method: _operation(path, one, schemas) for method, one in methods.items()}
+            f"/{path}": {method: _operation(path, operation, schemas) for method, operation in methods.items()}
             for path, methods in sorted(paths.items())
         },
         "components": {
@@ -261,26 +263,26 @@ def document(paths: Mapping[str, Mapping[str, Operation]], prefix: str) -> dict[
     }
 
 
-def _operation(path: str, one: Operation, schemas: Mapping[type, dict[str, Any]]) -> dict[str, Any]:
+def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     if path.endswith(".json"):
         content = {"application/json": {"schema": {"type": "object"}}}
     if path.endswith(".csv"):
         content = {"text/csv": {"schema": {"type": "string"}}}
-    if one.answer is not None:
-        schema = schemas[one.answer]
-        content = {"application/json": {"schema": {"type": "array", "items": schema} if one.listed else schema}}
-        if one.paged:
+    if operation.answer is not None:
+        schema = schemas[operation.answer]
+        content = {"application/json": {"schema": {"type": "array", "items": schema} if operation.listed else schema}}
+        if operation.paged:
             page = {"type": "object", "properties": {"items": {"type": "array", "items": schema}, "_pagination": {}}}
             content["application/jupyterhub-pagination+json"] = {"schema": page}
-    statuses = {400, *one.fails} if one.query or one.body else set(one.fails)
-    if one.needs == BY_THE_HUB:
+    statuses = {400, *operation.fails} if operation.query or operation.body else set(operation.fails)
+    if operation.needs == BY_THE_HUB:
         statuses |= {401}
-    elif one.needs != "none":
+    elif operation.needs != "none":
         statuses |= {401, 403, 503}
     described: dict[str, Any] = {
-        "summary": one.summary,
-        "description": f"Needs the right: {one.needs}.",
+        "summary": operation.summary,
+        "description": f"Needs the right: {operation.needs}.",
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"{(\w+)}", path)
@@ -288,9 +290,9 @@ def _operation(path: str, one: Operation, schemas: Mapping[type, dict[str, Any]]
         + [
             {"name": param.name, "in": "query", "description": param.help, "schema": param.schema()}
             | ({"required": True} if param.required else {})
-            for param in one.query
+            for param in operation.query
         ],
-        "responses": {str(one.status): {"description": HTTPStatus(one.status).phrase, "content": content}}
+        "responses": {str(operation.status): {"description": HTTPStatus(operation.status).phrase, "content": content}}
         | {
             str(status): {
                 "description": HTTPStatus(status).phrase,
@@ -299,19 +301,19 @@ def _operation(path: str, one: Operation, schemas: Mapping[type, dict[str, Any]]
             for status in sorted(statuses)
         },
     }
-    if one.accepts:
+    if operation.accepts:
         described["responses"]["202"] = {"description": "It is under way.", "content": content}
-    if not one.answers:
+    if not operation.answers:
         described["responses"]["204"] = {"description": "Done; there is nothing to tell."}
         del described["responses"]["200"]
-    elif one.needs == "act":
+    elif operation.needs == "act":
         described["responses"]["204"] = {"description": "Done; the caller may not read, so there is nothing to tell."}
-    if one.needs == "none":
+    if operation.needs == "none":
         described["security"] = []
-    if one.body is not None:
-        properties = {param.name: param.schema() | {"description": param.help} for param in one.body}
+    if operation.body is not None:
+        properties = {param.name: param.schema() | {"description": param.help} for param in operation.body}
         schema = {"type": "object", "additionalProperties": False, "properties": properties}
-        if required := [param.name for param in one.body if param.required]:
+        if required := [param.name for param in operation.body if param.required]:
             schema["required"] = required
         described["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     return described

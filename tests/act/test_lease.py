@@ -187,6 +187,6 @@ async def test_a_hold_refuses_every_intent_whoever_asked_and_however_armed(scene
     await one.keep()
     scene.journal.journal.hold("ann", "exam", scene.clock.now())
     for asked in (False, True):
-        with pytest.raises(ActingRefused, match="on hold"):
+        with pytest.raises(ActingRefused, match="On hold"):
             await intend(one, asked=asked)
     assert scene.journal.journal.entries(event=Event.INTENT) == ()

@@ -170,11 +170,11 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(server(125), known=Known(exemption=KEPT)),
-            "Kept until 15:00 UTC (in 3 h), as bob asked: exam on Monday. Judged again after that.",
+            "Kept until 15:00 UTC (in 3 h), by bob: exam on Monday. Judged again after that.",
         ),
         (
             says(server(125), known=Known(exemption=replace(KEPT, until=NOW + minutes(1500), why=""))),
-            "Kept until 22 Nov at 13:00 UTC (in 1 d 1 h), as bob asked. Judged again after that.",
+            "Kept until 22 Nov at 13:00 UTC (in 1 d 1 h), by bob. Judged again after that.",
         ),
         (
             says(server(125), known=Known(hook=False)),
@@ -237,7 +237,7 @@ def test_a_sentence_names_the_rule_the_evidence_and_what_stands_in_the_way(sente
 def test_a_start_that_could_not_be_interrupted_says_when_it_is_tried_again() -> None:
     known = replace(LONG, failures=Failures(9, NOW))
     told = says(STUCK, ruled(interrupt_spawns=True), known=known)
-    assert told.startswith("Due, but 9 tries to interrupt its start failed; tried again ")
+    assert told.startswith("Due, but 9 tries to interrupt its start failed. The next try is ")
 
 
 def test_the_facts_are_those_that_the_verdict_rests_on() -> None:
@@ -247,7 +247,7 @@ def test_the_facts_are_those_that_the_verdict_rests_on() -> None:
     assert told["Idle limit"] == "1 h"
     assert told["Traffic at the proxy"] == "2026-11-21 11:30:00 UTC, 30 min ago"
     assert told["Idle since"] == "2026-11-21 11:30:00 UTC, 30 min ago, by traffic at the proxy"
-    assert told["Kept"] == "until 15:00 UTC (in 3 h), as bob asked: exam on Monday"
+    assert told["Kept"] == "until 15:00 UTC (in 3 h), by bob: exam on Monday"
     assert told["Hook"] == "stop it"
     assert "Due" not in told
     outage = facts(server(300), known=Known(clock_from=NOW - minutes(10), hook_error="it raised"))
@@ -277,7 +277,7 @@ def test_the_limit_that_comes_first_is_the_one_named() -> None:
 
 def test_a_back_off_says_how_often_it_failed_and_when_it_is_tried_again() -> None:
     told = says(server(125), failures=Failures(9, NOW))
-    assert re.fullmatch(r"Due, but 9 tries to stop it failed; tried again (at|on) .* UTC \(in .*\)\.", told)
+    assert re.fullmatch(r"Due, but 9 tries to stop it failed\. The next try is (at|on) .* UTC \(in .*\)\.", told)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.ACTING])
@@ -356,8 +356,12 @@ def test_every_verdict_has_one_whole_sentence(
 
 def test_the_headline_counts_what_would_be_stopped_while_observing() -> None:
     status = guard_with((), Mode.OBSERVING).status()
-    assert dashboard_words.headline(status, 12).startswith("HubGuard only observes: it would stop 12 servers now.")
-    assert dashboard_words.headline(status, 0).startswith("HubGuard only observes: it would stop nothing now.")
+    assert dashboard_words.headline(status, 12).startswith(
+        "HubGuard only observes. If armed, it would stop 12 servers now."
+    )
+    assert dashboard_words.headline(status, 0).startswith(
+        "HubGuard only observes. If armed, it would stop nothing now."
+    )
 
 
 def test_a_report_reads_the_same_from_the_api_and_the_command() -> None:

@@ -30,8 +30,8 @@ WHY = {
     Mode.STARTING: "HubGuard is starting: the hub's servers are being read for the first time.",
     Mode.ACTING: "Servers that are due are stopped.",
     Mode.OBSERVING: "Nothing is stopped until an admin arms HubGuard.",
-    Mode.HELD: "ann has put acting on hold: exam until 5 pm",
-    Mode.BRAKED: "HubGuard holds back, since the list of servers is incomplete: page 3 of 7 didn't come.",
+    Mode.HELD: "On hold (ann: exam until 5 pm).",
+    Mode.BRAKED: "Braked: the server list is incomplete: page 3 of 7 didn't come.",
     Mode.STANDBY: "Another guard (hub-2:81 at http://10.0.0.7:8080) holds the lease and acts for this hub.",
     Mode.TROUBLED: "A setting is wrong, so nothing is done. HubGuardCull.idle_timeout_s: must be at least 0, not -5",
 }

@@ -199,7 +199,7 @@ async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[...
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
     said = await run("--repair", "server-dead", "--count", "1")
     assert said.code == 3
-    assert "Nothing was repaired. ann has put acting on hold" in said.out
+    assert "Nothing was repaired. On hold (ann: " in said.out
     assert site.guard.asked == []
 
 

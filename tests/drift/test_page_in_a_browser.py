@@ -103,7 +103,7 @@ async def test_what_is_ticked_is_planned_counted_repaired_and_told(browser: Brow
         await expect(page.get_by_label("Reason (for the journal")).to_have_value("drill")
         await count.fill("2")
         await page.get_by_role("button", name="Repair", exact=True).click()
-        await expect(page.get_by_role("status").first).to_contain_text("You asked for 2 repairs.")
+        await expect(page.get_by_role("status").first).to_contain_text("2 repairs requested.")
         await expect(row).to_contain_text("under way")
         assert [asked[0] for asked in guard.asked] == ["repair"]
         assert guard.drifts.report
@@ -119,7 +119,7 @@ async def test_from_a_difference_to_its_server_across_all_sources_and_back(brows
         page = await visit.open("")
         await page.get_by_role("link", name="Which, and what repairs them").click()
         await page.get_by_role("link", name="cid/gpu").click()
-        await expect(page.get_by_role("heading", level=1)).to_have_text("What each source says of cid/gpu")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("What each source reports about cid/gpu")
         await expect(page.locator("table.beliefs tbody tr")).to_have_count(5)
         await page.get_by_role("link", name="Drift page").click()
         await expect(page.locator("tbody tr")).to_have_count(1)

@@ -164,7 +164,7 @@ async def test_filters_and_pages_stand_in_the_address(browser: Browser) -> None:
         await expect(page.locator("#live")).to_contain_text("101\N{EN DASH}200 of 250")
         assert "page=2" in page.url
         await page.get_by_label("Name").fill("0001")
-        await page.get_by_label("Standing").select_option("exempt")
+        await page.get_by_label("Status").select_option("exempt")
         await page.get_by_role("button", name="Show").click()
         await expect(page).to_have_url(re.compile(r"\?q=0001&standing=exempt$"))
         await refreshed(page)
@@ -206,7 +206,7 @@ async def test_a_server_is_kept_from_its_page_and_given_back_from_the_list(brows
         await page.get_by_role("button", name="Keep").click()
         await expect(page.locator("#live")).to_contain_text("until 2026-12-01 23:59:59 UTC")
         await page.get_by_role("link", name="All servers").click()
-        await expect(page.locator("tr", has_text="student-00003/gpu")).to_contain_text("kept until 1 Dec")
+        await expect(page.locator("tr", has_text="student-00003/gpu")).to_contain_text("exempt until 1 Dec")
         await page.get_by_role("link", name="Exemptions").click()
         row = page.locator("tbody tr")
         await expect(row).to_contain_text("all servers of student-00003")

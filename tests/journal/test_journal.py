@@ -146,7 +146,7 @@ def test_a_released_lease_can_be_had_at_once_and_not_renewed(journal: Journal) -
     lease = taken(journal)
     journal.release_lease(HUB, lease, after(1))
     assert journal.lease(HUB) is None
-    with pytest.raises(LeaseLost, match="nobody holds"):
+    with pytest.raises(LeaseLost, match="no guard holds"):
         journal.renew_lease(HUB, lease, after(1), 30)
     with pytest.raises(LeaseLost):
         intend(journal, lease, now=after(1))
@@ -280,7 +280,7 @@ def test_what_people_set_is_kept_with_who_when_and_why_and_each_change_is_an_ent
 def test_an_intent_is_refused_while_acting_is_on_hold_even_when_asked_for_by_name(journal: Journal) -> None:
     lease = taken(journal)
     journal.hold("bo", "exam today", NOW)
-    with pytest.raises(ActingRefused, match="bo put it on hold at 2025-03-01 12:00:00 UTC.*exam today"):
+    with pytest.raises(ActingRefused, match=r"On hold \(bo: exam today\)"):
         journal.intend(HUB, lease, action(), "bo", NOW, asked=True, armed=True)
     assert journal.entries(event=Event.INTENT) == ()
     journal.resume("bo", "", NOW)

@@ -324,10 +324,10 @@ async def test_the_exit_code_follows_what_came_of_it(
 
 async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[..., Any]):
     digest = await planned(run)
-    site.guard.pruning.held = "ann has put acting on hold. Nothing was done."
+    site.guard.pruning.held = "Nothing was done. On hold (ann: an exam)."
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
     said = await run("apply", digest, *ALL)
-    assert (said.code, "put acting on hold" in said.err) == (3, True)
+    assert (said.code, "On hold (ann: an exam)." in said.err) == (3, True)
     assert begun(site) == []
 
 
@@ -338,11 +338,11 @@ async def test_a_plan_that_is_resumed_on_hold_exits_3_and_stays_as_it_is(
     digest = await planned(run)
     await run("apply", digest, *ALL, "--no-wait")
     await run("pause", digest)
-    refuse = HubGuardError("ann has put acting on hold. Nothing was done.")
+    refuse = HubGuardError("Nothing was done. On hold (ann: an exam).")
     monkeypatch.setattr(site.guard.pruning, "resume", AsyncMock(side_effect=refuse))
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
     said = await run("resume", digest)
-    assert (said.code, "put acting on hold" in said.err) == (3, True)
+    assert (said.code, "On hold (ann: an exam)." in said.err) == (3, True)
     site.guard.change(mode=Mode.ACTING, stance=Stance())
     assert (await run("resume", digest)).code == 1
     said = await run("cancel", digest)
@@ -756,7 +756,7 @@ async def test_offline_nothing_is_done_while_acting_is_on_hold(hub_db: Path, run
         books.hold("ann", "an exam", NOW)
     quiet(hub_db)
     said = await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
-    assert (said.code, "acting is on hold by ann" in said.err) == (3, True)
+    assert (said.code, "On hold (ann: an exam)." in said.err) == (3, True)
     assert len(users_in(hub_db)) == 30
 
 

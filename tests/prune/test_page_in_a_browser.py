@@ -67,7 +67,7 @@ async def test_from_criteria_to_a_plan_that_is_typed_applied_paused_and_done(
     async with visiting(browser, guard, login="pruner", java_script_enabled=javascript) as visit:
         page = await visit.open("")
         await page.get_by_role("link", name="Users", exact=True).click()
-        await expect(page.get_by_role("region", name="How it stands")).to_contain_text("2 of 3 users are stale.")
+        await expect(page.get_by_role("region", name="Status")).to_contain_text("2 of 3 users are stale.")
         await page.get_by_label("inactive for").fill("90")
         await page.get_by_role("button", name="Show").click()
         assert "inactive=90" in page.url
@@ -97,7 +97,7 @@ async def test_from_criteria_to_a_plan_that_is_typed_applied_paused_and_done(
         await expect(page.locator("progress")).to_have_attribute("value", "1")
         await expect(page.get_by_text("hubguard prune restore")).to_be_visible()
         await page.get_by_role("button", name="Pause").click()
-        await expect(page.get_by_role("region", name="How it stands")).to_contain_text("Paused")
+        await expect(page.get_by_role("region", name="Status")).to_contain_text("Paused")
         await page.get_by_role("link", name="Resume…").click()
         await page.get_by_role("button", name="Resume").click()
         guard.pruning.settle(digest, OutcomeKind.SKIPPED, detail="was active in the meantime", state=PruneState.DONE)
@@ -184,6 +184,6 @@ async def test_a_keep_on_a_users_page_stays_there_and_is_told(browser: Browser) 
         await page.get_by_label("Why (for the journal").fill("thesis")
         await page.get_by_role("button", name="Keep").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("a/b?#%ü")
-        await expect(page.get_by_role("main")).to_contain_text("as ann asked: thesis")
+        await expect(page.get_by_role("main")).to_contain_text("by ann: thesis")
         assert guard.asked[-1][3:5] == ("a/b?#%ü", None)
         assert visit.complaints == []

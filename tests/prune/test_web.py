@@ -260,7 +260,7 @@ async def test_an_exemption_asked_for_on_a_users_page_comes_back_to_it(site: Sit
     form["_xsrf"] = await site.form_token("actor")
     answer = await site.ask("exemptions/new", login="actor", method="POST", body=form)
     assert (answer.status, answer.headers["Location"]) == (303, f"{PREFIX}users/a%2Fb")
-    assert "as ann asked: thesis" in (await site.ask("users/a%2Fb", "reader")).says
+    assert "by ann: thesis" in (await site.ask("users/a%2Fb", "reader")).says
 
 
 # -- planning -------------------------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ async def test_on_hold_the_plan_says_so_and_applying_is_refused_with_the_guards_
     plan = planned(site)
     site.guard.change(mode=Mode.HELD)
     site.guard.pruning.held = "Acting is on hold. Nothing was done."
-    assert "ann has put acting on hold" in (await site.ask(f"plans/{plan.digest}", "pruner")).says
+    assert "On hold (ann: " in (await site.ask(f"plans/{plan.digest}", "pruner")).says
     body = {"count": 20, "acknowledged": ["KubeSpawner"]}
     answer = await site.post(f"api/v1/plans/{plan.digest}/apply", "pruner", body)
     assert (answer.status, answer.json["message"]) == (409, "Acting is on hold. Nothing was done.")
@@ -626,7 +626,7 @@ async def test_the_api_applies_with_202_and_refuses_what_isnt_acknowledged(site:
 
 
 async def test_the_history_tells_who_when_what_and_the_undo_file(site: Site) -> None:
-    assert "No plan has been made so far" in (await site.ask("plans", "reader")).says
+    assert "There are no plans yet" in (await site.ask("plans", "reader")).says
     plan = await begun(site)
     site.guard.pruning.settle(plan.digest, OutcomeKind.DONE, OutcomeKind.SKIPPED)
     text = (await site.ask("plans", "reader")).says

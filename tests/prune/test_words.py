@@ -73,7 +73,7 @@ def test_a_sentence_says_why_the_hubs_own_time_doesnt_count() -> None:
     stopped = Use(ago(200), ((ago(20), ago(20)),))
     assert said(replace(ANN, last_activity=ago(20)), use=stopped) == (
         "Stale: last active 200 d ago; the limit is 180 d"
-        " (the hub has 20 d ago, when HubGuard stopped one of their servers)."
+        " (the hub says 20 d ago, when HubGuard stopped one of their servers)."
     )
 
 

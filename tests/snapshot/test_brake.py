@@ -44,7 +44,7 @@ def test_an_incomplete_list_brakes_from_the_first_such_look_to_the_last():
         judged = world.look(snapshot=replace(seen.snapshot, readings=(part,)))
         assert judged.brake is not None
         assert (judged.brake.reason, judged.brake.since) == (BrakeReason.INCOMPLETE, second(60))
-        assert judged.brake.why == "the list of servers is incomplete: page 3 is missing"
+        assert judged.brake.why == "the server list is incomplete: page 3 is missing"
         assert not judged.brake.acceptable
         assert world.now == second(n)
     assert world.look().brake is None
@@ -286,7 +286,7 @@ def test_a_person_accepts_the_number_that_was_shown_and_not_what_came_after():
     judged = world.look_on(60, resumed_at=resumed_at)
     assert judged.brake is not None
     assert judged.brake.since == world.now
-    assert "where it had 700" in judged.brake.why
+    assert "and had 700" in judged.brake.why
 
 
 def test_a_person_who_resumed_before_the_fall_was_shown_accepts_nothing():

@@ -29,7 +29,7 @@ def test_incident_the_database_was_overwritten_and_most_users_were_gone():
     assert judged.brake is not None
     assert judged.brake.acceptable
     assert judged.brake.since == START + timedelta(seconds=3660)
-    assert "50 users where it had 1,000" in judged.brake.why
+    assert "50 users and had 1,000" in judged.brake.why
     world.users = 1000
     assert world.look_on(60).brake is None
 

@@ -287,13 +287,13 @@ def _idle_since(server: Server, known: Known) -> tuple[datetime | None, Evidence
     """
     if server.last_activity is None and server.started is None:
         return None, None
-    told = [
+    candidates = [
         (_used_at(server.last_activity, known), Evidence.HUB),
         (server.started, Evidence.START),
         (_used_at(known.proxy_activity, known), Evidence.PROXY),
         (known.clock_from, Evidence.RECOVERY),
     ]
-    return max(((at, evidence) for at, evidence in told if at is not None), key=lambda pair: pair[0])
+    return max(((at, evidence) for at, evidence in candidates if at is not None), key=lambda pair: pair[0])
 
 
 def _used_at(at: datetime | None, known: Known) -> datetime | None:

@@ -111,15 +111,15 @@ def analyse(rules: Sequence[Rule]) -> tuple[str, ...]:
 
     Only what is certain is told: a rule that isn't named here may still never match.
     """
-    told = []
+    sentences = []
     for i, rule in enumerate(rules):
         if why := _contradiction(rule):
-            told.append(f'The rule "{rule.name}" can never match: {why}.')
+            sentences.append(f'The rule "{rule.name}" can never match: {why}.')
         elif shadow := next((earlier for earlier in rules[:i] if _covers(earlier, rule)), None):
-            told.append(
+            sentences.append(
                 f'The rule "{rule.name}" is never used: the earlier rule "{shadow.name}" matches all that it matches.'
             )
-    return tuple(told)
+    return tuple(sentences)
 
 
 def _any_match(globs: Globs, texts: Iterable[str]) -> bool:
@@ -302,10 +302,10 @@ def _weekdays(value: object) -> frozenset[int]:
 def _hours(value: object) -> tuple[Span, ...]:
     spans = []
     for part in _parts(value, "08:00-18:00"):
-        found = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})", part)
-        if found is None:
+        match = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})", part)
+        if match is None:
             raise ValueError(f"{_shown(part)} is no span such as 08:00-18:00")
-        hour, minute, end_hour, end_minute = map(int, found.groups())
+        hour, minute, end_hour, end_minute = map(int, match.groups())
         begin, end = hour * 60 + minute, end_hour * 60 + end_minute
         if max(minute, end_minute) > 59 or begin >= _DAY_MIN or end > _DAY_MIN:
             raise ValueError(f"{_shown(part)} goes beyond the day: from 00:00 to 24:00 it has")

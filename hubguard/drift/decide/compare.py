@@ -152,13 +152,13 @@ class Comparison:
         return True
 
     def _can_tell_orphan(self, key: Key, id_: str, *, ready: bool) -> bool:
-        listed = [one.alive for one in self.backends_of(key) if one.id == id_]
+        listed = [backend.alive for backend in self.backends_of(key) if backend.id == id_]
         if not listed:
             return ready or self.world.whole
         if None in listed:
             return False
         # Alone beside a server that is ready again, it is the one that runs it; of several, any may be.
-        return True not in listed or not ready or sum(one.alive is True for one in self.backends_of(key)) == 1
+        return True not in listed or not ready or sum(backend.alive is True for backend in self.backends_of(key)) == 1
 
     def _can_tell_shared(self, kind: DriftKind) -> bool:
         if kind is DriftKind.SERVICE_ROUTE_MISSING:
@@ -174,17 +174,17 @@ class Comparison:
 
     def differences(self) -> dict[DriftKey, Difference]:
         """All differences, by key, in no order."""
-        found = {one.key: one for one in self._of_database()}
+        by_key = {difference.key: difference for difference in self._of_database()}
         if self._knows_hub:
             for of in (self._of_servers, self._of_stale_routes, self._of_shared_routes, self._of_orphans):
-                found.update((one.key, one) for one in of())
+                by_key.update((difference.key, difference) for difference in of())
             if self.world.frozen_since is not None:
                 since = self.world.frozen_since
-                one = Difference(
+                difference = Difference(
                     DriftKind.ACTIVITY_FROZEN, None, None, "", None, partial(self._words.frozen, since), since=since
                 )
-                found[one.key] = one
-        return found
+                by_key[difference.key] = difference
+        return by_key
 
     def _of_servers(self) -> Iterator[Difference]:
         targets, route_of, backend_of = self._targets or {}, self._route_of, self._backend_of
@@ -268,19 +268,21 @@ class Comparison:
             if server is not None and server.pending is not None:
                 continue
             # What answers over HTTP at the address that a server had may be anything by now.
-            orphans = [one for one in self.backends_of(key) if one.alive and one.kind != "http"]
+            orphans = [backend for backend in self.backends_of(key) if backend.alive and backend.kind != "http"]
             started = None
             if server is not None and ready:
                 orphans, started = _of_older_runs(orphans, server), server.started
-            told = None if ready else self.world.outlived.get(key)
-            surely = told is not None and self._after(told[0], SURELY_STOPPED_S)
-            for one in orphans:
-                words = partial(self._words.orphan, server, one, told)
-                yield Difference(kind, *key, one.id, started, words, surely=surely, backend=one)
+            report = None if ready else self.world.outlived.get(key)
+            surely = report is not None and self._after(report[0], SURELY_STOPPED_S)
+            for backend in orphans:
+                words = partial(self._words.orphan, server, backend, report)
+                yield Difference(kind, *key, backend.id, started, words, surely=surely, backend=backend)
                 listed.add(key)
-        for key, told in self.world.outlived.items():
-            if key not in listed and key not in self._unsure and self._still_outlives(key, told[0]):
-                yield Difference(kind, *key, "", None, partial(self._words.outlived, told), since=told[0], heard=True)
+        for key, report in self.world.outlived.items():
+            if key not in listed and key not in self._unsure and self._still_outlives(key, report[0]):
+                yield Difference(
+                    kind, *key, "", None, partial(self._words.outlived, report), since=report[0], heard=True
+                )
 
     def _still_outlives(self, key: Key, told_at: datetime) -> bool:
         server = self._servers.get(key)
@@ -291,7 +293,7 @@ class Comparison:
             return False
         if not self.world.whole or not self._after(told_at, 0.0):
             return True
-        return any(one.alive is None for one in self.backends_of(key))
+        return any(backend.alive is None for backend in self.backends_of(key))
 
     def _after(self, told_at: datetime, by_s: float) -> bool:
         """Whether the backends were read more than ``by_s`` seconds after that."""
@@ -316,7 +318,7 @@ class Comparison:
         backends = self._of_this_run(key)
         if not backends:
             return False if self.world.whole else None
-        alive = [one.alive for one in backends]
+        alive = [backend.alive for backend in backends]
         return True if True in alive else None if None in alive else False
 
     def _of_this_run(self, key: Key) -> Sequence[Backend]:
@@ -326,9 +328,11 @@ class Comparison:
             return backends
         begins = server.started - TWO_RUNS
         # With some kinds a backend that is gone has no start; they report that only of the one that the hub expects.
-        if not any(one.alive is False and (one.started is None or one.started >= begins) for one in backends):
+        if not any(
+            backend.alive is False and (backend.started is None or backend.started >= begins) for backend in backends
+        ):
             return backends
-        return [one for one in backends if one.started is None or one.started >= begins]
+        return [backend for backend in backends if backend.started is None or backend.started >= begins]
 
     def _read_table(self, routes: Mapping[str, Route]) -> None:
         prefix, odd = self._prefix, []
@@ -378,18 +382,18 @@ def _path(url_path: str) -> str:
 
 def _of_older_runs(alive: Sequence[Backend], server: Server) -> list[Backend]:
     """Those that can't belong to the hub's current run: they were there before it, and a later one fits it."""
-    timed = [(one.started, one) for one in alive if one.started is not None]
+    timed = [(backend.started, backend) for backend in alive if backend.started is not None]
     if server.started is None or len(timed) < 2:
         return []
     newest = max(started for started, _ in timed)
     if newest < server.started - TWO_RUNS:
         return []
-    return [one for started, one in timed if newest - started > TWO_RUNS and started < server.started]
+    return [backend for started, backend in timed if newest - started > TWO_RUNS and started < server.started]
 
 
-def _leads_elsewhere(one: str, other: str) -> bool:
+def _leads_elsewhere(target: str, other: str) -> bool:
     """Whether these URLs name different places, apart from their paths; False if unknown."""
-    places = _place(one), _place(other)
+    places = _place(target), _place(other)
     return None not in places and places[0] != places[1]
 
 

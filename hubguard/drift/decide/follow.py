@@ -49,16 +49,18 @@ def suspects(world: World) -> tuple[Key, ...]:
     """
     seen = Comparison(world, 0.0, asking=True)
     servers = world.servers or {}
-    found = set()
-    for one in seen.differences().values():
-        if one.user is not None and one.kind is not DriftKind.PENDING_STUCK:
-            key = (one.user, one.server or "")
+    keys = set()
+    for difference in seen.differences().values():
+        if difference.user is not None and difference.kind is not DriftKind.PENDING_STUCK:
+            key = (difference.user, difference.server or "")
             if key in world.unsure or key not in servers or not servers[key].ready:
-                found.add(key)
+                keys.add(key)
     for key, server in servers.items():
-        if server.pending is not None and (seen.routes_of(key) or any(one.alive for one in seen.backends_of(key))):
-            found.add(key)
-    return tuple(sorted(found))
+        if server.pending is not None and (
+            seen.routes_of(key) or any(backend.alive for backend in seen.backends_of(key))
+        ):
+            keys.add(key)
+    return tuple(sorted(keys))
 
 
 def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
@@ -77,11 +79,11 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
     """
     seen = Comparison(world, policy.pending_limit_s)
     known = {drift.key: _not_ahead(drift, world.at) for drift in before}
-    found, evidence = _kept(seen.differences(), known)
+    differences, evidence = _kept(seen.differences(), known)
     going, ended, taken_over = [], [], set()
-    for key, difference in found.items():
+    for key, difference in differences.items():
         drift = known.get(key)
-        if drift is None and (other := _predecessor(difference, known, found)) is not None:
+        if drift is None and (other := _predecessor(difference, known, differences)) is not None:
             taken_over.add(other.key)
             drift = replace(other, kind=difference.kind, subject=difference.subject)
             drift = replace(drift, raised_at=world.at if other.raised_at else None)
@@ -91,7 +93,7 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
             drift = None
         going.append(following.begun() if drift is None else following.gone_on(drift))
     for key, drift in known.items():
-        if key in found or key in taken_over:
+        if key in differences or key in taken_over:
             continue
         after = _missed(drift, seen, policy)
         (ended if after is None else going).append(after or drift)
@@ -113,7 +115,7 @@ class _Following:
 
     seen: Comparison
     policy: DriftPolicy
-    found: Difference
+    difference: Difference
     remark: tuple[str, ...]
 
     def is_of(self, drift: Drift) -> bool:
@@ -121,17 +123,20 @@ class _Following:
         if drift.kind is DriftKind.SERVER_ORPHAN:
             # It is its backend, whatever runs beside it by now.
             return True
-        if not same_run(drift.started, self.found.started):
+        if not same_run(drift.started, self.difference.started):
             return False
-        return drift.raised_at is not None or drift.kind not in SAME_BY_WORDS or self.found.words()[1] == drift.observed
+        return (
+            drift.raised_at is not None
+            or drift.kind not in SAME_BY_WORDS
+            or self.difference.words()[1] == drift.observed
+        )
 
     def begun(self) -> Drift:
         """The difference as a Drift after its first sighting."""
-        found, at = self.found, self.seen.at
-        since = at if found.since is None else min(found.since, at)
-        return self._judged(
-            Drift(found.kind, found.user, found.server, "", "", since, at, found.subject, found.started, sightings=0)
-        )
+        difference, at = self.difference, self.seen.at
+        since = at if difference.since is None else min(difference.since, at)
+        key = (difference.kind, difference.user, difference.server)
+        return self._judged(Drift(*key, "", "", since, at, difference.subject, difference.started, sightings=0))
 
     def gone_on(self, drift: Drift) -> Drift:
         """``drift`` after this look; unchanged if the look doesn't count."""
@@ -153,9 +158,9 @@ class _Following:
         sightings = drift.sightings + (not pending or lasted_s >= policy.pending_limit_s / 2)
         raised_at = drift.raised_at
         long_enough = lasted_s >= (policy.pending_limit_s if pending else policy.for_s)
-        if self.found.surely or (not self.found.heard and sightings >= policy.sightings and long_enough):
+        if self.difference.surely or (not self.difference.heard and sightings >= policy.sightings and long_enough):
             raised_at = raised_at or at
-        expected, observed, evidence = self.found.words()
+        expected, observed, evidence = self.difference.words()
         return replace(
             drift,
             expected=expected,
@@ -163,11 +168,11 @@ class _Following:
             evidence=evidence + self.remark,
             # A look may be dated when it begins, before its sources are read.
             seen_at=max([at, *(reading.at for reading in needed)]),
-            started=self.found.started,
+            started=self.difference.started,
             sightings=sightings,
             missed=0,
             raised_at=raised_at,
-            backend=self.found.backend,
+            backend=self.difference.backend,
         )
 
 
@@ -190,11 +195,11 @@ def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None
 
 
 def _kept(
-    found: Mapping[DriftKey, Difference], known: Mapping[DriftKey, Drift]
+    differences: Mapping[DriftKey, Difference], known: Mapping[DriftKey, Drift]
 ) -> tuple[dict[DriftKey, Difference], dict[DriftKind, tuple[str, ...]]]:
     """At most MOST of each kind, the known ones first, and a remark for each kind of which some were left out."""
     by_kind: dict[DriftKind, list[DriftKey]] = {}
-    for key in found:
+    for key in differences:
         by_kind.setdefault(key[0], []).append(key)
     kept: dict[DriftKey, Difference] = {}
     remarks: dict[DriftKind, tuple[str, ...]] = {}
@@ -202,18 +207,18 @@ def _kept(
         if len(keys) > MOST:
             remarks[kind] = (f"{MOST:,} of {len(keys):,} such differences are followed",)
             keys = sorted(keys, key=lambda key: (key not in known, *_order(key)))[:MOST]  # noqa: PLW2901
-        kept.update((key, found[key]) for key in keys)
+        kept.update((key, differences[key]) for key in keys)
     return kept, remarks
 
 
 def _predecessor(
-    found: Difference, known: Mapping[DriftKey, Drift], others: Mapping[DriftKey, Difference]
+    difference: Difference, known: Mapping[DriftKey, Drift], others: Mapping[DriftKey, Difference]
 ) -> Drift | None:
-    """What was known of ``found`` under another key."""
-    kind, user, server, subject = found.key
+    """What was known of ``difference`` under another key."""
+    kind, user, server, subject = difference.key
     if kind in ONE_IN_TWO_WORDS:
         other = known.get((ONE_IN_TWO_WORDS[kind], user, server, subject))
-        return other if other is not None and same_run(other.started, found.started) else None
+        return other if other is not None and same_run(other.started, difference.started) else None
     if kind is DriftKind.SERVER_ORPHAN and subject and (kind, user, server, "") not in others:
         return known.get((kind, user, server, ""))
     return None
@@ -221,11 +226,11 @@ def _predecessor(
 
 def _without_doubles(drifts: list[Drift]) -> list[Drift]:
     """Leave out an orphan that only the spawner reported if the backends show which one it is."""
-    named = {(one.user, one.server) for one in drifts if one.kind is DriftKind.SERVER_ORPHAN and one.subject}
+    named = {(drift.user, drift.server) for drift in drifts if drift.kind is DriftKind.SERVER_ORPHAN and drift.subject}
     return [
-        one
-        for one in drifts
-        if one.kind is not DriftKind.SERVER_ORPHAN or one.subject or (one.user, one.server) not in named
+        drift
+        for drift in drifts
+        if drift.kind is not DriftKind.SERVER_ORPHAN or drift.subject or (drift.user, drift.server) not in named
     ]
 
 
@@ -237,7 +242,7 @@ def _not_ahead(drift: Drift, now: datetime) -> Drift:
 
 
 def _in_order(drifts: Iterable[Drift]) -> tuple[Drift, ...]:
-    return tuple(sorted(drifts, key=lambda one: (one.raised_at is None, one.since, *_order(one.key))))
+    return tuple(sorted(drifts, key=lambda drift: (drift.raised_at is None, drift.since, *_order(drift.key))))
 
 
 def _order(key: DriftKey) -> tuple[str, str, str, str]:

@@ -69,7 +69,7 @@ def plan_repairs(drifts: Iterable[Drift], now: datetime, *, lasts_s: float = 600
 
 
 def _digest(repairs: Sequence[Repair]) -> str:
-    text = json.dumps([asdict(one) for one in repairs], default=str, sort_keys=True, ensure_ascii=True)
+    text = json.dumps([asdict(repair) for repair in repairs], default=str, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

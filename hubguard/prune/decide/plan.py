@@ -167,13 +167,13 @@ def _deletion(verdict: PruneVerdict) -> Deletion:
 
 
 def _rows(accounts: Sequence[Account]) -> dict[str, int]:
-    found = {}
+    rows = {}
     for table, count in _COUNTED.items():
         counts = [count(account) for account in accounts]
-        known = [one for one in counts if one is not None]
+        known = [number for number in counts if number is not None]
         if len(known) == len(counts):
-            found[table] = sum(known)
-    return found
+            rows[table] = sum(known)
+    return rows
 
 
 # -- as a file ------------------------------------------------------------------------------------------------------------

@@ -116,11 +116,11 @@ def cautions(
 
     ``tokens_known``: when tokens were last used can be read. ``journal_known``: HubGuard's own journal can.
     """
-    found = []
+    sentences = []
     if storage.at_risk:
-        found.append(Caution(storage.spawner or UNKNOWN_SPAWNER, storage.why))
+        sentences.append(Caution(storage.spawner or UNKNOWN_SPAWNER, storage.why))
     if protection.in_config is None:
-        found.append(
+        sentences.append(
             Caution(
                 USERS_IN_CONFIG,
                 "The users that the hub's config names are unknown: they aren't kept, and come back at the hub's next start"
@@ -128,12 +128,12 @@ def cautions(
             )
         )
     if not tokens_known and protection.token_used_within_s > 0:
-        found.append(
+        sentences.append(
             Caution(TOKENS, "The last use of tokens can't be read: users who work only by token may be deleted.")
         )
     if not journal_known:
-        found.append(JOURNAL_UNKNOWN)
-    return tuple(found)
+        sentences.append(JOURNAL_UNKNOWN)
+    return tuple(sentences)
 
 
 def lost(
@@ -152,24 +152,24 @@ def lost(
     new gets the number of one who goes.
     """
     if offline:
-        told = ["Tokens come back only where restoring is asked for them; what uses them fails until then."]
+        sentences = ["Tokens come back only where restoring is asked for them; what uses them fails until then."]
         if reuses_ids:
-            told.append(
+            sentences.append(
                 "The highest number (id) of all users goes, and SQLite gives it to the next new user: where volumes or"
                 " folders are named by {userid}, that stranger gets what stays behind. Remove or rename it before"
                 " anybody new comes."
             )
-        return tuple(told)
-    found = []
+        return tuple(sentences)
+    losses = []
     if storage.at_risk:
         sure = "is" if storage.fate is StorageFate.DELETED else "may be"
-        found.append(f"Storage that {sure} deleted with a user is gone for good: no undo file holds it.")
+        losses.append(f"Storage that {sure} deleted with a user is gone for good: no undo file holds it.")
     if unmakeable := sum(map(_not_made_by_api, names)):
-        found.append(
+        losses.append(
             f"{unmakeable:,} of these users can't come back online at all: the hub's API makes nobody whose name holds a"
             " slash, begins or ends with a blank, or is made of dots alone."
         )
-    found += [
+    losses += [
         "Role assignments: the hub's API can't assign roles. Assign them again in the hub's config.",
         "What the spawner keeps to find a user's volume or backend again: it uses its settings, as for a new user.",
         "Tokens: whoever needs one makes a new one.",
@@ -181,18 +181,18 @@ def lost(
         "Users whose name the authenticator doesn't take now: the hub's API doesn't make them.",
     ]
     if not named_servers:
-        found.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
+        losses.append("Named servers: this hub's API (before 6.0) can't make one without starting it.")
     if rows:
-        found.append(
+        losses.append(
             "All of these can be restored offline instead, from the same file with the hub stopped, except deleted storage"
             " and what an authenticator keeps outside the hub's own tables."
         )
     else:
-        found.append(
+        losses.append(
             "None of these can be restored offline either: HubGuard doesn't read the hub's database, so the undo file"
             " has no rows of it."
         )
-    return tuple(found)
+    return tuple(losses)
 
 
 def _not_made_by_api(name: str) -> bool:

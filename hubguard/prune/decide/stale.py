@@ -151,7 +151,7 @@ def unsaved(account: Account, undo: UndoFacts) -> str | None:
     server that doesn't run: the hub makes a row for it as soon as anybody reads the user, ourselves included (5.5, 6.1).
     """
     servers = [server.name for server in account.servers if server.name or server.active]
-    found = [
+    changes = [
         f"the {what} {name or '(default)'}"
         for what, has, had in (
             ("group", account.groups, undo.groups),
@@ -162,8 +162,8 @@ def unsaved(account: Account, undo: UndoFacts) -> str | None:
     ]
     for what, count, was in (("token", account.tokens, undo.tokens), ("share", account.shares, undo.shares)):
         if count is not None and was is not None and count > was:
-            found.append(f"{count - was} more {what}{'s' * (count - was > 1)}")
-    return f"changed since the undo file was written: {', '.join(found)}" if found else None
+            changes.append(f"{count - was} more {what}{'s' * (count - was > 1)}")
+    return f"changed since the undo file was written: {', '.join(changes)}" if changes else None
 
 
 _MADE_ANEW = "the user was deleted and created again in the meantime"
@@ -194,7 +194,9 @@ class _Judging:
         self._criteria = criteria
         self._protection = protection
         self._now = now
-        self._exempted = {one.user for one in exemptions if one.covers(one.user, one.server or "", now)}
+        self._exempted = {
+            exemption.user for exemption in exemptions if exemption.covers(exemption.user, exemption.server or "", now)
+        }
         self._callers = frozenset(protection.callers)
         self._in_config = protection.in_config or frozenset()
         self._protected_groups = frozenset(protection.groups)

@@ -180,7 +180,7 @@ def _accounts(
     memberships = {name: _memberships(connection, tables, name, wanted) for name in ("user_group_map", "user_role_map")}
     servers: dict[int, list[AccountServer]] = {}
     used: dict[int, object] = {}
-    found = {}
+    accounts = {}
     for batch in prune_rows.batches(wanted):
         columns = (spawners.c.user_id, spawners.c.name, spawners.c.server_id)
         of_users = connection.execute(sa.select(*columns).where(prune_rows.these(spawners.c.user_id, batch)))
@@ -197,7 +197,7 @@ def _accounts(
         for id_, name, admin, created, last_activity in connection.execute(
             sa.select(*columns_of_user).where(prune_rows.these(users.c.id, batch))
         ).all():
-            found[name] = Account(
+            accounts[name] = Account(
                 name=as_name(database.reader, name),
                 admin=bool(admin),
                 created=as_time(database.reader, created),
@@ -209,7 +209,7 @@ def _accounts(
                 token_used_at=as_time(database.reader, used.get(id_)),
                 id=id_,
             )
-    return found
+    return accounts
 
 
 def _memberships(
@@ -217,13 +217,13 @@ def _memberships(
 ) -> dict[int, list[str]]:
     _, (column, target) = prune_rows.MAPS[name]
     map_, names = tables[name], prune_rows.names_by_id(connection, tables[target])
-    found: dict[int, list[str]] = {}
+    memberships: dict[int, list[str]] = {}
     for batch in prune_rows.batches(wanted):
         statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
         for user_id, id_ in connection.execute(statement):
             if id_ in names:
-                found.setdefault(user_id, []).append(names[id_])
-    return found
+                memberships.setdefault(user_id, []).append(names[id_])
+    return memberships
 
 
 def _undo_users(connection: Connection, tables: Tables, gone: Mapping[int, Rows], useless: Rows) -> Iterator[UndoUser]:
@@ -266,10 +266,10 @@ def _notes(
             f"({plan.storage.why})"
         )
     if tables.others:
-        told = (f"{name} ({_KNOWN_OTHERS[name]})" if name in _KNOWN_OTHERS else name for name in tables.others)
+        others = (f"{name} ({_KNOWN_OTHERS[name]})" if name in _KNOWN_OTHERS else name for name in tables.others)
         notes.append(
             "The database has tables that aren't the hub's, and what they say of these users stays: "
-            + ", ".join(told)
+            + ", ".join(others)
             + "."
         )
     return tuple(notes)

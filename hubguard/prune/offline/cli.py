@@ -56,15 +56,15 @@ UNDO_FILE = "undo-file "
 
 @dataclass(frozen=True, slots=True)
 class JournalFacts:
-    """What HubGuard's own journal knows. ``url`` None: it can't be opened, so nothing is known and nothing is written down.
+    """What HubGuard's own journal holds. ``url`` None: it can't be opened, so nothing is known or recorded.
 
-    ``held_by`` is who has put acting on hold, None if nobody has.
+    ``held`` says who has put acting on hold, and why; "" if nobody has.
     """
 
     url: str | None
     exemptions: tuple[Exemption, ...] = ()
     uses: Mapping[str, Use] | None = None
-    held_by: str | None = None
+    held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     facts = _journal_facts(context)
     if arguments.action == "plan":
         return _plan(arguments, context, facts)
-    if facts.held_by is not None and not arguments.dry_run:
-        to_people(f"Nothing was done: acting is on hold by {facts.held_by}. Run hubguard resume, then try again.")
+    if facts.held and not arguments.dry_run:
+        to_people(f"Nothing was done. {facts.held} Run hubguard resume, then try again.")
         return Exit.HELD
     hub_at = {
         "hub_api_url": context.environ.get("JUPYTERHUB_API_URL") or None,
@@ -358,13 +358,11 @@ def _journal_facts(context: Context) -> JournalFacts:
         if database.missing:
             raise JournalError(f"There is no {database.file}.")
         with closing(open_journal(url)) as journal:
-            stance = journal.stance()
-            held_by = (stance.held_by or "somebody") if stance.held else None
-            return JournalFacts(url, journal.exemptions(_now()), PruneStore(journal).uses(), held_by)
+            return JournalFacts(url, journal.exemptions(_now()), PruneStore(journal).uses(), journal.stance().sentence)
     except HubGuardError as error:
         to_people(
-            "HubGuard's own journal can't be opened, so exemptions and the activity it has seen are unknown, and nothing will"
-            f" be recorded there: {error}"
+            "HubGuard's own journal can't be opened. Exemptions and recorded activity are unknown, and nothing will be"
+            f" recorded there: {error}"
         )
         return JournalFacts(None)
 

@@ -109,8 +109,8 @@ def refuse_in_use(
             "is in use", f"{seen.why} A running hub keeps users in memory, so there is no way around."
         )
     if missing := [caution for caution in seen.cautions if caution.name not in acknowledged]:
-        told = " ".join(f"{caution.name}: {caution.why}" for caution in missing)
-        raise database.refused("may be in use", f"This must be acknowledged by name first. {told}")
+        cautions = " ".join(f"{caution.name}: {caution.why}" for caution in missing)
+        raise database.refused("may be in use", f"This must be acknowledged by name first. {cautions}")
     return (*seen.notes, *(caution.why for caution in seen.cautions))
 
 
@@ -159,16 +159,16 @@ def look(
 
 
 def _cautions(hub_known: bool, unseen: Sequence[str]) -> tuple[Caution, ...]:
-    found = [] if hub_known else [HUB_NOT_ASKED]
+    cautions = [] if hub_known else [HUB_NOT_ASKED]
     if unseen:
-        found.append(
+        cautions.append(
             Caution(
                 PROCESSES_NOT_SEEN,
                 f"Whether they have the database open can't be seen of {' and '.join(unseen)}: run this as root on the"
                 " machine that the hub runs on, or make sure yourself that no hub runs.",
             )
         )
-    return tuple(found)
+    return tuple(cautions)
 
 
 def _wrote_lately(times: Iterable[tuple[str, datetime | None]], now: datetime, notes: list[str]) -> str | None:
@@ -241,7 +241,9 @@ def _holders(file: Path) -> tuple[list[str], list[str]]:
 
     Files are told by device and number, not by path: a container, or another link, has another path for the same file.
     """
-    wanted = {one for suffix in ("", "-wal", "-shm", "-journal") if (one := _number(f"{file}{suffix}")) is not None}
+    wanted = {
+        identity for suffix in ("", "-wal", "-shm", "-journal") if (identity := _number(f"{file}{suffix}")) is not None
+    }
     holders, closed = [], 0
     for process in psutil.process_iter(["pid", "name"]):
         if process.pid == os.getpid():
@@ -273,12 +275,12 @@ def _open_in(process: psutil.Process) -> list[str]:
 
 def _number(path: str) -> tuple[int, int] | None:
     try:
-        told = os.stat(path)
+        status = os.stat(path)
     except PermissionError:
         raise
     except OSError:  # it is closed by now, or there is none
         return None
-    return (told.st_dev, told.st_ino)
+    return (status.st_dev, status.st_ino)
 
 
 def _others(database: Database, connection: Connection) -> list[str]:

@@ -45,10 +45,10 @@ def plan_offline(
     with database.reader.transaction() as connection:
         revision = database.tables(connection).revision
     # Not by asyncio: at its end it would write out all that came of it, which takes a quarter of the time.
-    found = read_accounts(database.reader, None, None)
+    reading = read_accounts(database.reader, None, None)
     counts = asyncio.run(_counts(url, folder)) if housekeeping else None
-    verdicts = stale.judge(found.accounts, criteria, protection, exemptions, uses or {}, now)
-    highest = max((account.id or 0 for account in found.accounts), default=0)
+    verdicts = stale.judge(reading.accounts, criteria, protection, exemptions, uses or {}, now)
+    highest = max((account.id or 0 for account in reading.accounts), default=0)
     named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
     return plan.freeze(
         verdicts,
@@ -57,7 +57,7 @@ def plan_offline(
         made_by=made_by,
         life_s=life_s,
         cap=cap,
-        users_total=found.users_total,
+        users_total=reading.users_total,
         storage=storage,
         cautions=plan.cautions(storage, protection, tokens_known=True, journal_known=journal_known),
         lost=plan.lost(

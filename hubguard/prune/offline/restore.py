@@ -371,14 +371,14 @@ def _verify(database: Database, connection: Connection, tables: Tables, plan: _R
     coming = {ids["users"][user.name]: user for user in plan.coming}
     for name in ("user_group_map", "user_role_map"):
         map_, (_, (column, target)) = tables[name], prune_rows.MAPS[name]
-        found: dict[int, set[int]] = {}
+        members: dict[int, set[int]] = {}
         for batch in prune_rows.batches(coming):
             statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
             for user_id, id_ in connection.execute(statement):
-                found.setdefault(user_id, set()).add(id_)
+                members.setdefault(user_id, set()).add(id_)
         for user_id, user in coming.items():
             names = user.groups if target == "groups" else user.roles
-            if found.get(user_id, set()) != {ids[target][wanted] for wanted in names if wanted in ids[target]}:
+            if members.get(user_id, set()) != {ids[target][wanted] for wanted in names if wanted in ids[target]}:
                 raise database.refused(
                     f"gives {user.name} other {target} than the undo file has",
                     "A trigger may do so, or rows that were there before: find out where they come from.",

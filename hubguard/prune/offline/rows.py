@@ -90,7 +90,7 @@ def rows_of(connection: Connection, tables: Tables, ids: Collection[int]) -> dic
     A row that hangs on two of them is with its owner. Among ``spawners`` may be one of somebody else: it stays, and loses its
     OAuth client, which it has in common with one that goes.
     """
-    found: dict[int, Rows] = {id_: {} for id_ in sorted(ids)}
+    rows: dict[int, Rows] = {id_: {} for id_ in sorted(ids)}
     for name, sources in _sources(tables).items():
         key = "id" if "id" in tables[name].c else None
         seen: set[Any] = set()
@@ -107,8 +107,8 @@ def rows_of(connection: Connection, tables: Tables, ids: Collection[int]) -> dic
                         if values[place] in seen:
                             continue
                         seen.add(values[place])
-                    found[values[-1]].setdefault(name, []).append(dict(zip(columns, values, strict=False)))
-    return found
+                    rows[values[-1]].setdefault(name, []).append(dict(zip(columns, values, strict=False)))
+    return rows
 
 
 def undo_user(rows: Rows, groups: Mapping[int, str], roles: Mapping[int, str]) -> UndoUser:
@@ -132,7 +132,7 @@ def useless(
 
     ``gone_by_id`` has the ids of what goes with them. A row of ``spawners`` stays and loses the server that isn't there.
     """
-    found: Rows = {}
+    useless_rows: Rows = {}
     at = now.astimezone(timezone.utc).replace(tzinfo=None)
     servers, spawners, services = tables["servers"], tables["spawners"], tables["services"]
     expired = {
@@ -174,8 +174,8 @@ def useless(
             if ("id" not in row or row["id"] not in goes) and (name not in MAPS or row.get("user_id") not in gone)
         ]
         if rows:
-            found[name] = rows
-    return found
+            useless_rows[name] = rows
+    return useless_rows
 
 
 def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: Mapping[int, Rows]) -> list[Row]:
@@ -197,13 +197,13 @@ def named(connection: Connection, tables: Tables, every: Iterable[Rows], gone: M
 
 def pointed_to(connection: Connection, tables: Tables, target: str) -> set[int]:
     """The ids in the table ``target`` that rows of others point to, whether or not there are such rows in it."""
-    found: set[int] = set()
+    ids_pointed_to: set[int] = set()
     for name, pointers in POINTERS.items():
         for column, to in pointers:
             if to == target and name in tables.hub:
                 ids = sa.select(tables[name].c[column]).distinct()
-                found.update(id_ for id_ in connection.execute(ids).scalars() if id_ is not None)
-    return found
+                ids_pointed_to.update(id_ for id_ in connection.execute(ids).scalars() if id_ is not None)
+    return ids_pointed_to
 
 
 def delete_users(

@@ -57,13 +57,15 @@ def follow(
     routes = None if snapshot.routes is None else by_server(snapshot.routes)
     api = snapshot.reading(Source.HUB_API)
     pending_known = api is not None and api.complete and api.detail != ALIVE
-    found = {}
+    by_server_key = {}
     for server in snapshot.servers:
         known = before.get(server.key)
         if known is None or not same_run(known.started, server.started):
             known = Seen(server.user, server.name, server.started)
-        found[server.key] = _followed(known, server, routes, snapshot.taken_at, restores, pending_known=pending_known)
-    return found
+        by_server_key[server.key] = _followed(
+            known, server, routes, snapshot.taken_at, restores, pending_known=pending_known
+        )
+    return by_server_key
 
 
 ALIVE = "only asked whether it is there"

@@ -19,7 +19,7 @@ from hubguard.snapshot.decide.memory import Down, Population, Watch
 from hubguard.snapshot.model import Brake, BrakeReason, Snapshot
 
 AHEAD_S = 60.0
-"""So far may our clock be ahead of the hub's: everybody looks idle for so much longer than they are."""
+"""Maximum seconds that our clock may be ahead of the hub's. Everyone looks idle for that much longer than they are."""
 
 ACCEPTABLE = frozenset({BrakeReason.POPULATION, BrakeReason.OVER_CAP})
 """What a person may let HubGuard go on with."""
@@ -210,30 +210,30 @@ def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason,
 
     None: if it stood before, then it still does, but it doesn't brake now.
     """
-    found: dict[BrakeReason, Words | None] = {}
+    objections: dict[BrakeReason, Words | None] = {}
     if not _whole(seen):
-        found[BrakeReason.INCOMPLETE] = _incomplete(seen)
+        objections[BrakeReason.INCOMPLETE] = _incomplete(seen)
     if seen.skew_s is not None and seen.skew_s > AHEAD_S:
-        found[BrakeReason.CLOCK] = _ahead(seen.skew_s)
+        objections[BrakeReason.CLOCK] = _ahead(seen.skew_s)
     if (count := _checking(seen)) != 0:
         began = after.since.get(BrakeReason.CHECKING, seen.now if count else None)
         short = began is not None and (seen.now - began).total_seconds() < caution.pending_limit_s
-        found[BrakeReason.CHECKING] = _still_checking(count) if short else None
+        objections[BrakeReason.CHECKING] = _still_checking(count) if short else None
     population, total = after.population, seen.snapshot.users_total
     if total is None:
-        found[BrakeReason.POPULATION] = None
+        objections[BrakeReason.POPULATION] = None
     elif population.has_fallen(total, caution.population_fall):
-        found[BrakeReason.POPULATION] = _fallen(population.reference or 0, total)
+        objections[BrakeReason.POPULATION] = _fallen(population.reference or 0, total)
     down = after.proxy_down
     if seen.proxy_answered is False and down is not None and down.is_outage(seen.now, caution.outage_s):
-        found[BrakeReason.PROXY_DOWN] = _proxy_down(down.since)
+        objections[BrakeReason.PROXY_DOWN] = _proxy_down(down.since)
     if after.feed.frozen_since is not None:
-        found[BrakeReason.FROZEN] = _frozen(after.feed.frozen_since)
+        objections[BrakeReason.FROZEN] = _frozen(after.feed.frozen_since)
     if not _due_counts(seen):
-        found[BrakeReason.OVER_CAP] = None
+        objections[BrakeReason.OVER_CAP] = None
     elif seen.due > caution.plan_cap and not after.cap_accepted:
-        found[BrakeReason.OVER_CAP] = _over_cap(seen.due, caution.plan_cap)
-    return found
+        objections[BrakeReason.OVER_CAP] = _over_cap(seen.due, caution.plan_cap)
+    return objections
 
 
 def _whole(seen: Look) -> bool:
@@ -255,17 +255,17 @@ def _due_counts(seen: Look) -> bool:
 
 def _incomplete(seen: Look) -> tuple[str, str]:
     reading = seen.snapshot.reading(Source.HUB_API)
-    detail = reading.detail if reading is not None and not reading.complete else ""
+    detail = (reading.detail if reading is not None and not reading.complete else "") or "the hub didn't answer"
     return (
-        f"the list of servers is incomplete: {detail or 'the hub did not answer'}",
-        "It ends by itself when the hub returns all its servers.",
+        f"the server list is incomplete: {detail}",
+        "It ends when the hub returns all its servers.",
     )
 
 
 def _ahead(skew_s: float) -> tuple[str, str]:
     return (
-        f"our clock is {skew_s:.0f} s ahead of the hub's, so that everybody looks idle for longer than they are",
-        "It ends by itself once the clocks of both machines are right; set them by NTP.",
+        f"our clock is {skew_s:.0f} s ahead of the hub's, so everyone looks idle for longer than they are",
+        "It ends when both clocks are right. Set them by NTP.",
     )
 
 
@@ -273,37 +273,36 @@ def _still_checking(count: int | None) -> tuple[str, str]:
     which = "its servers" if count is None else _number(count, "server")
     return (
         f"the hub has just started and is still checking {which}",
-        "It ends by itself when the hub is done with that, or when they are stuck in it for too long.",
+        "It ends when the hub is done, or when the check is stuck for too long.",
     )
 
 
 def _fallen(reference: int, total: int) -> tuple[str, str]:
     return (
-        f"the hub has {_number(total, 'user')} where it had {reference:,}, and HubGuard didn't delete the others",
-        "It ends by itself when they are back. If they are meant to be gone, resume: then the lower number counts.",
+        f"the hub has {_number(total, 'user')} and had {reference:,}, and HubGuard didn't delete the others",
+        "It ends when they are back. If they are meant to be gone, resume.",
     )
 
 
 def _proxy_down(since: datetime) -> tuple[str, str]:
     return (
-        f"the proxy hasn't answered since {_time(since)}, so that nobody's use of their server can be seen",
-        "It ends by itself when the proxy answers again; all idle clocks then restart. If HubGuard can't reach the"
-        " proxy's API, set HubGuard.read_proxy to False.",
+        f"the proxy hasn't answered since {_time(since)}, so HubGuard can't see who uses their server",
+        "It ends when the proxy answers again. All idle times then restart. If HubGuard can't reach the proxy's API, set"
+        " HubGuard.read_proxy to False.",
     )
 
 
 def _frozen(since: datetime) -> tuple[str, str]:
     return (
-        f"the hub hasn't taken over activity that the proxy saw at {_time(since)}, so that people look idle who aren't",
-        "It ends by itself once the hub has taken over what the proxy saw; restarting the hub usually cures it.",
+        f"the hub hasn't recorded activity that the proxy saw at {_time(since)}, so active users look idle",
+        "It ends when the hub records what the proxy saw. Restarting the hub usually helps.",
     )
 
 
 def _over_cap(due: int, cap: int) -> tuple[str, str]:
     return (
-        f"{due:,} actions are due at once, more than the {cap:,} of HubGuardCull.plan_cap",
-        f"It ends by itself when no more than {cap:,} are due. If all of them are right, resume: each cycle then does"
-        " that many.",
+        f"{due:,} actions are due at once, more than HubGuardCull.plan_cap allows ({cap:,})",
+        f"It ends when no more than {cap:,} are due. If all of them are right, resume. Each cycle then does that many.",
     )
 
 
@@ -322,8 +321,8 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
     if newest is None or (seen.now - newest).total_seconds() <= limit:
         return ()
     detail = (
-        f"The hub has noted no activity on any server since {_time(newest)}, and the proxy doesn't tell whether there was"
-        " any: nobody may be there, or the hub may have stopped noting it. Give HubGuard access to the proxy's API."
+        f"The hub has recorded no activity on any server since {_time(newest)}. Either nobody was active, or the hub has"
+        " stopped recording. To see which, give HubGuard access to the proxy's API."
     )
     return (Finding(FindingKind.CANT_TELL, newest, detail),)
 
@@ -340,13 +339,13 @@ def _is_told(ready: list[Server], seen: Look) -> bool:
 def _missed(count: int, since: datetime) -> str:
     if not count:
         return (
-            f"The hub missed activity that the proxy saw at {_time(since)}. Whether it takes over activity again is known"
-            " when two looks in a row have shown it."
+            f"The hub missed activity that the proxy saw at {_time(since)}. HubGuard needs two looks in a row to know whether"
+            " it records activity again."
         )
     return (
-        f"The proxy has seen activity on {_number(count, 'server')} that the hub hasn't taken over, the oldest of"
-        f" {_time(since)}, so that people look idle who aren't. Look for errors in the hub's log and restart it; or, where"
-        " its last_activity_interval is longer than HubGuardCull.hub_activity_interval_s, set that right."
+        f"The proxy has seen activity on {_number(count, 'server')} that the hub hasn't recorded, the oldest from"
+        f" {_time(since)}. Active users look idle. Look for errors in the hub's log and restart the hub. If its"
+        " last_activity_interval is longer than HubGuardCull.hub_activity_interval_s, correct that setting."
     )
 
 

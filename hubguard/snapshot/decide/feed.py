@@ -70,7 +70,7 @@ class Feed:
 
         A frozen feed stays frozen until it is seen alive.
         """
-        return replace(self, awaited=tuple(replace(one, since_s=self.clock_s) for one in self.awaited))
+        return replace(self, awaited=tuple(replace(entry, since_s=self.clock_s) for entry in self.awaited))
 
     def looked(
         self,
@@ -84,28 +84,28 @@ class Feed:
         limit = limit_s(interval_s)
         clock_s = self.clock_s + passed_s
         stamps = {key: r.last_activity for key, r in by_server(routes).items() if r.last_activity is not None}
-        before = {one.run: one for one in self.awaited}
+        before = {entry.run: entry for entry in self.awaited}
         ready = [server for server in servers if server.ready]
         awaited = [
-            one
+            entry
             for server in ready
-            if (one := _await(before.get(server.run), server, stamps.get(server.key), now, clock_s)) is not None
-            and (one.stamp is not None or (one.taken_s is not None and clock_s - one.taken_s < limit))
+            if (entry := _await(before.get(server.run), server, stamps.get(server.key), now, clock_s)) is not None
+            and (entry.stamp is not None or (entry.taken_s is not None and clock_s - entry.taken_s < limit))
         ]
-        overdue = [one for one in awaited if one.stamp and not one.odd and clock_s - one.since_s >= limit]
-        taken = [one for one in awaited if one.taken_s is not None and clock_s - one.taken_s < limit]
+        overdue = [entry for entry in awaited if entry.stamp and not entry.odd and clock_s - entry.since_s >= limit]
+        taken = [entry for entry in awaited if entry.taken_s is not None and clock_s - entry.taken_s < limit]
         if overdue and len(overdue) >= len(taken):
-            since = min([one.seen_at for one in overdue] + ([self.frozen_since] if self.frozen_since else []))
+            since = min([entry.seen_at for entry in overdue] + ([self.frozen_since] if self.frozen_since else []))
             return Feed(clock_s, _bounded(awaited), since, len(overdue))
         if overdue:
-            odd = {one.run for one in overdue}
-            awaited = [replace(one, odd=True) if one.run in odd else one for one in awaited]
+            odd = {entry.run for entry in overdue}
+            awaited = [replace(entry, odd=True) if entry.run in odd else entry for entry in awaited]
         kept = _bounded(awaited)
         if self.frozen_since is None:
             return Feed(clock_s, kept)
         # An empty table, or one without times, says nothing about a feed that was frozen.
         blind = bool(ready) and not any(server.key in stamps for server in ready)
-        alive = not blind and (bool(taken) or not any(one.stamp and not one.odd for one in awaited))
+        alive = not blind and (bool(taken) or not any(entry.stamp and not entry.odd for entry in awaited))
         clean = self.clean + 1 if alive else 0
         return Feed(clock_s, kept) if clean >= CLEAN_LOOKS else Feed(clock_s, kept, self.frozen_since, 0, clean)
 
@@ -130,9 +130,9 @@ def _await(
 def _bounded(awaited: list[Awaited]) -> tuple[Awaited, ...]:
     """The most telling ones: first what is waited for, longest first, then the odd ones, then what was taken over last."""
 
-    def order(one: Awaited) -> tuple[int, float, str, str]:
-        if one.stamp is not None:
-            return (1 if one.odd else 0, one.since_s, *one.run[:2])
-        return (2, -(one.taken_s or 0.0), *one.run[:2])
+    def order(entry: Awaited) -> tuple[int, float, str, str]:
+        if entry.stamp is not None:
+            return (1 if entry.odd else 0, entry.since_s, *entry.run[:2])
+        return (2, -(entry.taken_s or 0.0), *entry.run[:2])
 
     return tuple(sorted(awaited, key=order)[:MOST_AWAITED])

@@ -143,7 +143,7 @@ def _watch(data: Mapping[str, Any]) -> Watch:
         cap_accepted=_is(bool, data["cap_accepted"]),
         feed=Feed(
             _seconds(feed["clock_s"]),
-            tuple(_read_awaited(one) for one in feed["awaited"]),
+            tuple(_read_awaited(entry) for entry in feed["awaited"]),
             _at(feed["frozen_since"]),
             _count(feed["missed"]) or 0,
             _count(feed["clean"]) or 0,
