@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hubguard import __version__
 from hubguard.console import Configured, Context, Exit, add_config, add_json, count
 from hubguard.errors import ConfigError, HubGuardError
+from hubguard.logs import tidy
 
 if TYPE_CHECKING:
     from hubguard.config import Settings
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.DEBUG if arguments.debug else logging.INFO if arguments.command == "serve" else logging.WARNING,
         format="[%(levelname).1s %(asctime)s hubguard] %(message)s",
     )
+    tidy(*logging.getLogger().handlers)
     if not arguments.debug:
         logging.getLogger("alembic").setLevel(logging.WARNING)
     try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from tornado.web import Application, RedirectHandler, StaticFileHandler
+from tornado.web import Application, HTTPError, StaticFileHandler
 
 from hubguard import words
 from hubguard.cull import words as cull_words
@@ -21,8 +22,8 @@ from hubguard.guard import Guard
 from hubguard.journal import words as journal_words
 from hubguard.prune.room import PRUNE
 from hubguard.web.auth import AuthPort
-from hubguard.web.base import NotFound, Site, log_request
-from hubguard.web.harden import harden
+from hubguard.web.base import NotFound, Site, ToPages, log_request
+from hubguard.web.harden import Hardened
 from hubguard.web.room import Room
 
 HERE = Path(__file__).resolve().parent.parent
@@ -41,13 +42,26 @@ FRAGMENTS = {path: handler for room, _ in ROOMS for path, handler in room.fragme
 API = {path: handler for room, _ in ROOMS for path, handler in room.api.items()}
 
 
-class Static(StaticFileHandler):
+class Static(Hardened, StaticFileHandler):
     """The scripts and the style sheet. They hold nothing secret, and are open."""
 
     def set_default_headers(self) -> None:
         """As any answer of ours; the cache header is set by what the address says of the version."""
-        harden(self)
+        super().set_default_headers()
         self.clear_header("Cache-Control")
+
+    def validate_absolute_path(self, root: str, absolute_path: str) -> str | None:
+        """404 for what can't be the name of a file, too."""
+        try:
+            return super().validate_absolute_path(root, absolute_path)
+        except (OSError, ValueError):
+            raise HTTPError(404) from None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """One plain line."""
+        self.say_what_would_do(status_code)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(f"{status_code} {HTTPStatus(status_code).phrase}\n")
 
 
 def make_application(
@@ -85,7 +99,7 @@ def make_application(
     if (callback := auth.callback()) is not None:
         handlers.append((f"{prefix}oauth_callback", *callback))
     if prefix != "/":
-        handlers.append((prefix.rstrip("/"), RedirectHandler, {"url": prefix, "permanent": False}))
+        handlers.append((prefix.rstrip("/"), ToPages, {"site": site}))
     settings: dict[str, Any] = {
         "static_path": str(HERE / "static"),
         "static_url_prefix": f"{prefix}static/",

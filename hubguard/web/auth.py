@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from hubguard.errors import BudgetExhausted, HubUnreachable
 from hubguard.pacing.budget import Slot
-from hubguard.web.harden import harden
+from hubguard.web.harden import Hardened
 
 log = logging.getLogger("hubguard.web")
 
@@ -59,9 +59,23 @@ KNOWN_MOST = 10_000
 _PLAUSIBLE = re.compile(r"[!-~]{1,2048}")
 # Anything else can't be passed on in a header, and would look like a hub in trouble.
 
+_UNTOLD = (
+    "The hub doesn't tell who you are. Nothing is known of it being wrong with you: try again when it answers."
+    " `hubguard hold` on the machine works without it."
+)
+
 _CODE_REFUSED = "Failed to check authorization:"
 # How JupyterHub's client begins what it says of a 4xx. Made-up codes must not look like a hub in trouble: enough of them
 # would open the breaker, and anyone can send them.
+
+
+def _not_the_librarys(record: logging.LogRecord) -> bool:
+    """Leave out what JupyterHub's client says of every login: it quotes session ids and states. Its errors are kept."""
+    return record.levelno >= logging.ERROR or record.module not in {"auth", "_xsrf_utils"}
+
+
+# It logs as the application that it is used in.
+logging.getLogger("tornado.application").addFilter(_not_the_librarys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +171,13 @@ class PacedOAuth(HubOAuth):
         return token
 
 
-class Callback(HubOAuthCallbackHandler):
+class Callback(Hardened, HubOAuthCallbackHandler):
     """Where the hub sends a browser back to after a login."""
 
     def initialize(self, login: HubLogin) -> None:
         """Use the login's own client of the hub."""
         self.login = login
         self.hub_auth = login.hub_auth
-
-    @override
-    def set_default_headers(self) -> None:
-        harden(self)
 
     async def prepare(self) -> None:
         """Settle who it is here, since JupyterHub's own way blocks the event loop."""
@@ -188,6 +198,7 @@ class Callback(HubOAuthCallbackHandler):
             message = str(error)
         elif isinstance(error, HTTPError) and status_code < 500 and error.log_message:
             message = error.log_message
+        self.say_what_would_do(status_code)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"{message} To log in once more, open {self.login.hub_auth.base_url}\n")
 
@@ -255,8 +266,10 @@ class HubLogin(AuthPort):
     async def _ask(self, token: str) -> Caller | None:
         async with self._lookups:
             model = await self.hub_auth.user_for_token(token, sync=False)
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        if model is None:
             return None
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise HubUnreachable(f"{_UNTOLD} Its answer names nobody.")
         scopes = frozenset(scope for scope in model.get("scopes") or () if isinstance(scope, str))
         if not self.hub_auth.check_scopes({self.access_scope}, {"scopes": scopes}):
             scopes = frozenset()
@@ -285,10 +298,7 @@ class HubLogin(AuthPort):
             return await asyncio.wait_for(request(), LOOKUP_S)
         except (HTTPError, OSError, ValueError, asyncio.TimeoutError):
             # Without its cause: JupyterHub's own message and its traceback may show what was sent.
-            raise HubUnreachable(
-                "The hub doesn't tell who you are. Nothing is known of it being wrong with you: try again when it answers."
-                " `hubguard hold` on the machine works without it."
-            ) from None
+            raise HubUnreachable(_UNTOLD) from None
 
     def _remember(self, key: str, caller: Caller | None) -> None:
         now_s = time.monotonic()

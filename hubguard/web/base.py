@@ -16,14 +16,14 @@ from tornado.web import HTTPError, RequestHandler
 from typing_extensions import override
 
 from hubguard import words
-from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError
+from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError, Unrecordable
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.status import Status
 from hubguard.web import auth as web_auth
 from hubguard.web import htmx
 from hubguard.web.auth import AuthPort, Caller, Rights
-from hubguard.web.harden import harden
-from hubguard.web.openapi import Operation, Refused
+from hubguard.web.harden import Hardened
+from hubguard.web.openapi import LONGEST_NAME, PATH_NAME, Operation, Refused
 
 log = logging.getLogger("hubguard.web")
 
@@ -53,7 +53,7 @@ class Site:
     service_token: str = field(default="", repr=False)
 
 
-class Base(RequestHandler):
+class Base(Hardened):
     """A handler that knows who asks. ``needs`` names the rights, of auth.Rights, that every method takes."""
 
     needs: tuple[str, ...] = ()
@@ -65,10 +65,6 @@ class Base(RequestHandler):
         """Take what the route table gives: ``site`` to every handler, and to each its ``parts``, by the names it declares."""
         self.site = site
         vars(self).update(parts)
-
-    @override
-    def set_default_headers(self) -> None:
-        harden(self)
 
     async def head(self, *parts: str) -> None:
         """As GET; the body is left out on its way. 405 where there is no GET."""
@@ -82,6 +78,10 @@ class Base(RequestHandler):
 
     async def prepare(self) -> None:
         """Afterwards the caller is known and has the rights, or the request has been answered."""
+        for name in self.path_args:
+            if len(name) > LONGEST_NAME:
+                raise Refused(404, _PLAIN_WORDS[404] + ".")
+            PATH_NAME.checked(name)
         if not self.needs:
             return
         session = self.site.auth.session(self)
@@ -140,7 +140,9 @@ class Base(RequestHandler):
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer with an error; HubGuard's own ones have their status and their line."""
         error = (kwargs.get("exc_info") or (None, None))[1]
-        if isinstance(error, HubUnreachable | JournalError | HubError):
+        if isinstance(error, Unrecordable):
+            status_code = 400
+        elif isinstance(error, HubUnreachable | JournalError | HubError):
             status_code = 503
         elif isinstance(error, NoSuchExemption):
             status_code = 404
@@ -152,6 +154,7 @@ class Base(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """One clear line, as JSON or as a page."""
         error = (kwargs.get("exc_info") or (None, None))[1]
+        self.say_what_would_do(status_code)
         for name, value in kwargs.get("keep", {}).items():
             self.set_header(name, value)
         message = _message(status_code, error)
@@ -173,6 +176,14 @@ class Base(RequestHandler):
             log.info("%s: %d", where, value.status_code)
         else:
             log.error("%s ended in a defect of HubGuard", where, exc_info=(typ, value, tb))
+
+
+class ToPages(Base):
+    """The prefix without its slash."""
+
+    @override
+    def get(self) -> None:
+        self.redirect(self.site.prefix)
 
 
 class NotFound(Base):

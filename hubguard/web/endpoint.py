@@ -36,9 +36,12 @@ class Api(Base):
         method = (self.request.method or "").lower()
         operation = self.operations.get("get" if method == "head" else method)
         if operation is None:
-            raise Refused(405, f"This address takes {', '.join(sorted(self.operations)).upper()} only.")
+            raise Refused(405, f"This address takes {', '.join(self.methods())} only.")
         self.needs = () if operation.needs == "none" else tuple(operation.needs.split(" and "))
         await super().prepare()
+
+    def _takes(self, method: str) -> bool:
+        return ("get" if method == "HEAD" else method.lower()) in self.operations
 
     def query(self) -> dict[str, Any]:
         """The query's parameters, checked."""

@@ -22,6 +22,9 @@ from hubguard.times import moment
 # Not what str.isprintable() refuses: that would be the full-width space and what joins letters and emoji, too.
 _BREAKS_LINES = {"Cc", "Cs", "Zl", "Zp"}
 
+IN_ONE_LINE = "^[^\\u0000-\\u001f\\u007f-\\u009f\\u2028\\u2029]*$"
+"""The pattern of a text without these, as far as JSON Schema can say it."""
+
 BY_THE_HUB = "the token of HubGuard's own service"
 """What an operation needs that only the hub itself calls."""
 
@@ -105,6 +108,8 @@ class Param:
     def schema(self) -> dict[str, Any]:
         """Its JSON schema."""
         made = _adapter(self).json_schema()
+        if self.kind is str and not self.choices:
+            made["pattern"] = IN_ONE_LINE
         if self.many:
             made = {"type": "array", "items": made, "maxItems": MANY}
         if self.default is not None:
@@ -197,6 +202,19 @@ def _unknown(name: str, known: Mapping[str, Param]) -> Refused:
     return Refused(400, f"{shown}: no such parameter here; there {'are ' + ', '.join(known) if known else 'is none'}")
 
 
+LONGEST_NAME = 255
+"""Characters of a name. The journal keeps no longer one."""
+
+PATH_NAME = Param("address", str, "A name in the address.", high=LONGEST_NAME)
+"""What a name in the address may be."""
+
+_IN_PATHS = {
+    "user": {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME, "pattern": IN_ONE_LINE},
+    "id": {"type": "string", "pattern": "^[0-9]+$"},
+    "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What one method of one path does. ``answer`` is a dataclass, or None for text; ``listed``: a list of them.
@@ -284,7 +302,7 @@ def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str,
         "summary": operation.summary,
         "description": f"Needs the right: {operation.needs}.",
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": _IN_PATHS.get(name, PATH_NAME.schema())}
             for name in re.findall(r"{(\w+)}", path)
         ]
         + [

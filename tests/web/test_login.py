@@ -171,10 +171,15 @@ async def test_an_answer_that_is_none_names_nobody(login: HubLogin, hub: Hub, st
         await login.caller(request("hers"), fresh=False)
 
 
-@pytest.mark.parametrize("answer", [[], {}, {"name": None}, {"name": 5, "scopes": ["admin:servers"]}, None, 7])
-async def test_json_that_names_nobody_names_nobody(login: HubLogin, hub: Hub, answer: Any) -> None:
+@pytest.mark.parametrize("answer", [[], {}, {"name": None}, {"name": 5, "scopes": ["admin:servers"]}, 7])
+async def test_json_that_names_nobody_does_not_make_a_valid_token_unknown(
+    login: HubLogin, hub: Hub, answer: Any
+) -> None:
+    await login.caller(request("hers"), fresh=False)
     hub.answer = answer
-    assert await login.caller(request("hers"), fresh=False) is None
+    with pytest.raises(HubUnreachable):
+        await login.caller(request("hers"), fresh=True)
+    assert (await login.caller(request("hers"), fresh=False)) is not None
 
 
 async def test_a_hub_that_hangs_is_given_up(login: HubLogin, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,46 @@ async def test_tokens_stay_out_of_errors_and_logs(site: Site, caplog: pytest.Log
         assert secret not in told
 
 
+async def test_neither_session_ids_nor_states_of_a_login_are_logged(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    site.browser.cookie_jar.update_cookies({"jupyterhub-session-id": "her-session-id"})
+    _, where, _ = await site.ask("servers")
+    state = parse_qs(urlsplit(where).query)["state"][0]
+    assert (await site.ask("oauth_callback?code=good&state=another"))[0] == 403
+    assert state not in caplog.text
+    _, where, _ = await site.ask("servers")
+    state = parse_qs(urlsplit(where).query)["state"][0]
+    assert (await site.ask(f"oauth_callback?code=good&state={state}"))[0] == 302
+    assert (await site.ask("servers"))[0] == 200
+    assert "her-session-id" not in caplog.text
+    assert state not in caplog.text
+
+
+async def test_a_made_up_token_adds_no_warning_to_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(5):
+        await site.ask("api/v1/status", f"made-up-{i}")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_every_cookie_of_a_login_says_which_sites_may_send_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_by: list[str] = []
+    _, where, _ = await site.ask("servers")
+    state = parse_qs(urlsplit(where).query)["state"][0]
+    for path in ("servers", f"oauth_callback?code=good&state={state}"):
+        async with site.browser.get(site.url + path, allow_redirects=False) as answer:
+            set_by += answer.headers.getall("Set-Cookie")
+    assert len(set_by) >= 3
+    assert all("SameSite=Lax" in cookie for cookie in set_by)
+    monkeypatch.setattr(site.login.hub_auth, "cookie_options", {"SameSite": "None", "Secure": True})
+    site.browser.cookie_jar.clear()
+    async with site.browser.get(f"{site.url}servers", allow_redirects=False) as answer:
+        assert "SameSite=None" in answer.headers["Set-Cookie"]
+
+
 # -- logins ------------------------------------------------------------------------------------------------------------
 
 
