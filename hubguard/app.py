@@ -44,6 +44,7 @@ from hubguard.proxy.canary import Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.web.auth import HubLogin
+from hubguard.web.door import Door
 from hubguard.wiring import assemble
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,6 @@ REBIND_S = 2.0
 
 PARENT_CHECK_S = 1.0
 """Seconds between checks whether the hub that started this process still runs."""
-
-LARGEST_REQUEST = 65536
-"""In bytes. Nothing that HubGuard is asked needs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +254,12 @@ async def serve(place: Place, config_file: Path | None) -> int:
     budget = make_budget(settings)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, ending.set)
+    for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(ends, ending.set)
+    for means_nothing in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(
+            means_nothing, log.warning, "%s changes nothing. Restart HubGuard to read its settings.", means_nothing.name
+        )
     async with (
         HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
         sources(settings, place, budget) as others,
@@ -275,7 +277,7 @@ async def serve(place: Place, config_file: Path | None) -> int:
             canary=others.canary,
             drift=True,
         )
-        server = HTTPServer(_application(guard, place, budget), xheaders=True, max_body_size=LARGEST_REQUEST)
+        server = Door(_application(guard, place, budget), xheaders=True)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
         await asyncio.sleep(0)  # the first try to bind comes before any work
         tasks += [asyncio.create_task(guard.run()), asyncio.create_task(_until_over(place, guard, ending))]
