@@ -34,6 +34,10 @@ class Unrecordable(JournalError):
     """This entry can't be recorded, because no database can hold a name or text in it. Other entries can."""
 
 
+class InDoubt(JournalError):
+    """The connection broke while a change was being committed: whether it was recorded is unknown."""
+
+
 class LeaseLost(JournalError):
     """Another guard holds the lease, or ours ran out. This guard may do nothing until it holds the lease again."""
 

@@ -47,7 +47,7 @@ class Mandate:
         self.journal = journal
         self.superseded = asyncio.Event()
         self.allowed = asyncio.Event()
-        self.trouble = ""
+        self._trouble = ""
         self.stance = Stance()
         self._keeper = keeper
         self._clock = clock
@@ -87,14 +87,19 @@ class Mandate:
 
     def note_trouble(self, error: JournalError | None) -> None:
         """Remember why the journal can't be used, None: it can."""
-        if error is not None and str(error) != self.trouble:
+        if error is not None and str(error) != self._trouble:
             log.error("%s", error)
-        self.trouble = "" if error is None else str(error)
+        self._trouble = "" if error is None else str(error)
 
     async def close(self) -> None:
         """Give up the lease and close the journal."""
         await self._keeper.give_up()
         self.journal.close()
+
+    @property
+    def trouble(self) -> str:
+        """Why the journal can't be used now, or "" if it can."""
+        return self._trouble or self.journal.silent
 
     @property
     def holds_lease(self) -> bool:

@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from hubguard.answers import Answers
 from hubguard.errors import HubDBError
 
 LONGEST_S = 2.0
@@ -91,6 +92,7 @@ class ReadOnly:
         self._file = self._find(folder)
         self.place = _place(self._url, self._file)
         self._engine = self._make_engine()
+        self._answers = Answers(self._engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -100,7 +102,7 @@ class ReadOnly:
                 "doesn't exist", "Check the path; a relative one is taken from the folder that the hub runs in."
             )
         try:
-            with self._engine.begin() as connection:
+            with self._answers.within(LONGEST_S + CONNECT_TIMEOUT_S), self._engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, OSError, UnicodeError) as error:
             # "from None": the drivers' own errors may quote the whole connection string.

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from hubguard.errors import JournalError
+from hubguard.errors import ActingRefused, InDoubt, JournalError, LeaseLost, Unrecordable
+from hubguard.journal.database import IN_DOUBT
 from hubguard.journal.store import Journal, open_journal
+
+QUEUE_S = 3.0
+"""Maximum seconds that a call waits for those before it."""
+
+CALL_S = 9.0
+"""Maximum seconds for a call. A database server is given up before that; this is for a disk that hangs."""
+
+SLOW_S = 2.0
+"""Seconds after which a call that fails shows that the journal is in trouble: others then fail at once."""
+
+TRY_AGAIN_S = 2.0
+"""Seconds between two calls that find out whether the trouble is over."""
+
+BEAT_S = 3.0
+"""Seconds between two looks at whether the journal still answers."""
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Busy(JournalError):
+    """A call wasn't begun, since those before it took too long."""
 
 
 class AsyncStore(Generic[S_co]):
@@ -55,13 +78,20 @@ class awaited(Generic[S, P, T]):  # reads as a verb in the lists of methods
 
 
 class AsyncJournal(AsyncStore[Journal]):
-    """The journal at ``url``: one thread, one call at a time, in order. Every call raises JournalError until it is open."""
+    """The journal at ``url``: one thread, one call at a time, in order. Every call raises JournalError until it is open.
+
+    ``silent`` is the error of a database that doesn't answer, "" while it does. Meanwhile calls fail at once, except
+    for one every few seconds.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._trouble = ""
         self._thread: ThreadPoolExecutor | None = None
         self._store: Journal | None = None
+        self._beat: asyncio.Task[None] | None = None
+        self._try_again_at_s = 0.0
+        self.silent = ""
 
     @property
     def sync(self) -> Journal:
@@ -86,15 +116,60 @@ class AsyncJournal(AsyncStore[Journal]):
             thread.shutdown(wait=False)
             raise
         self._thread = thread
+        self._beat = asyncio.create_task(self._keep_looking())
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """``function(*args, **kwargs)`` in the journal's thread; a cancelled caller leaves it running to its end."""
+        """``function(*args, **kwargs)`` in the journal's thread; a cancelled caller leaves it running to its end.
+
+        Raises JournalError within 10 s if the database doesn't answer. Then the call had no effect and won't have one,
+        unless the error says that this isn't known.
+        """
+        began_s = time.monotonic()
+        if self.silent:
+            if began_s < self._try_again_at_s:
+                raise JournalError(self.silent)
+            self._try_again_at_s = began_s + CALL_S  # this one finds out, for all
+        try:
+            result = await self._called(partial(function, *args, **kwargs))
+        except (Busy, LeaseLost, ActingRefused, Unrecordable):
+            raise
+        except JournalError as error:
+            now_s = time.monotonic()
+            if now_s - began_s >= SLOW_S or self.silent:
+                self.silent = self._no_answer() if isinstance(error, InDoubt) else str(error)
+                self._try_again_at_s = now_s + TRY_AGAIN_S
+            raise
+        self.silent = ""
+        return result
+
+    def _no_answer(self) -> str:
+        return f"The journal's database ({self.sync.place}) doesn't answer. HubGuard tries again by itself."
+
+    async def _called(self, function: Callable[[], T]) -> T:
         assert self._thread is not None
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: function(*args, **kwargs)))
+        job = self._thread.submit(function)
+        answer = asyncio.wrap_future(job)
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, should nobody wait
+        if not (await asyncio.wait({answer}, timeout=QUEUE_S))[0]:
+            if job.cancel():
+                raise Busy(
+                    f"The journal's database ({self.sync.place}) has kept others waiting for more than {QUEUE_S:g} seconds."
+                    " Nothing was recorded; try again."
+                )
+            if not (await asyncio.wait({answer}, timeout=CALL_S - QUEUE_S))[0]:
+                raise InDoubt(f"{self._no_answer()} {IN_DOUBT}")
+        return await answer
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(JournalError):
+                await self.stance()
 
     def close(self) -> None:
         """The thread has ended and the database is closed."""
+        if self._beat is not None:
+            self._beat.cancel()
         if self._thread is not None:
             self._thread.submit(self.sync.close)
             self._thread.shutdown(wait=True)

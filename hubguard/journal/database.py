@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from hubguard.errors import JournalError, Unrecordable
+from hubguard.answers import Answers
+from hubguard.errors import InDoubt, JournalError, Unrecordable
 
-CONNECT_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 4
 """Seconds to connect to a database server."""
 
-LOCK_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 3
 """Seconds to wait for a lock."""
+
+STATEMENT_TIMEOUT_S = 4
+"""Seconds after which the database server ends a statement."""
+
+SILENT_S = 5.0
+"""Seconds after which a database server that hasn't answered is given up."""
 
 STALLED_AFTER_S = 15
 """Seconds after which the database server ends the transaction of a frozen guard, so that another can have the lease.
@@ -31,6 +40,9 @@ Longer than any transaction needs.
 _MYSQL_DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb", "mariadb+mysqldb")
 
 _CONSEQUENCE = "Nothing can be recorded, so HubGuard acts on nothing."
+
+IN_DOUBT = "The change may or may not have been recorded: look at the journal before you repeat it."
+"""What else is said of a change whose commit got no answer."""
 
 # What a database says, in lower case, and what that means for an operator.
 _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -48,6 +60,11 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("database is locked", "lock timeout", "lock wait timeout"),
         f"has been locked by somebody else for more than {LOCK_TIMEOUT_S} seconds",
         "Look for a backup or another program that keeps it locked; HubGuard tries again by itself.",
+    ),
+    (
+        ("statement timeout", "maximum statement execution time"),
+        f"took more than {STATEMENT_TIMEOUT_S} seconds",
+        "Look for what slows its server down; HubGuard tries again by itself.",
     ),
     (
         ("password authentication failed", "access denied", "permission denied", "no password supplied"),
@@ -80,6 +97,11 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
             "could not translate host",
             "failed to resolve",
             "closed the connection",
+            "connection closed",
+            "connection is closed",
+            "consuming input failed",
+            "could not receive data",
+            "eof detected",
             "lost connection",
             "connection is lost",
             "gone away",
@@ -102,6 +124,13 @@ def without_password(url: str) -> str:
         return "(not a database URL)"
 
 
+@dataclass(slots=True)
+class _Progress:
+    """How far a transaction is."""
+
+    committing: bool = False
+
+
 class Database:
     """One database and the way to it. Transactions are either for reading or for writing; each is one short block.
 
@@ -113,6 +142,7 @@ class Database:
         self._url = _parse(url)
         self.place = _place(self._url)
         self.engine = self._make_engine()
+        self._answers = Answers(self.engine)
         self._writer = self.engine.execution_options(hubguard_writes=True)
 
     @property
@@ -121,20 +151,26 @@ class Database:
         return self.engine.dialect.name
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection to read with. All troubles of the database come out as JournalError."""
-        with self._translated(), self.engine.begin() as connection:
+    def reading(self, *, silent_s: float | None = None) -> Iterator[Connection]:
+        """A connection to read with. All troubles of the database come out as JournalError.
+
+        A server that doesn't answer for ``silent_s`` seconds (None: SILENT_S) is such a trouble.
+        """
+        with self._translated(), self._answers.within(silent_s or SILENT_S), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, *, silent_s: float | None = None) -> Iterator[Connection]:
         """One transaction, committed at the end of the block and rolled back by any exception.
 
         In SQLite it has the write lock from its first moment, so nothing that it has read can have changed since.
-        Elsewhere a row stays as it was read only when it was locked or changed.
+        Elsewhere a row stays as it was read only when it was locked or changed. What ends in a JournalError wasn't done,
+        and isn't done later; the one exception, a connection that breaks in the very commit, says so.
         """
-        with self._translated(), self._writer.begin() as connection:
+        progress = _Progress()
+        with self._translated(progress), self._answers.within(silent_s or SILENT_S), self._writer.begin() as connection:
             yield connection
+            progress.committing = True
 
     @property
     def file(self) -> Path | None:
@@ -173,7 +209,7 @@ class Database:
         return JournalError(f"The journal's database ({self.place}) {what}. {meaning}", detail=detail)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, progress: _Progress | None = None) -> Iterator[None]:
         if self.missing:
             # SQLite would quietly begin an empty one.
             raise self._trouble("is gone", "no such file", "Restore it, or restart HubGuard to begin a new journal.")
@@ -182,9 +218,17 @@ class Database:
         except StatementError as error:
             if type(error) is StatementError and isinstance(error.orig, ValueError):
                 raise Unrecordable(f"It can't be recorded: {error.orig}.") from None
-            raise self._explain(error) from None
-        except SQLAlchemyError as error:
             # "from None": the drivers' own errors may quote the whole connection string.
+            trouble = self._explain(error)
+            if (
+                progress is not None
+                and progress.committing
+                and isinstance(error, DBAPIError)
+                and error.connection_invalidated
+            ):
+                raise InDoubt(f"{trouble} {IN_DOUBT}", detail=trouble.detail) from None
+            raise trouble from None
+        except SQLAlchemyError as error:
             raise self._explain(error) from None
         except UnicodeError as error:
             raise Unrecordable(
@@ -285,10 +329,11 @@ def _network_arguments(url: URL) -> dict[str, Any]:
             "keepalives_idle": CONNECT_TIMEOUT_S,
             "keepalives_interval": CONNECT_TIMEOUT_S,
             "keepalives_count": 2,
-            "tcp_user_timeout": 1000 * STALLED_AFTER_S,
+            "tcp_user_timeout": round(1000 * SILENT_S),
         }
     if url.drivername in _MYSQL_DRIVERS:
-        return {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": STALLED_AFTER_S, "write_timeout": STALLED_AFTER_S}
+        silent_s = math.ceil(SILENT_S)
+        return {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": silent_s, "write_timeout": silent_s}
     return {}
 
 
@@ -316,7 +361,7 @@ def _prepare_connection(backend: str) -> Any:
     statements = {
         "postgresql": (
             f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'",
-            f"SET statement_timeout = '{STALLED_AFTER_S}s'",
+            f"SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'",
             f"SET idle_in_transaction_session_timeout = '{STALLED_AFTER_S}s'",
         ),
         "mysql": (f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}",),

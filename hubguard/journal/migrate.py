@@ -23,6 +23,8 @@ from hubguard.journal.tables import PREFIX, VERSION_TABLE, stance
 UPGRADE_WAIT_S = 60
 """Seconds to wait for another process that upgrades the database."""
 
+_UPGRADE_SILENT_S = 2.0 * UPGRADE_WAIT_S + 5
+
 # Two of these together are a hub's database; one alone may be any program's.
 _HUB_TABLES = frozenset({"users", "spawners", "api_tokens"})
 # The revisions of JupyterHub 4.1, 5 and 6.
@@ -81,7 +83,7 @@ def upgrade(database: Database) -> None:
         # Once before anything is locked: a database that isn't ours isn't even locked for a moment.
         with database.reading() as connection:
             _refuse_unless_ours(database, connection)
-        with _mysql_locked(database), database.writing() as connection:
+        with _mysql_locked(database), database.writing(silent_s=_UPGRADE_SILENT_S) as connection:
             _lock_postgresql(database, connection)
             _refuse_unless_ours(database, connection)
             config = alembic_config()
@@ -154,7 +156,7 @@ def _mysql_locked(database: Database) -> Iterator[None]:
     # These names count for the whole server, and are short.
     name = "hubguard-" + hashlib.sha256(str(database.engine.url.database).encode()).hexdigest()[:32]
     lock = {"name": name, "wait": UPGRADE_WAIT_S}
-    with database.reading() as keeper:
+    with database.reading(silent_s=_UPGRADE_SILENT_S) as keeper:
         if keeper.execute(sa.text("SELECT GET_LOCK(:name, :wait)"), lock).scalar() != 1:
             raise database.refuse(
                 f"has been upgraded by somebody else for more than {UPGRADE_WAIT_S} seconds",

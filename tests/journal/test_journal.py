@@ -1427,7 +1427,7 @@ def test_a_guard_frozen_inside_a_transaction_does_not_keep_the_lease_locked_for_
         open_journal(postgresql_url).close()
     finally:
         sa.event.remove(sa.Engine, "begin", look)
-    assert seen[1:] == ["15s", "5s", "15s"]
+    assert seen[1:] == ["15s", "3s", "4s"]
 
 
 @pytest.mark.parametrize(
