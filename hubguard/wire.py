@@ -56,12 +56,11 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     return json.dumps(to_plain(value), indent=indent, allow_nan=False)
 
 
-def extended(shape: type[T], noun: DataclassInstance, **more: object) -> T:
-    """The dataclass ``shape`` with the fields that it shares with ``noun``, and ``more``."""
-    shared = {field.name for field in fields(noun)} & {
-        field.name for field in fields(cast("type[DataclassInstance]", shape))
-    }
-    return shape(**{name: getattr(noun, name) for name in shared - more.keys()}, **more)
+def extended(shape: type[T], *nouns: DataclassInstance, **more: object) -> T:
+    """The dataclass ``shape`` with the fields that it shares with the ``nouns``, the later over the earlier, and ``more``."""
+    wanted = {field.name for field in fields(cast("type[DataclassInstance]", shape))}
+    shared = {field.name: getattr(noun, field.name) for noun in nouns for field in fields(noun) if field.name in wanted}
+    return shape(**{**shared, **more})
 
 
 def refusal(error: ValidationError, what: str, *, secret: bool = False) -> str:

@@ -15,6 +15,7 @@ from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.snapshot.model import Evidence
 from hubguard.status import Mode, Status
 from hubguard.web.sources import SourceShape, source
+from hubguard.wire import extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,27 +222,13 @@ def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
     verdict, seen = row.verdict, row.verdict.server
     idle_s = (status.at - verdict.idle_since).total_seconds() if verdict.idle_since else None
     explanation = cull_words.explain(verdict, policy, status.at, status.mode, row.outcome)
-    return ServerShape(
-        user=seen.user,
-        name=seen.name,
-        admin=seen.admin,
-        ready=seen.ready,
-        pending=seen.pending,
-        started=seen.started,
-        last_activity=seen.last_activity,
+    return extended(
+        ServerShape,
+        seen,
+        verdict,
         active_at=verdict.known.active_at,
-        idle_since=verdict.idle_since,
-        evidence=verdict.evidence,
         idle_s=None if idle_s is None else max(0.0, round(idle_s, 3)),
-        standing=verdict.standing,
-        reason=verdict.reason,
-        rule=verdict.rule,
-        idle_timeout_s=verdict.idle_timeout_s,
-        max_age_s=verdict.max_age_s,
         exemption=verdict.known.exemption,
-        due_at=verdict.due_at,
-        not_before=verdict.not_before,
-        failures=verdict.failures,
         outcome=row.outcome.kind if row.outcome else None,
         explanation=explanation.sentence,
         facts=tuple(FactShape(what, text) for what, text in explanation.facts),
@@ -261,18 +248,16 @@ def cycle(report: CycleReport) -> CycleShape:
     def shape(action: Action) -> ActionShape:
         outcome = outcomes.get(action)
         kind, detail, cause = (outcome.kind, outcome.detail, outcome.cause) if outcome else (None, "", Cause.NONE)
-        return ActionShape(
-            action.kind, action.user, action.name, Reason(action.reason), action.remove, kind, detail, cause
-        )
+        reason = Reason(action.reason)
+        return extended(ActionShape, action, reason=reason, outcome=kind, detail=detail, cause=cause)
 
-    return CycleShape(
-        began_at=report.began_at,
-        ended_at=report.ended_at,
+    return extended(
+        CycleShape,
+        report,
         servers=len(report.snapshot.servers),
-        actions=tuple(shape(action) for action in report.plan.actions),
+        actions=tuple(map(shape, report.plan.actions)),
         left_out=report.plan.left_out,
         plan_digest=report.plan.digest,
-        skipped_why=report.skipped_why,
         sources=sources(report, report.ended_at),
     )
 
@@ -281,9 +266,9 @@ def last_cycle(report: CycleReport) -> LastCycleShape:
     """A cycle in numbers."""
     by = Counter(outcome.kind for _, outcome in report.outcomes)
     planned = Counter(action.kind for action in report.plan.actions)
-    return LastCycleShape(
-        began_at=report.began_at,
-        ended_at=report.ended_at,
+    return extended(
+        LastCycleShape,
+        report,
         servers=len(report.snapshot.servers),
         planned=len(report.plan.actions),
         stop_server=planned[ActionKind.STOP_SERVER],
@@ -291,7 +276,6 @@ def last_cycle(report: CycleReport) -> LastCycleShape:
         delete_user=planned[ActionKind.DELETE_USER],
         users_due=users_due(report),
         left_out=report.plan.left_out,
-        skipped_why=report.skipped_why,
         **{kind.value: by[kind] for kind in OutcomeKind},
     )
 

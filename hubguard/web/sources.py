@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hubguard.model import Reading, Source
+from hubguard.wire import extended
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +24,4 @@ class SourceShape:
 def source(reading: Reading, now: datetime) -> SourceShape:
     """One reading, with its age at ``now``."""
     age_s = round(max(0.0, (now - reading.at).total_seconds()), 3)
-    return SourceShape(reading.source, reading.at, age_s, reading.complete, round(reading.took_s, 3), reading.detail)
+    return extended(SourceShape, reading, age_s=age_s, took_s=round(reading.took_s, 3))
