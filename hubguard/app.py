@@ -26,7 +26,7 @@ from hubguard.backends.port import Backends
 from hubguard.backends.port import Place as BackendPlace
 from hubguard.config import Settings, load, read_file, sections_of
 from hubguard.cull.hook import Hook, load_hook
-from hubguard.cull.model import CycleReport
+from hubguard.cull.model import CycleReport, Wish
 from hubguard.dashboard.routes import make_application
 from hubguard.drift.observe import WorldObserver
 from hubguard.errors import ConfigError, HubGuardError
@@ -384,12 +384,12 @@ async def _until_over(place: Place, guard: Guard, ending: asyncio.Event) -> None
             task.cancel()
 
 
-async def cycle_once(settings: Settings, place: Place, actor: str, **wish: Any) -> CycleReport:
-    """One cycle by a guard of its own; ``wish`` holds the keywords of :meth:`Guard.once`. Raises HubGuardError."""
+async def cycle_once(settings: Settings, place: Place, actor: str, wish: Wish) -> CycleReport:
+    """One cycle by a guard of its own. Raises HubGuardError."""
     budget = make_budget(settings)
     async with (
         HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
         sources(settings, place, budget) as others,
     ):
         guard = make_guard(settings, place, hub, budget, database=others.database, proxy=others.proxy)
-        return await guard.once(actor, **wish)
+        return await guard.once(actor, wish)

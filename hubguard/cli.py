@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubguard import __version__
 from hubguard.console import Configured, Context, Exit, add_config, add_json, count
@@ -24,7 +24,7 @@ from hubguard.logs import tidy
 
 if TYPE_CHECKING:
     from hubguard.config import Settings
-    from hubguard.cull.model import CycleReport
+    from hubguard.cull.model import CycleReport, Wish
     from hubguard.journal.model import Stance
     from hubguard.place import Place
 
@@ -95,10 +95,10 @@ def _context(arguments: argparse.Namespace) -> Context:
     def read() -> Configured:
         return _configured(_files(arguments))
 
-    async def cycle_alone(place: Place, actor: str, /, **wish: Any) -> CycleReport:
+    async def cycle_alone(place: Place, actor: str, wish: Wish, /) -> CycleReport:
         from hubguard import app
 
-        return await app.cycle_once(_settings(_files(arguments)), place, actor, **wish)
+        return await app.cycle_once(_settings(_files(arguments)), place, actor, wish)
 
     return Context(read, os.environ, sys.stdin.isatty(), cycle_alone)
 

@@ -48,8 +48,8 @@ class Configured:
 class CycleAlone(Protocol):
     """Culls once without a running guard."""
 
-    def __call__(self, place: Place, actor: str, /, **wish: Any) -> Awaitable[Any]:
-        """The report; the arguments are those of ``Guard.once``."""
+    def __call__(self, place: Place, actor: str, wish: Any, /) -> Awaitable[Any]:
+        """The report; ``wish`` is culling's own."""
 
 
 @dataclass

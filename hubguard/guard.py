@@ -8,7 +8,7 @@ from typing import Protocol
 
 from hubguard.act.mandate import Mandate
 from hubguard.config import Settings
-from hubguard.cull.model import CycleReport
+from hubguard.cull.model import CycleReport, Wish
 from hubguard.cull.part import Culling
 from hubguard.drift.cycle import DriftCycles
 from hubguard.errors import HubGuardError, JournalError
@@ -90,15 +90,7 @@ class Guard:
         finally:
             await self._end()
 
-    async def once(
-        self,
-        asked_by: str,
-        *,
-        dry_run: bool = False,
-        idle_timeout_s: float | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
+    async def once(self, asked_by: str, wish: Wish) -> CycleReport:
         """One cycle in place of :meth:`run`, under a lease that is taken for it and given up afterwards.
 
         Raises HubGuardError, with the holder's name if another guard holds the lease.
@@ -108,9 +100,7 @@ class Guard:
             await self._keep_lease_once()
             keeping = asyncio.ensure_future(self._keep_lease())
             try:
-                return await self.culling.cycle(
-                    asked_by, dry_run=dry_run, idle_timeout_s=idle_timeout_s, rate=rate, concurrency=concurrency
-                )
+                return await self.culling.cycle(asked_by, wish)
             finally:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)

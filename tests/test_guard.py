@@ -17,6 +17,7 @@ from hubguard import config, words
 from hubguard.act.lease import HUB
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull.cli import exit_code
+from hubguard.cull.model import Wish
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.journal.model import Entry, Event
@@ -147,10 +148,10 @@ async def test_a_person_who_asks_for_a_cycle_gets_it_even_from_an_observer(world
     async def ask() -> None:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        dry = await w.guard.culling.cycle("ada", dry_run=True)
+        dry = await w.guard.culling.cycle("ada", Wish(dry_run=True))
         assert [action.user for action in dry.plan.actions] == ["idle"]
         assert w.stopped() == []
-        await w.guard.culling.cycle("ada")
+        await w.guard.culling.cycle("ada", Wish())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -167,7 +168,7 @@ async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
     async def ask() -> str:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        report = await w.guard.culling.cycle("ada")
+        report = await w.guard.culling.cycle("ada", Wish())
         w.status = w.guard.status()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -307,7 +308,7 @@ async def test_a_wrong_setting_is_named_and_nothing_is_done(world: MakeWorld):
     assert "HubGuardCull.idle_timeout" in status.why
     assert w.hub.requests == []
     with pytest.raises(HubGuardError, match="HubGuardCull.idle_timeout"):
-        await w.guard.culling.cycle("ada")
+        await w.guard.culling.cycle("ada", Wish())
 
 
 async def test_two_guards_on_one_journal_never_act_at_once(world: MakeWorld):
@@ -544,7 +545,7 @@ async def test_a_cull_by_name_that_was_cut_short_does_not_exit_as_if_all_were_do
     w = await world()
     w.server("idle", 700)
     w.hub.fault = lambda request: HubRefused("403") if request.call == "get" else None
-    report = await w.clock.run(w.guard.once("ada"))
+    report = await w.clock.run(w.guard.once("ada", Wish()))
     assert exit_code(words.as_json(cull_shapes.cycle(report)), dry_run=False) == 1
 
 

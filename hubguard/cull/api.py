@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing_extensions import override
 
 from hubguard.cull import shapes as cull_shapes
-from hubguard.cull.model import Standing
+from hubguard.cull.model import Standing, Wish
 from hubguard.cull.part import Culling
 from hubguard.journal.model import Exemption
 from hubguard.times import YEAR_S
@@ -105,7 +105,7 @@ class CyclesApi(CullApi):
         """The cycle's report, with every action and what came of it."""
         asked = self.body()
         assert self.who is not None
-        self.write_json(cull_shapes.cycle(await self.culling.cycle(self.who.actor, **asked)))
+        self.write_json(cull_shapes.cycle(await self.culling.cycle(self.who.actor, Wish(**asked))))
 
 
 class ExemptionsApi(CullApi):

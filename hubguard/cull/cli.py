@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from hubguard import words
 from hubguard.console import Context, Exit, add_json, bounded, user_and_server
 from hubguard.cull import shapes
 from hubguard.cull import words as cull_words
+from hubguard.cull.model import Wish
 from hubguard.errors import ConfigError
 from hubguard.journal import words as journal_words
 from hubguard.journal.store import open_journal
@@ -52,12 +54,7 @@ def add_cull(parser: argparse.ArgumentParser) -> None:
 def cull(arguments: argparse.Namespace, context: Context) -> int:
     """Run one cycle: by the running guard, or by this command alone if no guard runs."""
     context.check()
-    wish = {
-        "dry_run": arguments.dry_run,
-        "idle_timeout_s": arguments.timeout,
-        "concurrency": arguments.concurrency,
-        "rate": arguments.rate,
-    }
+    wish = Wish(arguments.dry_run, arguments.timeout, arguments.rate, arguments.concurrency)
     report = asyncio.run(
         _cycle(context, policy_known=bool(arguments.config) or arguments.timeout is not None, wish=wish)
     )
@@ -65,7 +62,7 @@ def cull(arguments: argparse.Namespace, context: Context) -> int:
     return exit_code(report, dry_run=arguments.dry_run)
 
 
-async def _cycle(context: Context, *, policy_known: bool, wish: Mapping[str, Any]) -> dict[str, Any]:
+async def _cycle(context: Context, *, policy_known: bool, wish: Wish) -> dict[str, Any]:
     """The report of one cycle, as the API returns it.
 
     A running guard does it at its own pace, and checks our token's rights. If there is none, this command takes the lease
@@ -74,7 +71,7 @@ async def _cycle(context: Context, *, policy_known: bool, wish: Mapping[str, Any
     url, place = context.journal, context.place
     lease = await asyncio.to_thread(running_lease, url)
     if lease is not None:
-        given = {key: value for key, value in wish.items() if value is not None}
+        given = {key: value for key, value in asdict(wish).items() if value is not None}
         answer: dict[str, Any] = await RunningGuard(lease, place.token).ask(
             "POST", "api/v1/cycles", given, within_s=CYCLE_S
         )
@@ -85,7 +82,7 @@ async def _cycle(context: Context, *, policy_known: bool, wish: Mapping[str, Any
             "is needed, or --timeout: no guard is running, and this command doesn't know the hub's idle timeout. Pass the"
             " hub's jupyterhub_config.py",
         )
-    report: dict[str, Any] = words.as_json(shapes.cycle(await context.cycle_alone(place, context.actor, **wish)))
+    report: dict[str, Any] = words.as_json(shapes.cycle(await context.cycle_alone(place, context.actor, wish)))
     return report
 
 

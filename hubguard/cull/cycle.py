@@ -15,7 +15,7 @@ from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
 from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
 from hubguard.cull.hook import Hooked
-from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict
+from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict, Wish
 from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
@@ -101,40 +101,20 @@ class Cycles:
         """What an operator should look at, as of the last cycle."""
         return self._findings.now
 
-    async def run(
-        self,
-        order: Order,
-        *,
-        dry_run: bool = False,
-        policy: CullPolicy | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
-        """The report of one cycle; it waits for the one that is under way. Raises JournalError.
-
-        ``policy``, ``rate`` and ``concurrency`` are for this cycle alone.
-        """
+    async def run(self, order: Order, wish: Wish) -> CycleReport:
+        """The report of one cycle; it waits for the one that is under way. Raises JournalError."""
+        limit_s, policy = wish.idle_timeout_s, self.policy
+        if limit_s is not None:
+            policy = replace(policy, idle_timeout_s=limit_s)
         async with self._one_at_a_time:
             await self._snapshots.begin(self._mandate.journal)
-            with self._budget.lowered(rate=rate, concurrency=concurrency):
-                report = await self._run(
-                    order,
-                    dry_run=dry_run,
-                    policy=policy or self.policy,
-                    width=self._width(rate, concurrency),
-                )
-            if not dry_run and policy in {None, self.policy}:
+            with self._budget.lowered(rate=wish.rate, concurrency=wish.concurrency):
+                report = await self._run(order, policy, dry_run=wish.dry_run, width=self._width(wish))
+            if not wish.dry_run and policy == self.policy:
                 self.last = report
             return report
 
-    async def _run(
-        self,
-        order: Order,
-        *,
-        dry_run: bool,
-        policy: CullPolicy,
-        width: int,
-    ) -> CycleReport:
+    async def _run(self, order: Order, policy: CullPolicy, *, dry_run: bool, width: int) -> CycleReport:
         journal, began_at, why_observing = self._mandate.journal, self._clock.now(), self._mandate.why_observing
         situation = await self._snapshots.look(
             journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
@@ -264,11 +244,11 @@ class Cycles:
             findings.append(Finding(FindingKind.USERS_KEPT, now, policy.users_wait))
         return findings
 
-    def _width(self, rate: float | None, concurrency: int | None) -> int:
+    def _width(self, wish: Wish) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
         use = self._budget.use()
-        rate = min(rate or use.rate, use.rate)
-        return max(1, min(concurrency or use.concurrency_cap, use.concurrency_cap, int(rate * LOOK_LASTS_S / 3)))
+        rate = min(wish.rate or use.rate, use.rate)
+        return max(1, min(wish.concurrency or use.concurrency_cap, use.concurrency_cap, int(rate * LOOK_LASTS_S / 3)))
 
 
 class _KnownNow:

@@ -145,6 +145,20 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """How a person wants one cycle to be. ``dry_run`` decides and does nothing.
+
+    ``idle_timeout_s`` replaces the idle limit of the settings; ``rate``, in requests per second, and ``concurrency`` can
+    only lower the budget. None: as the settings have it.
+    """
+
+    dry_run: bool = False
+    idle_timeout_s: float | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CycleReport:
     """What one cycle saw and did. ``skipped_why`` is one line when it didn't act at all, else ""."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from hubguard.act.mandate import Mandate
 from hubguard.cull.cycle import Cycles
 from hubguard.cull.decide.judge import CullPolicy
-from hubguard.cull.model import CullStatus, CycleReport
+from hubguard.cull.model import CullStatus, CycleReport, Wish
 from hubguard.errors import HubGuardError
 from hubguard.hub.facts import HubFacts
 from hubguard.journal.model import Exemption
@@ -90,7 +90,7 @@ class Culling:
     async def turn(self) -> None:
         """Run one cycle."""
         self._clear()
-        await self._cycle(Order("hubguard"))
+        await self._cycle(Order("hubguard"), Wish())
 
     async def wait(self) -> None:
         """Wait until the next cycle is due, or a person allows acting."""
@@ -126,36 +126,17 @@ class Culling:
 
     # -- what people ask ------------------------------------------------------------------------------------------
 
-    async def cycle(
-        self,
-        asked_by: str,
-        *,
-        dry_run: bool = False,
-        idle_timeout_s: float | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
+    async def cycle(self, asked_by: str, wish: Wish) -> CycleReport:
         """Run one cycle now and act on it even while only observing, since a person asks for it by name.
 
-        Hold and brake still apply. ``dry_run`` decides and does nothing. The overrides are for this cycle alone;
-        ``rate`` and ``concurrency`` can only lower the budget. Raises HubGuardError with the reason it couldn't.
+        Hold and brake still apply. ``wish`` is for this cycle alone. Raises HubGuardError with the reason it couldn't.
         """
         self._mandate.check()
-        policy = None if idle_timeout_s is None else replace(self.policy, idle_timeout_s=idle_timeout_s)
-        order = Order(asked_by, asked=True)
-        return await self._cycle(order, dry_run=dry_run, policy=policy, rate=rate, concurrency=concurrency)
+        return await self._cycle(Order(asked_by, asked=True), wish)
 
-    async def _cycle(
-        self,
-        order: Order,
-        *,
-        dry_run: bool = False,
-        policy: CullPolicy | None = None,
-        rate: float | None = None,
-        concurrency: int | None = None,
-    ) -> CycleReport:
+    async def _cycle(self, order: Order, wish: Wish) -> CycleReport:
         await self._mandate.refresh()
-        report = await self.cycles.run(order, dry_run=dry_run, policy=policy, rate=rate, concurrency=concurrency)
+        report = await self.cycles.run(order, wish)
         if report.snapshot.complete:
             await self._facts.refresh()
         return report

@@ -15,7 +15,7 @@ from doubles.drift import one_of_each, report_with
 from doubles.guard import CALLERS, NOW, POLICY, FakeGuard, done, guard_with, made_up, minutes, report_of
 
 from hubguard.cull.decide.judge import judge
-from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict
+from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict, Wish
 from hubguard.dashboard.routes import API, PAGES
 from hubguard.errors import ConfigError, HubGuardError, JournalError
 from hubguard.journal.model import Event, Failures, Stance
@@ -303,8 +303,7 @@ async def test_a_cycle_that_is_asked_for_is_reported_with_each_action(site_of: C
     site = site_of(guard_with(made_up(30), outcomes=done("gone")))
     answer = await site.post("api/v1/cycles", "actor", '{"dry_run": true, "idle_timeout_s": 60, "rate": null}')
     assert answer.status == 200
-    overrides = {"dry_run": True, "idle_timeout_s": 60.0, "rate": None, "concurrency": None}
-    assert site.guard.asked == [("cycle", "ann", overrides)]
+    assert site.guard.asked == [("cycle", "ann", Wish(dry_run=True, idle_timeout_s=60.0))]
     assert [action["outcome"] for action in answer.json["actions"]][:2] == ["done", None]
 
 

@@ -13,7 +13,7 @@ from tornado.web import RequestHandler
 
 from hubguard.cull.decide.judge import CullPolicy, judge_all
 from hubguard.cull.decide.judge import plan as plan_cull
-from hubguard.cull.model import CullStatus, CycleReport, Known, UserVerdict
+from hubguard.cull.model import CullStatus, CycleReport, Known, UserVerdict, Wish
 from hubguard.errors import HubGuardError, HubUnreachable
 from hubguard.journal.exemptions import NoSuchExemption
 from hubguard.journal.model import Entry, Event, Exemption, Failures, Lease, Stance
@@ -207,8 +207,8 @@ class FakeCulling:
     def status(self) -> CullStatus:
         return self._guard.culled
 
-    async def cycle(self, asked_by: str, **overrides: Any) -> CycleReport:
-        self._guard.do("cycle", asked_by, overrides)
+    async def cycle(self, asked_by: str, wish: Wish) -> CycleReport:
+        self._guard.do("cycle", asked_by, wish)
         assert self._guard.culled.last_cycle is not None
         return self._guard.culled.last_cycle
 

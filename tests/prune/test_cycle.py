@@ -20,6 +20,7 @@ from virtual_time import VirtualClock
 
 from hubguard import config
 from hubguard.app import make_budget, make_guard
+from hubguard.cull.model import Wish
 from hubguard.errors import HubDBError, HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.hub.nouns import Account, AccountServer
@@ -1030,7 +1031,7 @@ async def test_without_the_scope_to_delete_users_the_setting_that_wants_it_is_na
     assert not settings.errors
     budget = make_budget(settings)
     guard = make_guard(settings, Place("http://127.0.0.1:1/hub/api", "x"), MemoryHub(budget=budget), budget)
-    await guard.once("ada")
+    await guard.once("ada", Wish())
     notes = [note for note in guard.status().notes if "delete:users" in note]
     assert [said in note for note in notes] == ([True] if said else [])
 
