@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
+from typing_extensions import override
+
 from bench.cull import Goal
 from hubguard.errors import HubGuardError, ProxyError
 from hubguard.hub.client import HTTPHubAPI
@@ -28,6 +30,7 @@ from hubguard.hub.routes import route_path
 from hubguard.model import Key, Outcome
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import SystemClock
+from hubguard.proxy.act import RouteChecks
 from hubguard.proxy.canary import HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.proxy.cycle import ProxyWatch
@@ -123,14 +126,24 @@ async def alone(world: World, interval_s: float) -> Restored:
     return Restored(f"the hub alone, every {interval_s:g} s", world.servers, ended_s - began_s)
 
 
+class _Checks(RouteChecks):
+    """Always allowed, and counted instead of journaled."""
+
+    def __init__(self) -> None:
+        self.posts = 0
+
+    @override
+    def may_act(self) -> bool:
+        return True
+
+    @override
+    async def record(self, what: str, outcome: Outcome | None) -> None:
+        self.posts += outcome is None
+
+
 async def guarded(world: World) -> Restored:
     """HubGuard watches."""
-    posts = 0
-
-    async def record(why: str, outcome: Outcome | None) -> None:
-        nonlocal posts
-        posts += outcome is None
-
+    checks = _Checks()
     hub, token = world.hub, world.hub.proxy_token or ""
     budget = Budget(rate=20.0, burst=10, concurrency=10)
     async with (
@@ -144,8 +157,7 @@ async def guarded(world: World) -> Restored:
             budget,
             SystemClock(),
             expected=lambda: world.expected,
-            may_act=lambda: True,
-            record=record,
+            checks=checks,
         )
         running = asyncio.create_task(watch.run())
         try:
@@ -159,7 +171,7 @@ async def guarded(world: World) -> Restored:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-    return Restored("HubGuard", world.servers, ended_s - began_s, detected_s, posts)
+    return Restored("HubGuard", world.servers, ended_s - began_s, detected_s, checks.posts)
 
 
 async def bench(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ from hubguard.backends.choose import ByTheHub, open_backends
 from hubguard.backends.port import Backends
 from hubguard.backends.port import Place as BackendPlace
 from hubguard.config import Settings, load, read_file, sections_of
-from hubguard.cull.hook import Hook, load_hook
+from hubguard.cull.hook import load_hook
 from hubguard.cull.model import CycleReport, Wish
 from hubguard.dashboard.routes import make_application
 from hubguard.drift.observe import WorldObserver
@@ -33,19 +33,19 @@ from hubguard.errors import ConfigError, HubGuardError
 from hubguard.guard import Guard
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
-from hubguard.hub.database import HubDB, SQLHubDB
+from hubguard.hub.database import SQLHubDB
 from hubguard.inhub.idle_culler import settings_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.pacing.clock import SystemClock
 from hubguard.place import Place
-from hubguard.proxy.canary import Canary, HTTPCanary
-from hubguard.proxy.client import HTTPProxyAPI, ProxyAPI
+from hubguard.proxy.canary import HTTPCanary
+from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.web.auth import HubLogin
 from hubguard.web.door import Door
-from hubguard.wiring import assemble
+from hubguard.wiring import Circumstances, Ways, assemble
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +55,6 @@ REBIND_S = 2.0
 
 PARENT_CHECK_S = 1.0
 """Seconds between checks whether the hub that started this process still runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What a guard must know besides its settings; the fields are those of :func:`hubguard.wiring.assemble`."""
-
-    observe_only: str = ""
-    took_over: str = ""
-    notes: tuple[str, ...] = ()
 
 
 def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circumstances]:
@@ -111,63 +102,42 @@ def _beside_a_culler(culler: Mapping[str, Any]) -> tuple[Circumstances, Mapping[
 def make_guard(
     settings: Settings,
     place: Place,
-    hub: HubAPI,
-    budget: Budget,
+    ways: Ways,
     circumstances: Circumstances | None = None,
     *,
-    database: HubDB | None = None,
-    proxy: ProxyAPI | None = None,
-    hook: Hook | None = None,
-    backends: Backends | None = None,
-    canary: Canary | None = None,
     drift: bool = False,
 ) -> Guard:
-    """The guard of the hub at ``place``, not yet running. ``hook`` takes the place of the one that the settings name.
+    """The guard of the hub at ``place``, not yet running. The hook of ``ways`` takes the place of the one in the settings.
 
     ``drift``: it looks for drift, too.
     """
-    url = settings.guard.db_url
-    circumstances = circumstances or Circumstances()
-    if hook is None and settings.cull.hook:
+    clock, hub = SystemClock(), place.registration.get("hub", {})
+    if ways.hook is None and settings.cull.hook:
         try:
-            hook = load_hook(settings.cull.hook)
+            ways = replace(ways, hook=load_hook(settings.cull.hook))
         except ConfigError as error:
             settings = replace(settings, errors=(*settings.errors, error))
-    clock = SystemClock()
-    world = None
     if drift:
         world = WorldObserver(
-            hub,
+            ways.hub,
             clock,
-            database=database,
-            proxy=proxy,
-            backends=backends,
+            database=ways.database,
+            proxy=ways.proxy,
+            backends=ways.backends,
             base_url=place.base_url,
-            subdomains=bool(place.registration.get("hub", {}).get("subdomain_host")),
+            subdomains=bool(hub.get("subdomain_host")),
         )
-    return assemble(
-        settings,
-        hub,
-        budget,
-        AsyncJournal(url),
-        clock,
-        random.random,
+        ways = replace(ways, world=world)
+    circumstances = replace(
+        circumstances or Circumstances(),
         holder=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
         address=place.url.rstrip("/") + place.prefix if place.url else "",
         generation=place.generation,
-        hub_checks_at_s=place.registration.get("hub", {}).get("checks_at"),
-        observe_only=circumstances.observe_only,
-        took_over=circumstances.took_over,
-        notes=circumstances.notes,
+        hub_checks_at_s=hub.get("checks_at"),
         features=_features(settings),
-        database=database,
-        proxy=proxy,
-        hook=hook,
-        world=world,
-        backends=backends,
-        canary=canary,
-        told=HubConfigFacts.from_dict(place.registration.get("prune")),
+        config_facts=HubConfigFacts.from_dict(place.registration.get("prune")),
     )
+    return assemble(settings, ways, AsyncJournal(settings.guard.db_url), clock, random.random, circumstances)
 
 
 def _features(settings: Settings) -> dict[str, str]:
@@ -183,11 +153,12 @@ def _features(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIterator[Sources]:
-    """The hub's database and the proxy, each None where there is no way to it; closed at the end. Never raises for either.
+async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIterator[Ways]:
+    """The hub, its database and the proxy, the latter two None if there is no way to them; closed at the end.
 
     The proxy is the one that the hub names, or that CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN name.
     """
+    hub = HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s)
     told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
     url = settings.guard.hub_db_url
     if url == "hub":
@@ -211,21 +182,13 @@ async def sources(settings: Settings, place: Place, budget: Budget) -> AsyncIter
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)
     try:
-        yield Sources(database, proxy, canary)
+        async with hub:
+            yield Ways(hub, budget, database, proxy, canary)
     finally:
         if proxy is not None:
             await proxy.close()
         if database is not None:
             database.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What else of the world can be read, beside the hub's API."""
-
-    database: HubDB | None = None
-    proxy: ProxyAPI | None = None
-    canary: Canary | None = None
 
 
 def make_budget(settings: Settings) -> Budget:
@@ -260,23 +223,9 @@ async def serve(place: Place, config_file: Path | None) -> int:
         loop.add_signal_handler(
             means_nothing, log.warning, "%s changes nothing. Restart HubGuard to read its settings.", means_nothing.name
         )
-    async with (
-        HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
-        sources(settings, place, budget) as others,
-    ):
-        settings, backends = _backends(settings, place, hub)
-        guard = make_guard(
-            settings,
-            place,
-            hub,
-            budget,
-            circumstances,
-            database=others.database,
-            proxy=others.proxy,
-            backends=backends,
-            canary=others.canary,
-            drift=True,
-        )
+    async with ways_out(settings, place, budget) as ways:
+        settings, backends = _backends(settings, place, ways.hub)
+        guard = make_guard(settings, place, replace(ways, backends=backends), circumstances, drift=True)
         server = Door(_application(guard, place, budget), xheaders=True)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
         await asyncio.sleep(0)  # the first try to bind comes before any work
@@ -386,10 +335,5 @@ async def _until_over(place: Place, guard: Guard, ending: asyncio.Event) -> None
 
 async def cycle_once(settings: Settings, place: Place, actor: str, wish: Wish) -> CycleReport:
     """One cycle by a guard of its own. Raises HubGuardError."""
-    budget = make_budget(settings)
-    async with (
-        HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s) as hub,
-        sources(settings, place, budget) as others,
-    ):
-        guard = make_guard(settings, place, hub, budget, database=others.database, proxy=others.proxy)
-        return await guard.once(actor, wish)
+    async with ways_out(settings, place, make_budget(settings)) as ways:
+        return await make_guard(settings, place, ways).once(actor, wish)

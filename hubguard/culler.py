@@ -43,6 +43,7 @@ from hubguard.inhub.idle_culler import (
 )
 from hubguard.model import FindingKind, Server
 from hubguard.place import place_from
+from hubguard.wiring import Ways
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +266,7 @@ async def cull(options: Mapping[str, object], environ: Mapping[str, str]) -> int
         hook = options.get(HOOK)
         inactive_limit = int(str(options.get("timeout", DEFAULTS["timeout"])))
         arbiter = as_arbiter(hook, inactive_limit, hub.model) if callable(hook) else None
-        guard = make_guard(settings, place, hub, budget, hook=arbiter)
+        guard = make_guard(settings, place, Ways(hub, budget, hook=arbiter))
         _log_limitations()
         cycle_log = _CycleLog(guard)
         tasks = [asyncio.create_task(work) for work in (guard.run(), ending.wait(), cycle_log.run())]
@@ -303,7 +304,7 @@ class _CycleLog:
             await asyncio.sleep(LOG_EVERY_S)
 
     def write(self) -> None:
-        culled = self._guard.culling.status()
+        culled = self._guard.parts.culling.status()
         report = culled.last_cycle
         if report is None or report is self._last:
             return

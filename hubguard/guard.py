@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from hubguard.act.mandate import Mandate
@@ -46,21 +47,32 @@ class Part(Protocol):
         """Give up what is under way beside a turn."""
 
 
-class Guard:
-    """The guard of one hub. ``parts`` are kept running while it holds the lease; they start in this order.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a guard, in the order in which they start.
 
     ``drifts`` and ``watching`` are None if this guard doesn't look for drift or has no canary.
     """
+
+    culling: Culling
+    drifts: DriftCycles | None
+    watching: Watching | None
+    pruning: PruneCycles
+
+    def there(self) -> tuple[Part, ...]:
+        """Those that this guard has."""
+        return tuple(part for one in fields(self) if (part := getattr(self, one.name)) is not None)
+
+
+class Guard:
+    """The guard of one hub, which keeps its ``parts`` running while it holds the lease."""
 
     def __init__(
         self,
         settings: Settings,
         mandate: Mandate,
         snapshots: Snapshots,
-        culling: Culling,
-        drifts: DriftCycles | None,
-        watching: Watching | None,
-        pruning: PruneCycles,
+        parts: Parts,
         facts: HubFacts,
         budget: Budget,
         clock: Clock,
@@ -68,11 +80,7 @@ class Guard:
         self.settings = settings
         self.mandate = mandate
         self.snapshots = snapshots
-        self.culling = culling
-        self.drifts = drifts
-        self.watching = watching
-        self.pruning = pruning
-        self.parts: tuple[Part, ...] = tuple(part for part in (culling, drifts, watching, pruning) if part is not None)
+        self.parts = parts
         self._facts = facts
         self._budget = budget
         self._clock = clock
@@ -86,7 +94,7 @@ class Guard:
         With wrong settings, only open the journal, so that pages can show it.
         """
         try:
-            await asyncio.gather(self._keep_lease(), *map(self._keep_running, self.parts))
+            await asyncio.gather(self._keep_lease(), *map(self._keep_running, self.parts.there()))
         finally:
             await self._end()
 
@@ -100,7 +108,7 @@ class Guard:
             await self._keep_lease_once()
             keeping = asyncio.ensure_future(self._keep_lease())
             try:
-                return await self.culling.cycle(asked_by, wish)
+                return await self.parts.culling.cycle(asked_by, wish)
             finally:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
@@ -108,7 +116,7 @@ class Guard:
             await self._end()
 
     async def _end(self) -> None:
-        for part in reversed(self.parts):
+        for part in reversed(self.parts.there()):
             await part.close()
         await self.mandate.close()
 
@@ -130,7 +138,7 @@ class Guard:
 
     async def _keep_lease_once(self) -> None:
         if await self.mandate.keep_lease():
-            for part in self.parts:
+            for part in self.parts.there():
                 part.begin_anew()
 
     async def _keep_running(self, part: Part) -> None:
@@ -182,7 +190,7 @@ class Guard:
             return Mode.STANDBY, mandate.why_standby
         if mandate.held:
             return Mode.HELD, mandate.stance.sentence
-        if self.culling.cycles.last is None:
+        if self.parts.culling.cycles.last is None:
             return Mode.STARTING, "HubGuard is starting: the hub's servers are being read for the first time."
         if brake is not None:
             return Mode.BRAKED, brake.sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from hubguard.act.lease import LeaseKeeper
 from hubguard.act.mandate import Mandate
@@ -17,18 +18,19 @@ from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind
 from hubguard.drift.observe import WorldObserver
 from hubguard.drift.repairs import Limits
-from hubguard.guard import Guard
+from hubguard.guard import Guard, Parts
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
 from hubguard.hub.facts import HubFacts
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
+from hubguard.proxy.act import RouteChecks
 from hubguard.proxy.canary import Canary
 from hubguard.proxy.client import ProxyAPI
 from hubguard.proxy.cycle import ProxyWatch
 from hubguard.proxy.model import ProxyWatchStatus
-from hubguard.proxy.part import Restores, Watching
+from hubguard.proxy.part import Watching
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.prune.act import Pace
 from hubguard.prune.cycle import PruneCycles
@@ -38,49 +40,70 @@ from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways out of this process; what is None isn't there.
+
+    ``canary`` is the route by which the proxy is watched. ``backends`` is what really runs the servers. ``world`` looks for
+    drift; without it the guard doesn't. ``hook`` is the operator's own function.
+    """
+
+    hub: HubAPI
+    budget: Budget
+    database: HubDB | None = None
+    proxy: ProxyAPI | None = None
+    canary: Canary | None = None
+    backends: Backends | None = None
+    world: WorldObserver | None = None
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a guard must know besides its settings.
+
+    ``holder`` names this guard among others, ``address`` is that of its pages, and ``generation`` when the hub that runs it
+    was started. ``observe_only``, ``took_over``: see Mandate. ``notes`` go to the Overview. ``features`` says for each hub
+    scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the hub checks its routes, None if unknown.
+    ``config_facts`` is what the hub's config says, None if unknown.
+    """
+
+    holder: str = ""
+    address: str = ""
+    generation: float = 0.0
+    observe_only: str = ""
+    took_over: str = ""
+    notes: tuple[str, ...] = ()
+    features: Mapping[str, str] | None = None
+    hub_checks_at_s: float | None = None
+    config_facts: HubConfigFacts | None = None
+
+
 def assemble(
     settings: Settings,
-    hub: HubAPI,
-    budget: Budget,
+    ways: Ways,
     journal: AsyncJournal,
     clock: Clock,
     chance: Callable[[], float],
-    *,
-    holder: str,
-    address: str,
-    generation: float,
-    observe_only: str = "",
-    took_over: str = "",
-    notes: tuple[str, ...] = (),
-    features: Mapping[str, str] | None = None,
-    database: HubDB | None = None,
-    proxy: ProxyAPI | None = None,
-    hook: Hook | None = None,
-    hub_checks_at_s: float | None = None,
-    world: WorldObserver | None = None,
-    backends: Backends | None = None,
-    canary: Canary | None = None,
-    told: HubConfigFacts | None = None,
+    circumstances: Circumstances,
 ) -> Guard:
-    """The guard, not yet running.
-
-    ``journal`` needn't be open. ``chance`` returns numbers in [0, 1). ``observe_only``, ``took_over``: see Mandate.
-    ``notes`` go to the Overview. ``features`` says for each hub scope what needs it. ``database``, ``proxy`` and ``hook``
-    are None if there is no way to them. ``world`` looks for drift, with ``backends`` if they can be read; without it the
-    guard doesn't. ``canary`` is the route by which the proxy is watched, None if it isn't. ``hub_checks_at_s`` is a moment
-    (unix time) at which the hub checks its routes, None if unknown.
-    """
-    cull = settings.cull
+    """The guard, not yet running. ``journal`` needn't be open. ``chance`` returns numbers in [0, 1)."""
+    cull, hub, budget = settings.cull, ways.hub, ways.budget
     keeper = LeaseKeeper(
-        journal, clock, holder=holder, address=address, generation=generation, lease_s=settings.guard.lease_s
+        journal,
+        clock,
+        holder=circumstances.holder,
+        address=circumstances.address,
+        generation=circumstances.generation,
+        lease_s=settings.guard.lease_s,
     )
     mandate = Mandate(
         journal,
         keeper,
         clock,
         armed=settings.guard.armed,
-        observe_only=observe_only,
-        took_over=took_over,
+        observe_only=circumstances.observe_only,
+        took_over=circumstances.took_over,
         wrong_setting=str(settings.errors[0]) if settings.errors else "",
     )
     watch: ProxyWatch | None = None
@@ -89,41 +112,32 @@ def assemble(
         return ProxyWatchStatus() if watch is None else watch.status
 
     table = ExpectedRoutes(watch_status)
-    if world is not None and canary is not None and proxy is not None and not settings.errors:
-        restores = Restores(mandate, wanted=DriftKind.ROUTE_MISSING.value in settings.drift.repair)
-        watch = ProxyWatch(
-            canary,
-            proxy,
-            hub,
-            budget,
-            clock,
-            expected=table.expected,
-            may_act=restores.may_act,
-            record=restores.record,
-        )
-    observer = Observer(hub, clock, database=database, proxy=proxy)
+    if ways.world is not None and ways.canary is not None and ways.proxy is not None and not settings.errors:
+        checks = RouteChecks(mandate, wanted=DriftKind.ROUTE_MISSING.value in settings.drift.repair)
+        watch = ProxyWatch(ways.canary, ways.proxy, hub, budget, clock, expected=table.expected, checks=checks)
+    observer = Observer(hub, clock, database=ways.database, proxy=ways.proxy)
     snapshots = Snapshots(
         hub,
         budget,
         observer,
         clock,
         caution_of(cull),
-        generation=generation,
+        generation=circumstances.generation,
         journal_days=settings.guard.journal_days,
         mandate=mandate,
         restores=lambda: () if watch is None else watch.restores,
     )
-    facts = HubFacts(hub, clock, features, notes)
+    facts = HubFacts(hub, clock, circumstances.features, circumstances.notes)
     cycles = Cycles(
         cull,
-        _cull_policy(settings, told or HubConfigFacts(), took_over),
+        _cull_policy(settings, circumstances),
         hub,
         budget,
         snapshots,
         mandate,
         observer,
         clock,
-        hook=Hooked(hook) if hook is not None else None,
+        hook=Hooked(ways.hook) if ways.hook is not None else None,
     )
     culling = Culling(
         cycles,
@@ -131,11 +145,11 @@ def assemble(
         mandate,
         facts,
         clock,
-        Rhythm(cull.every_s, cull.outage_s, cull.hub_activity_interval_s, chance, hub_checks_at_s),
+        Rhythm(cull.every_s, cull.outage_s, cull.hub_activity_interval_s, chance, circumstances.hub_checks_at_s),
         longest_exemption_s=settings.guard.longest_exemption_s,
     )
     drifts = None
-    if world is not None:
+    if ways.world is not None:
         limits = Limits(
             pending_limit_s=cull.pending_limit_s,
             concurrency=settings.budget.concurrency,
@@ -147,8 +161,8 @@ def assemble(
             settings.drift,
             limits,
             hub,
-            world,
-            backends,
+            ways.world,
+            ways.backends,
             snapshots,
             mandate,
             clock,
@@ -158,26 +172,31 @@ def assemble(
     pruning = PruneCycles(
         settings.prune,
         hub,
-        database,
+        ways.database,
         snapshots,
         clock,
         chance,
         mandate=mandate,
-        facts=told,
+        facts=circumstances.config_facts,
         pace=Pace(settings.prune.rate, settings.budget.concurrency, cull.verify_s),
         journal_days=settings.guard.journal_days,
     )
-    watching = None if watch is None else Watching(watch, mandate, clock)
-    return Guard(settings, mandate, snapshots, culling, drifts, watching, pruning, facts, budget, clock)
+    parts = Parts(
+        culling,
+        drifts,
+        None if watch is None else Watching(watch, mandate, clock),
+        pruning,
+    )
+    return Guard(settings, mandate, snapshots, parts, facts, budget, clock)
 
 
-def _cull_policy(settings: Settings, facts: HubConfigFacts, took_over: str) -> CullPolicy:
+def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy:
     """What is culled. Users that pruning protects are kept, and so is everybody until the loss of storage is acknowledged.
 
     An idle culler whose place HubGuard takes deleted users by the same hub, with their storage: its settings suffice.
     """
-    prune, wait = settings.prune, ""
-    if facts.classes and not took_over:
+    prune, facts, wait = settings.prune, circumstances.config_facts or HubConfigFacts(), ""
+    if facts.classes and not circumstances.took_over:
         storage = prune_plan.storage(facts.classes, facts.settings, facts.overrides)
         if storage.at_risk and storage.spawner not in prune.acknowledged:
             wait = (

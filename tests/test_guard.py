@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from assembled import assembled
 from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from inline_journal import InlineJournal
@@ -26,7 +27,6 @@ from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.prune.review import HubConfigFacts
 from hubguard.status import Mode, Status
-from hubguard.wiring import assemble
 
 ARMED = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 600.0}}
 
@@ -92,8 +92,8 @@ async def world() -> MakeWorld:
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
 
         holder = str(options.pop("holder", "here"))
-        guard = assemble(
-            settings, hub, budget, books, clock, lambda: 0.5,
+        guard = assembled(
+            settings, hub, budget, books, clock,
             holder=holder, address="http://here/", generation=float(options.pop("generation", 0.0)), **options,
         )  # fmt: skip
         return World(clock, hub, books, guard)
@@ -148,10 +148,10 @@ async def test_a_person_who_asks_for_a_cycle_gets_it_even_from_an_observer(world
     async def ask() -> None:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        dry = await w.guard.culling.cycle("ada", Wish(dry_run=True))
+        dry = await w.guard.parts.culling.cycle("ada", Wish(dry_run=True))
         assert [action.user for action in dry.plan.actions] == ["idle"]
         assert w.stopped() == []
-        await w.guard.culling.cycle("ada", Wish())
+        await w.guard.parts.culling.cycle("ada", Wish())
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -168,7 +168,7 @@ async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
     async def ask() -> str:
         task = asyncio.ensure_future(w.guard.run())
         await w.clock.sleep(1)
-        report = await w.guard.culling.cycle("ada", Wish())
+        report = await w.guard.parts.culling.cycle("ada", Wish())
         w.status = w.guard.status()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -308,7 +308,7 @@ async def test_a_wrong_setting_is_named_and_nothing_is_done(world: MakeWorld):
     assert "HubGuardCull.idle_timeout" in status.why
     assert w.hub.requests == []
     with pytest.raises(HubGuardError, match="HubGuardCull.idle_timeout"):
-        await w.guard.culling.cycle("ada", Wish())
+        await w.guard.parts.culling.cycle("ada", Wish())
 
 
 async def test_two_guards_on_one_journal_never_act_at_once(world: MakeWorld):
@@ -382,7 +382,7 @@ async def _dry(w: World):
 
     servers = await w.hub.list_servers()
     return plan(
-        judge_all(servers, w.guard.culling.policy, {}, w.clock.now()), w.guard.culling.policy, w.clock.now()
+        judge_all(servers, w.guard.parts.culling.policy, {}, w.clock.now()), w.guard.parts.culling.policy, w.clock.now()
     ).actions
 
 
@@ -701,12 +701,14 @@ GONE = {**ARMED, "HubGuardCull": {"users": True, "user_idle_timeout_s": 1800.0}}
 async def test_no_user_is_deleted_with_their_volume_until_somebody_has_acknowledged_that(
     world: MakeWorld, acknowledged: list[str], options: dict[str, str], deleted: list[str]
 ):
-    w = await world(GONE, {"HubGuardPrune": {"acknowledged": acknowledged}}, told=KUBE, **options)
+    w = await world(GONE, {"HubGuardPrune": {"acknowledged": acknowledged}}, config_facts=KUBE, **options)
     at = w.clock.now() - timedelta(hours=1)
     w.hub.add_user(User("gone", False, (), ("user",), at, at))
     await w.for_s(90)
     assert [request.user for request in w.hub.requests if request.call == "delete"] == deleted
-    told = [finding.detail for finding in w.guard.culling.status().findings if finding.kind is FindingKind.USERS_KEPT]
+    told = [
+        finding.detail for finding in w.guard.parts.culling.status().findings if finding.kind is FindingKind.USERS_KEPT
+    ]
     assert len(told) == (not deleted)
     assert all('add "KubeSpawner" to HubGuardPrune.acknowledged' in detail for detail in told)
 

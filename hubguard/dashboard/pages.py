@@ -42,7 +42,7 @@ class Overview(Page):
             trouble = str(error)
         runs = tuple[PruneRun, ...]()
         with suppress(HubGuardError):  # what is wrong is said above, or on their own page
-            runs = await self.guard.pruning.runs(limit=20)
+            runs = await self.guard.parts.pruning.runs(limit=20)
         await self.show(
             "overview",
             {

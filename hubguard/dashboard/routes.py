@@ -31,9 +31,9 @@ HERE = Path(__file__).resolve().parent.parent
 
 ROOMS: tuple[tuple[Room, Callable[[Guard], object]], ...] = (
     (DASHBOARD, lambda guard: guard),
-    (CULL, lambda guard: guard.culling),
-    (DRIFT, lambda guard: guard.drifts),
-    (PRUNE, lambda guard: guard.pruning),
+    (CULL, lambda guard: guard.parts.culling),
+    (DRIFT, lambda guard: guard.parts.drifts),
+    (PRUNE, lambda guard: guard.parts.pruning),
 )
 """Every room, and the part of a guard that its handlers get; the room is left out if the guard hasn't that part."""
 

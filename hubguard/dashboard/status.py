@@ -115,8 +115,9 @@ class State:
 
 def state_of(guard: Guard) -> State:
     """Ask the guard and its parts. Never blocks, never raises."""
-    drift = None if guard.drifts is None else guard.drifts.report
-    return State(guard.status(), guard.culling.status(), guard.pruning.status(), drift, guard.culling.policy)
+    parts = guard.parts
+    drift = None if parts.drifts is None else parts.drifts.report
+    return State(guard.status(), parts.culling.status(), parts.pruning.status(), drift, parts.culling.policy)
 
 
 def describe(state: State) -> StatusShape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from hubguard.hub.api import HubAPI
 from hubguard.model import Key, Outcome, OutcomeKind
 from hubguard.pacing.budget import Budget, Destination
 from hubguard.pacing.clock import Clock
+from hubguard.proxy.act import RouteChecks
 from hubguard.proxy.canary import Canary
 from hubguard.proxy.client import ProxyAPI
 from hubguard.proxy.decide import (
@@ -50,16 +51,13 @@ LOST = "the proxy has lost its table of routes"
 
 _DICE = random.SystemRandom()
 
-Record = Callable[[str, Outcome | None], Awaitable[None]]
-
 
 class ProxyWatch:
     """Watches one proxy while :meth:`run` runs. ``status`` and ``restores`` may be read at any time.
 
     It carries out what :func:`hubguard.proxy.decide.step` decides, which also owns the timers.
     ``expected`` returns the paths that belong in the table, each with its server, None for others; empty: unknown.
-    ``may_act`` returns whether the hub may be asked to check its routes now. ``record`` is awaited right before the request
-    (what it raises keeps the request from being sent), and again with the outcome.
+    ``checks`` says whether the hub may be asked to check its routes now, and keeps the journal.
     """
 
     def __init__(
@@ -71,8 +69,7 @@ class ProxyWatch:
         clock: Clock,
         *,
         expected: Callable[[], Mapping[str, Key | None]],
-        may_act: Callable[[], bool],
-        record: Record,
+        checks: RouteChecks,
         give_up_s: float = GIVE_UP_S,
         draw: Callable[[], float] = _DICE.random,
     ) -> None:
@@ -82,8 +79,7 @@ class ProxyWatch:
         self._budget = budget
         self._clock = clock
         self._expected = expected
-        self._may_act = may_act
-        self._record = record
+        self._checks = checks
         self._give_up_s = give_up_s
         self._draw = draw
         self._state = State()
@@ -131,7 +127,7 @@ class ProxyWatch:
                 at=self._clock.now(),
                 s=self._clock.monotonic_s(),
                 draw=self._draw(),
-                may_act=lost and self._may_act(),
+                may_act=lost and self._checks.may_act(),
                 asking=asking,
                 knows_routes=lost and bool(self._expected()),
                 give_up_s=self._give_up_s,
@@ -237,7 +233,7 @@ class ProxyWatch:
 
     async def _ask(self) -> None:
         """Ask the hub to check its routes, once, and journal what came of it."""
-        request = _Request(self._may_ask, self._record)
+        request = _Request(self._may_ask, self._checks)
         starts = self._state.restoring.starts
         try:
             await self._check_routes(request)
@@ -262,7 +258,7 @@ class ProxyWatch:
 
     def _may_ask(self) -> bool:
         # A hub that asks a proxy that is gone or hangs is held up by it for minutes.
-        return self.status.state is WatchState.WIPED and self._may_act()
+        return self.status.state is WatchState.WIPED and self._checks.may_act()
 
     def _collect(self) -> None:
         """Take note of a request to the hub that has ended."""
@@ -287,17 +283,17 @@ class ProxyWatch:
 class _Request:
     """One request to the hub, from its intent in the journal to its outcome there."""
 
-    def __init__(self, may_ask: Callable[[], bool], record: Record) -> None:
+    def __init__(self, may_ask: Callable[[], bool], checks: RouteChecks) -> None:
         self.outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew")
         self._may_ask = may_ask
-        self._record = record
+        self._checks = checks
         self._sent = False
 
     async def confirm(self) -> None:
         """Commit the intent; awaited when the request is about to go out. What this raises keeps it from being sent."""
         if not self._may_ask():
             raise _NotNow("It is no longer the time to ask the hub to check its routes.")
-        await self._record(LOST, None)
+        await self._checks.record(LOST, None)
         self._sent = True
 
     async def settle(self) -> None:
@@ -305,7 +301,7 @@ class _Request:
         if not self._sent:
             return
         try:
-            await self._record(LOST, self.outcome)
+            await self._checks.record(LOST, self.outcome)
         except HubGuardError as error:
             log.warning("The journal lacks the outcome of asking the hub to check its routes: %s", error)
 

@@ -105,7 +105,7 @@ def test_incident_stops_that_always_fail_do_not_become_a_flood(world: World):
     outcomes = {entry.outcome for entry in world.entries("outcome")}
     assert outcomes <= {OutcomeKind.FAILED, OutcomeKind.UNVERIFIED}
     assert world.life is not None
-    status = world.life.guard.culling.status()
+    status = world.life.guard.parts.culling.status()
     assert status.oldest_overdue is not None
     assert status.recent.error_ratio == 1.0
 

@@ -99,6 +99,10 @@ class FakeGuard:
         self.culling = FakeCulling(self)
         self.drifts = FakeDrifts(self)
 
+    @property
+    def parts(self) -> FakeGuard:
+        return self
+
     def status(self) -> Status:
         return self.state
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from assembled import assembled
 from constants import with_constants
 from doubles.backends import MemoryBackends
 from doubles.hub import SERVED_AT, MemoryHub, Stops
@@ -31,7 +32,6 @@ from hubguard.journal.model import Entry, Event
 from hubguard.model import Order, OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
-from hubguard.wiring import assemble
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
 EVERYTHING = [kind.value for kind in (*DriftKind,) if kind not in (DriftKind.ORM_DANGLING, DriftKind.ACTIVITY_FROZEN)]
@@ -90,8 +90,8 @@ class Scene:
         loaded = with_constants(config.load(ARMED, settings or {}, environ={}), **constants)
         assert loaded.errors == ()
 
-        self.guard = assemble(
-            loaded, self.hub, self.budget, self.books, self.clock, lambda: 0.5,
+        self.guard = assembled(
+            loaded, self.hub, self.budget, self.books, self.clock,
             holder=holder, address="http://here/", generation=0.0, database=self.db, proxy=self.proxy,
             world=WorldObserver(self.hub, self.clock, database=self.db, proxy=self.proxy, backends=self.engine),
             backends=self.engine, canary=MemoryCanary(self.proxy, clock=self.clock) if watched else None,
@@ -167,7 +167,7 @@ class Scene:
 
     @property
     def report(self) -> DriftReport:
-        report = self.guard.drifts.report
+        report = self.guard.parts.drifts.report
         assert report is not None
         return report
 
@@ -453,7 +453,7 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     assert s.engine.alive("eve")
     assert s.entries(Event.INTENT) == []
     if why == "standby":
-        assert s.guard.drifts.report is None
+        assert s.guard.parts.drifts.report is None
     else:
         assert len(s.raised()) == 3
 
@@ -491,9 +491,9 @@ async def test_under_a_brake_routes_are_checked_and_nothing_is_stopped_or_ended(
         assert s.asked("stop", "start") == []
         assert s.engine.alive("eve")
         for kind in (DriftKind.SERVER_DEAD, DriftKind.SERVER_ORPHAN):
-            plan = s.guard.drifts.plan(kinds=(kind,))
+            plan = s.guard.parts.drifts.plan(kinds=(kind,))
             with pytest.raises(HubGuardError, match="Braked"):
-                await s.guard.drifts.repair(plan.digest, 1, Order("ada", "why not", asked=True))
+                await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "why not", asked=True))
 
     await s.live(story)
     assert s.asked("stop", "start") == []
@@ -508,11 +508,11 @@ async def test_under_a_brake_a_person_may_have_routes_checked_and_nothing_else()
 
     async def story() -> None:
         await s.clock.sleep(100)
-        both = s.guard.drifts.plan(kinds=(DriftKind.ROUTE_MISSING, DriftKind.SERVER_DEAD))
+        both = s.guard.parts.drifts.plan(kinds=(DriftKind.ROUTE_MISSING, DriftKind.SERVER_DEAD))
         with pytest.raises(HubGuardError, match="Braked"):
-            await s.guard.drifts.repair(both.digest, 2, Order("ada", "now", asked=True))
-        routes = s.guard.drifts.plan(kinds=(DriftKind.ROUTE_MISSING,))
-        await s.guard.drifts.repair(routes.digest, 1, Order("ada", "now", asked=True))
+            await s.guard.parts.drifts.repair(both.digest, 2, Order("ada", "now", asked=True))
+        routes = s.guard.parts.drifts.plan(kinds=(DriftKind.ROUTE_MISSING,))
+        await s.guard.parts.drifts.repair(routes.digest, 1, Order("ada", "now", asked=True))
         await s.clock.sleep(60)
 
     await s.live(story)
@@ -585,8 +585,8 @@ async def test_orphans_beyond_the_limit_are_ended_only_when_asked(more: int):
         assert [s.engine.alive(f"u{number}") for number in range(3 + more)] == [bool(more)] * (3 + more)
         assert s.report.doubted == ((DriftKind.SERVER_ORPHAN,) if more else ())
         if more:
-            plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
-            await s.guard.drifts.repair(plan.digest, 4, Order("ada", "they are ours", asked=True))
+            plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
+            await s.guard.parts.drifts.repair(plan.digest, 4, Order("ada", "they are ours", asked=True))
             await s.clock.sleep(60)
             assert not any(s.engine.alive(f"u{number}") for number in range(4))
 
@@ -638,9 +638,9 @@ async def test_what_is_repaired_meanwhile_is_not_acted_on():
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         s.engine.add("ann")
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "it is dead", asked=True))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "it is dead", asked=True))
         await s.clock.sleep(100)
         (repaired,) = s.report.repaired
         assert repaired.outcome.kind is OutcomeKind.SKIPPED
@@ -656,8 +656,8 @@ async def test_nothing_is_repaired_by_itself_while_the_watch_says_that_the_proxy
     s.server("ann")
     s.server("bob", backend=False)
     s.loses("ann")
-    assert s.guard.watching is not None
-    drifts = s.guard.drifts
+    assert s.guard.parts.watching is not None
+    drifts = s.guard.parts.drifts
     assert drifts is not None
     repairs = drifts._repairs
     status = repairs._watch
@@ -706,9 +706,9 @@ async def test_looks_go_on_while_a_repair_takes_its_time_and_there_is_never_a_se
             await s.clock.sleep(60)
             assert s.report.world.at > looked_at
             assert s.raised() >= {(DriftKind.SERVER_DEAD, "bob")}
-            plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+            plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
             with pytest.raises(HubGuardError, match="under way"):
-                await s.guard.drifts.repair(plan.digest, len(plan.repairs), Order("ada", "now", asked=True))
+                await s.guard.parts.drifts.repair(plan.digest, len(plan.repairs), Order("ada", "now", asked=True))
             await s.clock.sleep(400)
 
     await s.live(story)
@@ -726,7 +726,7 @@ async def test_a_plan_is_carried_out_by_digest_and_count_and_once_only():
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(ids=(s.one(DriftKind.SERVER_DEAD, "ann").id,))
+        plan = s.guard.parts.drifts.plan(ids=(s.one(DriftKind.SERVER_DEAD, "ann").id,))
         for digest, count, why in (
             (plan.digest, 2, "has 1 repairs, not 2"),
             (plan.digest, 0, "has 1 repairs, not 0"),
@@ -734,13 +734,13 @@ async def test_a_plan_is_carried_out_by_digest_and_count_and_once_only():
             (plan.digest[:-1], 1, "no such plan"),
         ):
             with pytest.raises(HubGuardError, match=why):
-                await s.guard.drifts.repair(digest, count, Order("ada", "she said so", asked=True))
+                await s.guard.parts.drifts.repair(digest, count, Order("ada", "she said so", asked=True))
         assert s.asked("stop") == []
-        assert await s.guard.drifts.repair(plan.digest, 1, Order("ada", "she said so", asked=True)) == plan
+        assert await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "she said so", asked=True)) == plan
         (under_way,) = s.report.repaired
         assert (under_way.actor, under_way.outcome) == ("ada", None)
         with pytest.raises(HubGuardError, match="no such plan"):
-            await s.guard.drifts.repair(plan.digest, 1, Order("ada", "again", asked=True))
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "again", asked=True))
         await s.clock.sleep(100)
         (repaired,) = s.report.repaired
         assert repaired.outcome.kind is OutcomeKind.DONE
@@ -760,22 +760,25 @@ async def test_an_expired_plan_a_hold_and_a_standby_are_refused_in_words():
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         await s.clock.sleep(600)
         with pytest.raises(HubGuardError, match="expired"):
-            await s.guard.drifts.repair(plan.digest, 1, Order("ada", "late", asked=True))
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "late", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         s.books.journal.hold("bob", "an exam", s.clock.now())
         with pytest.raises(HubGuardError, match=r"On hold \(bob: an exam\)\. Nothing was repaired"):
-            await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         s.books.journal.resume("bob", "over", s.clock.now())
         s.books.journal.take_lease("hub", "another", "", 9.0, s.clock.now(), 3600)
         await s.clock.sleep(30)
-        for refused in (s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True)), s.guard.drifts.look()):
+        for refused in (
+            s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True)),
+            s.guard.parts.drifts.look(),
+        ):
             with pytest.raises(HubGuardError, match="Another guard .another. holds the lease"):
                 await refused
         with pytest.raises(HubGuardError, match="Another guard"):
-            s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+            s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
 
     await s.live(story)
     assert s.asked("stop") == []
@@ -791,21 +794,21 @@ async def test_what_cant_be_planned_is_refused_with_its_reason():
     async def story() -> None:
         await s.clock.sleep(2)
         with pytest.raises(HubGuardError, match="only suspected"):
-            s.guard.drifts.plan(ids=(s.one(DriftKind.SERVER_DEAD, "ann").id,))
+            s.guard.parts.drifts.plan(ids=(s.one(DriftKind.SERVER_DEAD, "ann").id,))
         with pytest.raises(HubGuardError, match="No difference 0000"):
-            s.guard.drifts.plan(ids=("0000",))
+            s.guard.parts.drifts.plan(ids=("0000",))
         with pytest.raises(HubGuardError, match="only reported"):
-            s.guard.drifts.plan(kinds=(DriftKind.ORM_DANGLING,))
+            s.guard.parts.drifts.plan(kinds=(DriftKind.ORM_DANGLING,))
         for kinds in ((), (DriftKind.SERVER_DEAD,)):
             with pytest.raises(HubGuardError, match="Nothing to repair"):
-                s.guard.drifts.plan(kinds=kinds)
+                s.guard.parts.drifts.plan(kinds=kinds)
         await s.clock.sleep(1000)
         with pytest.raises(HubGuardError, match="can't confirm that"):
-            s.guard.drifts.plan(ids=(s.one(DriftKind.SERVER_ORPHAN, "eve").id,))
+            s.guard.parts.drifts.plan(ids=(s.one(DriftKind.SERVER_ORPHAN, "eve").id,))
         with pytest.raises(HubGuardError, match="Nothing to repair"):
-            s.guard.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
+            s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
         with pytest.raises(HubGuardError, match="Only a pending start"):
-            s.guard.drifts.plan(ids=(s.one(DriftKind.PENDING_STUCK, "bob").id,))
+            s.guard.parts.drifts.plan(ids=(s.one(DriftKind.PENDING_STUCK, "bob").id,))
 
     await s.live(story)
 
@@ -816,9 +819,9 @@ async def test_before_the_first_look_there_is_nothing_to_plan_and_nothing_to_rep
 
     async def story() -> None:
         await s.clock.sleep(0.5)
-        assert s.guard.drifts.report is None
+        assert s.guard.parts.drifts.report is None
         with pytest.raises(HubGuardError, match="Nothing to repair"):
-            s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+            s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
 
     await s.live(story)
 
@@ -834,8 +837,8 @@ async def test_a_guard_that_ends_in_the_midst_leaves_nothing_under_way_and_the_n
     async def story() -> None:
         await s.clock.sleep(100)
         s.hub.check_routes = _does_nothing(s, takes_s=1e6)  # type: ignore[method-assign]
-        plan = s.guard.drifts.plan(kinds=(DriftKind.ROUTE_MISSING,))
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.ROUTE_MISSING,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         while not s.entries(Event.INTENT):
             await s.clock.sleep(1)
 
@@ -861,8 +864,8 @@ async def test_an_end_of_a_backend_that_a_crash_left_open_is_settled_by_the_firs
     async def story() -> None:
         await s.clock.sleep(100)
         s.engine.takes_s = 5.0
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         while not s.entries(Event.INTENT):
             await s.clock.sleep(1)
         await s.clock.sleep(5)
@@ -888,16 +891,16 @@ async def test_a_repairer_that_raises_leaves_nothing_under_way_and_the_next_plan
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         with monkeypatch.context() as patch:
             patch.setattr(Repairer, "run", raises)
-            await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
             await s.clock.sleep(10)
         (failed,) = s.report.repaired
         assert failed.ended_at is not None
         assert failed.outcome.kind is OutcomeKind.UNVERIFIED
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         await s.clock.sleep(60)
         assert s.report.repaired[0].outcome.kind is OutcomeKind.DONE
 
@@ -916,16 +919,16 @@ async def test_a_backend_that_never_answers_an_end_doesnt_keep_repairs_under_way
     async def story() -> None:
         await s.clock.sleep(100)
         s.engine.end = hangs  # type: ignore[method-assign]
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         await s.clock.sleep(1300)
         (hung,) = s.report.repaired
         assert hung.outcome.kind is OutcomeKind.UNVERIFIED
         assert "given up" in hung.outcome.detail
         assert s.ends() == [("end-backend", OutcomeKind.UNVERIFIED)], "its intent was settled by a look"
         s.engine.end = end  # type: ignore[method-assign]
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN, DriftKind.SERVER_DEAD))
-        await s.guard.drifts.repair(plan.digest, 2, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_ORPHAN, DriftKind.SERVER_DEAD))
+        await s.guard.parts.drifts.repair(plan.digest, 2, Order("ada", "now", asked=True))
         await s.clock.sleep(60)
         assert {one.outcome.kind for one in s.report.repaired[:2]} == {OutcomeKind.DONE}
 
@@ -941,8 +944,8 @@ async def test_the_cull_cycle_leaves_alone_what_a_repair_of_the_same_guard_has_u
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
-        await s.guard.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))
         await s.clock.sleep(200)
         assert len(s.entries(Event.INTENT)) == 1
         assert s.ends() == [], "cycles ran, and the repair alone knows"
@@ -960,9 +963,9 @@ async def test_only_so_many_repairs_are_told_of(monkeypatch: pytest.MonkeyPatch)
 
     async def story() -> None:
         await s.clock.sleep(100)
-        plan = s.guard.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         assert len(plan.repairs) == 220
-        await s.guard.drifts.repair(plan.digest, len(plan.repairs), Order("ada", "all of them", asked=True))
+        await s.guard.parts.drifts.repair(plan.digest, len(plan.repairs), Order("ada", "all of them", asked=True))
         await s.clock.sleep(500)
         assert len(s.report.repaired) == 200
         assert {one.outcome.kind for one in s.report.repaired} == {OutcomeKind.DONE}
@@ -986,7 +989,7 @@ async def test_what_the_hub_says_outlived_its_server_is_suspected_and_ends_when_
     async def story() -> None:
         await s.clock.sleep(5)
         s.engine.fault = lambda _: BackendError("the engine is away")
-        s.guard.drifts.tell_outlived("ann", "", "pid 4711 lives on")
+        s.guard.parts.drifts.tell_outlived("ann", "", "pid 4711 lives on")
         await s.clock.sleep(31)
         assert of_ann(s) == [(DriftKind.SERVER_ORPHAN, False)]
         await s.clock.sleep(300)
@@ -1009,7 +1012,7 @@ async def test_what_the_hub_says_outlived_its_server_is_raised_by_the_first_look
     async def story() -> None:
         await s.clock.sleep(5)
         s.engine.add("ann")
-        s.guard.drifts.tell_outlived("ann", "", "pid 4711 lives on")
+        s.guard.parts.drifts.tell_outlived("ann", "", "pid 4711 lives on")
         await s.clock.sleep(45)
         assert of_ann(s) == [(DriftKind.SERVER_ORPHAN, True)]
         s.engine.kill("ann")
@@ -1026,7 +1029,7 @@ async def test_what_outlived_its_server_is_over_when_that_runs_again_and_doesnt_
 
     async def story() -> None:
         await s.clock.sleep(5)
-        s.guard.drifts.tell_outlived("ann", "", "pid 4711 lives on")
+        s.guard.parts.drifts.tell_outlived("ann", "", "pid 4711 lives on")
         await s.clock.sleep(100)
         assert of_ann(s) == [(DriftKind.SERVER_ORPHAN, False)]
         s.server("ann")
@@ -1046,7 +1049,7 @@ async def test_what_outlived_its_server_outlives_the_guard_and_is_over_after_ten
 
     async def story() -> None:
         await s.clock.sleep(5)
-        s.guard.drifts.tell_outlived("ann", "", "pid 4711 lives on")
+        s.guard.parts.drifts.tell_outlived("ann", "", "pid 4711 lives on")
         await s.clock.sleep(200)
 
     await s.live(story)
@@ -1068,7 +1071,7 @@ async def test_however_many_are_told_to_have_outlived_theirs_it_stays_bounded():
     async def story() -> None:
         await s.clock.sleep(5)
         for number in range(3 * 1000):
-            s.guard.drifts.tell_outlived(f"u{number}", "", "x" * 100_000)
+            s.guard.parts.drifts.tell_outlived(f"u{number}", "", "x" * 100_000)
         await s.clock.sleep(100)
         assert len(s.report.drifts) == 1000
 
@@ -1117,7 +1120,7 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
 
     async def story() -> None:
         await s.clock.sleep(100)
-        drifts = s.guard.drifts
+        drifts = s.guard.parts.drifts
         assert drifts is not None
         table = drifts._looks._table
         assert table.expected() == {"/": None, "/user/ann": ("ann", ""), "/user/bob": ("bob", "")}
@@ -1127,7 +1130,7 @@ async def test_routes_of_servers_that_have_stopped_arent_waited_for_and_a_lost_t
         # As a look sees it that comes between the loss and the watch's next word.
         s.hub.routes.clear()
         table.watch, watch = lambda: _as(watch(), WatchState.FINE), table.watch
-        await s.guard.drifts.look()
+        await s.guard.parts.drifts.look()
         table.watch = watch
         assert table.expected() == {"/": None, "/user/ann": ("ann", "")}
         await s.clock.sleep(10)
@@ -1157,7 +1160,7 @@ async def test_a_look_in_the_midst_of_filling_a_lost_table_leaves_that_to_the_wa
         s.proxy.wipe()
         await s.clock.sleep(10)
         assert len(s.entries("intent")) == 1
-        await s.guard.drifts.look()
+        await s.guard.parts.drifts.look()
         assert s.ends() == [], "it is under way, not left over"
         await s.clock.sleep(60)
 
@@ -1274,7 +1277,7 @@ async def test_a_repair_that_is_given_up_before_its_first_step_is_unverified_and
 
     async def story() -> None:
         await s.clock.sleep(100)
-        drifts = s.guard.drifts
+        drifts = s.guard.parts.drifts
         assert drifts is not None
         plan = drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
         await drifts.repair(plan.digest, 1, Order("ada", "now", asked=True))

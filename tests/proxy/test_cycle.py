@@ -343,6 +343,19 @@ def test_starts_that_differ_by_two_seconds_are_one_start(apart_s: float, restart
 # the loop
 
 
+class Checks:
+    """What the watch asks before it has the hub check its routes, as the world has it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def may_act(self) -> bool:
+        return self._world.may_act
+
+    async def record(self, what: str, outcome: object) -> None:
+        await self._world.record(what, outcome)
+
+
 class World:
     """A hub and its proxy in memory, watched; ``recorded`` is what went to the journal, with its time."""
 
@@ -368,8 +381,7 @@ class World:
             self.budget,
             self.clock,
             expected=lambda: self.expected,
-            may_act=lambda: self.may_act,
-            record=self.record,
+            checks=Checks(self),
             draw=lambda: draw,
         )
         self.in_flight = self.most_in_flight = 0
@@ -828,7 +840,7 @@ def test_an_end_in_the_middle_of_asking_leaves_no_intent_without_an_outcome():
 
 def test_a_fault_in_what_it_is_given_does_not_end_it():
     world = World()
-    good, record = world.expected, world.watch._record
+    good, record = world.expected, world.record
 
     async def broken_record(why: str, outcome: object) -> None:
         raise RuntimeError("a bug")
@@ -838,11 +850,11 @@ def test_a_fault_in_what_it_is_given_does_not_end_it():
         world.proxy.wipe()
         await world.clock.sleep(20.0)
         assert None not in [outcome for _, outcome in world.recorded[1::2]], "each intent has its outcome"
-        world.expected, world.watch._record = good, broken_record
+        world.expected, world.record = good, broken_record
         world.proxy.wipe()
         await world.clock.sleep(40.0)
         assert not world.whole()
-        world.watch._record = record
+        world.record = record
         await world.clock.sleep(120.0)
         assert world.whole()
         assert world.state() is WatchState.FINE

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from assembled import assembled
 from doubles.hub import MemoryHub, Request
 from following_db import FollowingDB
 from inline_journal import InlineJournal
@@ -35,7 +36,7 @@ from hubguard.prune.decide import stale as prune_stale
 from hubguard.prune.model import PruneReason, PruneState, StaleCriteria
 from hubguard.prune.review import HubConfigFacts
 from hubguard.prune.store import PruneStore
-from hubguard.wiring import assemble
+from hubguard.wiring import Ways
 
 AT_ONCE = 3
 
@@ -55,7 +56,7 @@ class World:
 
     @property
     def pruning(self):
-        return self.guard.pruning
+        return self.guard.parts.pruning
 
     def user(self, name: str, idle_days: float | None = 400, **fields: object) -> None:
         now = self.clock.now()
@@ -78,7 +79,7 @@ class World:
         """The guard lives while the block lasts. Use it within :meth:`run`."""
         task = asyncio.ensure_future(self.guard.run())
         try:
-            while self.guard.culling.status().last_cycle is None:
+            while self.guard.parts.culling.status().last_cycle is None:
                 await self.clock.sleep(1)
             yield
             assert not task.done(), task.exception()
@@ -144,9 +145,9 @@ async def world(tmp_path: Path) -> MakeWorld:
         books.close = lambda: None  # type: ignore[method-assign]  # it is read after the guard has ended
 
         database = FollowingDB(hub) if with_database else None
-        guard = assemble(
-            settings, hub, budget, books, clock, lambda: 0.5, holder=str(options.pop("holder", "here")),
-            address="http://here/", generation=0.0, database=database, told=told, **options,
+        guard = assembled(
+            settings, hub, budget, books, clock, holder=str(options.pop("holder", "here")),
+            address="http://here/", generation=0.0, database=database, config_facts=told, **options,
         )  # fmt: skip
         return World(clock, hub, database, books, guard)
 
@@ -208,7 +209,7 @@ async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_jour
         w.user("boss", admin=True)
         w.user("anew", created=now - timedelta(days=1))
         del w.hub._users["gone"]
-        await w.guard.culling.exempt("bob", "a thesis", user="kept", server=None, until=now + timedelta(days=5))
+        await w.guard.parts.culling.exempt("bob", "a thesis", user="kept", server=None, until=now + timedelta(days=5))
         # Started and as idle as before, as far as the hub tells.
         long_ago = now - timedelta(days=400)
         w.hub.add(Server("runs", "lab", True, None, long_ago, long_ago))
@@ -668,7 +669,7 @@ async def test_a_kill_at_any_step_deletes_everybody_once_and_asks_for_nobody_twi
 
         async def begins(w: World = w, dying: DyingBooks = dying) -> None:
             guard = asyncio.ensure_future(w.guard.run())
-            while w.guard.culling.status().last_cycle is None:
+            while w.guard.parts.culling.status().last_cycle is None:
                 await w.clock.sleep(1)
             plan = await w.pruning.plan(STALE, "ada")
             dying.armed = True
@@ -856,9 +857,11 @@ async def test_leafing_through_a_list_judges_everybody_once_and_shows_an_exempti
         assert await stale(caller="bob") == ["ann"]
         assert await stale() == ["ann", "bob"]
         now = w.clock.now()
-        kept = await w.guard.culling.exempt("ada", "a thesis", user="ann", server=None, until=now + timedelta(days=5))
+        kept = await w.guard.parts.culling.exempt(
+            "ada", "a thesis", user="ann", server=None, until=now + timedelta(days=5)
+        )
         assert await stale() == ["bob"]
-        await w.guard.culling.end_exemption(kept.id, "ada", "")
+        await w.guard.parts.culling.end_exemption(kept.id, "ada", "")
         assert await stale() == ["ann", "bob"]
         before = len(judged)
         await w.clock.sleep(11)
@@ -1030,7 +1033,7 @@ async def test_without_the_scope_to_delete_users_the_setting_that_wants_it_is_na
     settings = config.load({"HubGuard": {"db_url": f"sqlite:///{tmp_path}/journal.sqlite"}}, sections, environ={})
     assert not settings.errors
     budget = make_budget(settings)
-    guard = make_guard(settings, Place("http://127.0.0.1:1/hub/api", "x"), MemoryHub(budget=budget), budget)
+    guard = make_guard(settings, Place("http://127.0.0.1:1/hub/api", "x"), Ways(MemoryHub(budget=budget), budget))
     await guard.once("ada", Wish())
     notes = [note for note in guard.status().notes if "delete:users" in note]
     assert [said in note for note in notes] == ([True] if said else [])

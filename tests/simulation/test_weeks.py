@@ -176,7 +176,9 @@ class Weeks(RuleBasedStateMachine):
         assert world.life is not None
         until = world.wall.now() + timedelta(hours=hours)
         with contextlib.suppress(HubGuardError):
-            kept = world.run(world.life.guard.culling.exempt("ada", "a long run", user=user, server=None, until=until))
+            kept = world.run(
+                world.life.guard.parts.culling.exempt("ada", "a long run", user=user, server=None, until=until)
+            )
             world.kept_until[kept.id] = (user, until, world.clock.monotonic_s())
 
     @precondition(lambda self: self.world.kept_until)
@@ -186,7 +188,7 @@ class Weeks(RuleBasedStateMachine):
         assert world.life is not None
         one = data.draw(st.sampled_from(sorted(world.kept_until)))
         with contextlib.suppress(HubGuardError):
-            world.run(world.life.guard.culling.end_exemption(one, "ada", ""))
+            world.run(world.life.guard.parts.culling.end_exemption(one, "ada", ""))
             del world.kept_until[one]
 
     # -- and in the end -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from assembled import assembled
 from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from doubles.hub_db import MemoryHubDB
@@ -32,7 +33,6 @@ from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.snapshot.model import Evidence
 from hubguard.snapshot.store import ActivityStore
-from hubguard.wiring import assemble
 
 COMMIT_LASTS_S = 2.0
 LOOK_LASTS_S = 15.0
@@ -239,7 +239,7 @@ class Life:
         self.hub = hub
         books = LifeBooks(world.journal, self)
 
-        self.guard = assemble(
+        self.guard = assembled(
             settings,
             hub,
             budget,
@@ -470,7 +470,11 @@ class World:
 
     def jump(self, seconds: float) -> None:
         """The date of the guard's machine changes by so much, between two cycles."""
-        while self.life is not None and not self.life.dead and self.life.guard.culling.cycles._one_at_a_time.locked():
+        while (
+            self.life is not None
+            and not self.life.dead
+            and self.life.guard.parts.culling.cycles._one_at_a_time.locked()
+        ):
             self.passes(1.0)
         self.wall.ahead_s += seconds
         if self.life is not None:
@@ -593,7 +597,7 @@ class World:
         """What the guard says of itself and of each server."""
         assert self.life is not None
         guard = self.life.guard
-        last = guard.culling.status().last_cycle
+        last = guard.parts.culling.status().last_cycle
         verdicts = last.verdicts if last else ()
         return "\n".join([f"{self.wall.now()} {guard.status().why}", *(f"{one}" for one in verdicts)])
 
