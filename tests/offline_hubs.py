@@ -17,7 +17,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-DAY_S = 86400.0
 NAMES = ("a", "a-b", "käthe", "sl/a?s#h%", "李雷", "o'brien", *(f"user-{number:02}" for number in range(12)))
 GROUPS = ("zoo", "käthe's", "staff")
 ROLES = ("user", "admin", "grader", "o'role")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import cli as command
 import pytest
-from doubles.guard import CALLERS, NOW, FakeAuth, guard_with, made_up, minutes
+from builders import NOW, minutes
+from doubles.guard import CALLERS, FakeAuth, guard_with, made_up
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 

@@ -7,16 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 
 import pytest
+from builders import NOW
 
 from hubguard.cull import hook
 from hubguard.cull.hook import Hook, Hooked
 from hubguard.cull.model import Reason, Standing, Verdict
 from hubguard.model import Server
-
-NOW = datetime(2026, 3, 2, 9, tzinfo=timezone.utc)
 
 
 def verdict(user: str) -> Verdict:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
+from builders import NOW, ago
+from builders import server as server_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,17 +26,8 @@ from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Server, User
 from hubguard.snapshot.model import Evidence
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 POLICY = CullPolicy(idle_timeout_s=600, max_age_s=0)
-
-
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
-
-
-def server(**changes: object) -> Server:
-    base = Server("ada", "", ready=True, pending=None, started=ago(7200), last_activity=ago(700))
-    return replace(base, **changes)  # type: ignore[arg-type]
+server = partial(server_of, user="ada", ready=True, age_s=7200, idle_s=700)
 
 
 def rules(*raw: dict[str, object]) -> tuple[Rule, ...]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from doubles.guard import NOW, POLICY, guard_with, made_up, minutes, report_of
+from builders import NOW, minutes
+from doubles.guard import POLICY, guard_with, made_up, report_of
 from hypothesis import given
 from hypothesis import strategies as st
 

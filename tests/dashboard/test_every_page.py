@@ -16,9 +16,10 @@ from urllib.parse import quote, unquote_plus
 
 import pytest
 from asked_site import AWKWARD, PREFIX, Site, sites
+from builders import NOW, minutes
 from doubles.drift import PROVED, drift_of, report_with, world_of
 from doubles.drift import one_of_each as one_drift_of_each
-from doubles.guard import NOW, FakeGuard, guard_with, made_up, minutes
+from doubles.guard import FakeGuard, guard_with, made_up
 from doubles.prune import FakePruning, made_up_users, one_of_each, plan_of, verdict_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from asked_site import AWKWARD, PREFIX, Site, sites
+from builders import NOW, minutes
 from doubles.drift import one_of_each, report_with
-from doubles.guard import CALLERS, NOW, POLICY, FakeGuard, done, guard_with, made_up, minutes, report_of
+from doubles.guard import CALLERS, POLICY, FakeGuard, done, guard_with, made_up, report_of
 
 from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict, Wish

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
+
+from builders import NOW
 
 from hubguard.backends.model import Backend
 from hubguard.drift.model import (
@@ -24,7 +26,6 @@ from hubguard.errors import HubGuardError
 from hubguard.model import Action, ActionKind, Cause, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
-NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
 LOOKED = NOW - timedelta(seconds=4)
 
 PROVED = Backend(

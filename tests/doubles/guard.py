@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
+from builders import NOW, minutes
 from doubles.drift import FakeDrifts
 from doubles.prune import FakePruning
 from tornado.web import RequestHandler
@@ -23,7 +24,6 @@ from hubguard.snapshot.model import Snapshot
 from hubguard.status import Mode, Status
 from hubguard.web.auth import Caller
 
-NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
 POLICY = CullPolicy(idle_timeout_s=7200, max_age_s=0, admin_servers=False)
 
 WHY = {
@@ -35,10 +35,6 @@ WHY = {
     Mode.STANDBY: "Another guard (hub-2:81 at http://10.0.0.7:8080) holds the lease and acts for this hub.",
     Mode.TROUBLED: "A setting is wrong, so nothing is done. HubGuardCull.idle_timeout_s: must be at least 0, not -5",
 }
-
-
-def minutes(number: float) -> timedelta:
-    return timedelta(minutes=number)
 
 
 def made_up(count: int) -> tuple[Server, ...]:

@@ -6,8 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
+
+from builders import DAY_S, NOW, days
 
 from hubguard.errors import HubGuardError
 from hubguard.hub.nouns import Account, AccountServer
@@ -29,18 +31,12 @@ from hubguard.prune.model import (
     UsersReport,
 )
 
-NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
-DAY_S = 86400.0
 CRITERIA = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
 STALE = (PruneReason.INACTIVE, PruneReason.NEVER_ACTIVE)
 KEPT = tuple(reason for reason in PruneReason if reason not in STALE)
 DELETES = Storage(StorageFate.DELETED, "KubeSpawner", "KubeSpawner deletes the home volume with the user.")
 KEEPS = Storage(StorageFate.KEPT, "SystemdSpawner", "SystemdSpawner leaves the home folders where they are.")
 UNDO = "/srv/hubguard-undo/undo-20261121T120000Z-0123456789ab.jsonl"
-
-
-def days(number: float) -> timedelta:
-    return timedelta(days=number)
 
 
 def verdict_of(name: str = "ann", *reasons: PruneReason, idle_days: float | None = None, **fields: Any) -> PruneVerdict:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from builders import NOW, ago, server
 
 from hubguard.backends.model import Backend
 from hubguard.drift.decide.follow import DriftPolicy, follow, shown, suspects
@@ -13,19 +14,10 @@ from hubguard.drift.decide.narrowed import narrowed
 from hubguard.drift.decide.repair import plan_repairs, remedy, still_there
 from hubguard.drift.model import Drift, DriftKind, World
 from hubguard.hub.nouns import ORMCounts
-from hubguard.model import ActionKind, Reading, Route, Server, Source
+from hubguard.model import ActionKind, Reading, Route, Source
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 POLICY = DriftPolicy(sightings=3, for_s=15, clear_after=2, pending_limit_s=1800)
 TARGET = "http://127.0.0.1:4001"
-
-
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
-
-
-def server(user: str = "ann", name: str = "", pending: str | None = None, started: datetime | None = None) -> Server:
-    return Server(user, name, pending is None, pending, started or ago(3600), ago(60))
 
 
 def route(user: str = "ann", name: str = "", target: str = TARGET, path: str = "") -> Route:
@@ -99,9 +91,9 @@ def test_a_ready_server_without_a_route_is_route_missing():
     assert drift.expected == f"ready, so a route to {TARGET}"
     assert drift.observed == "no route"
     assert drift.evidence == (
-        "Hub's API, 2026-03-01 11:59:59 UTC: ready, started 2026-03-01 11:00:00 UTC",
-        f"Hub's database, 2026-03-01 11:59:59 UTC: it is reached at {TARGET}",
-        "Proxy, 2026-03-01 11:59:59 UTC: no route for it among 1",
+        "Hub's API, 2026-11-21 11:59:59 UTC: ready, started 2026-11-21 11:00:00 UTC",
+        f"Hub's database, 2026-11-21 11:59:59 UTC: it is reached at {TARGET}",
+        "Proxy, 2026-11-21 11:59:59 UTC: no route for it among 1",
     )
     assert (drift.sightings, drift.looks, drift.raised_at) == (1, 1, None)
 
@@ -684,7 +676,7 @@ def test_a_table_that_only_the_hub_tells_of_is_used_and_said_to_be_that():
         world(routes=[]), readings=(*world(without=[Source.PROXY]).readings, Reading(Source.HUB_ROUTES, NOW, True, 0.1))
     )
     drift = one(of_hub)
-    assert "Proxy, as the hub sees it, 2026-03-01 12:00:00 UTC: no route" in drift.evidence[-1]
+    assert "Proxy, as the hub sees it, 2026-11-21 12:00:00 UTC: no route" in drift.evidence[-1]
     assert [line.split(",")[0] for line in narrowed(of_hub)] == ["Routes are read through the hub"]
 
 

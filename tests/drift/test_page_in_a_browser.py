@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
-from doubles.drift import NOW, PROVED, drift_of, one_of_each, report_with, settled
-from doubles.guard import FakeGuard, guard_with, made_up, minutes
+from builders import NOW, minutes
+from doubles.drift import PROVED, drift_of, one_of_each, report_with, settled
+from doubles.guard import FakeGuard, guard_with, made_up
 from playwright.async_api import Browser, expect
 
 from hubguard.drift.model import DriftKind, Repaired

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
 import pytest
+from builders import NOW
 from drift_churn import Churn, second
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,6 @@ from hubguard.drift.model import Drift, DriftKind, World
 from hubguard.hub.nouns import ORMCounts
 from hubguard.model import Reading, Route, Server, Source
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 DEFAULT = DriftPolicy(sightings=3, for_s=15, clear_after=2, pending_limit_s=1800)
 ASKED = (Source.HUB_API, Source.HUB_DB, Source.PROXY, Source.BACKEND)
 

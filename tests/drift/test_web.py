@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import pytest
 from asked_site import PREFIX, Site, sites
-from doubles.drift import EVERY_SOURCE, NOW, PROVED, drift_of, one_of_each, reading, report_with, settled, world_of
-from doubles.guard import guard_with, made_up, minutes
+from builders import NOW, minutes
+from doubles.drift import EVERY_SOURCE, PROVED, drift_of, one_of_each, reading, report_with, settled, world_of
+from doubles.guard import guard_with, made_up
 
 from hubguard.dashboard.routes import API
 from hubguard.drift import words as drift_words

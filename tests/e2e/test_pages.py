@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
-from doubles.guard import NOW, POLICY, guard_with, made_up, minutes, report_of
+from builders import NOW, minutes
+from doubles.guard import POLICY, guard_with, made_up, report_of
 from guarded import OBSERVING, ask, mode, servers
 from playwright.async_api import Browser, Page, expect
 

@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 from asked_site import PREFIX
 from browsing import UNREADABLE, Visit, refreshed, visiting
-from doubles.guard import NOW, WHY, guard_with, made_up, minutes, report_of
+from builders import NOW, minutes
+from doubles.guard import WHY, guard_with, made_up, report_of
 from playwright.async_api import Browser, expect
 
 from hubguard.errors import ConfigError

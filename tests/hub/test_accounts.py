@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from builders import EXACT_NOW as NOW
+from builders import exactly_ago as ago
 from conftest import HUB_PYTHON
 from doubles.hub_db import MemoryHubDB
 
@@ -35,7 +37,6 @@ from hubguard.staging.seed import write
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
-NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 USED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 POPULATION = with_owners(
@@ -114,10 +115,6 @@ def made(url: str, population: Population = POPULATION) -> str:
     if population is POPULATION:
         hang(url)
     return url
-
-
-def ago(seconds: float | None) -> datetime | None:
-    return None if seconds is None else NOW - timedelta(seconds=seconds)
 
 
 def expected() -> dict[str, Account]:

@@ -19,6 +19,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
+from builders import DAY_S
+from builders import EXACT_NOW as NOW
+from builders import exactly_ago as ago
 from conftest import HUB_PYTHON
 from doubles.hub_db import MemoryHubDB
 from real_hub import RealHub
@@ -35,8 +38,6 @@ from hubguard.staging.seed import write
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
-NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
-DAY_S = 86400.0
 
 POPULATION = with_owners(
     Population(
@@ -61,10 +62,6 @@ POPULATION = with_owners(
         ),
     )
 )
-
-
-def ago(seconds: float | None) -> datetime | None:
-    return None if seconds is None else NOW - timedelta(seconds=seconds)
 
 
 def expected_users(population: Population = POPULATION) -> dict[str, User]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from builders import EXACT_NOW as NOW
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,6 @@ from hubguard.snapshot.store import ActivityStore
 pytestmark = pytest.mark.contract
 
 HUB = "http://127.0.0.1:8081/hub/api"
-NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 STARTED = NOW - timedelta(hours=5, microseconds=7)
 DONE = Outcome(OutcomeKind.DONE, "gone")
 FAILED = Outcome(OutcomeKind.FAILED, "the hub answered 500")

@@ -22,6 +22,7 @@ from unittest.mock import AsyncMock
 import cli as command
 import pytest
 from asked_site import Site, sites
+from builders import DAY_S
 from cli import TOKEN
 from doubles.guard import CALLERS, guard_with, made_up
 from doubles.prune import KEEPS, FakePruning, made_up_users, one_of_each, plan_of, verdict_of
@@ -40,7 +41,6 @@ from hubguard.staging.seed import seed
 from hubguard.status import Mode
 from hubguard.web import client
 
-DAY_S = 86400.0
 NOW = datetime.now(timezone.utc)
 
 

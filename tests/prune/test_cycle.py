@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from assembled import assembled
+from builders import DAY_S
 from doubles.hub import MemoryHub, Request
 from following_db import FollowingDB
 from inline_journal import InlineJournal
@@ -40,7 +41,6 @@ from hubguard.wiring import Ways
 
 AT_ONCE = 3
 
-DAY_S = 86400.0
 STALE = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
 TOLD = HubConfigFacts(frozenset(), ("jupyterhub.spawner.LocalProcessSpawner",), {}, False)
 PACE = {"rate": 1000.0, "burst": 100, "concurrency": 8}

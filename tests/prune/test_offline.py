@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from builders import DAY_S
 from conftest import HUB_PYTHON
 from offline_hubs import delete, dump, fill
 
@@ -39,7 +40,6 @@ from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cau
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
-DAY_S = 86400.0
 LAST_USED = datetime.now(timezone.utc).replace(tzinfo=None)
 NOW = LAST_USED.replace(tzinfo=timezone.utc) + timedelta(hours=2)
 """Nothing was written for two hours."""

@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import jupyterhub.spawner
 import pytest
+from builders import NOW
 
 from hubguard.hub.nouns import Account, AccountServer, ORMCounts
 from hubguard.prune.decide.plan import (
@@ -39,7 +40,6 @@ from hubguard.prune.model import (
 
 pytestmark = pytest.mark.contract
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 ASKED = StaleCriteria(86400.0, 86400.0, names=("*",))
 KUBE = "kubespawner.KubeSpawner"
 HUBS_OWN = "jupyterhub.spawner.Spawner"
@@ -399,7 +399,7 @@ def test_a_plan_is_begun_only_with_its_count_its_cautions_and_in_time() -> None:
     assert refusal(plan, **right | {"now": plan.expires_at - timedelta(seconds=1)}) is None
     for wrong, why in (
         ({"count": 1}, "deletes 2 users, not 1"),
-        ({"now": plan.expires_at}, "expired at 2026-03-01 13:00 UTC"),
+        ({"now": plan.expires_at}, "expired at 2026-11-21 13:00 UTC"),
         ({"acknowledged": ()}, "KubeSpawner: It deletes volumes."),
         ({"acknowledged": ("kubespawner", "Kube")}, "by name"),
     ):

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from builders import NOW
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from hubguard.prune.decide.plan import cautions, freeze, from_dict, lost, storag
 from hubguard.prune.decide.stale import checked, judge, second_look
 from hubguard.prune.model import Protection, PrunePlan, PruneReason, StaleCriteria, Use
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 PEOPLE = ("ann", "bob", "a/b?c#%", "żółć", "=cmd", "")
 GROUPS = ("course", "staff", "x")
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from builders import DAY_S, NOW, days_ago
 
 from hubguard.errors import ConfigError
 from hubguard.hub.nouns import Account, AccountServer, UndoServer, UndoUser
@@ -13,27 +14,21 @@ from hubguard.prune.decide.plan import freeze, storage
 from hubguard.prune.decide.stale import EPOCH, checked, judge, second_look, since, undo_facts, unsaved
 from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, Use
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
-DAY_S = 86400.0
 HALF_A_YEAR = StaleCriteria(180 * DAY_S, 180 * DAY_S)
 NOBODY = Protection()
-
-
-def ago(days: float = 0, seconds: float = 0) -> datetime:
-    return NOW - timedelta(days=days, seconds=seconds)
 
 
 ANN = Account(
     "ann",
     admin=False,
-    created=ago(900),
-    last_activity=ago(400),
+    created=days_ago(900),
+    last_activity=days_ago(400),
     groups=("course",),
     roles=("user",),
     servers=(AccountServer("", active=False), AccountServer("gpu", active=False)),
     servers_whole=True,
     tokens=2,
-    token_used_at=ago(300),
+    token_used_at=days_ago(300),
     shares=1,
     id=7,
 )
@@ -53,8 +48,8 @@ def judged(
 
 
 def exemption(user: str = "ann", server: str | None = None, **more: Any) -> Exemption:
-    given = {"until": ago(-1), "ended_at": None} | more
-    return Exemption(1, user, server, actor="x", why="", made_at=ago(2), **given)
+    given = {"until": days_ago(-1), "ended_at": None} | more
+    return Exemption(1, user, server, actor="x", why="", made_at=days_ago(2), **given)
 
 
 # -- who is stale ---------------------------------------------------------------------------------------------------------
@@ -63,12 +58,12 @@ def exemption(user: str = "ann", server: str | None = None, **more: Any) -> Exem
 def test_who_was_last_active_longer_ago_than_the_limit_is_stale() -> None:
     verdict = judged(ANN)
     assert (verdict.stale, verdict.reasons) == (True, (PruneReason.INACTIVE,))
-    assert verdict.idle_since == ago(400)
-    assert verdict.due_at == ago(220)
+    assert verdict.idle_since == days_ago(400)
+    assert verdict.due_at == days_ago(220)
 
 
 def test_the_limit_is_reached_at_its_very_second_and_not_before() -> None:
-    at_it, before = replace(ANN, last_activity=ago(180)), replace(ANN, last_activity=ago(180, -1))
+    at_it, before = replace(ANN, last_activity=days_ago(180)), replace(ANN, last_activity=days_ago(180, -1))
     assert judged(at_it).stale
     assert judged(before).reasons == (PruneReason.ACTIVE,)
 
@@ -77,8 +72,8 @@ def test_who_was_never_active_is_stale_by_their_creation_and_by_the_other_limit(
     never = replace(ANN, last_activity=None)
     verdict = judged(never, StaleCriteria(never_active_for_s=365 * DAY_S))
     assert verdict.reasons == (PruneReason.NEVER_ACTIVE,)
-    assert (verdict.idle_since, verdict.due_at) == (ago(900), ago(535))
-    assert judged(replace(never, created=ago(364)), StaleCriteria(never_active_for_s=365 * DAY_S)).reasons == (
+    assert (verdict.idle_since, verdict.due_at) == (days_ago(900), days_ago(535))
+    assert judged(replace(never, created=days_ago(364)), StaleCriteria(never_active_for_s=365 * DAY_S)).reasons == (
         PruneReason.ACTIVE,
     )
 
@@ -105,15 +100,15 @@ def test_who_has_neither_activity_nor_creation_is_kept() -> None:
 
 def test_an_activity_from_before_the_creation_counts_from_the_creation() -> None:
     """Whoever was deleted and made anew isn't stale by what an older record has."""
-    assert judged(replace(ANN, created=ago(10))).idle_since == ago(10)
-    assert not judged(replace(ANN, created=ago(10))).stale
+    assert judged(replace(ANN, created=days_ago(10))).idle_since == days_ago(10)
+    assert not judged(replace(ANN, created=days_ago(10))).stale
 
 
 def test_times_ahead_of_ours_make_a_user_look_active() -> None:
     for account in (
-        replace(ANN, last_activity=ago(-400)),
+        replace(ANN, last_activity=days_ago(-400)),
         replace(ANN, last_activity=None, created=datetime.max.replace(tzinfo=timezone.utc)),
-        replace(ANN, created=ago(-1)),
+        replace(ANN, created=days_ago(-1)),
     ):
         assert judged(account).reasons == (PruneReason.ACTIVE,)
 
@@ -126,29 +121,29 @@ def stopped(at: datetime, active_at: datetime | None) -> Use:
 
 
 def test_a_stop_of_our_own_isnt_use() -> None:
-    verdict = judged(replace(ANN, last_activity=ago(20)), use=stopped(ago(20), ago(200)))
+    verdict = judged(replace(ANN, last_activity=days_ago(20)), use=stopped(days_ago(20), days_ago(200)))
     assert verdict.reasons == (PruneReason.INACTIVE,)
-    assert verdict.idle_since == ago(200)
+    assert verdict.idle_since == days_ago(200)
 
 
 @pytest.mark.parametrize(("off_s", "stale"), [(-2, True), (2, True), (3, False), (-33, False), (-31, True)])
 def test_a_hub_stamps_a_stop_up_to_two_seconds_before_it_or_after(off_s: float, stale: bool) -> None:
-    stamped = replace(ANN, last_activity=ago(20) + timedelta(seconds=off_s))
-    assert judged(stamped, use=stopped(ago(20), ago(200))).stale is stale
+    stamped = replace(ANN, last_activity=days_ago(20) + timedelta(seconds=off_s))
+    assert judged(stamped, use=stopped(days_ago(20), days_ago(200))).stale is stale
 
 
 def test_a_stop_of_our_own_counts_as_use_where_no_use_before_it_is_on_record() -> None:
     """A server was started before it, and when is anybody's guess."""
-    assert not judged(replace(ANN, last_activity=ago(20)), use=stopped(ago(20), None)).stale
+    assert not judged(replace(ANN, last_activity=days_ago(20)), use=stopped(days_ago(20), None)).stale
 
 
 def test_use_that_the_journal_has_seen_counts_where_the_hub_has_an_older_time_or_none() -> None:
-    seen = Use(ago(30))
-    assert judged(ANN, use=seen).idle_since == ago(30)
+    seen = Use(days_ago(30))
+    assert judged(ANN, use=seen).idle_since == days_ago(30)
     assert judged(ANN, use=seen).reasons == (PruneReason.ACTIVE,)
-    assert judged(replace(ANN, last_activity=None), use=seen).idle_since == ago(30)
-    assert judged(replace(ANN, last_activity=None), use=Use(ago(300))).reasons == (PruneReason.INACTIVE,)
-    assert judged(ANN, use=Use(ago(800))).idle_since == ago(400)
+    assert judged(replace(ANN, last_activity=None), use=seen).idle_since == days_ago(30)
+    assert judged(replace(ANN, last_activity=None), use=Use(days_ago(300))).reasons == (PruneReason.INACTIVE,)
+    assert judged(ANN, use=Use(days_ago(800))).idle_since == days_ago(400)
 
 
 # -- who is kept ----------------------------------------------------------------------------------------------------------
@@ -162,8 +157,8 @@ PROTECTED: list[tuple[PruneReason, dict[str, Any], dict[str, Any]]] = [
     (PruneReason.PROTECTED_NAME, {}, {"names": ("zoe", "a*")}),
     (PruneReason.SERVER_ACTIVE, {"servers": (AccountServer("", active=False), AccountServer("x", active=True))}, {}),
     (PruneReason.SERVER_ACTIVE, {"servers": (AccountServer("", active=False, pending="stop"),)}, {}),
-    (PruneReason.TOKEN_USED, {"token_used_at": ago(29)}, {"token_used_within_s": 30 * DAY_S}),
-    (PruneReason.TOKEN_USED, {"token_used_at": ago(-5)}, {"token_used_within_s": 30 * DAY_S}),
+    (PruneReason.TOKEN_USED, {"token_used_at": days_ago(29)}, {"token_used_within_s": 30 * DAY_S}),
+    (PruneReason.TOKEN_USED, {"token_used_at": days_ago(-5)}, {"token_used_within_s": 30 * DAY_S}),
     (PruneReason.CALLER, {}, {"callers": ("bob", "ann")}),
     (PruneReason.CANT_TELL, {"groups": None}, {"groups": ("staff",)}),
     (PruneReason.CANT_TELL, {"roles": None}, {"roles": ("staff",)}),
@@ -176,17 +171,17 @@ def test_who_is_protected_is_kept_stale_or_not(
 ) -> None:
     user, kept_by = replace(ANN, **account), Protection(**protection)
     assert judged(user, protection=kept_by).reasons == (reason,)
-    active = judged(replace(user, last_activity=ago(1)), protection=kept_by)
+    active = judged(replace(user, last_activity=days_ago(1)), protection=kept_by)
     assert active.reasons == (reason, PruneReason.ACTIVE)
-    assert active.due_at == ago(-179)
+    assert active.due_at == days_ago(-179)
 
 
 def test_all_reasons_are_told_the_most_telling_first() -> None:
     everything = replace(
         ANN,
         admin=True,
-        last_activity=ago(1),
-        token_used_at=ago(1),
+        last_activity=days_ago(1),
+        token_used_at=days_ago(1),
         roles=None,
         servers=(AccountServer("", active=True),),
     )
@@ -227,8 +222,8 @@ def test_all_reasons_are_told_the_most_telling_first() -> None:
         (exemption(server="another"), True),  # it may be made again under that name
         (exemption(user="Ann"), False),
         (exemption(until=NOW), False),
-        (exemption(ended_at=ago(1)), False),
-        (exemption(ended_at=ago(-1)), True),
+        (exemption(ended_at=days_ago(1)), False),
+        (exemption(ended_at=days_ago(-1)), True),
     ],
 )
 def test_an_exemption_of_a_user_or_any_server_of_theirs_keeps_them_until_it_is_over(
@@ -239,10 +234,10 @@ def test_an_exemption_of_a_user_or_any_server_of_theirs_keeps_them_until_it_is_o
 
 def test_a_token_keeps_nobody_that_wasnt_used_lately_or_of_which_nothing_is_told() -> None:
     within = Protection(token_used_within_s=30 * DAY_S)
-    assert judged(replace(ANN, token_used_at=ago(30)), protection=within).stale
-    assert not judged(replace(ANN, token_used_at=ago(0)), protection=Protection(token_used_within_s=1.0)).stale
+    assert judged(replace(ANN, token_used_at=days_ago(30)), protection=within).stale
+    assert not judged(replace(ANN, token_used_at=days_ago(0)), protection=Protection(token_used_within_s=1.0)).stale
     assert judged(replace(ANN, token_used_at=None, tokens=None), protection=within).stale
-    assert judged(replace(ANN, token_used_at=ago(1)), protection=Protection()).stale
+    assert judged(replace(ANN, token_used_at=days_ago(1)), protection=Protection()).stale
 
 
 def test_names_are_compared_as_they_are_and_globs_match_the_whole_of_one() -> None:
@@ -287,7 +282,7 @@ def test_who_may_be_of_an_asked_group_but_cant_be_told_to_be_is_kept() -> None:
 
 def test_verdicts_come_in_name_order_and_one_a_user() -> None:
     """Pages of the hub's list shift while users come and go, so one of them can be read twice."""
-    active = replace(ANN, last_activity=ago(1))
+    active = replace(ANN, last_activity=days_ago(1))
     verdicts = judge([replace(ANN, name="zoe"), ANN, active], HALF_A_YEAR, Protection(), (), {}, NOW)
     assert [(verdict.account.name, verdict.stale) for verdict in verdicts] == [("ann", False), ("zoe", True)]
 
@@ -327,7 +322,7 @@ def test_checked_criteria_are_in_order_and_without_doubles() -> None:
 
 
 def test_who_was_active_since_needs_no_reading() -> None:
-    assert since(HALF_A_YEAR, NOW) == ago(180)
+    assert since(HALF_A_YEAR, NOW) == days_ago(180)
     assert since(StaleCriteria(never_active_for_s=1), NOW) == EPOCH
 
 
@@ -357,7 +352,7 @@ def look(account: Account | None, use: Use | None = None, now: datetime = NOW, *
 
 def test_who_is_as_planned_is_still_to_be_deleted() -> None:
     assert look(ANN) is None
-    assert look(ANN, now=ago(-1)) is None
+    assert look(ANN, now=days_ago(-1)) is None
 
 
 def undone(**more: Any) -> UndoUser:
@@ -412,9 +407,9 @@ def test_without_rows_in_the_undo_file_numbers_of_tokens_and_shares_say_nothing(
 
 
 def test_times_that_another_source_rounds_are_the_same() -> None:
-    rounded = replace(ANN, created=ago(900, -0.7), last_activity=ago(400, -0.7))
+    rounded = replace(ANN, created=days_ago(900, -0.7), last_activity=days_ago(400, -0.7))
     assert look(rounded) is None
-    assert look(replace(ANN, created=ago(900, 0.7), last_activity=ago(400, 0.7))) is None
+    assert look(replace(ANN, created=days_ago(900, 0.7), last_activity=days_ago(400, 0.7))) is None
 
 
 def test_who_is_there_no_more_isnt_deleted() -> None:
@@ -426,10 +421,10 @@ def test_who_is_there_no_more_isnt_deleted() -> None:
     "anew",
     [
         {"id": 8},
-        {"created": ago(1)},
-        {"created": ago(900, 1.1)},
-        {"id": None, "created": ago(1)},
-        {"created": ago(1), "last_activity": None},
+        {"created": days_ago(1)},
+        {"created": days_ago(900, 1.1)},
+        {"id": None, "created": days_ago(1)},
+        {"created": days_ago(1), "last_activity": None},
         {"created": None, "last_activity": None},
     ],
 )
@@ -440,16 +435,20 @@ def test_who_was_made_anew_isnt_deleted(anew: dict[str, Any]) -> None:
 
 def test_who_was_active_after_the_plan_isnt_deleted_however_long_ago_that_is() -> None:
     criteria = StaleCriteria(inactive_for_s=1)
-    later = replace(ANN, last_activity=ago(400, -1.1))
+    later = replace(ANN, last_activity=days_ago(400, -1.1))
     assert look(later, criteria=criteria) == "the user was active in the meantime"
-    assert look(ANN, use=Use(ago(1))) == "the user was active in the meantime"
+    assert look(ANN, use=Use(days_ago(1))) == "the user was active in the meantime"
     never = replace(ANN, last_activity=None)
-    assert second_look(deletion(never), replace(never, last_activity=ago(399)), criteria, Protection(), (), None, NOW)
+    assert second_look(
+        deletion(never), replace(never, last_activity=days_ago(399)), criteria, Protection(), (), None, NOW
+    )
 
 
 def test_who_has_an_older_activity_than_was_planned_with_isnt_deleted() -> None:
     """The hub's database isn't the one that was read, or was put back to an older state."""
-    assert look(replace(ANN, last_activity=ago(500))) == "the hub's record of the user's activity isn't what it was"
+    assert (
+        look(replace(ANN, last_activity=days_ago(500))) == "the hub's record of the user's activity isn't what it was"
+    )
 
 
 @pytest.mark.parametrize(
@@ -461,7 +460,7 @@ def test_who_has_an_older_activity_than_was_planned_with_isnt_deleted() -> None:
         ({"servers": (AccountServer("", active=False, pending="spawn"),)}, "a server of the user's runs or is pending"),
         ({"groups": ("course", "staff")}, "the user is in a protected group"),
         ({"groups": None}, "the user's groups or roles are unknown, and the criteria or protections need them"),
-        ({"token_used_at": ago(1)}, "one of the user's tokens was used recently"),
+        ({"token_used_at": days_ago(1)}, "one of the user's tokens was used recently"),
     ],
 )
 def test_who_is_protected_by_now_isnt_deleted(changed: dict[str, Any], why: str) -> None:

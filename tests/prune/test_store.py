@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import pytest
+from builders import EXACT_NOW as NOW
 
 from hubguard.cull.model import Reason
 from hubguard.journal.model import Event
@@ -30,7 +31,6 @@ from hubguard.snapshot.store import ActivityStore
 pytestmark = pytest.mark.contract
 
 HUB = "http://127.0.0.1:8081/hub/api"
-NOW = datetime(2025, 3, 1, 12, 0, 0, 123456, tzinfo=timezone.utc)
 DONE = Outcome(OutcomeKind.DONE, "gone")
 UNSURE = Outcome(OutcomeKind.UNVERIFIED, "no answer")
 

@@ -14,19 +14,9 @@ from typing import Any
 
 import pytest
 from asked_site import AWKWARD, PREFIX, Site, sites
+from builders import DAY_S, NOW, days
 from doubles.guard import guard_with, made_up
-from doubles.prune import (
-    CRITERIA,
-    DAY_S,
-    KEEPS,
-    NOW,
-    FakePruning,
-    days,
-    made_up_users,
-    one_of_each,
-    plan_of,
-    verdict_of,
-)
+from doubles.prune import CRITERIA, KEEPS, FakePruning, made_up_users, one_of_each, plan_of, verdict_of
 
 from hubguard.errors import HubDBError, HubGuardError, HubUnreachable, JournalError
 from hubguard.journal.model import Event

@@ -4,10 +4,11 @@ import csv
 import io
 import json
 from dataclasses import fields, replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from builders import DAY_S, NOW, days_ago
 
 from hubguard.hub.nouns import Account, AccountServer
 from hubguard.model import Outcome, OutcomeKind
@@ -30,16 +31,10 @@ from hubguard.prune.model import (
 from hubguard.wire import to_json
 from hubguard.words import json_text
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
-DAY_S = 86400.0
 ASKED = StaleCriteria(180 * DAY_S, 90 * DAY_S)
 
 
-def ago(days: float) -> datetime:
-    return NOW - timedelta(days=days)
-
-
-ANN = Account("ann", admin=False, created=ago(900), last_activity=ago(230), id=3)
+ANN = Account("ann", admin=False, created=days_ago(900), last_activity=days_ago(230), id=3)
 
 
 def said(account: Account, criteria: StaleCriteria = ASKED, use: Use | None = None, **protection: Any) -> str:
@@ -70,21 +65,23 @@ def test_a_sentence_says_why_somebody_is_stale_and_by_which_limit() -> None:
 
 
 def test_a_sentence_says_why_the_hubs_own_time_doesnt_count() -> None:
-    stopped = Use(ago(200), ((ago(20), ago(20)),))
-    assert said(replace(ANN, last_activity=ago(20)), use=stopped) == (
+    stopped = Use(days_ago(200), ((days_ago(20), days_ago(20)),))
+    assert said(replace(ANN, last_activity=days_ago(20)), use=stopped) == (
         "Stale: last active 200 d ago; the limit is 180 d"
         " (the hub says 20 d ago, when HubGuard stopped one of their servers)."
     )
 
 
 def test_a_sentence_says_when_somebody_who_is_kept_can_be_stale() -> None:
-    assert said(replace(ANN, last_activity=ago(3))) == "Kept: last active 3 d ago, so stale in 177 d at the earliest."
-    never = replace(ANN, last_activity=None, created=ago(40))
+    assert (
+        said(replace(ANN, last_activity=days_ago(3))) == "Kept: last active 3 d ago, so stale in 177 d at the earliest."
+    )
+    never = replace(ANN, last_activity=None, created=days_ago(40))
     assert said(never) == "Kept: created 40 d ago and never active, so stale in 50 d at the earliest."
 
 
 def test_a_sentence_has_all_that_keeps_somebody() -> None:
-    busy = replace(ANN, admin=True, token_used_at=ago(2), servers=(AccountServer("", active=True),))
+    busy = replace(ANN, admin=True, token_used_at=days_ago(2), servers=(AccountServer("", active=True),))
     assert said(busy, token_used_within_s=30 * DAY_S, callers=("ann",)) == (
         "Kept: they are an admin; one of their servers is running or pending; one of their tokens was used 2 d ago;"
         " they make this plan."
@@ -110,8 +107,8 @@ def test_what_cant_be_told_is_said_so() -> None:
 @pytest.mark.parametrize("reason", list(PruneReason))
 def test_every_reason_has_words_and_a_sentence(reason: PruneReason) -> None:
     stale = reason in {PruneReason.INACTIVE, PruneReason.NEVER_ACTIVE}
-    for times in ((None, None), (ago(300), ago(120)), (ago(300), None)):
-        for account in (ANN, replace(ANN, last_activity=None), replace(ANN, token_used_at=ago(1))):
+    for times in ((None, None), (days_ago(300), days_ago(120)), (days_ago(300), None)):
+        for account in (ANN, replace(ANN, last_activity=None), replace(ANN, token_used_at=days_ago(1))):
             said = prune_words.verdict_sentence(PruneVerdict(account, stale, (reason,), *times), NOW)
             assert said.startswith("Stale: " if stale else "Kept: ")
             assert said.endswith(".")
@@ -145,7 +142,7 @@ RUN = PruneRun("d" * 64, PruneState.PLANNED, NOW, NOW + timedelta(hours=1), "ann
 
 
 def test_a_run_is_said_in_a_sentence() -> None:
-    assert prune_words.run_sentence(RUN) == "Planned; apply it by 2026-03-01 13:00:00 UTC."
+    assert prune_words.run_sentence(RUN) == "Planned; apply it by 2026-11-21 13:00:00 UTC."
     running = replace(RUN, state=PruneState.RUNNING, done=400, skipped=2, failed=1, unverified=3, left_s=120.0)
     assert prune_words.run_sentence(running) == (
         "Running; 400 of 1,000 users deleted, 2 kept, 1 failed, 3 not verified, done in about 2 min."
@@ -166,14 +163,16 @@ def names_of(kind: type) -> set[str]:
 
 
 def test_the_shapes_have_all_that_is_known_as_json() -> None:
-    full = replace(ANN, servers=(AccountServer("", active=False, last_activity=ago(300)),), groups=("a",), shares=2)
+    full = replace(
+        ANN, servers=(AccountServer("", active=False, last_activity=days_ago(300)),), groups=("a",), shares=2
+    )
     (verdict,) = judge([full], ASKED, Protection(), (), {}, NOW)
     shape = json.loads(to_json(prune_words.user_shape(verdict, NOW)))
     assert names_of(Account) - {"name"} <= set(shape)
     assert names_of(PruneVerdict) - {"account"} <= set(shape)
     assert names_of(AccountServer) == set(shape["servers"][0])
     assert shape["user"] == "ann"
-    assert shape["last_activity"] == "2025-07-14T12:00:00Z"
+    assert shape["last_activity"] == "2026-04-05T12:00:00Z"
     assert shape["idle_s"] == 230 * DAY_S
     assert shape["sentence"].startswith("Stale: ")
     run = json.loads(to_json(prune_words.run_shape(RUN)))
@@ -182,7 +181,7 @@ def test_the_shapes_have_all_that_is_known_as_json() -> None:
     item = PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.SKIPPED, "an admin by now"), NOW)
     told = json.loads(to_json(prune_words.item_shape(item)))
     assert names_of(Deletion) | {"index", "state", "detail", "at"} == set(told)
-    assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-03-01T12:00:00Z")
+    assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-11-21T12:00:00Z")
 
 
 def test_a_plan_of_the_api_is_one_that_can_be_saved_and_read() -> None:
@@ -191,7 +190,7 @@ def test_a_plan_of_the_api_is_one_that_can_be_saved_and_read() -> None:
 
 
 def test_a_time_ahead_of_ours_is_no_negative_idleness() -> None:
-    (verdict,) = judge([replace(ANN, last_activity=ago(-1))], ASKED, Protection(), (), {}, NOW)
+    (verdict,) = judge([replace(ANN, last_activity=days_ago(-1))], ASKED, Protection(), (), {}, NOW)
     assert prune_words.user_shape(verdict, NOW).idle_s == 0.0
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
+from builders import NOW
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from hubguard.snapshot.model import Evidence, Seen, Snapshot
 
 LATEST_LOOK = timedelta(seconds=600)
 
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 KEY = ("ada", "")
 
 

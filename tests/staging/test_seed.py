@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+from builders import NOW
 
 from hubguard.errors import HubGuardError
 from hubguard.staging import seed as staging_seed
@@ -16,8 +16,6 @@ from hubguard.staging.population import AWKWARD_NAMES, DAY_S, Population, Seeded
 from hubguard.staging.seed import order, seed, write
 
 pytestmark = pytest.mark.hub
-
-NOW = datetime(2026, 3, 1, 12, 0, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -71,10 +69,10 @@ def test_ages_are_counted_back_from_now_in_naive_utc(url: str) -> None:
     server = SeededServer("ann", idle_for_s=120, age_s=600)
     write(url, Population((SeededUser("ann", created_s=DAY_S),), (server,)), now=NOW)
     assert rows(url, "SELECT started, last_activity FROM spawners") == [
-        ("2026-03-01 11:50:00.000000", "2026-03-01 11:58:00.000000")
+        ("2026-11-21 11:50:00.000000", "2026-11-21 11:58:00.000000")
     ]
     assert rows(url, "SELECT created, last_activity FROM users") == [
-        ("2026-02-28 12:00:00.000000", "2026-03-01 11:58:00.000000")
+        ("2026-11-20 12:00:00.000000", "2026-11-21 11:58:00.000000")
     ]
 
 
@@ -230,7 +228,7 @@ def test_tokens_shares_and_what_spawners_keep_are_written_as_a_hub_would_have_th
     servers = (SeededServer("ann", idle_for_s=DAY_S, running=False, kept_state=volume),)
     write(url, Population(people, servers), now=NOW)
     assert rows(url, "SELECT user_id, client_id, last_activity FROM api_tokens ORDER BY id") == [
-        (1, "jupyterhub", "2026-03-01 11:59:00.000000"),
+        (1, "jupyterhub", "2026-11-21 11:59:00.000000"),
         (1, "jupyterhub", None),
         (2, "jupyterhub", None),
     ]
