@@ -91,7 +91,8 @@ def serve(guard: FakeGuard, auth: FakeAuth, **settings: Any) -> tuple[HTTPServer
     return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
 
 
-async def end(server: HTTPServer) -> None:
+async def end(guard: FakeGuard, server: HTTPServer) -> None:
+    await guard.drifts.close()
     server.stop()
     await server.close_all_connections()
 
@@ -99,16 +100,16 @@ async def end(server: HTTPServer) -> None:
 @asynccontextmanager
 async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
     """A function that serves a guard; what it served is gone at the end. ``settings`` are make_application's."""
-    servers: list[HTTPServer] = []
+    served: list[tuple[FakeGuard, HTTPServer]] = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
 
         def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
             auth = FakeAuth()
             guard.policy = policy
             server, url = serve(guard, auth, **settings)
-            servers.append(server)
+            served.append((guard, server))
             return Site(guard, auth, session, url)
 
         yield make
-    for server in servers:
-        await end(server)
+    for guard, server in served:
+        await end(guard, server)

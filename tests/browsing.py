@@ -115,7 +115,7 @@ async def visiting(
         yield Visit(guard, auth, url, context)
     finally:
         await context.close()
-        await end(server)
+        await end(guard, server)
 
 
 async def refreshed(page: Page) -> None:

@@ -12,10 +12,22 @@ T = TypeVar("T")
 
 
 class InlineJournal(AsyncJournal):
+    """It is opened when it is first used."""
+
     def __init__(self, journal: Journal | None = None) -> None:
         super().__init__("sqlite://")
-        self.journal = journal or open_journal("sqlite://")
-        self._store = self.journal
+        self._store = journal
+
+    @property
+    def sync(self) -> Journal:
+        if self._store is None:
+            self._store = open_journal(self._url)
+        return self._store
+
+    @property
+    def journal(self) -> Journal:
+        """For tests that read it."""
+        return self.sync
 
     async def open(self) -> None:
         pass
@@ -24,4 +36,4 @@ class InlineJournal(AsyncJournal):
         return function(*args, **kwargs)
 
     def close(self) -> None:
-        self.journal.close()
+        self.sync.close()

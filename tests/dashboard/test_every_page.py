@@ -29,7 +29,7 @@ from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known
 from hubguard.dashboard.pages import Change
 from hubguard.dashboard.routes import API, FRAGMENTS, PAGES
-from hubguard.drift.model import DriftKind, Repaired
+from hubguard.drift.model import REMEDIES, DriftKind, Repaired
 from hubguard.journal.model import Event, Exemption, Stance
 from hubguard.model import Finding, FindingKind, OutcomeKind, Route, Server, Tally
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
@@ -114,7 +114,15 @@ class Place:
         guard = self.site.guard
         looked = {"users", "user"}
         of_plans = [deed for deed in guard.pruning.asked if deed[0] not in looked]
-        return [*guard.asked, *of_plans, *guard.kept, *guard.pruning.states.values(), *guard.drifts.plans]
+        return [
+            *guard.asked,
+            *of_plans,
+            *guard.kept,
+            *guard.pruning.states.values(),
+            *guard.drifts.plans,
+            *guard.drifts.asked,
+            guard.drifts.sources.looks,
+        ]
 
 
 def full(name: str = "ada", server: str = "gpu") -> tuple[FakeGuard, tuple[str, ...]]:
@@ -166,7 +174,7 @@ def _drift(guard: FakeGuard, name: str, server: str, servers: list[Server]) -> N
         narrowed=(name,),
         cleared=tuple(drifts[:2]),
     )
-    repairs = guard.drifts.plan(kinds=tuple(DriftKind)).repairs
+    repairs = guard.drifts.plan(kinds=tuple(REMEDIES)).repairs
     guard.drifts.plans.clear()
     guard.drifts.report = replace(guard.drifts.report, repaired=(Repaired(repairs[1], name, NOW),))
 

@@ -1,30 +1,40 @@
-"""Made-up reports of drift, for the pages' tests."""
+"""Made-up reports of drift for the pages' tests, and the part of the guard that shows them."""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from builders import NOW
+from doubles.hub import MemoryHub
+from inline_journal import InlineJournal
+from virtual_time import VirtualClock
 
+from hubguard.act.mandate import Mandate
 from hubguard.backends.model import Backend
+from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import (
-    REMEDIES,
     ROUTE_KINDS,
     Drift,
     DriftKind,
     DriftReport,
-    Repair,
     Repaired,
     RepairPlan,
     World,
 )
+from hubguard.drift.observe import WorldObserver
+from hubguard.drift.repairs import Limits
+from hubguard.drift.settings import HubGuardDrift
 from hubguard.errors import HubGuardError
-from hubguard.model import Action, ActionKind, Cause, Order, Outcome, OutcomeKind, Reading, Route, Server, Source
+from hubguard.journal.model import Event
+from hubguard.model import Cause, Outcome, OutcomeKind, Reading, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
+from hubguard.proxy.table import ExpectedRoutes
+from hubguard.snapshot.cycle import Snapshots
 
 LOOKED = NOW - timedelta(seconds=4)
 
@@ -111,70 +121,66 @@ def report_with(drifts: Sequence[Drift] = (), servers: Sequence[Server] = (), **
     return DriftReport(drifts=tuple(ordered), **fields)
 
 
-def planned(report: DriftReport | None, ids: Sequence[str], kinds: Sequence[DriftKind]) -> RepairPlan:
-    """The plan as a guard makes it: one repair for all routes, one for each of the others."""
-    if report is None:
-        raise HubGuardError("No look has been taken yet.")
-    known = {one.id: one for one in report.drifts if one.raised_at is not None}
-    for one in ids:
-        if one not in known:
-            raise HubGuardError(f"There is no raised drift {one} any more. Nothing was planned.")
-        if known[one].kind not in REMEDIES:
-            raise HubGuardError(f"{known[one].kind.value} is only reported. Nothing was planned.")
-    wanted = [one for one in known.values() if one.id in ids or one.kind in kinds]
-    routes = [one for one in wanted if REMEDIES.get(one.kind) is ActionKind.CHECK_ROUTES]
-    repairs = []
-    if routes:
-        action = Action("", "", None, None, routes[0].kind, kind=ActionKind.CHECK_ROUTES)
-        repairs.append(Repair(action, tuple(one.id for one in routes)))
-    for one in wanted:
-        if one.kind in REMEDIES and one not in routes:
-            action = Action(
-                one.user or "", one.server or "", one.started, None, one.kind.value, kind=REMEDIES[one.kind]
-            )
-            repairs.append(Repair(action, (one.id,), one.backend))
-    if not repairs:
-        raise HubGuardError("There is nothing to repair.")
-    digest = hashlib.sha256(repr(repairs).encode()).hexdigest()
-    return RepairPlan(NOW, NOW + timedelta(minutes=10), tuple(repairs), digest)
+class _Sources:
+    """Shows each look the world that was placed. The second look before a repair never ends."""
 
+    looks = 0
+    world: World | None = None
 
-class FakeDrifts:
-    """Drift as a test sets it in ``report``; what it was asked to do is in the guard's ``asked``."""
-
-    def __init__(self, guard: Any) -> None:
-        self._guard = guard
-        self.report: DriftReport | None = None
-        self.plans: dict[str, RepairPlan] = {}
-
-    async def look(self) -> DriftReport:
-        self._guard.do("look")
-        if self.report is None:
+    async def look(self, recent: Any, also: Any = (), *, only: bool = False, routes_only: bool = False) -> World:
+        if only or routes_only:
+            await asyncio.Event().wait()
+        if self.world is None:
             raise HubGuardError("The hub gave no answer, so nothing could be looked at.")
-        return self.report
+        self.looks += 1
+        return self.world
 
-    def plan(self, *, ids: tuple[str, ...] = (), kinds: tuple[DriftKind, ...] = ()) -> RepairPlan:
-        plan = planned(self.report, ids, kinds)
-        self.plans[plan.digest] = plan
-        return plan
 
-    async def repair(self, digest: str, count: int, order: Order) -> RepairPlan:
-        plan = self.plans.get(digest)
-        if plan is None:
-            raise HubGuardError("There is no such plan any more: look at it anew. Nothing was done.")
-        if count != len(plan.repairs):
-            raise HubGuardError(f"The plan has {len(plan.repairs)} repairs, not {count}. Nothing was done.")
-        if self._guard.state.stance.held:
-            raise HubGuardError("Acting is on hold. Nothing was done.")
-        assert order.asked
-        self._guard.do("repair", digest, count, order.actor, order.why)
-        assert self.report is not None
-        under_way = tuple(Repaired(one, order.actor, NOW) for one in plan.repairs)
-        self.report = replace(self.report, repaired=under_way + self.report.repaired)
-        return plan
+class PlacedDrifts(DriftCycles):
+    """The part itself, in charge, at NOW: a test sets ``report``, what the last look found. Repairs stay under way."""
 
-    def tell_outlived(self, user: str, server: str, detail: str) -> None:
-        self._guard.asked.append(("outlived", user, server, detail))
+    def __init__(self) -> None:
+        self.sources = _Sources()
+        self.books = InlineJournal()
+        self.shown = ProxyWatchStatus()
+        lease: Any = SimpleNamespace(lease=True, seen=SimpleNamespace(fence=1))
+        clock = VirtualClock(NOW)
+        super().__init__(
+            HubGuardDrift(),
+            Limits(1800.0, 10, 60.0, 30.0, 3600.0),
+            MemoryHub(),
+            cast(WorldObserver, self.sources),
+            None,
+            cast(Snapshots, SimpleNamespace(last=None, findings=(), came_back=frozenset(), used_at={}, brake=None)),
+            Mandate(self.books, lease, clock),
+            clock,
+            lambda: 0.5,
+            table=ExpectedRoutes(lambda: self.shown),
+        )
+
+    @property
+    def report(self) -> DriftReport | None:
+        return super().report
+
+    @report.setter
+    def report(self, report: DriftReport | None) -> None:
+        """What the last look found, and what came of the last repairs."""
+        self._looks.report = report
+        self._looks.drifts = report.drifts if report else ()
+        self.sources.world = report.world if report else None
+        if report:
+            self._repairs.done, self._repairs.kinds = report.repaired, frozenset(report.by_itself)
+            self._next_look_at, self.shown = report.next_look_at, report.watch
+
+    @property
+    def plans(self) -> dict[str, RepairPlan]:
+        """The plans that wait to be carried out, by digest."""
+        return self._repairs._plans
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """Who had repairs carried out, and which, as the journal has it."""
+        return [(entry.actor, entry.detail) for entry in self.books.sync.entries(event=Event.NOTE)][::-1]
 
 
 def settled(

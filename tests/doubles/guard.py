@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from builders import NOW, minutes
-from doubles.drift import FakeDrifts
+from doubles.drift import PlacedDrifts
 from doubles.prune import FakePruning
 from tornado.web import RequestHandler
 
@@ -93,7 +93,7 @@ class FakeGuard:
     def __post_init__(self) -> None:
         self.mandate = FakeMandate(self)
         self.culling = FakeCulling(self)
-        self.drifts = FakeDrifts(self)
+        self.drifts = PlacedDrifts()
 
     @property
     def parts(self) -> FakeGuard:

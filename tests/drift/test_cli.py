@@ -13,13 +13,13 @@ from typing import Any
 import cli as command
 import pytest
 from asked_site import Site, sites
+from builders import NOW
 from cli import TOKEN
 from doubles.drift import drift_of, one_of_each, reading, report_with, settled, world_of
 from doubles.guard import CALLERS, guard_with, made_up
 
 from hubguard.drift import cli as drift_cli
 from hubguard.drift.model import DriftKind, Repaired
-from hubguard.journal.model import Stance
 from hubguard.model import Cause, Order, OutcomeKind, Source
 from hubguard.status import Mode
 
@@ -108,9 +108,9 @@ async def test_more_than_a_page_of_drift_is_read_to_its_end(site: Site, run: Cal
 
 async def test_a_look_is_only_taken_when_asked_for(site: Site, run: Callable[..., Any]) -> None:
     await run()
-    assert site.guard.asked == []
+    assert site.guard.drifts.sources.looks == 0
     await run("--look")
-    assert site.guard.asked == [("look",)]
+    assert site.guard.drifts.sources.looks == 1
 
 
 async def test_a_server_is_shown_across_all_sources(site: Site, run: Callable[..., Any]) -> None:
@@ -129,7 +129,7 @@ async def test_repairs_are_done_once_the_count_is_given(site: Site, run: Callabl
     assert said.code == 0
     assert "2 repairs:" in said.out
     assert "eve: have the hub stop it, so that it can be started again: done, a re-read shows it" in said.out
-    assert [one[2:] for one in site.guard.asked] == [(2, "ann", "drill")]
+    assert site.guard.drifts.asked == [("ann", "asked for 2 repairs: drill")]
 
 
 async def test_an_id_is_repaired_alone(site: Site, run: Callable[..., Any]) -> None:
@@ -151,7 +151,7 @@ async def test_without_the_right_count_nothing_is_done(
     assert said.code == code
     assert "--count" in said.err
     assert "Nothing was repaired" in said.err
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 @pytest.mark.parametrize(("typed", "code"), [("1", 0), ("2", 1), ("", 1), ("yes", 1)])
@@ -162,7 +162,7 @@ async def test_on_a_terminal_the_count_is_asked_for(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: typed)
     assert (await run("--repair", "server-dead")).code == code
-    assert len(site.guard.asked) == (code == 0)
+    assert len(site.guard.drifts.asked) == (code == 0)
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ async def test_an_older_repair_of_the_same_is_no_answer(
 
 
 async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
+    site.guard.change(mode=Mode.HELD, stance=site.guard.drifts.books.sync.hold("ann", "", NOW))
     said = await run("--repair", "server-dead", "--count", "1")
     assert said.code == 3
     assert "Nothing was repaired. On hold (ann: " in said.out
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,10 @@ async def test_wrong_usage_is_named_and_exits_2(
 async def test_nothing_to_repair_is_said_and_exits_1(site: Site, run: Callable[..., Any]) -> None:
     site.guard.drifts.report = report_with((), SERVERS)
     said = await run("--repair", "server-dead", "--count", "1")
-    assert (said.code, said.err) == (1, "hubguard: There is nothing to repair.\n")
+    assert (said.code, said.err) == (
+        1,
+        "hubguard: Nothing to repair: none of these differences is raised and can be repaired.\n",
+    )
 
 
 async def test_without_a_guard_it_says_so(journal: None, run: Callable[..., Any]) -> None:

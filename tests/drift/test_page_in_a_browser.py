@@ -11,7 +11,7 @@ from doubles.drift import PROVED, drift_of, one_of_each, report_with, settled
 from doubles.guard import FakeGuard, guard_with, made_up
 from playwright.async_api import Browser, expect
 
-from hubguard.drift.model import DriftKind, Repaired
+from hubguard.drift.model import REMEDIES, DriftKind, Repaired
 from hubguard.model import OutcomeKind
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 
@@ -37,13 +37,13 @@ async def test_each_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser,
     guard.drifts.report = report_with(
         [*one_of_each(), *many], SERVERS, watch=watch, narrowed=(long,), cleared=tuple(many)
     )
-    plan = guard.drifts.plan(kinds=tuple(DriftKind))
+    plan = guard.drifts.plan(kinds=tuple(REMEDIES))
     guard.drifts.report = replace(
         guard.drifts.report,
         repaired=tuple(settled(Repaired(one, long, NOW), OutcomeKind.FAILED, long) for one in plan.repairs),
     )
     async with visiting(browser, guard, color_scheme=theme, viewport={"width": width, "height": 800}) as visit:
-        everything = "&".join(f"kind={kind.value}" for kind in DriftKind)
+        everything = "&".join(f"kind={kind.value}" for kind in REMEDIES)
         paths = ("drift?asked=2", f"beliefs/{long}/y", "beliefs/student-00003/gpu", f"repairs?{everything}", "")
         async for path, page in visit.each(paths):
             await page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
@@ -99,14 +99,14 @@ async def test_what_is_ticked_is_planned_counted_repaired_and_told(browser: Brow
         await count.fill("3")
         await page.get_by_label("Reason (for the journal").fill("drill")
         await page.get_by_role("button", name="Repair", exact=True).click()
-        await expect(page.get_by_role("alert")).to_contain_text("2 repairs, not 3. Nothing was done.")
-        assert guard.asked == []
+        await expect(page.get_by_role("alert")).to_contain_text("Nothing was done: the plan has 2 repairs, not 3.")
+        assert guard.drifts.asked == []
         await expect(page.get_by_label("Reason (for the journal")).to_have_value("drill")
         await count.fill("2")
         await page.get_by_role("button", name="Repair", exact=True).click()
         await expect(page.get_by_role("status").first).to_contain_text("2 repairs requested.")
         await expect(row).to_contain_text("under way")
-        assert [asked[0] for asked in guard.asked] == ["repair"]
+        assert guard.drifts.asked == [("ann", "asked for 2 repairs: drill")]
         assert guard.drifts.report
         over = tuple(settled(one, OutcomeKind.FAILED, "the hub refused") for one in guard.drifts.report.repaired)
         guard.drifts.report = replace(guard.drifts.report, repaired=over)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from hubguard.drift import words as drift_words
 from hubguard.drift.model import ROUTE_KINDS, DriftKind, DriftReport, Repaired
 from hubguard.errors import JournalError
 from hubguard.journal.model import Event, Stance
-from hubguard.model import OutcomeKind, Route, Server, Source
+from hubguard.model import Key, OutcomeKind, Route, Server, Source
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.snapshot.model import Brake, BrakeReason
 from hubguard.status import Mode
@@ -53,6 +54,13 @@ async def form_of(site: Site, path: str) -> dict[str, Any]:
     page = await site.ask(path, login="actor")
     assert page.status == 200
     return dict(re.findall(r'type="hidden" name="(_xsrf|digest)" value="(\w+)"', page.text))
+
+
+def failing(why: str) -> Callable[[], Awaitable[Any]]:
+    async def fail() -> None:
+        raise JournalError(why)
+
+    return fail
 
 
 # -- the list -----------------------------------------------------------------------------------------------------------
@@ -159,10 +167,10 @@ async def test_the_report_tells_sources_numbers_watch_and_what_cannot_be_told(si
 async def test_a_look_takes_the_right_to_act_and_answers_with_what_was_found(site: Site) -> None:
     for token in ("reader", "stopper"):
         assert (await site.post("api/v1/drift/looks", token)).status == 403
-    assert site.guard.asked == []
+    assert site.guard.drifts.sources.looks == 0
     answer = await site.post("api/v1/drift/looks", "actor")
     assert (answer.status, answer.json["raised"]) == (200, 13)
-    assert site.guard.asked == [("look",)]
+    assert site.guard.drifts.sources.looks == 1
 
 
 # -- routes ---------------------------------------------------------------------------------------------------------------
@@ -223,7 +231,7 @@ async def test_without_a_digest_the_plan_is_told_and_nothing_is_done(site: Site)
     assert answer.json["count"] == 2
     assert [one["kind"] for one in answer.json["repairs"]] == ["check-routes", "stop-server"]
     assert len(answer.json["repairs"][0]["drifts"]) == 2
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 async def test_with_digest_and_count_it_is_carried_out(site: Site) -> None:
@@ -231,7 +239,7 @@ async def test_with_digest_and_count_it_is_carried_out(site: Site) -> None:
     body = {"digest": plan["digest"], "count": 1, "why": "drill"}
     answer = await site.post("api/v1/repairs", "service", json.dumps(body))
     assert (answer.status, answer.json["digest"]) == (202, plan["digest"])
-    assert site.guard.asked == [("repair", plan["digest"], 1, "service report", "drill")]
+    assert site.guard.drifts.asked == [("service report", "asked for 1 repair: drill")]
     report = (await site.ask("api/v1/drift/report", "reader")).json
     assert [(one["outcome"], one["actor"]) for one in report["repaired"]] == [(None, "service report")]
 
@@ -243,7 +251,7 @@ async def test_a_wrong_count_or_digest_does_nothing(site: Site, change: dict[str
     answer = await site.post("api/v1/repairs", "actor", json.dumps(body))
     assert answer.status == 409
     assert "Nothing was done" in answer.json["message"]
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 @pytest.mark.parametrize(
@@ -268,7 +276,7 @@ async def test_a_bad_wish_to_repair_is_named_and_nothing_is_done(site: Site, bod
     answer = await site.post("api/v1/repairs", "actor", body)
     assert answer.status == 400
     assert answer.json["message"].startswith(f"{named}: ")
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 async def test_repairs_take_the_right_to_act_and_to_read(site: Site) -> None:
@@ -293,10 +301,10 @@ async def test_a_plan_is_shown_counted_and_carried_out(site: Site) -> None:
     ids = [one.id for one in one_of_each() if one.user in {"bea", "eve"}]
     path = f"repairs?drift={ids[0]}&drift={ids[1]}"
     fields = await form_of(site, path)
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
     answer = await site.ask("repairs", method="POST", login="actor", body={**fields, "count": " 2 ", "why": "drill"})
     assert (answer.status, answer.headers["Location"]) == (303, f"{PREFIX}drift?asked=2")
-    assert site.guard.asked == [("repair", fields["digest"], 2, "ann", "drill")]
+    assert site.guard.drifts.asked == [("ann", "asked for 2 repairs: drill")]
     page = (await site.ask("drift?asked=2", login="actor")).says
     assert "2 repairs requested" in page
     assert "under way" in page
@@ -321,12 +329,13 @@ async def test_a_wrong_count_shows_the_plan_again_and_keeps_what_was_typed(site:
     assert 'role="alert"' in answer.text
     assert 'value="dr&lt;ll"' in answer.text
     assert f'value="{fields["digest"]}"' in answer.text
-    assert site.guard.asked == []
+    assert site.guard.drifts.asked == []
 
 
 async def test_when_what_was_planned_is_gone_the_page_says_so(site: Site) -> None:
     fields = await form_of(site, "repairs?kind=server-dead")
-    site.guard.drifts.report, site.guard.drifts.plans = report_with((), made_up(12)), {}
+    site.guard.drifts.report = report_with((), made_up(12))
+    site.guard.drifts.plans.clear()
     body = {**fields, "count": "1", "kind": "server-dead"}
     answer = await site.ask("repairs", method="POST", login="actor", body=body)
     assert answer.status == 409
@@ -341,7 +350,7 @@ async def test_on_hold_the_plan_says_so_before_anything_is_typed(site: Site) -> 
 
 async def test_a_journal_that_fails_is_a_503_and_no_question(site: Site) -> None:
     fields = await form_of(site, "repairs?kind=server-dead")
-    site.guard.fails = JournalError("The journal can't be written.")
+    site.guard.drifts.books.stance = failing("The journal can't be written.")
     answer = await site.ask("repairs", method="POST", login="actor", body={**fields, "count": "1"})
     assert (answer.status, "can&#39;t be written" in answer.text) == (503, True)
 
@@ -354,7 +363,7 @@ async def test_a_selection_that_no_page_made_is_refused(site: Site, query: str) 
 async def test_what_cannot_be_repaired_is_said_with_the_reason(site: Site) -> None:
     suspected = drift_of(DriftKind.SERVER_DEAD, "kim", raised_at=None).id
     page = await site.ask(f"repairs?drift={suspected}", "actor")
-    assert (page.status, "no raised drift" in page.text) == (200, True)
+    assert (page.status, "only suspected so far" in page.text) == (200, True)
     assert "<form" not in page.text
 
 
@@ -496,13 +505,18 @@ async def test_ten_thousand_differences_are_paged(site_of: Callable[..., Site]) 
 
 async def test_the_hub_tells_of_a_backend_that_outlived_its_stop_without_being_asked_anything(site: Site) -> None:
     site.auth.down = True
-    body = json.dumps({"user": "ann", "server": "", "detail": "poll() is None"})
     for scheme in ("token", "Bearer"):
         headers = {"Authorization": f"{scheme} {OURS}"}
-        answer = await site.ask("api/v1/outlived", method="POST", headers=headers, body=body)
+        body = {"user": "ann", "server": scheme, "detail": "poll() is None"}
+        answer = await site.ask("api/v1/outlived", method="POST", headers=headers, body=json.dumps(body))
         assert (answer.status, answer.text) == (204, "")
-    assert site.guard.asked == [("outlived", "ann", "", "poll() is None")] * 2
+        assert (await outlived(site))["ann", scheme] == (NOW, "poll() is None")
     assert site.auth.lookups == [], "the hub is busy with that very stop"
+
+
+async def outlived(site: Site) -> Mapping[Key, tuple[datetime, str]]:
+    """What the next look knows from the hub of backends that outlived their servers."""
+    return (await site.guard.drifts.look()).world.outlived
 
 
 @pytest.mark.parametrize(
@@ -523,18 +537,19 @@ async def test_nobody_else_is_believed(site: Site, headers: dict[str, str]) -> N
     answer = await site.ask("api/v1/outlived", method="POST", headers=headers, body=body)
     assert answer.status == 401
     assert OURS not in answer.text
-    assert site.guard.asked == []
+    assert await outlived(site) == {}
 
 
 async def test_without_a_token_of_its_own_nobody_is_believed() -> None:
     async with sites() as make:
         site = make(guard_with())
+        site.guard.drifts.report = report_with()
         for given in ("", "token ", "token x"):
             answer = await site.ask(
                 "api/v1/outlived", method="POST", headers={"Authorization": given}, body='{"user": "a", "server": ""}'
             )
             assert answer.status == 401
-        assert site.guard.asked == []
+        assert await outlived(site) == {}
 
 
 async def test_our_own_token_opens_nothing_else_by_itself(site: Site) -> None:
@@ -548,7 +563,7 @@ async def test_our_own_token_opens_nothing_else_by_itself(site: Site) -> None:
 async def test_what_makes_no_sense_is_not_told_on(site: Site, body: str) -> None:
     headers = {"Authorization": f"token {OURS}"}
     assert (await site.ask("api/v1/outlived", method="POST", headers=headers, body=body)).status == 400
-    assert site.guard.asked == []
+    assert await outlived(site) == {}
 
 
 # -- words ------------------------------------------------------------------------------------------------------------------
