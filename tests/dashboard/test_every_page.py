@@ -244,6 +244,14 @@ async def test_what_a_foreign_page_sends_changes_nothing(place: Place, method: s
     assert place.deeds() == before
 
 
+@pytest.mark.parametrize(("method", "path"), [*CHANGES, ("GET", "")])
+async def test_what_changes_something_asks_the_hub_anew_who_it_is(place: Place, method: str, path: str) -> None:
+    for address in place.at(path):
+        place.site.auth.lookups.clear()
+        await place.site.ask(address, "owner", method=method)
+        assert place.site.auth.lookups == [method != "GET"] * (needs(method, path) != BY_THE_HUB)
+
+
 # -- answers ------------------------------------------------------------------------------------------------------------
 
 

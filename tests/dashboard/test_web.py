@@ -90,12 +90,6 @@ async def test_health_answers_200_and_not_ok_when_nothing_works(site: Site) -> N
         site.guard.state = before
 
 
-async def test_what_changes_something_asks_the_hub_anew(site: Site) -> None:
-    await site.ask("", "actor")
-    await site.post("api/v1/hold", "actor")
-    assert site.auth.lookups == [False, True]
-
-
 async def test_with_the_hub_down_pages_and_api_say_so(site: Site) -> None:
     site.auth.down = True
     page, api = await site.ask("", login="actor"), await site.ask("api/v1/status", "actor")

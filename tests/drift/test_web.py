@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
+from unittest.mock import AsyncMock
 from urllib.parse import quote
 
 import pytest
@@ -54,13 +55,6 @@ async def form_of(site: Site, path: str) -> dict[str, Any]:
     page = await site.ask(path, login="actor")
     assert page.status == 200
     return dict(re.findall(r'type="hidden" name="(_xsrf|digest)" value="(\w+)"', page.text))
-
-
-def failing(why: str) -> Callable[[], Awaitable[Any]]:
-    async def fail() -> None:
-        raise JournalError(why)
-
-    return fail
 
 
 # -- the list -----------------------------------------------------------------------------------------------------------
@@ -350,7 +344,7 @@ async def test_on_hold_the_plan_says_so_before_anything_is_typed(site: Site) -> 
 
 async def test_a_journal_that_fails_is_a_503_and_no_question(site: Site) -> None:
     fields = await form_of(site, "repairs?kind=server-dead")
-    site.guard.drifts.books.stance = failing("The journal can't be written.")
+    site.guard.drifts.books.stance = AsyncMock(side_effect=JournalError("The journal can't be written."))
     answer = await site.ask("repairs", method="POST", login="actor", body={**fields, "count": "1"})
     assert (answer.status, "can&#39;t be written" in answer.text) == (503, True)
 

@@ -359,13 +359,6 @@ async def test_the_reader_sees_no_form_and_a_form_of_a_reader_does_nothing(site:
     assert changes(site) == []
 
 
-async def test_what_changes_something_asks_the_hub_anew_who_it_is(site: Site) -> None:
-    plan = planned(site)
-    site.auth.lookups.clear()
-    await site.post(f"api/v1/plans/{plan.digest}/cancel", "pruner", {})
-    assert site.auth.lookups == [True]
-
-
 # -- a plan's page --------------------------------------------------------------------------------------------------------
 
 
