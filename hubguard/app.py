@@ -14,7 +14,6 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.httpserver import HTTPServer
@@ -34,7 +33,8 @@ from hubguard.guard import Guard
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
 from hubguard.hub.database import SQLHubDB
-from hubguard.inhub.idle_culler import settings_from
+from hubguard.inhub.handover import Handover
+from hubguard.inhub.handover import from_dict as handover_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.budget import Budget, Lane
@@ -63,10 +63,13 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
     circumstances = Circumstances()
     layers: list[Mapping[str, Mapping[str, object]]] = []
     errors = [ConfigError(setting, text) for setting, text in told.get("errors", ())]
-    culler = told.get("idle_culler")
-    if culler:
-        circumstances, taken_over = _beside_a_culler(culler)
-        layers.append(taken_over)
+    try:
+        handover = handover_from(told.get("handover"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        handover = Handover(why=f"What the include found of other cullers can't be read ({type(error).__name__}).")
+    circumstances = _beside_cullers(handover)
+    if handover.replaced:
+        layers.append(handover.settings)
     interval_s = told.get("hub", {}).get("activity_interval")
     if interval_s is not None:
         layers.append({"HubGuardCull": {"hub_activity_interval_s": float(interval_s)}})
@@ -85,18 +88,20 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
     return replace(settings, errors=(*errors, *settings.errors)), circumstances
 
 
-def _beside_a_culler(culler: Mapping[str, Any]) -> tuple[Circumstances, Mapping[str, Mapping[str, object]]]:
-    """What an idle culler that is registered, too, means for us; ``culler`` is what the include found out about it."""
-    name = str(culler.get("name", "an idle culler"))
-    taken = settings_from(culler.get("command", ()))
-    if not culler.get("stood_down"):
-        why = f"{name} is running, too, and only one of the two may act. {culler.get('why', '')}".strip(" .")
-        return Circumstances(observe_only=why), {}
-    if not taken.understood:
-        why = f"the settings of {name}, whose place HubGuard takes, can't be understood: {' '.join(taken.notes)}"
-        return Circumstances(observe_only=why, notes=taken.notes), {}
-    note = f"HubGuard replaces the idle culler {name}, with its settings. The hub doesn't start the culler."
-    return Circumstances(took_over=name, notes=(note, *taken.notes)), taken.settings
+def _beside_cullers(handover: Handover) -> Circumstances:
+    """What other cullers mean for us, by what the include found out about them."""
+    if handover.replaced:
+        note = (
+            f"HubGuard replaces the idle culler {handover.name}, with its settings. Whenever HubGuard can't do its work, that"
+            " culler runs again."
+        )
+        return Circumstances(handover=handover, notes=(note, *handover.notes))
+    if not handover.why:
+        return Circumstances(handover=handover)
+    why = handover.why
+    if handover.cullers:
+        why = f"{handover.name} culls, and only one of the two may act. {why}"
+    return Circumstances(observe_only=why.strip(" ."), handover=handover)
 
 
 def make_guard(
@@ -210,6 +215,9 @@ async def serve(place: Place, config_file: Path | None) -> int:
     reached is tried again, a wrong setting is shown on the page.
     """
     settings, circumstances = settings_for(place, config_file)
+    if circumstances.handover.api_url:
+        # Where the culler reached the hub, HubGuard does: a pod may not reach its own Service.
+        place = replace(place, api_url=circumstances.handover.api_url)
     for error in settings.errors:
         log.error("Nothing is done until this setting is right: %s", error)
     for note in settings.notes:
@@ -310,6 +318,19 @@ async def _bind(server: HTTPServer, place: Place, bind_ip: str) -> None:
         else:
             log.info("Listening on %s port %d, pages at %s", address, port, place.prefix)
             return
+
+
+async def stand_still(error: ConfigError, hub_pid: int) -> int:
+    """Do nothing but say why, until told to end or the hub is gone; the exit code."""
+    log.error("HubGuard can't work here: %s. Correct that, and restart the hub.", str(error).rstrip("."))
+    ending = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, ending.set)
+    while os.getppid() == hub_pid:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ending.wait(), PARENT_CHECK_S)
+            break
+    return 0
 
 
 async def _until_over(place: Place, guard: Guard, ending: asyncio.Event) -> None:

@@ -138,8 +138,15 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard import app
 
+    try:
+        place = context.place
+    except ConfigError as error:
+        if arguments.hub_pid is None:
+            raise
+        # The hub would start a process that ends again and again.
+        return asyncio.run(app.stand_still(error, arguments.hub_pid))
     place = replace(
-        context.place,
+        place,
         url=arguments.url or context.environ.get("JUPYTERHUB_SERVICE_URL", ""),
         generation=arguments.generation,
         hub_pid=arguments.hub_pid,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from traitlets.config.loader import LazyConfigValue
 
-from hubguard import words
+from hubguard import understudy, words
 from hubguard.app import make_budget
 from hubguard.config import Settings, load, read_file, sections_of
 from hubguard.cull.decide import rules
@@ -20,8 +21,9 @@ from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
-from hubguard.inhub import SCOPES, runs_a_culler
-from hubguard.inhub.scopes import DELETE_USERS, Need
+from hubguard.inhub import SCOPES, handover, runs_a_culler
+from hubguard.inhub.idle_culler import read_command
+from hubguard.inhub.scopes import DELETE_USERS, SERVICE, Need
 from hubguard.journal.migrate import revisions
 from hubguard.place import place_from
 from hubguard.prune.settings import HubGuardPrune
@@ -63,7 +65,7 @@ async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check
         checks.append(Check("hub", Finding.WRONG, str(error), "Set it to what the hub sets for its services."))
     else:
         async with hub:
-            for look in (_version, partial(_scopes, settings), _servers, _cullers):
+            for look in (_version, partial(_scopes, settings), _servers, partial(_cullers, place.registration)):
                 answers = await _unless_unreachable(look, hub)
                 checks += answers
                 if any(check.subject == "hub" and check.finding is Finding.WRONG for check in answers):
@@ -255,28 +257,45 @@ async def _servers(hub: HubAPI) -> list[Check]:
     return [Check("servers", Finding.FINE, f"{len(servers)} servers are active")]
 
 
-async def _cullers(hub: HubAPI) -> list[Check]:
+async def _cullers(registration: Mapping[str, Any], hub: HubAPI) -> list[Check]:
+    """Who else culls, or may. ``registration`` is what the include told the service, empty for a command."""
     try:
         services = await hub.list_services()
     except HubRefused:
         what = "other cullers aren't detected: the scopes list:services and read:services are missing"
         return [Check("cullers", Finding.WARNING, what, "Add them to the role of HubGuard's service.")]
-    return [
-        Check(
-            "cullers",
-            Finding.WRONG,
-            f"the service {name} is an idle culler" + (", and it deletes users" if _deletes_users(command) else ""),
-            "Only one culler may act. Remove it from c.JupyterHub.services, or let HubGuard's include replace it.",
+    told = handover.from_dict(registration.get("handover"))
+    checks = [_culler(name, command, told) for name, command in services.items() if runs_a_culler(command)]
+    for suspect in told.suspects:
+        likely = suspect.kind is handover.Kind.LIKELY
+        do = f"If it isn't a culler, add {suspect.name!r} to c.HubGuard.act_beside. Otherwise remove one of the two."
+        checks.append(Check("cullers", Finding.WARNING if likely else Finding.FINE, suspect.why, do if likely else ""))
+    ours = {SERVICE, f"{SERVICE}-process"}
+    unseen = sorted(name for name, command in services.items() if not command and name not in ours)
+    if unseen and not registration:
+        what = f"these services run elsewhere and may cull, which is unknown here: {', '.join(unseen)}"
+        checks.append(Check("cullers", Finding.FINE, what))
+    return checks or [Check("cullers", Finding.FINE, "no other service's command or rights look like a culler's")]
+
+
+def _culler(name: str, command: Sequence[str], told: handover.Handover) -> Check:
+    part = understudy.part_of(command)
+    if part is None:
+        deletes = ", and it deletes users" if read_command(command).values.get("cull_users") else ""
+        do = "Only one culler may act. Remove it from c.JupyterHub.services, or let HubGuard's include replace it."
+        return Check(
+            "cullers", Finding.WRONG, f"the service {name} is an idle culler{deletes}. {told.why}".rstrip(" ."), do
         )
-        for name, command in services.items()
-        if runs_a_culler(command)
-    ] or [Check("cullers", Finding.FINE, "the hub runs no other culler")]
-
-
-def _deletes_users(command: Sequence[str]) -> bool:
-    return any(
-        word.replace("_", "-").startswith("--cull-users") and not word.lower().endswith("false") for word in command
-    )
+    report = understudy.read_report(Path(part.folder), part.number)
+    if report is None:
+        what = f"HubGuard takes the place of {name}, and whether that waits is unknown here"
+        return Check("cullers", Finding.WARNING, what, "Run the doctor where the hub runs, as the hub's user.")
+    if report.runs:
+        do = "Correct that, or keep the culler: c.HubGuard.on_idle_culler = 'refuse'."
+        return Check("cullers", Finding.WARNING, f"{name} culls, and HubGuard doesn't: {report.why}", do)
+    settings = ", ".join(f"{key} = {value!r}" for values in told.settings.values() for key, value in values.items())
+    taken = f". Taken over: {settings}" if settings else ""
+    return Check("cullers", Finding.FINE, f"{name} waits: {report.why}{taken}")
 
 
 async def _proxy(environ: Mapping[str, str]) -> Check:

@@ -218,6 +218,13 @@ class Finding:
     server: str | None = None
 
 
+ERRORS_MOST = 0.5
+"""Share of actions that failed or are unverified, above which HubGuard counts as failing."""
+
+ERRORS_AMONG = 10
+"""Fewest actions for which the share that failed or is unverified is judged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """How actions ended, counted since the guard started."""
@@ -232,6 +239,12 @@ class Tally:
         """The share of what was sent that failed or couldn't be verified; None before anything was sent."""
         sent = self.done + self.failed + self.unverified
         return (self.failed + self.unverified) / sent if sent else None
+
+    @property
+    def mostly_failed(self) -> bool:
+        """Whether enough was sent to judge by, and most of it failed or couldn't be verified."""
+        sent = self.done + self.failed + self.unverified
+        return sent >= ERRORS_AMONG and (self.failed + self.unverified) / sent > ERRORS_MOST
 
 
 Key = tuple[str, str]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
 from hubguard.errors import ConfigError
@@ -69,8 +69,14 @@ class HubGuard(Section):
     on_idle_culler = Enum(
         ["take over", "refuse"],
         default_value="take over",
-        help="""What to do if jupyterhub-idle-culler is registered as a service, too. "take over": the hub doesn't start
-        it, and HubGuard uses its settings, armed. "refuse": the culler keeps running, and HubGuard only observes.""",
+        help="""What to do if jupyterhub-idle-culler is registered as a service, too. "take over": HubGuard does its work,
+        with its settings and within its rights, and the culler runs whenever HubGuard can't. "refuse": the culler keeps
+        running, and HubGuard only observes.""",
+    ).tag(config=True)
+    act_beside = List(
+        Unicode(),
+        help="""Services that may stop servers and beside which HubGuard acts all the same: they aren't cullers, or you want
+        both. HubGuard only observes beside a service that looks like another culler, until it is named here.""",
     ).tag(config=True)
     hub_db_url = Unicode(
         "",

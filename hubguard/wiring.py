@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hubguard.act.handover import Handover
 from hubguard.act.lease import LeaseKeeper
 from hubguard.act.mandate import Mandate
 from hubguard.backends.port import Backends
 from hubguard.config import Settings
 from hubguard.cull.cycle import Cycles, caution_of, policy_of
 from hubguard.cull.decide.judge import CullPolicy
+from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hook, Hooked
 from hubguard.cull.model import Protected
 from hubguard.cull.part import Culling, Rhythm
@@ -22,6 +24,7 @@ from hubguard.guard import Guard, Parts
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
 from hubguard.hub.facts import HubFacts
+from hubguard.inhub.handover import Handover as TakenOver
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
@@ -63,16 +66,16 @@ class Circumstances:
     """What a guard must know besides its settings.
 
     ``holder`` names this guard among others, ``address`` is that of its pages, and ``generation`` when the hub that runs it
-    was started. ``observe_only``, ``took_over``: see Mandate. ``notes`` go to the Overview. ``features`` says for each hub
-    scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the hub checks its routes, None if unknown.
-    ``config_facts`` is what the hub's config says, None if unknown.
+    was started. ``observe_only``: see Mandate. ``handover`` is what becomes of the hub's idle cullers. ``notes`` go to the
+    Overview. ``features`` says for each hub scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the hub
+    checks its routes, None if unknown. ``config_facts`` is what the hub's config says, None if unknown.
     """
 
     holder: str = ""
     address: str = ""
     generation: float = 0.0
     observe_only: str = ""
-    took_over: str = ""
+    handover: TakenOver = field(default_factory=TakenOver)
     notes: tuple[str, ...] = ()
     features: Mapping[str, str] | None = None
     hub_checks_at_s: float | None = None
@@ -103,7 +106,7 @@ def assemble(
         clock,
         armed=settings.guard.armed,
         observe_only=circumstances.observe_only,
-        took_over=circumstances.took_over,
+        handover=Handover(circumstances.handover, clock) if circumstances.handover.replaced else None,
         wrong_setting=str(settings.errors[0]) if settings.errors else "",
     )
     watch: ProxyWatch | None = None
@@ -127,7 +130,7 @@ def assemble(
         mandate=mandate,
         restores=lambda: () if watch is None else watch.restores,
     )
-    facts = HubFacts(hub, clock, circumstances.features, circumstances.notes)
+    facts = HubFacts(hub, clock, circumstances.features, circumstances.notes, circumstances.handover)
     cycles = Cycles(
         cull,
         _cull_policy(settings, circumstances),
@@ -193,10 +196,16 @@ def assemble(
 def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy:
     """What is culled. Users that pruning protects are kept, and so is everybody until the loss of storage is acknowledged.
 
-    An idle culler whose place HubGuard takes deleted users by the same hub, with their storage: its settings suffice.
+    An idle culler whose place HubGuard takes deleted users by the same hub, with their storage: its settings suffice. What
+    that culler couldn't reach, HubGuard leaves alone, too.
     """
     prune, facts, wait = settings.prune, circumstances.config_facts or HubConfigFacts(), ""
-    if facts.classes and not circumstances.took_over:
+    handover, reach, user_reach = circumstances.handover, None, None
+    if handover.replaced:
+        reach = Reach(tuple(culler.reach for culler in handover.cullers))
+        if handover.deletes_users:
+            user_reach = Reach(tuple(culler.user_reach for culler in handover.cullers if culler.user_reach is not None))
+    if facts.classes and not handover.deletes_users:
         storage = prune_plan.storage(facts.classes, facts.settings, facts.overrides)
         if storage.at_risk and storage.spawner not in prune.acknowledged:
             wait = (
@@ -209,4 +218,4 @@ def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy
         roles=tuple(prune.protected_roles),
         in_config=facts.named or frozenset(),
     )
-    return policy_of(settings.cull, protected, wait)
+    return policy_of(settings.cull, protected, wait, reach, user_reach)

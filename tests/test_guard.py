@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from assembled import assembled
 from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
+from handing_over import StandIn, replaced
 from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
-from hubguard import config, words
+from hubguard import config, understudy, words
 from hubguard.act.lease import HUB
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull.cli import exit_code
-from hubguard.cull.model import Wish
+from hubguard.cull.model import Reason, Wish
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
-from hubguard.journal.model import Entry, Event
+from hubguard.journal.model import ArmedBy, Entry, Event
 from hubguard.journal.store import open_journal
 from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.prune.review import HubConfigFacts
-from hubguard.status import Mode, Status
+from hubguard.status import Culls, Mode, Status, TakenSetting
 
 ARMED = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 600.0}}
 
@@ -406,21 +408,125 @@ async def test_a_journal_that_cannot_be_used_stops_everything_and_is_tried_again
     assert w.stopped() == ["idle"]
 
 
-async def test_taking_over_from_a_culler_arms_and_says_so(world: MakeWorld):
-    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
+async def side_by_side(w: World, folder: Path, *turns: tuple[float, Callable[[], Awaitable[object] | None]]) -> StandIn:
+    """Guard and understudy live side by side; at each of ``turns`` (seconds, what happens)."""
+    stand_in = StandIn(folder, w.clock)
+
+    async def live() -> None:
+        tasks = [asyncio.ensure_future(w.guard.run()), asyncio.ensure_future(stand_in.live())]
+        for seconds, turn in turns:
+            await w.clock.sleep(seconds)
+            w.status = w.guard.status()
+            done = turn()
+            if done is not None:
+                await done
+        for task in tasks:
+            assert not task.done(), task.exception()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    await w.clock.run(live())
+    return stand_in
+
+
+async def nothing() -> None:
+    """Nothing happens."""
+
+
+REPLACING = {"HubGuardCull": {"idle_timeout_s": 600.0}}
+
+
+async def test_in_the_place_of_a_culler_it_culls_as_soon_as_that_waits_and_keeps_no_arming(
+    world: MakeWorld, tmp_path: Path
+):
+    w = await world(REPLACING, handover=replaced(tmp_path))
     w.server("idle", 700)
-    await w.for_s(30)
+    stand_in = await side_by_side(w, tmp_path, (30, nothing))
     assert w.stopped() == ["idle"]
-    (entry,) = w.entries(Event.ARMED)
-    assert "jupyterhub-idle-culler" in entry.detail
+    assert stand_in.runs == [(0.0, False)]
+    assert w.entries(Event.ARMED) == []
+    assert w.status is not None
+    handover = w.status.handover
+    assert (handover.culls, handover.armed_by) == (Culls.HUBGUARD, ArmedBy.CULLER)
+    assert handover.settings == (TakenSetting("HubGuardCull.idle_timeout_s", "600.0"),)
 
 
-async def test_a_takeover_does_not_arm_again_what_a_person_has_set_to_observe(world: MakeWorld):
-    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
-    w.books.journal.observe("ada", "not yet", w.clock.now())
+async def test_a_culler_that_never_promises_to_wait_keeps_hubguard_from_culling(world: MakeWorld, tmp_path: Path):
+    w = await world(ARMED, handover=replaced(tmp_path))
     w.server("idle", 700)
-    await w.for_s(30)
+    await w.for_s(600)
     assert w.stopped() == []
+    assert w.status is not None
+    assert w.status.mode is Mode.OBSERVING
+    assert w.status.handover.culls is Culls.NOBODY
+    assert "hasn't handed over" in w.status.why
+
+
+@pytest.mark.parametrize("end", ["observe", "hub refuses", "journal fails"])
+async def test_the_culler_works_again_whenever_hubguard_cannot(world: MakeWorld, tmp_path: Path, end: str):
+    w = await world(REPLACING, handover=replaced(tmp_path))
+
+    async def spoil() -> None:
+        w.server("idle", 700)
+        if end == "observe":
+            await w.guard.mandate.observe("ann", "not yet")
+        elif end == "hub refuses":
+            w.hub.fault = lambda request: HubRefused("403") if request.call in {"list", "count"} else None
+        else:
+
+            async def call(*_: object, **__: object) -> None:
+                raise JournalError("The disk is full.")
+
+            w.books.call = call  # type: ignore[method-assign]
+
+    stand_in = await side_by_side(w, tmp_path, (100, spoil), (900, nothing))
+    assert stand_in.original_runs
+    assert w.status is not None
+    assert w.status.handover.culls is Culls.OTHER
+    assert w.status.handover.others[0].runs is True
+    stopped = [request.at_s for request in w.hub.requests if request.call == "stop"]
+    assert all(at_s < stand_in.runs[-1][0] for at_s in stopped)
+
+
+async def test_a_hold_stops_both_and_a_wrong_setting_leaves_the_work_to_the_culler(world: MakeWorld, tmp_path: Path):
+    w = await world(REPLACING, handover=replaced(tmp_path))
+    stand_in = await side_by_side(w, tmp_path, (100, lambda: w.guard.mandate.hold("ann", "exam")), (900, nothing))
+    assert not stand_in.original_runs
+    assert w.status is not None
+    assert w.status.handover.culls is Culls.NOBODY
+    other = tmp_path / "other"
+    other.mkdir()
+    w = await world({**REPLACING, "HubGuardBudget": {"rate": "many"}}, handover=replaced(other))
+    stand_in = await side_by_side(w, other, (10, nothing))
+    assert stand_in.original_runs
+    assert "HubGuardBudget.rate" in understudy_says(other)
+
+
+async def test_hubguard_does_no_more_than_the_role_of_the_culler_allowed(world: MakeWorld, tmp_path: Path):
+    handover = replaced(tmp_path, reach=(("group=students", "user=cy"), ("group=students", "server=cy/")))
+    w = await world({"HubGuard": {"armed": True}, **REPLACING}, handover=handover)
+    now = w.clock.now()
+    for user, name, groups in (
+        ("ann", "", ("students",)), ("bo", "", ("staff",)), ("cy", "", ()), ("cy", "gpu", ()), ("di", "", None),
+    ):  # fmt: skip
+        seen = now - timedelta(seconds=700)
+        started = now - timedelta(days=1)
+        w.hub.add(Server(user, name, True, None, started=started, last_activity=seen, groups=groups))
+    await side_by_side(w, tmp_path, (60, nothing))
+    assert sorted(w.stopped()) == ["ann", "cy"]
+    last = w.guard.parts.culling.status().last_cycle
+    assert last is not None
+    reasons = {verdict.server.key: verdict.reason for verdict in last.verdicts}
+    assert {key: reasons[key] for key in [("bo", ""), ("cy", "gpu"), ("di", "")]} == {
+        ("bo", ""): Reason.BEYOND,
+        ("cy", "gpu"): Reason.BEYOND,
+        ("di", ""): Reason.CANT_TELL,
+    }
+
+
+def understudy_says(folder: Path) -> str:
+    report = understudy.read_report(folder, 0)
+    return "" if report is None else report.why
 
 
 async def test_beside_a_running_culler_it_only_observes_even_when_armed(world: MakeWorld):
@@ -612,15 +718,6 @@ async def test_one_failure_to_read_what_the_journal_remembers_delays_a_cycle_and
     assert w.stopped() == ["idle"]
 
 
-async def test_one_failure_to_arm_in_the_place_of_a_culler_delays_it_and_no_more(world: MakeWorld):
-    w = await world({"HubGuardCull": {"idle_timeout_s": 600.0}}, took_over="jupyterhub-idle-culler")
-    w.server("idle", 700)
-    failed = failing_once(w, "arm")
-    await w.for_s(200)
-    assert failed
-    assert w.stopped() == ["idle"]
-
-
 async def test_an_outage_between_two_long_cycles_is_seen_and_nobody_active_before_it_is_stopped(world: MakeWorld):
     w = await world({"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 900.0, "every_s": 600.0}})
     w.server("ann", 30)
@@ -695,13 +792,19 @@ GONE = {**ARMED, "HubGuardCull": {"users": True, "user_idle_timeout_s": 1800.0}}
 
 
 @pytest.mark.parametrize(
-    ("acknowledged", "options", "deleted"),
-    [([], {}, []), (["KubeSpawner"], {}, ["gone"]), ([], {"took_over": "the idle culler"}, ["gone"])],
+    ("acknowledged", "by_a_culler", "deleted"),
+    [([], False, []), (["KubeSpawner"], False, ["gone"]), ([], True, ["gone"])],
 )
 async def test_no_user_is_deleted_with_their_volume_until_somebody_has_acknowledged_that(
-    world: MakeWorld, acknowledged: list[str], options: dict[str, str], deleted: list[str]
+    world: MakeWorld, tmp_path: Path, acknowledged: list[str], by_a_culler: bool, deleted: list[str]
 ):
-    w = await world(GONE, {"HubGuardPrune": {"acknowledged": acknowledged}}, config_facts=KUBE, **options)
+    given = {}
+    if by_a_culler:  # an idle culler did that before
+        report = understudy.Report(1e9, False, "", 0.0)
+        understudy.write(tmp_path / understudy.report_file(0), report)
+        settings = {"HubGuardCull": {"users": True}}
+        given = {"handover": replace(replaced(tmp_path, user_reach=()), settings=settings)}
+    w = await world(GONE, {"HubGuardPrune": {"acknowledged": acknowledged}}, config_facts=KUBE, **given)
     at = w.clock.now() - timedelta(hours=1)
     w.hub.add_user(User("gone", False, (), ("user",), at, at))
     await w.for_s(90)

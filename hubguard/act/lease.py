@@ -109,7 +109,9 @@ class LeaseKeeper:
             except JournalError as error:
                 log.warning("The lease was not released, the next guard waits until it runs out: %s", error)
 
-    async def intend(self, action: Action, actor: str, *, asked: bool, armed: bool | None, detail: str = "") -> int:
+    async def intend(
+        self, action: Action, actor: str, *, asked: bool, armed: bool | None, by_default: bool = False, detail: str = ""
+    ) -> int:
         """The intent's id, committed under our lease. ``detail`` says what ``action`` doesn't, for people.
 
         Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent.
@@ -126,6 +128,7 @@ class LeaseKeeper:
                 self._clock.now(),
                 asked=asked,
                 armed=armed,
+                by_default=by_default,
                 detail=detail,
             )
         except LeaseLost:

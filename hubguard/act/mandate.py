@@ -10,10 +10,11 @@ import logging
 from collections.abc import Awaitable
 
 from hubguard.act.attempt import Attempt
+from hubguard.act.handover import Handover
 from hubguard.act.lease import LeaseKeeper
-from hubguard.errors import HubGuardError, JournalError
+from hubguard.errors import ActingRefused, HubGuardError, JournalError
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.journal.model import Lease, Stance
+from hubguard.journal.model import ArmedBy, Lease, Stance
 from hubguard.model import Action, Order, Outcome
 from hubguard.pacing.clock import Clock
 
@@ -24,13 +25,14 @@ class Mandate:
     """Whether this guard may act for the hub.
 
     ``armed`` is what the settings say, None if they leave it to people. ``observe_only`` is why this guard mustn't act by
-    itself whatever people set, or "". ``took_over`` names the idle culler whose place HubGuard takes, or "": it is then armed
-    unless people have said otherwise. ``wrong_setting`` is the first error in the settings, or "": then nothing is done.
+    itself whatever people set, or "". ``handover`` is from the idle cullers whose place HubGuard takes, None if there are
+    none: it then culls while these wait, unless people have said otherwise. ``wrong_setting`` is the first error in the
+    settings, or "": then nothing is done.
 
     ``superseded`` is set when the guard of a newer hub has taken the lease, and ``allowed`` when a person allows acting: who
     waits for that clears it. ``by_settings`` is whether the settings arm this guard (True) or only let it observe (False),
     None if people decide. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as last
-    read.
+    read. ``settled_at_s`` is when an outcome was last recorded (monotonic), None: never.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Mandate:
         *,
         armed: bool | None = None,
         observe_only: str = "",
-        took_over: str = "",
+        handover: Handover | None = None,
         wrong_setting: str = "",
     ) -> None:
         self.journal = journal
@@ -49,11 +51,12 @@ class Mandate:
         self.allowed = asyncio.Event()
         self._trouble = ""
         self.stance = Stance()
+        self.handover = handover
+        self.settled_at_s: float | None = None
         self._keeper = keeper
         self._clock = clock
         self.by_settings = False if observe_only else armed
         self._observe_only = observe_only
-        self._took_over = took_over
         self._wrong_setting = wrong_setting
         self._under_way: set[int] = set()
 
@@ -67,9 +70,6 @@ class Mandate:
     async def refresh(self) -> Stance:
         """What people have set, read again. Raises JournalError."""
         self.stance = await self.journal.stance()
-        if self._took_over and self.stance.armed is None and self.holds_lease:
-            why = f"took over from {self._took_over}, and goes on with its settings"
-            self.stance = await self.journal.arm("hubguard", why, self._clock.now())
         return self.stance
 
     async def keep_lease(self) -> bool:
@@ -129,9 +129,27 @@ class Mandate:
         return self.stance.held
 
     @property
+    def armed_by(self) -> ArmedBy:
+        """Who armed this guard, whether or not a culler that it replaces still works."""
+        if self.by_settings is not None:
+            return ArmedBy.SETTINGS if self.by_settings else ArmedBy.NOBODY
+        if self.stance.armed is not None:
+            return ArmedBy.PERSON if self.stance.armed else ArmedBy.NOBODY
+        return ArmedBy.NOBODY if self.handover is None else ArmedBy.CULLER
+
+    @property
     def armed(self) -> bool:
-        """Whether this guard may act without being asked."""
-        return bool(self.stance.armed if self.by_settings is None else self.by_settings)
+        """Whether this guard may cull without being asked."""
+        return self.armed_by is not ArmedBy.NOBODY and not self._why_not_ours
+
+    @property
+    def armed_for_all(self) -> bool:
+        """Whether this guard may do everything without being asked, and not only what an idle culler did."""
+        return self.armed and self.armed_by is not ArmedBy.CULLER
+
+    @property
+    def _why_not_ours(self) -> str:
+        return "" if self.handover is None else self.handover.why_not_ours
 
     @property
     def why_observing(self) -> str:
@@ -140,6 +158,8 @@ class Mandate:
             return ""
         if self._observe_only:
             return self._observe_only
+        if self.armed_by is not ArmedBy.NOBODY:
+            return self._why_not_ours
         return "HubGuard.armed is False in the config" if self.by_settings is False else "nobody has armed it"
 
     @property
@@ -162,14 +182,19 @@ class Mandate:
             raise HubGuardError(self.why_standby)
 
     def why_not(self, order: Order) -> str:
-        """Why ``order`` may not be carried out now, as last read; "" if it may. The journal has the last word."""
+        """Why ``order`` may not be carried out now, as last read; "" if it may. The journal has the last word.
+
+        It is asked about all that isn't culling: for that, see ``why_observing``.
+        """
         if self._wrong_setting:
             return f"Nothing is done until this setting is right: {self._wrong_setting}"
         if not self.holds_lease:
             return self.why_standby
         if self.held:
             return self.stance.sentence
-        return "" if order.asked else self.why_observing
+        if order.asked or self.armed_for_all:
+            return ""
+        return self.why_observing or "only culling was taken over from the idle culler, and nobody has armed the rest"
 
     def may_act(self, order: Order) -> bool:
         """Whether ``order`` may be carried out now, as last read."""
@@ -215,8 +240,15 @@ class Mandate:
 
     async def intend(self, action: Action, order: Order, detail: str = "") -> int:
         """The intent's id, committed under our lease. Raises LeaseLost, ActingRefused or JournalError: then send nothing."""
+        if not order.asked and (why := self._why_not_ours):
+            raise ActingRefused(f"Nothing was sent: {why}.")
         intent = await self._keeper.intend(
-            action, order.actor, asked=order.asked, armed=self.by_settings, detail=detail
+            action,
+            order.actor,
+            asked=order.asked,
+            armed=self.by_settings,
+            by_default=self.armed_by is ArmedBy.CULLER,
+            detail=detail,
         )
         self._under_way.add(intent)
         return intent
@@ -224,6 +256,7 @@ class Mandate:
     async def settle(self, intent: int, outcome: Outcome) -> None:
         """Record the outcome of ``intent``. Raises JournalError: it then stays open, and a later look settles it."""
         await self._keeper.settle(intent, outcome)
+        self.settled_at_s = self._clock.monotonic_s()
         self.release(intent)
 
     def release(self, intent: int) -> None:

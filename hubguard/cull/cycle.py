@@ -14,6 +14,7 @@ from hubguard.act.mandate import Mandate
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
 from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
+from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict, Wish
 from hubguard.cull.settings import HubGuardCull
@@ -60,8 +61,8 @@ class Cycles:
     """Runs cycles of culling, one at a time, and remembers between them.
 
     After each cycle ``last`` is its report, ``findings`` what an operator should look at, ``oldest_overdue`` the server that
-    has been due for longest, ``tally`` and ``recent`` how actions ended, and ``last_good_at`` when a cycle last saw all and
-    nothing but people kept it from doing what was due.
+    has been due for longest, ``tally`` and ``recent`` how actions ended, ``last_good_at`` when a cycle last saw all and
+    nothing but people kept it from doing what was due, and ``saw_all_at_s`` when one last saw all (monotonic, None: never).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Cycles:
         self.policy = policy
         self.last: CycleReport | None = None
         self.last_good_at: datetime | None = None
+        self.saw_all_at_s: float | None = None
         self.oldest_overdue: Verdict | None = None
         self.tally = Tally()
         self.recent = Tally()
@@ -119,6 +121,8 @@ class Cycles:
         situation = await self._snapshots.look(
             journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
         )
+        if situation.snapshot.complete:
+            self.saw_all_at_s = self._clock.monotonic_s()
         decision, known = await self._decide(journal, situation, policy)
         judgement = await self._snapshots.judge(journal, due=decision.due, keep=not dry_run)
         stance = await journal.stance()
@@ -298,7 +302,13 @@ class _KnownNow:
         return known
 
 
-def policy_of(section: HubGuardCull, protected: Protected | None = None, users_wait: str = "") -> CullPolicy:
+def policy_of(
+    section: HubGuardCull,
+    protected: Protected | None = None,
+    users_wait: str = "",
+    reach: Reach | None = None,
+    user_reach: Reach | None = None,
+) -> CullPolicy:
     """What the settings want culled. ``users_wait`` is why nobody is deleted all the same, or ""."""
     return CullPolicy(
         idle_timeout_s=section.idle_timeout_s,
@@ -319,6 +329,8 @@ def policy_of(section: HubGuardCull, protected: Protected | None = None, users_w
         interrupt_spawns=section.interrupt_spawns,
         protected=protected or Protected(),
         users_wait=users_wait,
+        reach=reach,
+        user_reach=user_reach,
     )
 
 

@@ -41,6 +41,7 @@ class Reason(str, Enum):
     CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
     STUCK = "pending-stuck"  # pending for longer than its limit
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
+    BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it
     STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
 
 

@@ -29,6 +29,7 @@ _EXEMPT_WHY: dict[Reason, str] = {
     Reason.ADMIN: "servers of admins are left alone (HubGuardCull.admin_servers)",
     Reason.DEFAULT_SERVER: "default servers are left alone (HubGuardCull.default_servers)",
     Reason.NAMED_SERVER: "named servers are left alone (HubGuardCull.named_servers)",
+    Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
     Reason.NO_LIMITS: "both limits are switched off (HubGuardCull.idle_timeout_s and max_age_s are 0)",
 }
 
@@ -149,6 +150,8 @@ def _kept(exemption: Exemption, now: datetime) -> str:
 def _unknown(verdict: Verdict, policy: CullPolicy) -> str:
     if verdict.reason is Reason.CANT_TELL:
         rule = _rule(verdict, policy)
+        if rule is None:
+            return "the idle culler that HubGuard replaces is limited to some groups, and the hub doesn't show groups"
         untold = " and ".join(rule.untold(verdict.server) if rule is not None else ()) or "something"
         return f'the rule "{verdict.rule}" asks for {untold}, which the hub doesn\'t tell HubGuard'
     if verdict.idle_since is None:

@@ -28,7 +28,7 @@ from hubguard.model import Finding, Tally
 from hubguard.pacing.model import BudgetUse
 from hubguard.prune.model import PruneStatus
 from hubguard.snapshot.model import Brake
-from hubguard.status import Mode, Status
+from hubguard.status import HandoverStatus, Mode, Status
 from hubguard.web.sources import SourceShape
 
 
@@ -39,7 +39,8 @@ class StatusShape:
     ``brake`` is set while HubGuard is braked; if it is ``acceptable``, a person can resume. ``clock_from``: idle
     clocks restarted then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
     ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null where nothing was.
-    ``findings`` are what an operator should look at, most recent last.
+    ``findings`` are what an operator should look at, most recent last. ``handover`` says who
+    culls, by whose word, and what was taken over from an idle culler.
     """
 
     at: datetime
@@ -67,6 +68,7 @@ class StatusShape:
     error_ratio: float | None
     oldest_overdue: OverdueShape | None
     findings: tuple[Finding, ...]
+    handover: HandoverStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,6 @@ class HealthShape:
 
 STALE_CYCLE_S = 900.0
 """Without a good cycle for this long, or for three times as long as cycles are apart, ``/health`` says so."""
-
-
-ERRORS_MOST = 0.5
-"""Share of actions that failed or are unverified, above which ``/health`` isn't ok."""
-
-ERRORS_AMONG = 10
-"""Fewest actions in an hour for which ``/health`` judges the share that failed or is unverified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +145,7 @@ def describe(state: State) -> StatusShape:
         error_ratio=_rounded(culled.recent.error_ratio),
         oldest_overdue=oldest_overdue(status, culled, state.policy),
         findings=state.findings,
+        handover=status.handover,
     )
 
 
@@ -168,10 +164,8 @@ def health(state: State) -> HealthShape:
         apart_s = (culled.next_cycle_at - culled.last_cycle.began_at).total_seconds()
     fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
     recent = culled.recent
-    sent = recent.done + recent.failed + recent.unverified
-    failing = sent >= ERRORS_AMONG and (recent.error_ratio or 0.0) > ERRORS_MOST
     return HealthShape(
-        ok=works and fresh and not is_late(status, culled) and not failing,
+        ok=works and fresh and not is_late(status, culled) and not recent.mostly_failed,
         mode=status.mode,
         last_good_cycle_age_s=age_s,
         oldest_overdue_s=overdue_s(culled, status.at),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hubguard.cull.decide.judge import CullPolicy
+from hubguard.journal.model import ArmedBy
 from hubguard.model import FindingKind
 from hubguard.snapshot.model import Brake, BrakeReason
-from hubguard.status import Mode, Status
+from hubguard.status import Culls, Mode, OtherCuller, Status
 from hubguard.words import count
 
 MODE_WORDS: dict[Mode, str] = {
@@ -16,6 +17,21 @@ MODE_WORDS: dict[Mode, str] = {
     Mode.BRAKED: "Braked",
     Mode.STANDBY: "Standing by",
     Mode.TROUBLED: "Not working",
+}
+
+
+CULLS_WORDS: dict[Culls, str] = {
+    Culls.HUBGUARD: "HubGuard",
+    Culls.OTHER: "Another service",
+    Culls.NOBODY: "Nobody",
+}
+
+
+ARMED_BY_WORDS: dict[ArmedBy, str] = {
+    ArmedBy.NOBODY: "HubGuard isn't armed",
+    ArmedBy.SETTINGS: "armed by c.HubGuard.armed",
+    ArmedBy.PERSON: "armed by a person",
+    ArmedBy.CULLER: "in the place of the culler, as long as its service is in the hub's config; for culling alone",
 }
 
 
@@ -38,6 +54,21 @@ def acceptance(brake: Brake, policy: CullPolicy) -> str:
     if brake.reason is BrakeReason.POPULATION:
         return "If you resume, you confirm that the missing users are meant to be gone."
     return "If you resume, HubGuard continues despite this."
+
+
+def other_state(other: OtherCuller) -> tuple[str, str]:
+    """The mark of a service that culls or may cull, and its state in a word or two."""
+    if not other.known:
+        return "unknown", "may cull"
+    if other.runs is None:
+        return "wait", "hasn't reported yet"
+    return ("acting", "culls") if other.runs else ("keep", "waits")
+
+
+def reach_words(other: OtherCuller) -> str:
+    """Whose servers a culler may stop."""
+    limits = [" or ".join(filters) for filters in other.reach]
+    return " and ".join(limits) or "everybody"
 
 
 def headline(status: Status, due: int, users: int = 0) -> str:

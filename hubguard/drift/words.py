@@ -23,6 +23,7 @@ from hubguard.drift.model import (
     RepairPlan,
     World,
 )
+from hubguard.journal.model import ArmedBy
 from hubguard.model import ActionKind, Cause, OutcomeKind, Reading
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.status import Mode, Status
@@ -422,7 +423,7 @@ def _blocked_by(report: DriftReport, status: Status) -> _Block | None:
         return _Block.LEASE
     if status.stance.held:
         return _Block.HOLD
-    if not status.armed:
+    if not status.armed or status.handover.armed_by is ArmedBy.CULLER:
         return _Block.ARMED
     if report.watch.state in {WatchState.GONE, WatchState.HANGS, WatchState.WIPED}:
         return _Block.PROXY

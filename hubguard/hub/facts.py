@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from hubguard.errors import HubGuardError
 from hubguard.hub.api import HubAPI
+from hubguard.inhub.handover import Handover
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -19,12 +20,18 @@ LEARN_S = 600.0
 class HubFacts:
     """``version`` is the hub's, None until read. ``notes`` are those given, and one for each scope that our token lacks.
 
-    ``features`` says for each hub scope what needs it.
+    ``features`` says for each hub scope what needs it. ``cullers`` are what the include found of other cullers.
     """
 
     def __init__(
-        self, hub: HubAPI, clock: Clock, features: Mapping[str, str] | None = None, notes: tuple[str, ...] = ()
+        self,
+        hub: HubAPI,
+        clock: Clock,
+        features: Mapping[str, str] | None = None,
+        notes: tuple[str, ...] = (),
+        cullers: Handover | None = None,
     ) -> None:
+        self.cullers = cullers or Handover()
         self.version: str | None = None
         self.notes = notes
         self._given = notes

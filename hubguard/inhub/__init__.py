@@ -3,7 +3,7 @@
 Imports nothing heavier than model and errors, and raises nothing: HubGuard never keeps a hub from starting.
 """
 
-from hubguard.inhub.late import runs_a_culler
+from hubguard.inhub.idle_culler import runs_a_culler
 from hubguard.inhub.register import register
 from hubguard.inhub.scopes import CUSTOM_SCOPES, LOGIN_SCOPES, SCOPES, Need
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -89,7 +89,9 @@ _KNOWN: Mapping[str, Option] = {
     **{name: Option(name, False, "") for name in QUESTIONS},
 }
 _BY_OTHER_NAMES = {"config": "config_file", "h": "help", "V": "version"}
-_CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
+
+CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers", "hubguard.culler")
+"""How an idle culler's command is recognized: z2jh's, TLJH's, the project's own, the one before it, and the drop-in."""
 
 _KEEPS_US_AWAY = {
     "config_file": "--config isn't taken over: HubGuard doesn't read that file.",
@@ -189,8 +191,35 @@ def settings_for(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
     return settings
 
 
-def settings_from(command: Sequence[str]) -> TakenOver:
-    """HubGuard's settings for a culler's whole command, interpreter included. Never raises."""
+def runs_a_culler(command: Iterable[object] | None) -> bool:
+    """Whether a service's command runs an idle culler, by itself or in a shell. A folder of such a name isn't one."""
+    return any(_is_a_culler(part) for word in command or () for part in str(word).split())
+
+
+def read_command(command: Sequence[str]) -> Line:
+    """What a culler's whole command, interpreter included, says. Never raises."""
+    return read_line(_own([str(word) for word in command]))
+
+
+def given_bare(command: Sequence[str], name: str) -> bool:
+    """Whether a culler's whole command has the switch ``name`` without a value, as 1.4.0 takes it and 2.0.0 doesn't."""
+    words = _own([str(word) for word in command])
+    following = [*words[1:], ""]
+    return any(
+        word.startswith("-")
+        and "=" not in word
+        and (option := _option(word.lstrip("-"))) is not None
+        and option.name == name
+        and (after.startswith("-") or _boolean(after) is None)
+        for word, after in zip(words, following, strict=False)
+    )
+
+
+def settings_from(command: Sequence[str], *, without: Sequence[str] = ()) -> TakenOver:
+    """HubGuard's settings for a culler's whole command, interpreter included. Never raises.
+
+    ``without`` names options that count as if they weren't given.
+    """
     words = [str(word) for word in command]
     notes: list[str] = []
     if shell := next((word for word in words if "cull" in word and len(word.split()) > 1), None):
@@ -203,15 +232,20 @@ def settings_from(command: Sequence[str]) -> TakenOver:
     understood = not notes
     if line.values.get("cull_users"):
         notes.append("--cull-users is taken over: HubGuard deletes users, which needs the scope delete:users.")
-    return TakenOver(settings_for(line.values), tuple(notes), understood)
+    values = {name: value for name, value in line.values.items() if name not in without}
+    return TakenOver(settings_for(values), tuple(notes), understood)
 
 
 def _own(words: list[str]) -> list[str]:
     """The culler's own words, without the interpreter and program before them."""
     for position, word in enumerate(words):
-        if PurePath(word.strip("'\"")).name.removesuffix(".py") in _CULLERS:
+        if _is_a_culler(word):
             return words[position + 1 :]
     return words[1:]
+
+
+def _is_a_culler(word: str) -> bool:
+    return PurePath(word.strip("'\"")).name.removesuffix(".py") in CULLERS
 
 
 def _option(written: str) -> Option | None:

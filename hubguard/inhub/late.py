@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import atexit
 import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
-from hubguard.inhub.idle_culler import DEFAULT_CONFIG_FILE, settings_from
+from hubguard import understudy
+from hubguard.inhub import handover
 from hubguard.inhub.named_users import named_users, packed
 from hubguard.inhub.scopes import SERVICE
 from hubguard.inhub.spawner_settings import STORING, classes_of, deletes_forever, setting, settings_of
 from hubguard.inhub.stop_hook import watch_stops
-
-CULLERS = ("jupyterhub_idle_culler", "jupyterhub-idle-culler", "cull_idle_servers")
-"""How a command that runs an idle culler is recognised: z2jh's, TLJH's, the project's own, and the one before it."""
 
 PASSED_ON = (
     *("HUBGUARD_", "CONFIGPROXY_", "JUPYTERHUB_REQUEST_TIMEOUT"),
@@ -59,19 +60,21 @@ class LateRegistration(str):
     """
 
     problems: tuple[Problem, ...]
-    took_over: dict[str, Any] | None
+    handed_over: handover.Handover | None
     first_started_at: float
 
     def __new__(cls, *problems: Problem) -> LateRegistration:
         """``problems`` come first in the ``errors`` of the registration."""
         made = super().__new__(cls, "(set when the process is started)")
         made.problems = problems
-        made.took_over = None
+        made.handed_over = None
         made.first_started_at = 0.0
         return made
 
     def __deepcopy__(self, memo: object) -> LateRegistration:
-        return self  # a copy would neither know which culler it replaced, nor be callable if it were made by way of str
+        return (
+            self  # a copy would neither know which cullers it replaced, nor be callable if it were made by way of str
+        )
 
     def __call__(self, spawner: Any) -> str:
         """The registration as JSON. Never raises: failures are in ``errors``."""
@@ -93,7 +96,7 @@ class LateRegistration(str):
             ("prune", _prune),
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
-            ("idle_culler", self._idle_culler),
+            ("handover", self._handover),
         ):
             try:
                 facts[name] = find(app, facts["errors"])
@@ -124,32 +127,70 @@ class LateRegistration(str):
             facts.update(api_url=_api_url(app), base_url=app.base_url, subdomain_host=app.subdomain_host)
         except Exception as error:
             errors.append((INCLUDE, f"can't read the hub's URLs ({type(error).__name__}: {error})"))
+        unreachable = handover.why_unreachable(str(app.hub.api_url), bool(getattr(app, "internal_ssl", False)))
+        if unreachable:
+            errors.append((INCLUDE, unreachable))
         if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
             facts["db_url"] = _absolute(app.db_url)
         return facts
 
-    def _idle_culler(self, app: Any, errors: list[Problem]) -> dict[str, Any] | None:
-        """The idle culler among the services, put out of work where HubGuard can go on with it; None where there is none."""
-        if self.took_over is not None:
-            # The hub starts our process again when it has ended. By then nothing else shows the culler any more.
-            return self.took_over
-        cullers = [
-            service for service in app._service_map.values() if service.managed and runs_a_culler(service.command)
-        ]
-        if not cullers:
-            return None
-        culler = {"name": " and ".join(service.name for service in cullers), "command": list(cullers[0].command)}
-        if why := _why_it_stays(app, cullers):
-            app.log.warning("HubGuard only observes, because the service %s culls. %s", culler["name"], why)
-            return {**culler, "stood_down": False, "why": why}
-        # Without a command the hub takes it for an external service and starts nothing. Its entry stays, since its role
-        # names it, and a role for a service that isn't there keeps a hub from starting.
-        cullers[0].command = []
+    def _handover(self, app: Any, errors: list[Problem]) -> dict[str, Any]:
+        """What becomes of the idle cullers among the services; see :class:`hubguard.inhub.handover.Handover`."""
+        if self.handed_over is None:
+            # The hub starts our process again when it has ended. By then the cullers' commands are our own.
+            self.handed_over = _hand_over(app)
+        return self.handed_over.to_dict()
+
+
+def _hand_over(app: Any) -> handover.Handover:
+    """The cullers' commands become understudies if HubGuard can take their place; otherwise nothing is changed."""
+    ours = {SERVICE, f"{SERVICE}-process"}
+    there = {name: service for name, service in app._service_map.items() if name not in ours}
+    found = handover.decide([handover.service_of(service) for service in there.values()], _hub_for_handover(app))
+    if found.replaced:
+        try:
+            folder = tempfile.mkdtemp(prefix="hubguard-")
+        except OSError as error:
+            why = f"No folder for temporary files can be written ({error.strerror})."
+            found = replace(found, replaced=False, settings={}, api_url="", notes=(), why=why)
+        else:
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            found = replace(found, folder=folder)
+    if found.replaced:
+        for number, culler in enumerate(found.cullers):
+            part = understudy.Part(found.folder, number, os.getpid(), understudy.Terms(), culler.command)
+            # Its entry stays as it is: its role names it, and its token and environment are what the original needs.
+            there[culler.name].command = understudy.command_for(part, sys.executable)
         app.log.warning(
-            "HubGuard replaces the idle culler %s, with its settings. The hub doesn't start the culler.", culler["name"]
+            "HubGuard replaces the idle culler %s once it has shown that it can do its work. Until then, and whenever"
+            " HubGuard fails, the culler runs.",
+            found.name,
         )
-        self.took_over = {**culler, "stood_down": True}
-        return self.took_over
+    elif found.why:
+        app.log.warning(
+            "HubGuard only observes. %s", f"{found.name} culls. {found.why}" if found.cullers else found.why
+        )
+    return found
+
+
+def _hub_for_handover(app: Any) -> handover.Hub:
+    def value(section: str, name: str, default: Any) -> Any:
+        found = app.config.get(section, {}).get(name, default)
+        if isinstance(found, DeferredConfigString):
+            found = _from_command_line(found)
+        return default if isinstance(found, LazyConfigValue) else found
+
+    users = value("HubGuardCull", "users", None)
+    beside = value("HubGuard", "act_beside", ())
+    return handover.Hub(
+        api_url=str(app.hub.api_url),
+        ours=handover.scopes_of(app._service_map.get(SERVICE)),
+        internal_ssl=bool(getattr(app, "internal_ssl", False)),
+        wanted=str(value("HubGuard", "on_idle_culler", "take over")),
+        beside=tuple(map(str, beside)) if isinstance(beside, (list, tuple, set)) else (),
+        users=users if isinstance(users, bool) else None,
+        has_rules=bool(value("HubGuardCull", "rules", ())),
+    )
 
 
 class Members(list[str]):
@@ -288,30 +329,6 @@ def _do_not_wait(app: Any) -> None:
     if page.url:
         asyncio.get_running_loop().call_soon(setattr, page, "url", page.url)
         page.url = ""
-
-
-def runs_a_culler(command: Any) -> bool:
-    """Whether a service's command runs an idle culler, by itself or in a shell. A folder of such a name isn't one."""
-    words = [part for word in command for part in str(word).split()]
-    return any(PurePath(word.strip("'\"")).name.removesuffix(".py") in CULLERS for word in words)
-
-
-def _why_it_stays(app: Any, cullers: list[Any]) -> str:
-    """Why these cullers go on themselves, as a sentence; "" where the one there is can be taken over from."""
-    (culler, *others) = cullers
-    wanted = app.config.get("HubGuard", {}).get("on_idle_culler", "take over")
-    if not isinstance(wanted, LazyConfigValue) and wanted != "take over":
-        return f"HubGuard.on_idle_culler is {str(wanted)!r}."
-    if others:
-        return "There are several, and HubGuard can replace only one. Remove all but one."
-    if getattr(culler, "spawner", None) is not None:
-        return "The hub started it before HubGuard. Include HubGuard last; it then registers first."
-    taken = settings_from(culler.command)
-    if not taken.understood:
-        return f"HubGuard can't take over its settings: {' '.join(taken.notes)}"
-    if Path(getattr(culler, "cwd", "") or ".", DEFAULT_CONFIG_FILE).exists():
-        return f"HubGuard can't take over its settings: some are in {DEFAULT_CONFIG_FILE}, which the culler reads."
-    return ""
 
 
 def _from_command_line(text: str) -> Any:

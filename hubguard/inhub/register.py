@@ -19,8 +19,8 @@ from jupyterhub import version_info
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.inhub.idle_culler import settings_from
-from hubguard.inhub.late import LateRegistration, Members, Problem, runs_a_culler
+from hubguard.inhub.idle_culler import runs_a_culler, settings_from
+from hubguard.inhub.late import LateRegistration, Members, Problem
 from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, LOGIN_SCOPES, SCOPES, SERVICE
 
 PROCESS = "hubguard-process"
@@ -99,15 +99,18 @@ def _register(levels: list[Config]) -> None:
 
 
 def _deletes_users(levels: list[Config]) -> bool:
-    """Whether users are to be deleted, by our settings or that of an idle culler among the services."""
-    if any(
-        _effective(levels, section, name, False) is True
-        for section, name in (("HubGuardCull", "users"), ("HubGuardPrune", "delete_users"))
-    ):
+    """Whether users are to be deleted: by our settings, or by the one idle culler that HubGuard may replace."""
+    by_culling = _effective(levels, "HubGuardCull", "users", None)
+    if by_culling is True or _effective(levels, "HubGuardPrune", "delete_users", False) is True:
         return True
+    if by_culling is False or _effective(levels, "HubGuard", "on_idle_culler", "take over") != "take over":
+        return False
     services = [spec for spec in _effective(levels, "JupyterHub", "services", []) if isinstance(spec, dict)]
-    cullers = [spec["command"] for spec in services if runs_a_culler(spec.get("command") or ())]
-    return any(settings_from(command).settings.get("HubGuardCull", {}).get("users") is True for command in cullers)
+    cullers = [spec["command"] for spec in services if runs_a_culler(spec.get("command"))]
+    if len(cullers) != 1:
+        return False
+    taken = settings_from(cullers[0])
+    return taken.understood and taken.settings.get("HubGuardCull", {}).get("users") is True
 
 
 def _levels(c: Config) -> list[Config]:

@@ -74,6 +74,15 @@ class Lease:
     expires_at: datetime
 
 
+class ArmedBy(str, Enum):
+    """By whose word HubGuard acts without being asked."""
+
+    NOBODY = "nobody"
+    SETTINGS = "settings"  # HubGuard.armed
+    PERSON = "person"
+    CULLER = "culler"  # as long as the entry of an idle culler that HubGuard replaces is there; for culling alone
+
+
 class Event(str, Enum):
     """What an entry of the journal tells."""
 

@@ -155,12 +155,14 @@ class Journal(Exemptions):
         *,
         asked: bool,
         armed: bool | None,
+        by_default: bool = False,
         detail: str = "",
     ) -> int:
         """The intent is on disk; its id. Only then may the request go out.
 
         ``detail`` says what ``action`` doesn't, for people.
-        ``armed`` is what the settings say; None leaves it to the stance. ``asked``: a person wants this one by name,
+        ``armed`` is what the settings say; None leaves it to the stance, and ``by_default`` is what holds until people have
+        set that. ``asked``: a person wants this one by name,
         so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out, ActingRefused when acting
         is on hold, or is neither armed nor asked for. From these checks until the commit nobody can take the lease
         or put acting on hold: whoever does so afterwards finds this intent in the journal.
@@ -173,6 +175,8 @@ class Journal(Exemptions):
             if connection.execute(touch).rowcount != 1:
                 raise _lost(connection, hub, now)
             stance = _read_stance(connection, lock=True)
+            if armed is None:
+                armed = by_default if stance.armed is None else stance.armed
             _refuse_unless_allowed(stance, asked=asked, armed=armed)
             return add_entry(
                 connection,
@@ -340,19 +344,25 @@ def _lost(connection: Connection, hub: str, now: datetime) -> LeaseLost:
     return LeaseLost(f"Nothing was sent: {state}. This guard acts again once it holds the lease.")
 
 
+ITSELF = "hubguard"
+"""The actor of what HubGuard does without being asked."""
+
+
 def _read_stance(connection: Connection, *, lock: bool = False) -> Stance:
     """``lock``: nobody changes it before this transaction ends."""
     query = sa.select(_stance).where(_stance.c.id == 1)
     row = connection.execute(query.with_for_update() if lock else query).one()
-    return Stance(
-        row.armed, row.armed_by, row.armed_at, row.armed_why, row.held, row.held_by, row.held_at, row.held_why
-    )
+    # Earlier versions armed themselves when they replaced an idle culler, and stayed armed when that was gone.
+    held = {"held": row.held, "held_by": row.held_by, "held_at": row.held_at, "held_why": row.held_why}
+    if row.armed_by == ITSELF:
+        return Stance(**held)
+    return Stance(row.armed, row.armed_by, row.armed_at, row.armed_why, **held)
 
 
-def _refuse_unless_allowed(stance: Stance, *, asked: bool, armed: bool | None) -> None:
+def _refuse_unless_allowed(stance: Stance, *, asked: bool, armed: bool) -> None:
     if stance.held:
         raise ActingRefused(f"Nothing was sent. {stance.sentence} Resume to continue.")
-    if not asked and not (stance.armed if armed is None else armed):
+    if not asked and not armed:
         raise ActingRefused("Nothing was sent: HubGuard isn't armed and only observes. Arm it to let it act by itself.")
 
 

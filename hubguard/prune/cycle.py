@@ -356,7 +356,7 @@ class PruneCycles:
 
     async def _prune_by_schedule(self) -> None:
         every_s, now = self._settings.every_s, self._clock.now()
-        if every_s <= 0 or not self._mandate.armed or not self._settings.delete_users:
+        if every_s <= 0 or not self._mandate.armed_for_all or not self._settings.delete_users:
             return
         last = await self._journal.recall(SCHEDULE)
         if last is not None and timedelta() <= now - last[1] < timedelta(seconds=every_s):

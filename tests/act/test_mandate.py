@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from handing_over import replaced
 from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
+from hubguard import understudy
+from hubguard.act.handover import Handover
 from hubguard.act.lease import LeaseKeeper
 from hubguard.act.mandate import Mandate
-from hubguard.errors import HubGuardError, JournalError
+from hubguard.errors import ActingRefused, HubGuardError, JournalError
+from hubguard.journal.model import ArmedBy
 from hubguard.model import Action, Order, Outcome, OutcomeKind
 
 BY_ITSELF, ASKED = Order("hubguard"), Order("ann", "exam", asked=True)
@@ -29,6 +35,14 @@ class Scene:
         await self.mandate.open()
         await self.mandate.keep_lease()
         return self.mandate
+
+
+def waiting(folder: Path, clock: VirtualClock, *, until_s: float = 1000.0) -> Handover:
+    """The handover from a culler that has promised to wait until then."""
+    understudy.write(folder / understudy.report_file(0), understudy.Report(until_s, False, "", 0.0))
+    handover = Handover(replaced(folder), clock)
+    handover.show(understudy.Word.ABLE, "")
+    return handover
 
 
 async def test_nothing_may_be_done_before_the_lease_is_held_whoever_asks():
@@ -73,14 +87,46 @@ async def test_beside_another_culler_it_observes_even_where_people_or_settings_a
         await mandate.arm("ann", "")
 
 
-async def test_taking_over_arms_once_and_never_against_what_people_have_set():
-    scene = Scene(took_over="cull-idle")
+async def test_a_replaced_culler_arms_for_culling_alone_and_never_against_what_people_have_set(tmp_path: Path):
+    scene = Scene()
+    scene.mandate.handover = waiting(tmp_path, scene.clock)
     mandate = await scene.begun()
-    await mandate.refresh()
     assert mandate.armed
+    assert mandate.armed_by is ArmedBy.CULLER
+    assert not mandate.armed_for_all
+    assert "only culling" in mandate.why_not(BY_ITSELF)
+    assert mandate.stance.armed is None, "it isn't kept: it ends with the culler's entry"
+    await mandate.intend(STOP, BY_ITSELF)
     await mandate.observe("ann", "not yet")
+    assert not mandate.armed
+    with pytest.raises(ActingRefused):
+        await mandate.intend(STOP, BY_ITSELF)
+    await mandate.arm("ann", "go")
+    assert mandate.armed_for_all
+
+
+async def test_while_the_culler_works_nothing_is_sent_by_itself_whoever_armed_it(tmp_path: Path):
+    scene = Scene(armed=True)
+    scene.mandate.handover = handover = waiting(tmp_path, scene.clock, until_s=10)
+    mandate = await scene.begun()
+    assert mandate.armed
+    await scene.clock.run(scene.clock.sleep(11))
+    handover.show(understudy.Word.ABLE, "")
+    await mandate.keep_lease()
+    assert not mandate.armed
+    assert "hasn't handed over" in mandate.why_observing
+    with pytest.raises(ActingRefused):
+        await mandate.intend(STOP, BY_ITSELF)
+    assert await mandate.intend(STOP, ASKED), "a person who asks by name isn't a culler"
+
+
+async def test_what_an_earlier_version_armed_by_itself_is_not_armed_any_more():
+    scene = Scene()
+    mandate = await scene.begun()
+    await mandate.journal.arm("hubguard", "took over from cull-idle, and goes on with its settings", scene.clock.now())
     await mandate.refresh()
     assert not mandate.armed
+    assert mandate.stance.armed is None
 
 
 async def test_an_intent_is_under_way_from_its_commit_until_it_is_settled():

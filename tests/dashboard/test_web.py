@@ -19,10 +19,10 @@ from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known, Reason, Standing, UserVerdict, Verdict, Wish
 from hubguard.dashboard.routes import API, PAGES
 from hubguard.errors import ConfigError, HubGuardError, JournalError
-from hubguard.journal.model import Event, Failures, Stance
+from hubguard.journal.model import ArmedBy, Event, Failures, Stance
 from hubguard.model import Finding, FindingKind, Outcome, OutcomeKind, Server, Tally, User
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
-from hubguard.status import Mode
+from hubguard.status import Culls, HandoverStatus, Mode, OtherCuller, TakenSetting
 
 pytestmark = pytest.mark.contract
 
@@ -721,8 +721,43 @@ def everything() -> FakeGuard:
         recent=Tally(1, 2, 3, 4),
         findings=(Finding(FindingKind.RULE, NOW, "It can't match."),),
         last_cycle=report,
+        handover=HANDOVER,
     )
     return guard
+
+
+HANDOVER = HandoverStatus(
+    Culls.OTHER,
+    ArmedBy.CULLER,
+    "cull-idle culls (HubGuard has fallen silent)",
+    (
+        OtherCuller(
+            "cull-idle", known=True, replaced=True, runs=True, detail="HubGuard has fallen silent",
+            command=("jupyterhub-idle-culler",), reach=(("group=gpu", "user=o"), ("user=o",)),
+        ),
+        OtherCuller("janitor", known=False, replaced=False, runs=None, detail="the service janitor may stop servers"),
+    ),
+    (TakenSetting("HubGuardCull.idle_timeout_s", "5000.0"),),
+    "http://localhost:8081/hub/api",
+)  # fmt: skip
+
+
+async def test_the_overview_says_who_culls_by_what_right_and_with_what(site: Site) -> None:
+    site.guard.change(mode=Mode.OBSERVING, handover=HANDOVER)
+    page = (await site.ask("", "reader")).text
+    section = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page[page.index('id="h-culls"') :])).partition("Does it cull")[
+        0
+    ]
+    for words in (
+        *("Another service", "cull-idle culls (HubGuard has fallen silent)", "for culling alone"),
+        *("Reaches group=gpu or user=o and user=o", "janitor", "may cull", "http://localhost:8081/hub/api"),
+        "c.HubGuardCull.idle_timeout_s = 5000.0",
+    ):
+        assert words in section
+    shape = (await site.ask("api/v1/status", "reader")).json["handover"]
+    assert (shape["culls"], shape["armed_by"]) == ("other", "culler")
+    site.guard.change(handover=HandoverStatus(Culls.HUBGUARD, ArmedBy.PERSON))
+    assert "h-culls" not in (await site.ask("", "reader")).text, "without another culler there is nothing to say"
 
 
 async def test_metrics_tell_of_actions_brake_findings_and_what_is_overdue(site: Site) -> None:

@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from guarded import INCLUDE, SNIPPET, places_of
+from handing_over import understudies
 from stand_ins import stand_in
 from yarl import URL
 
@@ -213,18 +214,65 @@ async def test_nonsense_around_the_include_costs_the_hub_nothing(
 # -- beside an idle culler ----------------------------------------------------------------------------------------------
 
 
-def cullers_of(hub: TestbedHub) -> list[int]:
-    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in hub.leftovers()}
-    return [pid for pid, file in commands.items() if file.exists() and b"jupyterhub_idle_culler" in file.read_bytes()]
+MAY_DELETE = "c.JupyterHub.load_roles[-1]['scopes'] += ['delete:users']\n"
 
 
-async def test_an_idle_culler_is_taken_over_and_never_started(hub: TestbedHub):
-    found = (await told(hub))["idle_culler"]
-    assert found["stood_down"] is True
-    assert found["command"][1:] == ["-m", "jupyterhub_idle_culler", "--timeout=86000", "--cull-every=600"]
+async def test_an_idle_culler_keeps_its_entry_and_an_understudy_stands_by(hub: TestbedHub):
+    found = (await told(hub))["handover"]
+    assert found["replaced"] is True
+    assert found["cullers"][0]["command"][1:] == [
+        *("-m", "jupyterhub_idle_culler", "--timeout=86000", "--cull-every=600")
+    ]
     await serves(hub)
-    assert cullers_of(hub) == []
-    assert "HubGuard replaces the idle culler jupyterhub-idle-culler" in hub.log_text()
+    (standing_by,) = understudies(hub)
+    words = Path(f"/proc/{standing_by}/cmdline").read_bytes().decode().split("\0")
+    assert words[words.index("--") + 1 : -1] == found["cullers"][0]["command"]
+    assert "HubGuard replaces the idle culler jupyterhub-idle-culler once it has shown" in hub.log_text()
+
+
+FILTERED = "c.JupyterHub.load_roles[-1]['scopes'] = ['list:users', 'read:servers', 'delete:servers!group=gpu']\n"
+ELSEWHERE = (
+    "c.JupyterHub.services.append({'name': 'janitor', 'api_token': 'x' * 32})\n"
+    "c.JupyterHub.load_roles.append({'name': 'janitor', 'services': ['janitor'], 'scopes': ['list:users',"
+    " 'read:servers', 'delete:servers']})\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        pytest.param(culler() + INCLUDE + "c.HubGuard.on_idle_culler = 'refuse'\n", "refuse", id="refused"),
+        pytest.param(culler() + INCLUDE + ELSEWHERE, "janitor", id="an external culler"),
+        pytest.param(
+            culler()
+            + INCLUDE
+            + "c.JupyterHub.load_roles = [r for r in c.JupyterHub.load_roles if r['name'] != 'hubguard']\n",
+            "HubGuard's role lacks",
+            id="roles set anew",
+        ),
+        pytest.param(culler("--spare-the-professor") + INCLUDE, "spare", id="not understood", marks=pytest.mark.long),
+        pytest.param(
+            INCLUDE + culler("--cull-users=true") + MAY_DELETE, "delete:users", id="users", marks=pytest.mark.long
+        ),
+    ],
+)
+async def test_a_culler_that_is_not_taken_over_is_started_as_ever(testbed_hub: MakeHub, config: str, why: str):
+    hub = await testbed_hub(config=config + stand_in())
+    found = (await told(hub))["handover"]
+    assert found["replaced"] is False
+    assert why in found["why"]
+    assert "Starting managed service jupyterhub-idle-culler" in hub.log_text()
+    assert understudies(hub) == []
+    whoami = await hub.api("GET", "user", token=(await told(hub))["token"])
+    assert "delete:users" not in whoami.data["scopes"]
+
+
+async def test_two_cullers_of_which_one_is_for_a_group_are_taken_over_with_their_filters(testbed_hub: MakeHub):
+    hub = await testbed_hub(config=culler() + culler(name="cull-gpu") + FILTERED + INCLUDE + stand_in())
+    found = (await told(hub))["handover"]
+    assert found["replaced"] is True, found["why"]
+    assert [one["reach"] for one in found["cullers"]] == [[], [["group=gpu"]]]
+    assert len(understudies(hub)) == 2
 
 
 @pytest.mark.long
@@ -232,21 +280,9 @@ async def test_a_process_that_the_hub_starts_again_is_told_of_the_culler_again(h
     first = await told(hub)
     os.kill(first["pid"], signal.SIGKILL)
     again = await told(hub, after=first["pid"])
-    assert again["idle_culler"] == first["idle_culler"]
-    assert again["idle_culler"]["stood_down"] is True
+    assert again["handover"] == first["handover"]
+    assert again["handover"]["replaced"] is True
     assert again["token"] == first["token"]
-    assert cullers_of(hub) == []
-
-
-@pytest.mark.long
-async def test_a_culler_that_is_not_taken_over_is_started_as_ever(testbed_hub: MakeHub):
-    """One of two that stand around the include; tests/inhub has the other reasons to leave a culler at work."""
-    hub = await testbed_hub(config=culler() + INCLUDE + culler("--spare-the-professor", name="another") + stand_in())
-    found = (await told(hub))["idle_culler"]
-    assert found["stood_down"] is False
-    assert found["why"]
-    for name in ("jupyterhub-idle-culler", "another"):
-        assert f"Starting managed service {name}" in hub.log_text()
 
 
 # -- tokens and rights ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from traitlets import Bool, Dict, Unicode, default
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.inhub import CUSTOM_SCOPES, SCOPES, named_users, register, runs_a_culler
+from hubguard import understudy
+from hubguard.inhub import CUSTOM_SCOPES, SCOPES, handover, named_users, register, runs_a_culler
 from hubguard.inhub.late import LONGEST, LateRegistration, Members
 from hubguard.inhub.named_users import packed, unpacked
 
@@ -245,6 +246,13 @@ def spawner(config: Config | None = None, services: list[Service] | None = None,
     return SimpleNamespace(user=SimpleNamespace(service=SimpleNamespace(app=app)))
 
 
+@pytest.fixture(autouse=True)
+def _rights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Services have the scopes that they are made with, HubGuard's all that it asks for."""
+    monkeypatch.setattr(handover, "scopes_of", lambda service: frozenset(getattr(service, "scopes", SCOPES)))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
 def told(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return json.loads(LateRegistration()(spawner(*args, **kwargs)))
 
@@ -252,7 +260,14 @@ def told(*args: Any, **kwargs: Any) -> dict[str, Any]:
 def culler(**changes: Any) -> Service:
     command = ["python3", "-m", "jupyterhub_idle_culler", "--timeout=3600"]
     return Service(
-        **{"name": "jupyterhub-idle-culler", "command": command, "environment": {}, "spawner": None, **changes}
+        **{
+            "name": "jupyterhub-idle-culler",
+            "command": command,
+            "environment": {},
+            "spawner": None,
+            "scopes": handover.NEEDED,
+            **changes,
+        }
     )
 
 
@@ -416,7 +431,7 @@ def test_a_broken_part_of_the_hub_costs_that_part_alone():
     del broken.user.service.app._service_map
     answer = json.loads(LateRegistration()(broken))
     assert answer["sections"] == {"HubGuard": {"armed": True}}
-    assert any("can't read idle_culler" in text for _, text in answer["errors"])
+    assert any("can't read handover" in text for _, text in answer["errors"])
 
 
 def test_a_spawner_that_cannot_be_understood_costs_its_part_alone():
@@ -434,75 +449,88 @@ def test_a_spawner_that_cannot_be_understood_costs_its_part_alone():
         ["python3", "-m", "jupyterhub_idle_culler", "--timeout=3600"],
         ["/opt/bin/jupyterhub-idle-culler"],
         ["python3", "/srv/cull_idle_servers.py", "--timeout=60"],
-        ["python3", "-m", "jupyterhub_idle_culler", "--cull-users"],
+        ["python3", "-m", "hubguard.culler", "--timeout=60"],
     ],
 )
-def test_an_idle_culler_is_put_out_of_work_before_it_starts(command: list[str]):
+def test_an_idle_culler_keeps_its_entry_and_its_command_goes_to_an_understudy(command: list[str]):
     service = culler(command=command)
-    answer = told(services=[Service(name="other", command=["x"], environment={}), service])
-    assert answer["idle_culler"]["stood_down"] is True
-    assert answer["idle_culler"]["command"] == command
-    assert not service.managed
+    others = Service(name="other", command=["x"], environment={}, scopes=[])
+    answer = told(services=[others, service])["handover"]
+    assert answer["replaced"] is True
+    assert answer["cullers"][0]["command"] == command
+    part = understudy.part_of(service.command)
+    assert part is not None
+    assert (list(part.command), part.folder) == (command, answer["folder"])
+    assert Path(answer["folder"]).stat().st_mode & 0o777 == 0o700
+    assert others.command == ["x"]
 
 
-def test_the_culler_is_left_alone_where_the_settings_say_so():
+@pytest.mark.parametrize("wanted", ["refuse", "Refuse", 7])
+def test_the_culler_is_left_alone_where_the_settings_say_so(wanted: object):
     service = culler()
-    answer = told(Config({"HubGuard": {"on_idle_culler": "refuse"}}), services=[service])
-    assert answer["idle_culler"]["stood_down"] is False
-    assert service.managed
+    command = service.command
+    answer = told(Config({"HubGuard": {"on_idle_culler": wanted}}), services=[service])["handover"]
+    assert answer["replaced"] is False
+    assert repr(wanted if wanted != 7 else "7") in answer["why"]
+    assert service.command is command
 
 
 def test_a_culler_that_runs_already_is_left_running_and_told():
     service = culler(spawner=object())
-    assert told(services=[service])["idle_culler"]["stood_down"] is False
-    assert service.managed
+    assert told(services=[service])["handover"]["replaced"] is False
+    assert understudy.part_of(service.command) is None
+
+
+def test_without_a_folder_to_share_the_culler_stays(monkeypatch: pytest.MonkeyPatch):
+    service = culler()
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    answer = told(services=[service])["handover"]
+    assert answer["replaced"] is False
+    assert "folder" in answer["why"]
+    assert understudy.part_of(service.command) is None
 
 
 def test_the_process_is_told_of_the_culler_again_when_the_hub_starts_it_again():
     """The hub starts a process that ended within 30 s. Without the culler's settings it would stop nothing from then on."""
     late, hub = LateRegistration(), spawner(services=[culler()])
-    assert json.loads(late(hub))["idle_culler"] == json.loads(late(hub))["idle_culler"] is not None
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        ({"command": ["sh", "-c", "exec python3 -m jupyterhub_idle_culler"]}, "a command inside a command"),
-        ({"command": ["jupyterhub-idle-culler", "--config=/etc/culler.py"]}, "--config isn't taken over"),
-        ({"command": ["jupyterhub-idle-culler", "--spare-the-professor"]}, "--spare-the-professor is unknown"),
-    ],
-)
-def test_a_culler_whose_settings_cannot_be_taken_over_keeps_its_work(changes: dict[str, Any], why: str):
-    """Else nobody would cull: neither the culler nor HubGuard, which wouldn't know how."""
-    service = culler(**changes)
-    answer = told(services=[service])["idle_culler"]
-    assert answer["stood_down"] is False
-    assert why in answer["why"]
-    assert service.managed
+    first = json.loads(late(hub))["handover"]
+    assert first == json.loads(late(hub))["handover"]
+    assert first["replaced"]
 
 
 def test_a_culler_that_finds_a_config_file_by_itself_keeps_its_work(tmp_path: Path):
     (tmp_path / "idle_culler_config.py").write_text("c.IdleCuller.cull_arbiter_hook = print\n")
     service = culler(cwd=str(tmp_path))
-    assert "idle_culler_config.py" in told(services=[service])["idle_culler"]["why"]
-    assert service.managed
+    assert "idle_culler_config.py" in told(services=[service])["handover"]["why"]
+    assert understudy.part_of(service.command) is None
 
 
-def test_of_several_cullers_none_is_taken_over_since_their_settings_differ():
-    services = [culler(), culler(name="other-culler")]
-    answer = told(services=services)["idle_culler"]
-    assert answer["name"] == "jupyterhub-idle-culler and other-culler"
-    assert answer["stood_down"] is False
-    assert all(service.managed for service in services)
+def test_a_wrapper_script_is_looked_into(tmp_path: Path):
+    script = tmp_path / "nightly.sh"
+    script.write_text("#!/bin/sh\nexec python3 -m jupyterhub_idle_culler --timeout=900\n")
+    service = Service(name="nightly", command=["sh", str(script)], environment={}, scopes=[])
+    answer = told(services=[service])["handover"]
+    assert [(one["name"], one["kind"]) for one in answer["suspects"]] == [("nightly", "likely")]
+    assert str(script) in answer["why"]
 
 
-def test_a_wrong_word_for_what_to_do_with_a_culler_leaves_it_at_work():
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"internal_ssl": True}, "internal_ssl"),
+        ({"hub": SimpleNamespace(api_url="http+unix://%2Fsrv%2Fhub.sock/hub/api")}, "unix socket"),
+    ],
+)
+def test_a_hub_that_the_service_cannot_reach_is_refused_by_name_and_nothing_is_changed(
+    changes: dict[str, Any], named: str
+):
     service = culler()
-    assert (
-        told(Config({"HubGuard": {"on_idle_culler": "Refuse"}}), services=[service])["idle_culler"]["stood_down"]
-        is False
-    )
-    assert service.managed
+    hub = spawner(services=[service])
+    vars(hub.user.service.app).update(changes)
+    answer = json.loads(LateRegistration()(hub))
+    assert any(named in text for _, text in answer["errors"])
+    assert named in answer["handover"]["why"]
+    assert understudy.part_of(service.command) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
+from hubguard.cull.decide.reach import Reach
 from hubguard.cull.decide.rules import Rule, first_match
 from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, UserVerdict, Verdict
 from hubguard.journal.model import Exemption, Failures
@@ -23,7 +24,8 @@ class CullPolicy:
     """What people want culled; the fields mean what the settings of ``HubGuardCull`` of the same names say.
 
     ``rules`` are in order, as :func:`hubguard.cull.decide.rules.parse` reads them. ``users_wait`` is why nobody is deleted
-    although users are due, or "".
+    although users are due, or "". ``reach`` and ``user_reach`` limit whose servers are stopped and who is deleted; None:
+    nothing does.
     """
 
     idle_timeout_s: float
@@ -44,6 +46,8 @@ class CullPolicy:
     interrupt_spawns: bool = False
     protected: Protected = field(default_factory=Protected)
     users_wait: str = ""
+    reach: Reach | None = None
+    user_reach: Reach | None = None
 
 
 def decide(
@@ -121,6 +125,9 @@ def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Ve
 
     if (switch := _switched_off(server, policy)) is not None:
         return replace(base, reason=switch)
+    if policy.reach is not None and (within := policy.reach.covers(server)) is not True:
+        beyond = (Standing.EXEMPT, Reason.BEYOND) if within is False else (Standing.UNKNOWN, Reason.CANT_TELL)
+        return replace(base, standing=beyond[0], reason=beyond[1], rule=None)
     if known.exemption is not None and known.exemption.covers(server.user, server.name, now):
         return replace(base, reason=Reason.EXEMPTION)
     if not certain:
@@ -256,12 +263,14 @@ _SPARED: dict[Reason, str] = {
     Reason.EXEMPTION: "somebody has asked to keep it",
     Reason.HOOK: "the hook didn't say to stop it",
     Reason.CANT_TELL: "the hub doesn't tell what a rule asks for",
+    Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
 }
 
 _SPARED_USER: dict[Reason, str] = {
     Reason.EXEMPTION: "somebody has asked to keep a server of the user's",
     Reason.ADMIN: "the user is an admin",
     Reason.PROTECTED: "the user is protected",
+    Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
     Reason.CANT_TELL: "the hub doesn't say whether the user is protected",
     Reason.STORAGE: "the user's storage would be deleted, too, and nobody has acknowledged that",
 }
@@ -343,6 +352,9 @@ def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock
         return UserVerdict(user, Standing.EXEMPT, Reason.ADMIN, idle_since, None)
     if kept:
         return UserVerdict(user, Standing.EXEMPT, Reason.EXEMPTION, idle_since, None)
+    if policy.user_reach is not None and (within := policy.user_reach.covers_user(user)) is not True:
+        beyond = (Standing.EXEMPT, Reason.BEYOND) if within is False else (Standing.UNKNOWN, Reason.CANT_TELL)
+        return UserVerdict(user, *beyond, idle_since, None)
     if (protected := _protects(policy.protected, user)) is not None:
         standing, reason = protected
         return UserVerdict(user, standing, reason, idle_since, None)

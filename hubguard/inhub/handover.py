@@ -1,0 +1,501 @@
+"""What the handover from the idle cullers of a hub comes to: who is there, with which rights, and what HubGuard takes over.
+
+Pure, except for the last part, which looks at a hub that runs.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hubguard.inhub.idle_culler import (
+    CULLERS,
+    DEFAULT_CONFIG_FILE,
+    TakenOver,
+    given_bare,
+    read_command,
+    runs_a_culler,
+    settings_from,
+)
+from hubguard.inhub.scopes import DELETE_USERS, SCOPES
+
+NEEDED = ("list:users", "read:servers", "delete:servers")
+"""The hub scopes without which no culler can find and stop servers. What a filter leaves of each is all it can reach."""
+
+NEEDED_FOR_USERS = ("list:users", DELETE_USERS)
+
+MORE_THAN_A_CULLER = ("servers", "admin:servers", "admin:users", "start:servers")
+"""Scopes of services that manage servers or users altogether, which a culler's own role has no use for."""
+
+LIKE_A_CULLER = ("cull", "idle", "reap")
+"""Parts of names that suggest a culler, if the service may stop servers, too."""
+
+LARGEST_SCRIPT = 65536
+"""Bytes up to which a command's own file is searched for a culler."""
+
+Filters = tuple[str, ...]
+"""What one scope is limited to, such as ``group=students``; none of them: it isn't limited."""
+
+Reach = tuple[Filters, ...]
+"""What a culler's scopes are limited to, one for each scope that is limited: a server must be within all of them."""
+
+
+class Kind(str, Enum):
+    """How sure it is that a service is another culler."""
+
+    LIKELY = "likely"  # it has a culler's rights and not much more, or such a name, or runs a script that names one
+    POSSIBLE = "possible"  # it may stop servers among much else
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A service that may stop servers, and whose command isn't known as an idle culler's. ``why`` is one clause."""
+
+    name: str
+    kind: Kind
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service of the hub, as far as culling is concerned.
+
+    ``scopes`` are the effective ones, None if they can't be seen. ``running``: the hub has started it. ``version`` is that of
+    the culler it would run, None if unknown. ``script`` is a file of its command that names a culler, or "".
+    """
+
+    name: str
+    command: tuple[str, ...] = ()
+    cwd: str = ""
+    user: str = ""
+    api_url: str = ""
+    scopes: frozenset[str] | None = None
+    running: bool = False
+    admin: bool = False
+    version: str | None = None
+    script: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """What else of the hub decides. ``ours`` are the effective scopes of HubGuard's service, None if they can't be seen.
+
+    ``wanted`` is HubGuard.on_idle_culler, ``beside`` HubGuard.act_beside, ``users`` HubGuardCull.users or None if it isn't
+    set, ``has_rules`` whether HubGuardCull.rules is.
+    """
+
+    api_url: str
+    ours: frozenset[str] | None
+    internal_ssl: bool = False
+    wanted: str = "take over"
+    beside: tuple[str, ...] = ()
+    users: bool | None = None
+    has_rules: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Culler:
+    """An idle culler among the services. ``reach`` is what it may stop, ``user_reach`` who it may delete (None: nobody)."""
+
+    name: str
+    command: tuple[str, ...]
+    reach: Reach = ()
+    user_reach: Reach | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What becomes of the idle cullers of a hub.
+
+    ``replaced``: HubGuard takes their place, with an understudy for each in their order, which share ``folder`` with it, and
+    with ``settings`` (section → name → value) and ``api_url`` ("": the usual one). Otherwise they work on, and ``why`` says
+    in one sentence why HubGuard doesn't act ("": nothing keeps it from that). ``notes`` are sentences for an operator.
+    """
+
+    cullers: tuple[Culler, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+    replaced: bool = False
+    why: str = ""
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    api_url: str = ""
+    notes: tuple[str, ...] = ()
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """The names of the cullers, for people."""
+        return " and ".join(culler.name for culler in self.cullers)
+
+    @property
+    def deletes_users(self) -> bool:
+        """Whether deleting users was taken over."""
+        return self.replaced and bool(self.settings.get("HubGuardCull", {}).get("users"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def from_dict(told: Mapping[str, Any] | None) -> Handover:
+    """What :meth:`Handover.to_dict` returned; None: there is nothing to hand over. Raises KeyError or TypeError."""
+    if not told:
+        return Handover()
+    cullers = tuple(
+        Culler(one["name"], tuple(one["command"]), _reach(one["reach"]) or (), _reach(one["user_reach"]))
+        for one in told["cullers"]
+    )
+    suspects = tuple(Suspect(one["name"], Kind(one["kind"]), one["why"]) for one in told["suspects"])
+    return Handover(
+        cullers,
+        suspects,
+        bool(told["replaced"]),
+        str(told["why"]),
+        told["settings"],
+        str(told["api_url"]),
+        tuple(told["notes"]),
+        str(told["folder"]),
+    )
+
+
+def _reach(told: Iterable[Iterable[str]] | None) -> Reach | None:
+    return None if told is None else tuple(tuple(filters) for filters in told)
+
+
+# -- deciding -----------------------------------------------------------------------------------------------------------
+
+
+def decide(services: Sequence[Service], hub: Hub) -> Handover:
+    """What becomes of the cullers among ``services``, which are all but HubGuard's own. ``folder`` isn't filled in yet."""
+    found = [service for service in services if runs_a_culler(service.command)]
+    suspects = tuple(
+        suspect for service in services if service not in found and (suspect := _suspect(service)) is not None
+    )
+    cullers = tuple(_culler(service) for service in found)
+    seen = Handover(cullers, suspects)
+    others = [one for one in suspects if one.kind is Kind.LIKELY and one.name not in hub.beside]
+    if others:
+        beside = ", ".join(repr(one.name) for one in others)
+        why = " ".join(f"{_capital(one.why)}." for one in others)
+        return replace(seen, why=f"{why} If that isn't a culler, name it in c.HubGuard.act_beside = [{beside}].")
+    if not found:
+        return seen
+    if why := _why_it_stays(found, hub):
+        return replace(seen, why=why)
+    taken = [_without_users(service, hub) for service in found]
+    settings = taken[0].settings if len(found) == 1 else _together(found, taken)
+    notes = [note for one in taken for note in one.notes]
+    for culler in cullers:
+        if culler.reach:
+            notes.append(
+                f"HubGuard stops only what the role of {culler.name} allows:"
+                f" {', and '.join(' or '.join(filters) for filters in culler.reach)}."
+            )
+    (api_url,) = {_api_url(service) for service in found}
+    return replace(seen, replaced=True, settings=settings, api_url=api_url, notes=tuple(notes))
+
+
+def reach_of(scopes: Iterable[str], needed: Sequence[str] = NEEDED) -> Reach | None:
+    """What is left to a holder of ``scopes`` who needs all of ``needed``; None if one of them is missing."""
+    held = set(scopes)
+    reach: list[Filters] = []
+    for name in needed:
+        if name in held:
+            continue
+        filters = sorted(scope.removeprefix(f"{name}!") for scope in held if scope.startswith(f"{name}!"))
+        filters = [one for one in filters if one.startswith(("user=", "group=", "server="))]
+        if not filters:
+            return None
+        if tuple(filters) not in reach:
+            reach.append(tuple(filters))
+    return tuple(reach)
+
+
+def why_unreachable(api_url: str, internal_ssl: bool) -> str:
+    """Why HubGuard's service can't reach the hub at ``api_url``, as a sentence; "" if nothing is known to be against it."""
+    if internal_ssl:
+        return (
+            "HubGuard's service can't reach a hub with internal SSL (c.JupyterHub.internal_ssl). The drop-in,"
+            " python -m hubguard.culler, can."
+        )
+    if urlsplit(api_url).scheme not in {"http", "https"}:
+        return (
+            "HubGuard's service can't reach a hub at a unix socket. Let the hub listen at a port"
+            " (c.JupyterHub.hub_bind_url)."
+        )
+    return ""
+
+
+def _culler(service: Service) -> Culler:
+    scopes = service.scopes or frozenset()
+    return Culler(service.name, service.command, reach_of(scopes) or (), reach_of(scopes, NEEDED_FOR_USERS))
+
+
+def _suspect(service: Service) -> Suspect | None:
+    """What ``service``, whose command isn't known, looks like; None if it can't stop anybody's servers."""
+    if service.script:
+        why = f"the service {service.name} runs {service.script}, which names an idle culler"
+        return Suspect(service.name, Kind.LIKELY, why)
+    if service.scopes is None or reach_of(service.scopes, ("list:users", "delete:servers")) is None:
+        return None
+    rights = f"the service {service.name} may list users and stop their servers"
+    named = " ".join((service.name, *service.command)).lower()
+    if any(part in named for part in LIKE_A_CULLER):
+        return Suspect(service.name, Kind.LIKELY, f"{rights}, and is named like a culler")
+    if service.admin or any(scope in service.scopes for scope in MORE_THAN_A_CULLER):
+        return Suspect(service.name, Kind.POSSIBLE, f"{rights}, among much else")
+    return Suspect(service.name, Kind.LIKELY, f"{rights}, and little else: it may be a culler")
+
+
+def _why_it_stays(found: Sequence[Service], hub: Hub) -> str:
+    """Why these cullers go on themselves, as a sentence; "" if HubGuard can take their place."""
+    if hub.wanted != "take over":
+        return f"HubGuard.on_idle_culler is {hub.wanted!r}."
+    if why := why_unreachable(hub.api_url, hub.internal_ssl):
+        return why
+    for service in found:
+        if why := _why_one_stays(service, hub):
+            return f"{service.name}: {why}" if len(found) > 1 else _capital(why)
+    if len({_api_url(service) for service in found}) > 1:
+        return "The cullers reach the hub by different URLs (--url)."
+    if len(found) > 1:
+        return _why_not_together(found, hub)
+    return ""
+
+
+def _why_one_stays(service: Service, hub: Hub) -> str:
+    if service.running:
+        return "the hub started it before HubGuard. Include HubGuard last; it then registers first."
+    if service.user:
+        return f"it runs as the system user {service.user}, and HubGuard doesn't."
+    taken = settings_from(service.command)
+    if not taken.understood:
+        return f"HubGuard can't take over its settings: {' '.join(taken.notes)}"
+    if Path(service.cwd or ".", DEFAULT_CONFIG_FILE).exists():
+        return f"HubGuard can't take over its settings: some are in {DEFAULT_CONFIG_FILE}, which the culler reads."
+    url = _api_url(service)
+    if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
+        return "HubGuard can't use the URL by which it reaches the hub."
+    if service.scopes is None:
+        return "its rights can't be seen."
+    theirs = reach_of(service.scopes)
+    if theirs is None:
+        return "its role doesn't allow it to find and stop servers, so there is nothing to take over."
+    if hub.ours is None:
+        return "HubGuard's own rights can't be seen."
+    missing = [scope for scope, need in SCOPES.items() if need.required and not _covers(hub.ours, scope, theirs)]
+    if missing:
+        return (
+            f"HubGuard's role lacks {', '.join(missing)}. Does a line after the include overwrite c.JupyterHub.load_roles?"
+            " Add to what is there instead, or include HubGuard last."
+        )
+    return _why_users_stay(service, taken, hub)
+
+
+def _why_users_stay(service: Service, taken: TakenOver, hub: Hub) -> str:
+    """Why a culler with --cull-users works on although HubGuard could stop the servers; "" if nothing is against it."""
+    if not _deletes_users(taken) or hub.users is False:
+        return ""
+    if hub.users is None:
+        if not _users_work(service):
+            return ""
+        if given_bare(service.command, "cull_users") and service.version is None:
+            return (
+                "it has --cull-users without a value, which some versions refuse, and HubGuard can't tell whether it has"
+                " been deleting users. Say so: set c.HubGuardCull.users to True or False before the include."
+            )
+    if hub.ours is None or reach_of(hub.ours, NEEDED_FOR_USERS) != ():
+        return (
+            "it deletes users (--cull-users), and HubGuard's role lacks delete:users. Include HubGuard after the culler, or"
+            " set c.HubGuardCull.users before the include."
+        )
+    return ""
+
+
+def _deletes_users(taken: TakenOver) -> bool:
+    return bool(taken.settings.get("HubGuardCull", {}).get("users"))
+
+
+def _users_work(service: Service) -> bool:
+    """Whether a culler with --cull-users can have deleted anybody, as far as is known."""
+    if reach_of(service.scopes or (), NEEDED_FOR_USERS) is None:
+        return False
+    refused = service.version is not None and not service.version.startswith(("0.", "1."))
+    return not (refused and given_bare(service.command, "cull_users"))
+
+
+def _without_users(service: Service, hub: Hub) -> TakenOver:
+    """What is taken over from ``service``. Users are only deleted if the culler did that, or somebody says so."""
+    taken = settings_from(service.command)
+    if not _deletes_users(taken):
+        return taken
+    if hub.users is not False and (hub.users or _users_work(service)):
+        return taken
+    settings = settings_from(service.command, without=("cull_users",)).settings
+    if hub.users is False:
+        note = f"{service.name} has --cull-users. HubGuard deletes no users, as HubGuardCull.users says."
+    else:
+        note = (
+            f"{service.name} has --cull-users, but its version refuses that option without a value, or its role lacks"
+            " delete:users: it deleted nobody, and neither does HubGuard. To delete users, set c.HubGuardCull.users to True"
+            " before the include."
+        )
+    return replace(taken, settings=settings, notes=(note,))
+
+
+def _covers(ours: frozenset[str], scope: str, theirs: Reach) -> bool:
+    """Whether our ``scope`` reaches all that a culler with that reach can."""
+    reach = reach_of(ours, (scope,))
+    if reach is None:
+        return False
+    return not reach or any(set(filters) <= set(reach[0]) for filters in theirs)
+
+
+# -- several cullers become rules -----------------------------------------------------------------------------------------
+
+
+def _why_not_together(found: Sequence[Service], hub: Hub) -> str:
+    """Why these cullers can't become rules, of which each server has the first that matches it; "" if they can."""
+    name = " and ".join(service.name for service in found)
+    cannot = f"{name} can't be replaced together:"
+    if hub.has_rules:
+        return f"{cannot} HubGuardCull.rules is set, which would come on top of theirs."
+    values = [settings_from(service.command).settings["HubGuardCull"] for service in found]
+    if any(one.get("users") for one in values):
+        return f"{cannot} one has --cull-users."
+    if len({one["remove_named_servers"] for one in values if one["named_servers"]}) > 1:
+        return f"{cannot} --remove-named-servers differs."
+    if any(len(reach_of(service.scopes or ()) or ()) > 1 for service in found):
+        return f"{cannot} the filters of one role's scopes differ."
+    in_order = sorted(values, key=_limits)
+    if sorted(map(_age, values)) != [_age(one) for one in in_order]:
+        return f"{cannot} one stops servers earlier when idle, another earlier by age."
+    return ""
+
+
+def _together(found: Sequence[Service], taken: Sequence[TakenOver]) -> dict[str, dict[str, object]]:
+    """One rule for each kind of filter of each culler, strictest limits first. No server without a rule is stopped."""
+    values = [one.settings["HubGuardCull"] for one in taken]
+    rules: list[dict[str, object]] = []
+    for service, cull in sorted(zip(found, values, strict=True), key=lambda pair: _limits(pair[1])):
+        if not (cull["default_servers"] or cull["named_servers"]):
+            continue
+        limits: dict[str, object] = {"idle_timeout_s": cull["idle_timeout_s"], "max_age_s": cull["max_age_s"]}
+        if not (cull["default_servers"] and cull["named_servers"]):
+            limits["named"] = cull["named_servers"]
+        for matches in _matches(reach_of(service.scopes or ()) or ()):
+            number = sum(str(rule["name"]).startswith(service.name) for rule in rules)
+            rules.append({"name": f"{service.name} ({number + 1})" if number else service.name, **matches, **limits})
+    concurrency = [one.settings.get("HubGuardBudget", {}).get("concurrency") for one in taken]
+    settings: dict[str, dict[str, object]] = {
+        "HubGuardCull": {
+            "idle_timeout_s": 0.0,
+            "max_age_s": 0.0,
+            "rules": rules,
+            "every_s": min(float(str(one["every_s"])) for one in values),
+            "remove_named_servers": any(one["remove_named_servers"] for one in values if one["named_servers"]),
+        }
+    }
+    if None not in concurrency:
+        settings["HubGuardBudget"] = {"concurrency": max(int(str(one)) for one in concurrency)}
+    return settings
+
+
+def _matches(reach: Reach) -> list[dict[str, object]]:
+    if not reach:
+        return [{}]
+    matches: list[dict[str, object]] = []
+    (filters,) = reach
+    for kind in ("user", "group"):
+        names = [glob.escape(one.partition("=")[2]) for one in filters if one.startswith(f"{kind}=")]
+        if names:
+            matches.append({f"{kind}s": names})
+    for one in filters:
+        if one.startswith("server="):
+            user, _, server = one.partition("=")[2].partition("/")
+            matches.append({"users": [glob.escape(user)], "servers": [glob.escape(server)]})
+    return matches
+
+
+def _limits(cull: Mapping[str, object]) -> tuple[float, float]:
+    return float(str(cull["idle_timeout_s"])) or float("inf"), _age(cull)
+
+
+def _age(cull: Mapping[str, object]) -> float:
+    return float(str(cull["max_age_s"])) or float("inf")
+
+
+def _api_url(service: Service) -> str:
+    return str(read_command(service.command).values.get("url") or service.api_url).rstrip("/")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# -- a hub that runs ------------------------------------------------------------------------------------------------------
+
+
+def service_of(service: Any) -> Service:
+    """What matters of one of the hub's own service objects (5.2 to 6.1). Never raises."""
+    command = tuple(str(word) for word in service.command or ())
+    environment = getattr(service, "environment", None) or {}
+    url = environment.get("JUPYTERHUB_API_URL", "")
+    known = runs_a_culler(command)
+    return Service(
+        name=str(service.name),
+        command=command,
+        cwd=str(getattr(service, "cwd", "") or ""),
+        user=str(getattr(service, "user", "") or ""),
+        api_url=url if isinstance(url, str) else "",
+        scopes=scopes_of(service),
+        running=getattr(service, "spawner", None) is not None,
+        admin=bool(getattr(service, "admin", False)),
+        version=_version(command, str(environment.get("PATH") or "")) if known else None,
+        script="" if known else _script(command, str(getattr(service, "cwd", "") or "")),
+    )
+
+
+def scopes_of(service: Any) -> frozenset[str] | None:
+    """The effective scopes of a service of the hub that runs here; None if they can't be seen."""
+    try:
+        # Where a hub runs, this is loaded.
+        return frozenset(sys.modules["jupyterhub.scopes"].get_scopes_for(service.orm))
+    except Exception:
+        return None
+
+
+def _version(command: Sequence[str], path: str) -> str | None:
+    """The version of the culler that ``command`` runs, if it is installed beside the hub; None if that is unknown."""
+    try:
+        program = shutil.which(command[0], path=path or None)
+        if program is None or os.path.dirname(os.path.abspath(program)) != os.path.dirname(
+            os.path.abspath(sys.executable)
+        ):
+            return None
+        return importlib.metadata.version("jupyterhub-idle-culler")
+    except Exception:
+        return None
+
+
+def _script(command: Sequence[str], cwd: str) -> str:
+    """The first file that ``command`` names and that names a culler itself; "" if there is none."""
+    for word in command:
+        try:
+            file = Path(cwd, shutil.which(word) or word)
+            if not file.is_file() or file.stat().st_size > LARGEST_SCRIPT:
+                continue
+            text = file.read_text(errors="replace")
+        except (OSError, ValueError):
+            continue
+        if "\0" not in text and any(name in text for name in CULLERS):
+            return str(file)
+    return ""

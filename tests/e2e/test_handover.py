@@ -1,0 +1,96 @@
+"""The handover from an idle culler on a real hub: whatever goes wrong, exactly one of the two works."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from guarded import INCLUDE, QUICK, ask, gone, guards, servers, status
+from handing_over import QUICK_TERMS, culler, runs, understudies
+
+from hubguard.staging.hub import TestbedHub
+
+MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+CONFIG = QUICK_TERMS + INCLUDE + QUICK
+
+
+async def handed_over(hub: TestbedHub, culls: str, within_s: float = 60) -> dict[str, Any]:
+    """The handover as the guard shows it, once it says that ``culls`` does."""
+    found: dict[str, Any] = {}
+
+    async def there() -> bool:
+        found.clear()
+        found.update((await status(hub))["handover"])
+        return found["culls"] == culls
+
+    try:
+        await hub.wait_for(there, f"{culls} to cull", within_s)
+    except Exception as error:
+        raise AssertionError(f"{found}\n{error}") from error
+    return found
+
+
+async def works(hub: TestbedHub, name: str = "jupyterhub-idle-culler", within_s: float = 60) -> None:
+    async def there() -> bool:
+        return bool(runs(hub, name))
+
+    await hub.wait_for(there, f"{name} to run", within_s)
+
+
+async def waits(hub: TestbedHub, name: str = "jupyterhub-idle-culler", within_s: float = 60) -> None:
+    async def over() -> bool:
+        return not runs(hub, name)
+
+    await hub.wait_for(over, f"{name} to end", within_s)
+
+
+@pytest.mark.long
+async def test_the_culler_waits_while_hubguard_culls_and_works_whenever_it_does_not(testbed_hub: MakeHub):
+    """Taken over, armed by the entry alone, with its settings; then HubGuard hangs, wakes, is held and observes."""
+    hub = await testbed_hub(
+        config=CONFIG.replace("c.HubGuardCull.idle_timeout_s = 600.0\n", "")
+        + culler("--timeout=5000", "--cull-every=1"),
+        population=servers(idle=7200, fresh=4000),
+    )
+    await gone(hub, "idle")
+    assert ("fresh", "") in await hub.servers()
+    found = await handed_over(hub, "hubguard")
+    assert found["armed_by"] == "culler"
+    assert {"name": "HubGuardCull.idle_timeout_s", "value": "5000.0"} in found["settings"]
+    assert runs(hub) == []
+    assert (await status(hub))["stance"]["armed"] is None, "what the entry allows isn't kept longer than the entry"
+
+    (guard,) = guards(hub)
+    os.kill(guard, signal.SIGSTOP)  # it hangs
+    await works(hub)
+    os.kill(guard, signal.SIGCONT)
+    await waits(hub)
+    await handed_over(hub, "hubguard")
+
+    assert (await ask(hub, "api/v1/hold", method="POST", json={"why": "exam"}))[0] == 200
+    await asyncio.sleep(10)  # longer than any promise
+    assert runs(hub) == [], "a hold holds for both"
+    assert (await ask(hub, "api/v1/resume", method="POST", json={"why": ""}))[0] == 200
+    await handed_over(hub, "hubguard")
+
+    assert (await ask(hub, "api/v1/observe", method="POST", json={"why": ""}))[0] == 200
+    await works(hub)
+    assert (await handed_over(hub, "other"))["armed_by"] == "nobody"
+    first = json.loads((hub.folder / "ran-jupyterhub-idle-culler.txt").read_text().splitlines()[0])
+    assert first["words"] == ["--timeout=5000", "--cull-every=1"]
+    (hub.folder / "cull-now.txt").touch()
+    await gone(hub, "fresh")  # the original's token and rights are its own, and work
+
+    (original,), (understudy,) = runs(hub), understudies(hub)
+    os.kill(understudy, signal.SIGKILL)
+    await waits(hub)
+    assert original not in hub.leftovers()
+    await hub.stop()
+    assert not runs(hub)
+    assert not understudies(hub)
