@@ -19,6 +19,7 @@ from typing_extensions import override
 from hubguard.errors import BudgetExhausted, HubUnreachable
 from hubguard.pacing.budget import Slot
 from hubguard.web.harden import Hardened
+from hubguard.web.lookups import Lookups, Standing
 
 log = logging.getLogger("hubguard.web")
 
@@ -49,9 +50,6 @@ HUB_DOWN_S = 3600.0
 
 LOOKUP_S = 10.0
 """The longest that the hub may take to say whose token it is."""
-
-LOOKUPS_AT_ONCE = 2
-"""Lookups in flight at most: a flood of made-up tokens gets no more of the budget than this."""
 
 KNOWN_MOST = 10_000
 """Maximum tokens whose owner is remembered."""
@@ -179,6 +177,12 @@ class Callback(Hardened, HubOAuthCallbackHandler):
         self.login = login
         self.hub_auth = login.hub_auth
 
+    async def get(self) -> None:
+        """Like any other lookup, a login waits for its turn."""
+        async with self.login.lookups.turn(_peer(self), Standing.STRANGER):
+            finished: Any = super().get
+            await finished()
+
     async def prepare(self) -> None:
         """Settle who it is here, since JupyterHub's own way blocks the event loop."""
         self.current_user = None
@@ -240,8 +244,9 @@ class HubLogin(AuthPort):
             access_scopes={self.access_scope},
         )
         self._lane = lane
-        self._lookups = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self.lookups = Lookups()
         self._known: dict[str, tuple[float, Caller | None]] = {}
+        self._vouched_s: dict[str, float] = {}
 
     @override
     async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
@@ -249,23 +254,41 @@ class HubLogin(AuthPort):
         if not token or not _PLAUSIBLE.fullmatch(token):
             return None
         key = hashlib.sha256(f"{self.hub_auth.get_session_id(handler)}:{token}".encode()).hexdigest()
-        told_s, known = self._known.get(key, (None, None))
-        passed_s = time.monotonic() - told_s if told_s is not None else float("inf")
-        welcome = known is not None and any(astuple(rights(known.scopes)))
-        if not fresh and passed_s < (KNOWN_S if welcome else DENIED_S):
+        passed_s, known = self._recalled(key, fresh=fresh)
+        if passed_s is None:
             return known
+        peer = _peer(handler)
         try:
-            caller = await self._ask(token)
+            async with self.lookups.turn(peer, self._standing(handler, token)):
+                # While it waited, another request may have asked for the same.
+                told_s, known = self._recalled(key, fresh=fresh)
+                if told_s is None:
+                    return known
+                caller = await self._ask(token)
         except HubUnreachable:
             if not fresh and known is not None and passed_s < HUB_DOWN_S:
                 return known
             raise
-        self._remember(key, caller)
+        if caller is None:
+            self.lookups.denied(peer)
+        self._remember(key, token, caller)
         return caller
 
+    def _recalled(self, key: str, *, fresh: bool) -> tuple[float | None, Caller | None]:
+        """(None, who it is) while that needs no asking; else for how many seconds it has been known, and who it was."""
+        told_s, known = self._known.get(key, (float("-inf"), None))
+        passed_s = time.monotonic() - told_s
+        if not fresh and passed_s < (KNOWN_S if _is_welcome(known) else DENIED_S):
+            return None, known
+        return passed_s, known
+
+    def _standing(self, handler: RequestHandler, token: str) -> Standing:
+        if time.monotonic() - self._vouched_s.get(_digest(token), float("-inf")) < HUB_DOWN_S:
+            return Standing.KNOWN
+        return Standing.STRANGER if self.session(handler) is None else Standing.SIGNED
+
     async def _ask(self, token: str) -> Caller | None:
-        async with self._lookups:
-            model = await self.hub_auth.user_for_token(token, sync=False)
+        model = await self.hub_auth.user_for_token(token, sync=False)
         if model is None:
             return None
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
@@ -300,8 +323,14 @@ class HubLogin(AuthPort):
             # Without its cause: JupyterHub's own message and its traceback may show what was sent.
             raise HubUnreachable(_UNTOLD) from None
 
-    def _remember(self, key: str, caller: Caller | None) -> None:
+    def _remember(self, key: str, token: str, caller: Caller | None) -> None:
         now_s = time.monotonic()
+        if _is_welcome(caller):
+            if len(self._vouched_s) >= KNOWN_MOST:
+                self._vouched_s.clear()
+            self._vouched_s[_digest(token)] = now_s
+        else:
+            self._vouched_s.pop(_digest(token), None)
         if len(self._known) >= KNOWN_MOST:
             self._known = {
                 key: answer for key, answer in self._known.items() if answer[1] and now_s - answer[0] < HUB_DOWN_S
@@ -330,3 +359,17 @@ class HubLogin(AuthPort):
     @override
     def callback(self) -> tuple[type[RequestHandler], dict[str, Any]]:
         return Callback, {"login": self}
+
+
+def _is_welcome(caller: Caller | None) -> bool:
+    return caller is not None and any(astuple(rights(caller.scopes)))
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _peer(handler: RequestHandler) -> str:
+    """The address that the nearest proxy names, which a caller can't choose; without a proxy, that of the connection."""
+    nearest = handler.request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
+    return nearest[:64] or str(handler.request.remote_ip)

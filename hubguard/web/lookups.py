@@ -1,0 +1,140 @@
+"""Who is asked about at the hub, and in which order: nobody's made-up tokens make others wait for long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from hubguard.errors import HubUnreachable
+
+STRANGERS_AT_ONCE = 2
+"""Maximum lookups in flight of those that the hub hasn't vouched for."""
+
+KNOWN_AT_ONCE = 4
+"""Maximum lookups in flight of those that it has; these places are theirs alone."""
+
+WAITING_MOST = 100
+"""Maximum lookups that wait, of either kind."""
+
+WAITING_PER_PEER = 20
+"""Maximum lookups that wait for strangers at one address."""
+
+LONGEST_WAIT_S = 10.0
+"""Maximum seconds that a lookup waits for its turn."""
+
+DENIALS_FREE = 20
+"""Tokens unknown to the hub that one address may ask about before it is slowed down."""
+
+DENIALS_FORGIVEN_PER_S = 0.5
+"""Unknown tokens that are forgiven an address each second, so that this is how fast it may go on."""
+
+PEERS_MOST = 10_000
+"""Maximum addresses whose unknown tokens are counted."""
+
+_LOOK_AGAIN_S = 0.5
+
+
+class TooMany(HubUnreachable):
+    """A lookup wasn't made, since too many others are."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many tokens and logins are being checked with the hub. Try again in a few seconds.")
+
+
+class Standing(IntEnum):
+    """What is known of a caller before the hub is asked."""
+
+    KNOWN = 0  # the hub has vouched for this token lately
+    SIGNED = 1  # the token comes in a cookie that HubGuard has set
+    STRANGER = 2
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    peer: str
+    standing: Standing
+    number: int
+    granted: asyncio.Future[None] = field(repr=False)
+
+
+class Lookups:
+    """Lets lookups go: known callers first, then addresses with the fewest unknown tokens, then who came first."""
+
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._waiting: list[_Waiting] = []
+        self._in_flight: Counter[bool] = Counter()  # by whether the caller is known
+        self._denials: dict[str, tuple[float, float]] = {}  # by address: how many, counted when
+        self._number = 0
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def turn(self, peer: str, standing: Standing) -> AsyncIterator[None]:
+        """While the block lasts, one lookup for the caller at ``peer`` may be made. Raises TooMany."""
+        self._number += 1
+        one = _Waiting(peer, standing, self._number, asyncio.get_running_loop().create_future())
+        self._admit(one)
+        try:
+            await asyncio.wait_for(asyncio.shield(one.granted), LONGEST_WAIT_S)
+            yield
+        except asyncio.TimeoutError:
+            if one.granted.done():
+                raise
+            raise TooMany from None
+        finally:
+            if one in self._waiting:
+                self._waiting.remove(one)
+            elif one.granted.done() and one.granted.exception() is None:
+                self._in_flight[standing is Standing.KNOWN] -= 1
+            self._dispatch()
+
+    def denied(self, peer: str) -> None:
+        """The hub didn't know what the caller at ``peer`` came with."""
+        if len(self._denials) >= PEERS_MOST:
+            self._denials = {peer: told for peer, told in self._denials.items() if self._score(peer) > 0}
+        self._denials[peer] = (self._score(peer) + 1, self._monotonic_s())
+
+    def _score(self, peer: str) -> float:
+        count, at_s = self._denials.get(peer, (0.0, 0.0))
+        return max(0.0, count - DENIALS_FORGIVEN_PER_S * (self._monotonic_s() - at_s))
+
+    def _rank(self, one: _Waiting) -> tuple[Standing, float, int]:
+        return one.standing, self._score(one.peer), one.number
+
+    def _admit(self, one: _Waiting) -> None:
+        known = one.standing is Standing.KNOWN
+        alike = [other for other in self._waiting if (other.standing is Standing.KNOWN) == known]
+        if not known and sum(other.peer == one.peer for other in alike) >= WAITING_PER_PEER:
+            raise TooMany
+        self._waiting.append(one)
+        if len(alike) >= WAITING_MOST:
+            last = max([*alike, one], key=self._rank)
+            self._waiting.remove(last)
+            if last is one:
+                raise TooMany
+            last.granted.set_exception(TooMany())
+        self._dispatch()
+
+    def _may_go(self, one: _Waiting) -> bool:
+        if one.standing is Standing.KNOWN:
+            return self._in_flight[True] < KNOWN_AT_ONCE
+        slowed_down = one.standing is Standing.STRANGER and self._score(one.peer) >= DENIALS_FREE
+        return not slowed_down and self._in_flight[False] < STRANGERS_AT_ONCE
+
+    def _dispatch(self) -> None:
+        for one in sorted(self._waiting, key=self._rank):
+            if self._may_go(one):
+                self._waiting.remove(one)
+                self._in_flight[one.standing is Standing.KNOWN] += 1
+                one.granted.set_result(None)
+        if self._waiting and self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._dispatch()
