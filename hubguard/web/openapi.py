@@ -293,7 +293,11 @@ def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str,
         if operation.paged:
             page = {"type": "object", "properties": {"items": {"type": "array", "items": schema}, "_pagination": {}}}
             content["application/jupyterhub-pagination+json"] = {"schema": page}
-    statuses = {400, *operation.fails} if operation.query or operation.body else set(operation.fails)
+    statuses = set(operation.fails)
+    if "{" in path:
+        statuses |= {400, 404}
+    if operation.query or operation.body:
+        statuses |= {400}
     if operation.needs == BY_THE_HUB:
         statuses |= {401}
     elif operation.needs != "none":
