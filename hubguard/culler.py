@@ -41,6 +41,7 @@ from hubguard.inhub.idle_culler import (
     read_trait,
     settings_for,
 )
+from hubguard.logs import tidy
 from hubguard.model import FindingKind, Server
 from hubguard.place import place_from
 from hubguard.wiring import Ways
@@ -233,6 +234,7 @@ def _set_up_logging(options: Mapping[str, object]) -> None:
         parser.run_parse_callbacks()
     except (AttributeError, OptionError, OSError, ValueError) as error:
         raise ConfigError("--logging", f"can't set up the log: {error}") from None
+    tidy(*logging.getLogger().handlers)
     if logging.getLogger().level > logging.DEBUG:
         logging.getLogger("alembic").setLevel(logging.WARNING)
 

@@ -49,7 +49,7 @@ class TooMany(HubUnreachable):
 class Standing(IntEnum):
     """What is known of a caller before the hub is asked."""
 
-    KNOWN = 0  # the hub has vouched for this token lately
+    KNOWN = 0  # the hub has vouched for this token recently
     SIGNED = 1  # the token comes in a cookie that HubGuard has set
     STRANGER = 2
 
