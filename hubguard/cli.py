@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from hubguard import __version__
 from hubguard.console import Configured, Context, Exit, add_config, add_json, count
 from hubguard.errors import ConfigError, HubGuardError
-from hubguard.logs import tidy
+from hubguard.logs import for_terminals, tidy
 
 if TYPE_CHECKING:
     from hubguard.config import Settings
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: HubGuardError, code: Exit) -> Exit:
-    print(f"hubguard: {error}", file=sys.stderr)
+    print(for_terminals(f"hubguard: {error}"), file=sys.stderr)
     if error.detail:
-        print(error.detail, file=sys.stderr)
+        print(for_terminals(error.detail), file=sys.stderr)
     return code
 
 

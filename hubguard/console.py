@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hubguard.errors import ConfigError
+from hubguard.logs import for_terminals
 from hubguard.place import Place, place_from
 
 if TYPE_CHECKING:  # traitlets alone take longer than all that `hubguard --help` does
@@ -23,6 +24,11 @@ S = TypeVar("S", bound="Section")
 
 Say = Callable[[str], None]
 """Where a command's output goes, a text at a time."""
+
+
+def say(text: str) -> None:
+    """Print it. Names in it come from outside, and don't reach the terminal as commands."""
+    print(for_terminals(text))  # noqa: T201  # what a command is for
 
 
 class Exit(IntEnum):
@@ -63,7 +69,7 @@ class Context:
     environ: Mapping[str, str]
     asks: bool
     cycle_alone: CycleAlone
-    say: Say = print
+    say: Say = say
 
     @cached_property
     def configured(self) -> Configured:

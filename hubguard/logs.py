@@ -32,6 +32,11 @@ def one_line(text: str) -> str:
     )
 
 
+def for_terminals(text: str) -> str:
+    """``text`` with the control characters written out that do more than break lines: it can't move a cursor."""
+    return "".join(char if char in "\t\n\r" else one_line(char) for char in text)
+
+
 @dataclass(slots=True)
 class _Minute:
     """What one line of code has logged since ``began_s``."""

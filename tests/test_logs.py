@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from hubguard.console import say
 from hubguard.logs import PER_MINUTE, TRACEBACKS_PER_MINUTE, Tidy
 
 
@@ -90,3 +91,8 @@ def test_tracebacks_are_left_out_sooner(log: Log) -> None:
         except OSError:
             log.logger.exception("no accept")
     assert len([line for line in log.lines if line.startswith("[ERROR]")]) == TRACEBACKS_PER_MINUTE
+
+
+def test_a_name_cannot_command_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("idle: ann\x1b[2J\x9b31m\nbo\t1 h")
+    assert capsys.readouterr().out == "idle: ann\\x1b[2J\\x9b31m\nbo\t1 h\n"

@@ -29,7 +29,7 @@ LONGEST_S = 2.0
 LOCK_TIMEOUT_S = 3.0
 """Maximum seconds that a reading waits for whoever writes to SQLite; waiting holds nobody up."""
 
-CONNECT_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 3
 """Seconds to connect to a database server."""
 
 SILENT_S = 15

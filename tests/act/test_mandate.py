@@ -173,3 +173,13 @@ async def test_the_lease_is_newly_ours_once_and_again_after_it_was_lost():
     await scene.clock.run(scene.clock.sleep(31))
     assert not scene.mandate.holds_lease
     assert await scene.mandate.keep_lease(), "another guard may have acted meanwhile"
+
+
+async def test_a_journal_that_does_not_answer_is_trouble_at_once_and_is_over_when_it_does():
+    scene = Scene(armed=True)
+    mandate = await scene.begun()
+    assert mandate.trouble == ""
+    scene.journal.silent = "The journal's database doesn't answer."
+    assert mandate.trouble == "The journal's database doesn't answer."
+    scene.journal.silent = ""
+    assert mandate.trouble == ""

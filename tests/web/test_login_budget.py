@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import cast
@@ -19,6 +20,7 @@ from hubguard.errors import HubUnreachable
 from hubguard.guard import Guard
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.web.auth import HubLogin
+from hubguard.web.lookups import STRANGERS_AT_ONCE
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
@@ -44,6 +46,8 @@ class FakeHub:
         }
         self.asked: list[str] = []
         self.fault: int | None = None
+        self.delay_s = 0.0
+        self.at_once = self.most_at_once = 0
 
     async def user(self, request: web.Request) -> web.Response:
         self.asked.append("user")
@@ -54,6 +58,10 @@ class FakeHub:
 
     async def token(self, request: web.Request) -> web.Response:
         self.asked.append("token")
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.delay_s)
+        self.at_once -= 1
         if self.fault:
             return web.json_response({"message": "no"}, status=self.fault)
         form = await request.post()
@@ -218,6 +226,21 @@ async def test_a_login_that_the_hub_refuses_is_said_and_does_not_look_like_a_hub
         assert text.startswith("The hub refuses this login")
     assert site.budget.use().breaker == "closed"
     assert site.budget.use().failures == 0
+
+
+async def test_logins_with_made_up_codes_get_no_more_of_the_hub_than_made_up_tokens(site: Site) -> None:
+    site.hub.delay_s = 0.1
+
+    async def made_up_login() -> int:
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+            async with browser.get(f"{site.url}servers", allow_redirects=False) as answer:
+                state = parse_qs(urlsplit(answer.headers["Location"]).query)["state"][0]
+            async with browser.get(f"{site.url}oauth_callback?code=no&state={state}", allow_redirects=False) as answer:
+                return answer.status
+
+    told = await asyncio.gather(*(made_up_login() for _ in range(15)))
+    assert set(told) == {400}
+    assert site.hub.most_at_once == STRANGERS_AT_ONCE
 
 
 async def test_a_login_with_the_hub_down_says_so(site: Site) -> None:
