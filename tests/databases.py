@@ -13,6 +13,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,34 @@ def new_postgresql_database() -> Iterator[Callable[[], str]]:
         postmaster.wait(20)
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class PostgreSQL:
+    """A database at ``url``, on a server that can be frozen, with all its processes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        engine = sa.create_engine(url, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            backend = psutil.Process(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+            self._postmaster = psutil.Process(backend.ppid())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        processes = [self._postmaster, *self._postmaster.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                if process.is_running():
+                    process.resume()
+
+
+@pytest.fixture
+def postgresql(new_postgresql_database: Callable[[], str]) -> PostgreSQL:
+    return PostgreSQL(new_postgresql_database())
 
 
 @pytest.fixture

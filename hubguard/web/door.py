@@ -13,6 +13,7 @@ from typing import Any, cast
 from tornado import httputil
 from tornado.http1connection import HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from typing_extensions import override
 
 log = logging.getLogger("hubguard.web")
@@ -60,28 +61,34 @@ class Door(HTTPServer):
         limits = {"body_timeout": BODY_S, "idle_connection_timeout": IDLE_S, "max_body_size": LARGEST_REQUEST}
         super().initialize(*args, **{**limits, **options})
         self._most = most or most_connections()
-        self._visits: dict[HTTP1ServerConnection, _Visit] = {}
+        self._visits: dict[IOStream, _Visit] = {}
         self._said_s = float("-inf")
 
     @override
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        now_s = time.monotonic()
+        if len(self._visits) >= self._most and not self._made_room(now_s):
+            stream.close()
+            return
+        # Before a proxy's headers are read, this is who has connected.
+        self._visits[stream] = _Visit(str(address[0]) if address else "", now_s)
+        super().handle_stream(stream, address)
+
+    @override
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
-        connection, now_s = cast(HTTP1ServerConnection, server_conn), time.monotonic()
-        visit = self._visits.get(connection)
+        delegate = super().start_request(server_conn, request_conn)
+        visit = self._visits.get(cast(HTTP1ServerConnection, server_conn).stream)
         if visit is None:
-            if len(self._visits) >= self._most:
-                self._make_room(connection, now_s)
-            # Before a proxy's headers are read, this is who has connected.
-            visit = _Visit(str(getattr(connection.context, "remote_ip", "")), now_s)
-            self._visits[connection] = visit
-        visit.served, visit.since_s = False, now_s
-        return _Watched(super().start_request(server_conn, request_conn), visit)
+            return delegate  # closed for another by now
+        visit.served, visit.since_s = False, time.monotonic()
+        return _Watched(delegate, visit)
 
     @override
     def on_close(self, server_conn: object) -> None:
-        self._visits.pop(cast(HTTP1ServerConnection, server_conn), None)
+        self._visits.pop(cast(HTTP1ServerConnection, server_conn).stream, None)
         super().on_close(server_conn)
 
-    def _make_room(self, newcomer: HTTP1ServerConnection, now_s: float) -> None:
+    def _made_room(self, now_s: float) -> bool:
         if now_s - self._said_s >= SAY_AGAIN_S:
             self._said_s = now_s
             log.warning(
@@ -90,13 +97,16 @@ class Door(HTTPServer):
         by_peer = Counter(visit.peer for visit in self._visits.values())
         # One that doesn't read its answer is no better than one that doesn't send its request.
         waiting = [
-            (-by_peer[visit.peer], visit.since_s, number, connection)
-            for number, (connection, visit) in enumerate(self._visits.items())
-            if not visit.served or connection.stream.writing()
+            (-by_peer[visit.peer], visit.since_s, number, stream)
+            for number, (stream, visit) in enumerate(self._visits.items())
+            if not visit.served or stream.writing()
         ]
-        closed = min(waiting)[-1] if waiting else newcomer
-        self._visits.pop(closed, None)
-        closed.stream.close()
+        if not waiting:
+            return False
+        closed = min(waiting)[-1]
+        del self._visits[closed]
+        closed.close()
+        return True
 
 
 class _Watched(httputil.HTTPMessageDelegate):

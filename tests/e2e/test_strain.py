@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from databases import PostgreSQL
 
 from hubguard.staging.hub import free_ports
 
@@ -30,6 +32,7 @@ class Service:
         self.port, self.log_file = port, log_file
         self.url = f"http://127.0.0.1:{port}/services/hubguard/"
         self.asked = 0
+        self.text = ""
 
     async def user(self, request: web.Request) -> web.Response:
         self.asked += 1
@@ -37,18 +40,20 @@ class Service:
             {"name": "ann", "kind": "user", "scopes": ["access:services!service=hubguard", "custom:hubguard:act"]}
         )
 
-    async def ask(self, path: str, token: str = "") -> int:
+    async def ask(self, path: str, token: str = "", *, method: str = "GET") -> int:
+        """The status of the answer; the whole answer is in ``text``."""
         headers = {"Authorization": f"token {token}"} if token else {}
         timeout = aiohttp.ClientTimeout(total=20)
         async with (
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
-            session.get(self.url + path) as answer,
+            session.request(method, self.url + path) as answer,
         ):
+            self.text = await answer.text()
             return answer.status
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def running(tmp_path: Path, db_url: str) -> AsyncIterator[Service]:
     made = Service(*free_ports(1), tmp_path / "log")
     app = web.Application()
     runner = web.AppRunner(app)
@@ -63,7 +68,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
                 **environ,
                 "JUPYTERHUB_API_URL": f"http://127.0.0.1:{runner.addresses[0][1]}/hub/api",
                 "JUPYTERHUB_API_TOKEN": TOKEN,
-                "HUBGUARD_DB_URL": f"sqlite:///{tmp_path / 'journal.sqlite'}",
+                "HUBGUARD_DB_URL": db_url,
             },
             stderr=log,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (MAY_OPEN, MAY_OPEN)),  # noqa: PLW1509
@@ -81,6 +86,12 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         process.kill()
         process.wait(20)
         await runner.cleanup()
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with running(tmp_path, f"sqlite:///{tmp_path / 'journal.sqlite'}") as made:
+        yield made
 
 
 async def test_slow_bodies_without_end_stop_neither_pages_nor_the_guards_own_requests(service: Service) -> None:
@@ -113,3 +124,29 @@ async def test_a_signal_that_means_nothing_here_ends_nothing_and_one_that_ends_e
     log = service.log_file.read_text()
     assert "SIGHUP changes nothing" in log
     assert "Told to end." in log
+
+
+@pytest.mark.long
+async def test_a_frozen_database_shows_at_once_and_what_it_was_asked_meanwhile_is_not_done(
+    tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    async with running(tmp_path, postgresql.url) as service:
+        for _ in range(200):
+            if await service.ask("api/v1/journal", "anns-token") == 200:
+                break
+            await asyncio.sleep(0.1)
+        with postgresql.frozen():
+            assert await service.ask("api/v1/hold", "anns-token", method="POST") == 503
+            assert "isn't known" not in service.text
+            for path in ("", "journal", "exemptions", "api/v1/journal"):
+                assert await service.ask(path, "anns-token") in {200, 503}
+                assert "database" in service.text
+            await service.ask("health")
+            assert '"ok":false' in service.text.replace(" ", "")
+        for _ in range(200):
+            if await service.ask("api/v1/journal", "anns-token") == 200:
+                break
+            await asyncio.sleep(0.1)
+        assert '"held"' not in service.text
+        await service.ask("api/v1/status", "anns-token")
+        assert '"held":false' in service.text.replace(" ", "")

@@ -6,14 +6,12 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-import psutil
 import pytest
 import sqlalchemy as sa
+from databases import PostgreSQL
 
 from hubguard.errors import HubDBError, InDoubt, JournalError, LeaseLost
 from hubguard.hub import read_only
@@ -25,34 +23,6 @@ from hubguard.journal.store import open_journal
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=timezone.utc)
 
 pytestmark = pytest.mark.contract
-
-
-class Server:
-    """A PostgreSQL server of this test's session, all of whose processes can be stopped."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        engine = sa.create_engine(url, poolclass=sa.NullPool)
-        with engine.connect() as connection:
-            backend = psutil.Process(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
-            self._postmaster = psutil.Process(backend.ppid())
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        processes = [self._postmaster, *self._postmaster.children(recursive=True)]
-        for process in processes:
-            process.suspend()
-        try:
-            yield
-        finally:
-            for process in processes:
-                if process.is_running():
-                    process.resume()
-
-
-@pytest.fixture
-def server(new_postgresql_database: Callable[[], str]) -> Server:
-    return Server(new_postgresql_database())
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +52,13 @@ async def answers(journal: AsyncJournal) -> None:
     raise AssertionError(journal.silent)
 
 
-async def test_a_hold_that_was_said_to_have_failed_does_not_happen_when_the_database_thaws(server: Server) -> None:
-    journal = AsyncJournal(server.url)
+async def test_a_hold_that_was_said_to_have_failed_does_not_happen_when_the_database_thaws(
+    postgresql: PostgreSQL,
+) -> None:
+    journal = AsyncJournal(postgresql.url)
     await journal.open()
     try:
-        with server.frozen():
+        with postgresql.frozen():
             for _ in range(3):
                 with pytest.raises(JournalError):
                     await journal.hold("ann", "exam", NOW)
@@ -99,11 +71,11 @@ async def test_a_hold_that_was_said_to_have_failed_does_not_happen_when_the_data
         journal.close()
 
 
-async def test_with_a_frozen_database_everybody_is_answered_and_most_at_once(server: Server) -> None:
-    journal = AsyncJournal(server.url)
+async def test_with_a_frozen_database_everybody_is_answered_and_most_at_once(postgresql: PostgreSQL) -> None:
+    journal = AsyncJournal(postgresql.url)
     await journal.open()
     try:
-        with server.frozen():
+        with postgresql.frozen():
             told = await asyncio.gather(*(journal.entries() for _ in range(20)), return_exceptions=True)
             assert all(isinstance(one, JournalError) for one in told)
             assert journal.silent
@@ -115,11 +87,11 @@ async def test_with_a_frozen_database_everybody_is_answered_and_most_at_once(ser
         journal.close()
 
 
-async def test_a_database_that_freezes_while_nobody_asks_is_noticed(server: Server) -> None:
-    journal = AsyncJournal(server.url)
+async def test_a_database_that_freezes_while_nobody_asks_is_noticed(postgresql: PostgreSQL) -> None:
+    journal = AsyncJournal(postgresql.url)
     await journal.open()
     try:
-        with server.frozen():
+        with postgresql.frozen():
             for _ in range(200):
                 if journal.silent:
                     break
@@ -134,12 +106,12 @@ async def test_a_database_that_freezes_while_nobody_asks_is_noticed(server: Serv
         journal.close()
 
 
-def test_a_change_in_the_midst_of_which_the_database_freezes_is_undone(server: Server) -> None:
-    journal = open_journal(server.url)
+def test_a_change_in_the_midst_of_which_the_database_freezes_is_undone(postgresql: PostgreSQL) -> None:
+    journal = open_journal(postgresql.url)
     try:
         with pytest.raises(JournalError) as raised, journal.writing() as connection:  # noqa: PT012  # it may be the last
             connection.execute(sa.text("UPDATE hubguard_stance SET held = true"))
-            with server.frozen():
+            with postgresql.frozen():
                 connection.execute(sa.text("UPDATE hubguard_stance SET held_by = 'ann'"))
         assert not isinstance(raised.value, InDoubt)
         assert not journal.stance().held
@@ -147,9 +119,9 @@ def test_a_change_in_the_midst_of_which_the_database_freezes_is_undone(server: S
         journal.close()
 
 
-def test_a_commit_without_an_answer_is_said_to_be_in_doubt(server: Server) -> None:
-    journal = open_journal(server.url)
-    stop = server.frozen()
+def test_a_commit_without_an_answer_is_said_to_be_in_doubt(postgresql: PostgreSQL) -> None:
+    journal = open_journal(postgresql.url)
+    stop = postgresql.frozen()
     try:
         with pytest.raises(InDoubt, match="may or may not"), journal.writing() as connection:  # noqa: PT012  # the commit
             connection.execute(sa.text("UPDATE hubguard_stance SET held = true"))
@@ -159,13 +131,15 @@ def test_a_commit_without_an_answer_is_said_to_be_in_doubt(server: Server) -> No
         journal.close()
 
 
-def test_reading_the_hubs_database_ends_when_it_freezes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_the_hubs_database_ends_when_it_freezes(
+    postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(read_only, "LONGEST_S", 0.5)
     monkeypatch.setattr(read_only, "CONNECT_TIMEOUT_S", 0.5)
-    reader = ReadOnly(server.url, Path())
+    reader = ReadOnly(postgresql.url, Path())
     with pytest.raises(HubDBError), reader.transaction() as connection:  # noqa: PT012  # the first must work
         connection.execute(sa.text("SELECT 1"))
-        with server.frozen():
+        with postgresql.frozen():
             connection.execute(sa.text("SELECT 1"))
     with reader.transaction() as connection:
         assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis.checks import CHECKS
+from tornado.httpserver import HTTPServer
 
 from hubguard.dashboard.routes import API
 from hubguard.web.openapi import document
@@ -35,16 +36,17 @@ def url() -> Iterator[str]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    async def begin() -> tuple[object, str]:
-        guard = guard_with(made_up(5))
-        guard.drifts.report = report_with(one_of_each(), made_up(5))
+    guard = guard_with(made_up(5))
+    guard.drifts.report = report_with(one_of_each(), made_up(5))
+
+    async def begin() -> tuple[HTTPServer, str]:
         return serve(guard, FakeAuth(), service_token="ours")
 
     server, where = asyncio.run_coroutine_threadsafe(begin(), loop).result(20)
     try:
         yield where
     finally:
-        asyncio.run_coroutine_threadsafe(end(server), loop).result(20)
+        asyncio.run_coroutine_threadsafe(end(guard, server), loop).result(20)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(20)
         loop.close()
