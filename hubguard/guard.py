@@ -273,7 +273,7 @@ class Guard:
             return Mode.STANDBY, mandate.why_standby
         if mandate.held:
             return Mode.HELD, mandate.stance.sentence
-        if self.parts.culling.cycles.last is None:
+        if self.snapshots.last is None:
             return Mode.STARTING, "HubGuard is starting: the hub's servers are being read for the first time."
         if brake is not None:
             return Mode.BRAKED, brake.sentence

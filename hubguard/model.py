@@ -156,6 +156,22 @@ class Action:
         return server_label(self.user, self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What an action rested on at its second look: ``since`` then it was over the limit of ``limit_s`` seconds.
+
+    ``since`` is when it was last used, started, created or went pending, as ``Action.reason`` says; ``evidence`` is what
+    shows that ("hub", "start", "proxy", "recovery"), or "". ``rule`` names the rule whose limit it was, None for the
+    settings. ``detail`` is what else there is to say, as a clause, or "".
+    """
+
+    limit_s: float
+    since: datetime | None
+    evidence: str = ""
+    rule: str | None = None
+    detail: str = ""
+
+
 class OutcomeKind(str, Enum):
     """How an action ended."""
 

@@ -19,7 +19,7 @@ from hubguard.errors import (
     ProxyError,
     Unrecordable,
 )
-from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind
+from hubguard.model import Action, Cause, Grounds, Order, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class _LookAgain(Exception):
 class Ledger(Protocol):
     """Where intents and outcomes are written, under the lease: the mandate."""
 
-    async def intend(self, action: Action, order: Order, detail: str = "") -> int:
+    async def intend(self, action: Action, order: Order, detail: str = "", grounds: Grounds | None = None) -> int:
         """The intent's id, on disk. Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent."""
 
     async def settle(self, intent: int, outcome: Outcome) -> None:
@@ -72,7 +72,8 @@ class Ledger(Protocol):
 class Attempt:
     """One try at an action. It makes sure that its request rests on a fresh look and is written down before it goes out.
 
-    ``intent`` is the id of what was written down, None before. ``detail`` goes into the journal with it.
+    ``intent`` is the id of what was written down, None before. ``detail`` goes into the journal with it,
+    and so do ``grounds``, which its second look may set.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Attempt:
         self._detail = detail
         self._looked_at_s = float("-inf")
         self.intent: int | None = None
+        self.grounds: Grounds | None = None
 
     async def make(
         self, second_look: Callable[[], Awaitable[str | None]], send: Callable[[], Awaitable[str]]
@@ -128,7 +130,7 @@ class Attempt:
         began_s = self._clock.monotonic_s()
         if began_s - self._looked_at_s > LOOK_LASTS_S:
             raise _LookAgain
-        intent = await self._ledger.intend(self._action, self._order, self._detail)
+        intent = await self._ledger.intend(self._action, self._order, self._detail, self.grounds)
         if self._clock.monotonic_s() - began_s > COMMIT_LASTS_S:
             # The budget has let this request go a while ago. Those that a slow journal held up would go out all at once.
             await self._ledger.settle(intent, Outcome(OutcomeKind.SKIPPED, "the journal was too slow; looked at again"))

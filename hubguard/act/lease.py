@@ -13,7 +13,7 @@ from typing import Any
 from hubguard.errors import JournalError, LeaseLost
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event, Lease
-from hubguard.model import Action, Outcome
+from hubguard.model import Action, Grounds, Outcome
 from hubguard.pacing.clock import Clock
 
 HUB = "hub"
@@ -110,9 +110,17 @@ class LeaseKeeper:
                 log.warning("The lease was not released, the next guard waits until it runs out: %s", error)
 
     async def intend(
-        self, action: Action, actor: str, *, asked: bool, armed: bool | None, by_default: bool = False, detail: str = ""
+        self,
+        action: Action,
+        actor: str,
+        *,
+        asked: bool,
+        armed: bool | None,
+        by_default: bool = False,
+        detail: str = "",
+        grounds: Grounds | None = None,
     ) -> int:
-        """The intent's id, committed under our lease. ``detail`` says what ``action`` doesn't, for people.
+        """The intent's id, committed under our lease. ``detail`` and ``grounds`` are as in the journal.
 
         Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent.
         """
@@ -130,6 +138,7 @@ class LeaseKeeper:
                 armed=armed,
                 by_default=by_default,
                 detail=detail,
+                grounds=grounds,
             )
         except LeaseLost:
             self._drop()

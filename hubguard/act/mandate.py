@@ -15,7 +15,7 @@ from hubguard.act.lease import LeaseKeeper
 from hubguard.errors import ActingRefused, HubGuardError, JournalError
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import ArmedBy, Lease, Stance
-from hubguard.model import Action, Order, Outcome
+from hubguard.model import Action, Grounds, Order, Outcome
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class Mandate:
         """One try at ``action``. Its intent is under way until it is settled or the attempt closed."""
         return Attempt(self, self._clock, action, order, detail)
 
-    async def intend(self, action: Action, order: Order, detail: str = "") -> int:
+    async def intend(self, action: Action, order: Order, detail: str = "", grounds: Grounds | None = None) -> int:
         """The intent's id, committed under our lease. Raises LeaseLost, ActingRefused or JournalError: then send nothing."""
         if not order.asked and (why := self._why_not_ours):
             raise ActingRefused(f"Nothing was sent: {why}.")
@@ -249,6 +249,7 @@ class Mandate:
             armed=self.by_settings,
             by_default=self.armed_by is ArmedBy.CULLER,
             detail=detail,
+            grounds=grounds,
         )
         self._under_way.add(intent)
         return intent

@@ -10,7 +10,7 @@ from typing import Any
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
 from hubguard.act.delete import UserDeleter
 from hubguard.act.verify import Verifier
-from hubguard.cull.decide.judge import CullPolicy, still_due, user_still_due
+from hubguard.cull.decide.judge import CullPolicy, grounds, grounds_of_user, still_due, user_still_due
 from hubguard.cull.model import Known, Plan
 from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
@@ -109,18 +109,24 @@ class Executor:
                     room.release()
 
     async def _look_and_send(self, action: Action, attempt: Attempt) -> Sent | tuple[Outcome, str]:
-        return await attempt.make(lambda: self._second_look(action), lambda: self._send(action, attempt))
+        return await attempt.make(lambda: self._second_look(action, attempt), lambda: self._send(action, attempt))
 
-    async def _second_look(self, action: Action) -> str | None:
-        """Why not, after all; None when it is still to be done."""
+    async def _second_look(self, action: Action, attempt: Attempt) -> str | None:
+        """Why not, after all; None when it is still to be done, and then ``attempt`` has the grounds."""
         if action.kind is ActionKind.DELETE_USER:
             user = await self._hub.get_user(action.user)
             known = await self._known_now(action, None)
             exemptions = () if known.exemption is None else (known.exemption,)
-            return user_still_due(action, user, self._policy, exemptions, self._clock.now(), known.clock_from)
+            now = self._clock.now()
+            if user is not None:
+                attempt.grounds = grounds_of_user(user, self._policy, now, known.clock_from)
+            return user_still_due(action, user, self._policy, exemptions, now, known.clock_from)
         server = await self._hub.get_server(action.user, action.name)
         known = await self._known_now(action, server)
-        return still_due(action, server, self._policy, known, self._clock.now())
+        now = self._clock.now()
+        if server is not None:
+            attempt.grounds = grounds(server, self._policy, known, now)
+        return still_due(action, server, self._policy, known, now)
 
     async def _send(self, action: Action, attempt: Attempt) -> str:
         if action.kind is ActionKind.DELETE_USER:

@@ -7,9 +7,12 @@ from datetime import datetime, timedelta
 from typing_extensions import override
 
 from hubguard.cull import shapes as cull_shapes
+from hubguard.cull import words as cull_words
 from hubguard.cull.model import Standing, Wish
 from hubguard.cull.part import Culling
+from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Exemption
+from hubguard.model import server_label
 from hubguard.times import YEAR_S
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import Operation, Param, Refused
@@ -31,6 +34,7 @@ class CullApi(Api):
     """An endpoint of culling."""
 
     culling: Culling
+    journal: AsyncJournal
 
 
 class ServersApi(CullApi):
@@ -52,7 +56,7 @@ class ServersApi(CullApi):
         asked = self.query()
         standing = Standing(asked["standing"]) if asked["standing"] else None
         rows = cull_shapes.chosen(
-            cull_shapes.running(self.culling.status().last_cycle), q=asked["q"], standing=standing, sort=asked["sort"]
+            cull_shapes.running(self.culling.status().newest), q=asked["q"], standing=standing, sort=asked["sort"]
         )
         status = self.site.status()
         self.write_page(rows, asked, lambda row: cull_shapes.server(row, self.culling.policy, status))
@@ -67,12 +71,14 @@ class ServerApi(CullApi):
         )
     }
 
-    def get(self, user: str, name: str) -> None:
-        """404 where it doesn't run as of the last cycle, or there was none yet."""
-        last = self.culling.status().last_cycle
+    async def get(self, user: str, name: str) -> None:
+        """404 where it doesn't run as of the last cycle, or there was none yet; it says when and why it was stopped."""
+        last = self.culling.status().newest
         row = cull_shapes.find(last, user, name)
         if row is None:
-            raise Refused(404, not_running(f"{user}/{name}" if name else user, known=last is not None))
+            absent = not_running(server_label(user, name), known=last is not None)
+            stopped = cull_words.last_stop(await self.journal.entries(limit=20, user=user, server=name))
+            raise Refused(404, f"{absent} {stopped}".rstrip())
         self.write_json(cull_shapes.server(row, self.culling.policy, self.site.status()))
 
 

@@ -18,10 +18,11 @@ from hubguard.cull import words as cull_words
 from hubguard.cull.model import Wish
 from hubguard.errors import ConfigError
 from hubguard.journal import words as journal_words
+from hubguard.journal.model import Entry
 from hubguard.journal.store import open_journal
 from hubguard.model import Cause
 from hubguard.times import DAY_S, YEAR_S, moment, span_s
-from hubguard.web.client import RunningGuard, running_guard, running_lease
+from hubguard.web.client import Refused, RunningGuard, running_guard, running_lease
 
 CYCLE_S = 3600.0
 """Maximum seconds to wait for a cycle of the running guard. A thousand slow stops take long."""
@@ -116,15 +117,41 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def explain(arguments: argparse.Namespace, context: Context) -> int:
-    """Print why the running guard stops or keeps a server."""
+    """Print why the running guard stops or keeps a server; of one that doesn't run, what the journal has."""
     url = context.journal
     user, server = user_and_server(arguments.who)
     instead = "Only a running guard can explain. To see what would be stopped: hubguard cull --once --dry-run"
     guard = running_guard(url, context.place.token, instead=instead)
     path = f"api/v1/servers/{quote(user, safe='')}/{quote(server or '', safe='')}"
-    row = asyncio.run(guard.ask("GET", path))
+    try:
+        row = asyncio.run(guard.ask("GET", path))
+    except Refused as refused:
+        past = _past(context, user, server)
+        if refused.status != 404 or not past:
+            raise
+        if arguments.json:
+            entries = list(map(journal_words.entry_json, past))
+            context.say(
+                json.dumps({"user": user, "name": server, "message": str(refused), "entries": entries}, indent=2)
+            )
+        else:
+            context.say("\n".join([str(refused), *map(journal_words.entry_text, past)]))
+        return Exit.FINE
     context.say(json.dumps(row, indent=2) if arguments.json else cull_words.server_text(row))
     return Exit.FINE
+
+
+PAST = 20
+"""Maximum journal entries that ``explain`` prints about a server that doesn't run."""
+
+
+def _past(context: Context, user: str, server: str | None) -> tuple[Entry, ...]:
+    """What the journal has of that server, or of all of the user's (``server`` None), newest first."""
+    journal = open_journal(context.journal)
+    try:
+        return journal.entries(limit=PAST, user=user, server=server)
+    finally:
+        journal.close()
 
 
 # -- keep -----------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Cycles:
     After each cycle ``last`` is its report, ``findings`` what an operator should look at, ``oldest_overdue`` the server that
     has been due for longest, ``tally`` and ``recent`` how actions ended, ``last_good_at`` when a cycle last saw all and
     nothing but people kept it from doing what was due, and ``saw_all_at_s`` when one last saw all (monotonic, None: never).
+    ``under_way`` is the one that is being carried out, None between two.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Cycles:
     ) -> None:
         self.policy = policy
         self.last: CycleReport | None = None
+        self.under_way: CycleReport | None = None
         self.last_good_at: datetime | None = None
         self.saw_all_at_s: float | None = None
         self.oldest_overdue: Verdict | None = None
@@ -110,8 +112,11 @@ class Cycles:
             policy = replace(policy, idle_timeout_s=limit_s)
         async with self._one_at_a_time:
             await self._snapshots.begin(self._mandate.journal)
-            with self._budget.lowered(rate=wish.rate, concurrency=wish.concurrency):
-                report = await self._run(order, policy, dry_run=wish.dry_run, width=self._width(wish))
+            try:
+                with self._budget.lowered(rate=wish.rate, concurrency=wish.concurrency):
+                    report = await self._run(order, policy, dry_run=wish.dry_run, width=self._width(wish))
+            finally:
+                self.under_way = None
             if not wish.dry_run and policy == self.policy:
                 self.last = report
             return report
@@ -127,7 +132,19 @@ class Cycles:
         judgement = await self._snapshots.judge(journal, due=decision.due, keep=not dry_run)
         stance = await journal.stance()
         why_not = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=order.asked, dry_run=dry_run)
-        outcomes: tuple[tuple[Action, Outcome], ...] = ()
+        report = CycleReport(
+            began_at,
+            self._clock.now(),
+            situation.snapshot,
+            decision.verdicts,
+            decision.plan,
+            skipped_why=why_not,
+            user_verdicts=decision.user_verdicts,
+        )
+        if not dry_run and policy == self.policy:
+            self.under_way = report
+            if situation.snapshot.complete and judgement.brake is None:
+                self.last_good_at = report.ended_at
         if not why_not and decision.plan.actions:
             executor = Executor(
                 self._hub,
@@ -141,16 +158,8 @@ class Cycles:
             )
             outcomes = await executor.run(decision.plan, concurrency=width)
             await self._note_cycle(journal, order.actor, decision.plan, outcomes)
-        report = CycleReport(
-            began_at,
-            self._clock.now(),
-            situation.snapshot,
-            decision.verdicts,
-            decision.plan,
-            outcomes,
-            why_not,
-            decision.user_verdicts,
-        )
+            report = replace(report, outcomes=outcomes)
+        report = replace(report, ended_at=self._clock.now())
         if not dry_run:
             await self._record(journal, report, braked=judgement.brake is not None)
             wanted = not (stance.held or why_observing)

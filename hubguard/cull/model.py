@@ -178,6 +178,7 @@ class CullStatus:
     """What culling knows of itself at one moment.
 
     ``last_cycle`` and ``next_cycle_at`` are None before the first cycle, ``last_good_cycle_at`` before one has succeeded.
+    ``under_way`` is the cycle that is being carried out, without its outcomes; None between two.
     ``tally`` is of this guard's life, ``recent`` of the last hour. ``oldest_overdue`` is the server that has been due for
     longest and still runs. ``findings`` are what an operator should look at, most recent last.
     """
@@ -189,3 +190,9 @@ class CullStatus:
     recent: Tally = field(default_factory=Tally)
     oldest_overdue: Verdict | None = None
     findings: tuple[Finding, ...] = ()
+    under_way: CycleReport | None = None
+
+    @property
+    def newest(self) -> CycleReport | None:
+        """The report with the newest look at the hub."""
+        return self.under_way or self.last_cycle

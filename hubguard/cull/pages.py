@@ -17,6 +17,7 @@ from hubguard.cull.part import Culling
 from hubguard.errors import JournalError
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
+from hubguard.model import server_label
 from hubguard.status import Mode, Status
 from hubguard.times import moment
 from hubguard.web.openapi import Param, Refused
@@ -38,7 +39,7 @@ class Servers(CullPage):
 
     @override
     async def get(self) -> None:
-        status, last = self.site.status(), self.culling.status().last_cycle
+        status, last = self.site.status(), self.culling.status().newest
         q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
         wanted = Standing(standing) if standing in {kind.value for kind in Standing} else None
         sort = sort if sort.removeprefix("-") in cull_shapes.SORTS else "due"
@@ -109,7 +110,7 @@ class ServerPage(CullPage):
 
     @override
     async def get(self, user: str, name: str) -> None:
-        status, last = self.site.status(), self.culling.status().last_cycle
+        status, last = self.site.status(), self.culling.status().newest
         row = cull_shapes.find(last, user, name)
         trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
@@ -117,8 +118,8 @@ class ServerPage(CullPage):
             exemptions = await self.culling.exemptions(user=user)
         except JournalError as error:
             trouble = str(error)
-        label = f"{user}/{name}" if name else user
-        absent = not_running(label, known=last is not None)
+        label = server_label(user, name)
+        absent = f"{not_running(label, known=last is not None)} {cull_words.last_stop(entries)}".rstrip()
         exemptions = tuple(exemption for exemption in exemptions if exemption.server in {None, name})
         if row is None and not entries and not exemptions and not trouble:
             raise Refused(404, absent)

@@ -78,6 +78,7 @@ class Culling:
             recent=cycles.recent,
             oldest_overdue=cycles.oldest_overdue,
             findings=cycles.findings,
+            under_way=cycles.under_way,
         )
 
     # -- as a part of the guard -----------------------------------------------------------------------------------

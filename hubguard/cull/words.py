@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.cull.decide.rules import Rule
 from hubguard.cull.model import Reason, Standing, Verdict
-from hubguard.journal.model import Exemption
+from hubguard.journal.model import Entry, Event, Exemption
+from hubguard.journal.words import EVIDENCE, grounds_words
 from hubguard.model import ActionKind, Outcome, OutcomeKind
 from hubguard.snapshot.model import Evidence
 from hubguard.status import Mode
@@ -42,14 +43,6 @@ _WHEN_DUE: dict[Mode, str] = {
     Mode.BRAKED: "would be {done} now, but HubGuard is braked",
     Mode.STANDBY: "left to the guard that holds the lease",
     Mode.TROUBLED: "would be {done} now, but HubGuard is in trouble",
-}
-
-
-_COUNTED_FROM: dict[Evidence, str] = {
-    Evidence.HUB: "the hub's last activity",
-    Evidence.START: "its start",
-    Evidence.PROXY: "traffic at the proxy",
-    Evidence.RECOVERY: "the end of an outage of hub or proxy",
 }
 
 
@@ -247,7 +240,7 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
     if known.clock_from is not None:
         named.append(("End of an outage", f"{at(known.clock_from)}; nobody's idleness counts from before that"))
     if verdict.idle_since is not None and verdict.evidence is not None:
-        named.append(("Idle since", f"{at(verdict.idle_since)}, by {_COUNTED_FROM[verdict.evidence]}"))
+        named.append(("Idle since", f"{at(verdict.idle_since)}, by {EVIDENCE[verdict.evidence.value]}"))
     if verdict.rule is not None:
         named.append(("Rule", verdict.rule))
     if verdict.reason is not Reason.CANT_TELL:
@@ -318,6 +311,21 @@ def _action_text(action: Mapping[str, Any]) -> str:
 
 def _ended(verb: str, outcome: str | None) -> str:
     return f"{verb.rstrip('e')}ing: {outcome}" if outcome else f"would be {verb.rstrip('e')}ed"
+
+
+def last_stop(entries: Iterable[Entry]) -> str:
+    """One sentence on the newest stop among ``entries`` (newest first) of a server: when, who, and why; "" without one."""
+    for entry in entries:
+        if entry.event is Event.OUTCOME and entry.action in _STOPS and entry.outcome is not None:
+            why = grounds_words(entry.reason or "", entry.grounds)
+            if entry.outcome is OutcomeKind.DONE:
+                by = "HubGuard" if entry.actor == "hubguard" else f"HubGuard, asked by {entry.actor},"
+                return f"{by} {_STOPS[entry.action]} at {stamp(entry.at)}: {why}."
+            return f"The last try to stop it, at {stamp(entry.at)} ({why}): {entry.outcome.value}, {entry.detail}."
+    return ""
+
+
+_STOPS = {ActionKind.STOP_SERVER.value: "stopped it", ActionKind.INTERRUPT_SPAWN.value: "interrupted its start"}
 
 
 def server_text(server: Mapping[str, Any]) -> str:

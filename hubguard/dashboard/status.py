@@ -118,11 +118,12 @@ def state_of(guard: Guard) -> State:
 def describe(state: State) -> StatusShape:
     """The state as the API gives it: numbers instead of every server."""
     status, culled = state.guard, state.cull
-    numbers = counts(running(culled.last_cycle))
+    numbers = counts(running(culled.newest))
+    acting = culled.under_way is not None and not culled.under_way.skipped_why
     return StatusShape(
         at=status.at,
         mode=status.mode,
-        sentence=dashboard_words.headline(status, numbers.stop, users_due(culled.last_cycle)),
+        sentence=dashboard_words.headline(status, numbers.stop, users_due(culled.newest), under_way=acting),
         why=status.why,
         stance=status.stance,
         started_at=status.started_at,
@@ -131,7 +132,7 @@ def describe(state: State) -> StatusShape:
         lease=status.lease,
         hub_version=status.hub_version,
         servers=numbers,
-        sources=sources(culled.last_cycle, status.at),
+        sources=sources(culled.newest, status.at),
         last_cycle=last_cycle(culled.last_cycle) if culled.last_cycle else None,
         last_good_cycle_at=culled.last_good_cycle_at,
         next_cycle_at=culled.next_cycle_at,

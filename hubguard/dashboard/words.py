@@ -71,12 +71,13 @@ def reach_words(other: OtherCuller) -> str:
     return " and ".join(limits) or "everybody"
 
 
-def headline(status: Status, due: int, users: int = 0) -> str:
+def headline(status: Status, due: int, users: int = 0, *, under_way: bool = False) -> str:
     """What HubGuard is doing and why, for people. ``due`` and ``users`` are the numbers of servers and users that were due
-    at the last look.
+    at the last look; ``under_way``: they are being stopped and deleted at this moment.
     """
     if status.mode is Mode.ACTING:
-        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} due now" if due else "No server is due now"
+        state = "being stopped" if under_way else "due now"
+        now = f"{count(due, 'server')} {'is' if due == 1 else 'are'} {state}" if due else "No server is due now"
         leaving = f" {count(users, 'user')} {'is' if users == 1 else 'are'} due to be deleted." if users else ""
         return f"HubGuard is armed and stops servers that are due. {now}.{leaving}"
     if status.mode is Mode.OBSERVING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -14,7 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.model import Entry, Event
-from hubguard.model import Action, Outcome, OutcomeKind, Tally
+from hubguard.model import Action, Grounds, Outcome, OutcomeKind, Tally
+from hubguard.words import as_json
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
 DETAIL_LENGTH = 2000
@@ -199,6 +201,7 @@ def add_outcome(connection: Connection, intent_id: int, outcome: Outcome, now: d
                 outcome=outcome.kind.value,
                 detail=outcome.detail,
                 refers_to=intent_id,
+                grounds=intent.grounds,
             )
     except IntegrityError:
         return False
@@ -221,4 +224,19 @@ def to_entry(row: Any) -> Entry:
         outcome=None if row.outcome is None else OutcomeKind(row.outcome),
         detail=row.detail,
         refers_to=row.refers_to,
+        grounds=None if row.grounds is None else _read_grounds(row.grounds),
     )
+
+
+def grounds_text(grounds: Grounds) -> str:
+    """``grounds`` as the table has them."""
+    return json.dumps(as_json(grounds))
+
+
+def _read_grounds(text: str) -> Grounds | None:
+    try:
+        value = json.loads(text)
+        since = value["since"] and datetime.fromisoformat(value["since"].replace("Z", "+00:00"))
+        return Grounds(**{**value, "since": since})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None  # of another version

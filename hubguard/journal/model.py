@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from hubguard.model import OutcomeKind
+from hubguard.model import Grounds, OutcomeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Entry:
     """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
 
     ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant. ``fence`` is 0 for what people
-    did without a lease.
+    did without a lease. ``grounds`` is what an intent and its outcome rest on, None where an earlier version wrote it.
     """
 
     id: int
@@ -125,6 +125,7 @@ class Entry:
     outcome: OutcomeKind | None = None
     detail: str = ""
     refers_to: int | None = None
+    grounds: Grounds | None = None
 
 
 @dataclass(frozen=True, slots=True)

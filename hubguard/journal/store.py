@@ -15,11 +15,11 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.errors import ActingRefused, LeaseLost
 from hubguard.journal import tables
 from hubguard.journal.database import Database
-from hubguard.journal.entries import add_entry, add_outcome, one_at_a_time, one_text, to_entry
+from hubguard.journal.entries import add_entry, add_outcome, grounds_text, one_at_a_time, one_text, to_entry
 from hubguard.journal.exemptions import Exemptions
 from hubguard.journal.migrate import upgrade
 from hubguard.journal.model import Entry, Event, Failures, Lease, Stance
-from hubguard.model import Action, Outcome, OutcomeKind
+from hubguard.model import Action, Grounds, Outcome, OutcomeKind
 
 _FORGET_AT_ONCE = 500
 _FORGET_AT_MOST = 5000
@@ -157,10 +157,11 @@ class Journal(Exemptions):
         armed: bool | None,
         by_default: bool = False,
         detail: str = "",
+        grounds: Grounds | None = None,
     ) -> int:
         """The intent is on disk; its id. Only then may the request go out.
 
-        ``detail`` says what ``action`` doesn't, for people.
+        ``detail`` says what ``action`` doesn't, for people; ``grounds`` is what it rests on.
         ``armed`` is what the settings say; None leaves it to the stance, and ``by_default`` is what holds until people have
         set that. ``asked``: a person wants this one by name,
         so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out, ActingRefused when acting
@@ -190,6 +191,7 @@ class Journal(Exemptions):
                 action=action.kind.value,
                 reason=action.reason,
                 detail=detail or ("and remove it from the hub" if action.remove else ""),
+                grounds=None if grounds is None else grounds_text(grounds),
             )
 
     def settle(self, intent_id: int, outcome: Outcome, now: datetime) -> bool:

@@ -129,6 +129,8 @@ entry = sa.Table(
     sa.Column("outcome", sa.String(16)),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("refers_to", sa.BigInteger),
+    # A JSON object.
+    sa.Column("grounds", sa.Text),
     # An intent has one outcome.
     sa.Index("hubguard_entry_refers_to", "refers_to", unique=True),
     # What became of one server, newest last; also whether a run was stopped after it had failed.

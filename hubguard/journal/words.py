@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hubguard.journal.model import Entry, Event, Exemption
-from hubguard.model import ActionKind, server_label
-from hubguard.words import as_json, kept_label, stamp
+from hubguard.model import ActionKind, Grounds, server_label
+from hubguard.words import as_json, kept_label, limit, stamp
 
 _KIND_WORDS: dict[str, tuple[str, str]] = {
     ActionKind.STOP_SERVER.value: ("stop {}", "stopping {}"),
@@ -16,6 +16,21 @@ _KIND_WORDS: dict[str, tuple[str, str]] = {
     ActionKind.START_AND_STOP.value: ("start and stop {}", "starting and stopping {}"),
     ActionKind.END_BACKEND.value: ("end the backend of {}", "ending the backend of {}"),
 }
+
+EVIDENCE: dict[str, str] = {
+    "hub": "the hub's last activity",
+    "start": "its start",
+    "proxy": "traffic at the proxy",
+    "recovery": "the end of an outage of hub or proxy",
+}
+"""What idleness is counted from, by the evidence."""
+
+_LIMITS: dict[str, tuple[str, str]] = {
+    "idle": ("idle since", "idle limit"),
+    "too-old": ("running since", "maximum age"),
+    "pending-stuck": ("pending since", "limit"),
+}
+"""By an intent's reason: what began then, and what the limit is called."""
 
 _STANCE_WORDS: dict[Event, str] = {
     Event.ARMED: "armed HubGuard",
@@ -46,8 +61,8 @@ def entry_sentence(entry: Entry) -> str:
     detail = f": {entry.detail}" if entry.detail else ""
     do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
     if entry.event is Event.INTENT:
-        why = f" ({entry.reason})" if entry.reason else ""
-        return f"going to {do.format(whose)}{why}"
+        why = grounds_words(entry.reason or "", entry.grounds, of_user=entry.action == ActionKind.DELETE_USER.value)
+        return f"going to {do.format(whose)}{f' ({why})' if why else ''}"
     if entry.event is Event.OUTCOME:
         kind = entry.outcome.value if entry.outcome else "ended"
         return f"{doing.format(whose)}: {kind}{f', {entry.detail}' if entry.detail else ''}"
@@ -62,6 +77,20 @@ def entry_sentence(entry: Entry) -> str:
         return f"resolved: {whose}{detail}" if whose else f"resolved{detail}"
     about_one = whose and entry.event in {Event.NOTE, Event.ANNOUNCED, Event.FINDING}
     return f"{whose}{detail}" if about_one else entry.detail or entry.event.value
+
+
+def grounds_words(reason: str, grounds: Grounds | None, *, of_user: bool = False) -> str:
+    """Why, as a clause: ``idle since 2026-11-21 14:05:09 UTC by the hub's last activity, idle limit 1 h, rule "GPU"``."""
+    if grounds is None or grounds.since is None:
+        return reason
+    begun, called = _LIMITS.get(reason, (f"{reason} since", "limit"))
+    if of_user:
+        begun, called = ("created on", called) if reason == "too-old" else ("inactive since", "limit")
+    by = f" by {EVIDENCE.get(grounds.evidence, grounds.evidence)}" if grounds.evidence else ""
+    parts = [f"{begun} {stamp(grounds.since)}{by}"]
+    parts += [f"{called} {limit(grounds.limit_s)}"] if grounds.limit_s > 0 else []
+    parts += [f'rule "{grounds.rule}"'] if grounds.rule is not None else []
+    return ", ".join(parts) + (f"; {grounds.detail}" if grounds.detail else "")
 
 
 def entry_text(entry: Entry) -> str:

@@ -36,7 +36,7 @@ class ScriptedLedger:
         self.refuses: Exception | None = None
         self.released: list[int] = []
 
-    async def intend(self, action: Action, order: Order, detail: str = "") -> int:
+    async def intend(self, action: Action, order: Order, detail: str = "", grounds: object = None) -> int:
         if self.takes_s:
             await self._clock.sleep(self.takes_s.pop(0))
         if self.refuses is not None:

@@ -9,8 +9,13 @@ import pytest
 from doubles.hub import Stops
 from simulation.world import BURST, EVERY_S, LIMIT_S, OUTAGE_S, RATE, UPDATE_S, World
 
+from hubguard.cull.words import last_stop
+from hubguard.dashboard.status import describe, health, state_of
+from hubguard.journal.words import entry_sentence
 from hubguard.model import OutcomeKind, User
 from hubguard.snapshot.model import BrakeReason
+from hubguard.status import Mode
+from hubguard.words import stamp
 
 PEOPLE = [(f"user{number:03}", "") for number in range(40)]
 
@@ -163,3 +168,41 @@ def test_a_class_of_300_that_leaves_at_once_never_brakes(world: World, how: str)
     assert world.running() == set()
     assert world.entries("braked") == ()
     assert BURST / RATE < EVERY_S, "or it would prove nothing about the pace"
+
+
+def test_incident_nobody_could_say_afterwards_why_a_server_was_stopped(world: World):
+    """A hub of a university, 2026-09: "Why was my server stopped?" had no answer a day later. The journal said "going to
+    stop ann (idle)"; since when, by which limit and by whose word had stood on a page that was gone with the server.
+
+    Here: the intent keeps what it rested on at its second look, the outcome has it, too, and both name it in words.
+    """
+    world.start(("ann", ""), idle_s=2 * LIMIT_S)
+    used_at = world.hub._records["ann", ""].server.last_activity
+    world.begin()
+    world.passes(600)
+    (intent,), (outcome,) = world.entries("intent"), world.entries("outcome")
+    assert intent.grounds is not None
+    assert (intent.grounds.limit_s, intent.grounds.since, intent.grounds.evidence) == (LIMIT_S, used_at, "hub")
+    assert outcome.grounds == intent.grounds
+    assert f"idle since {stamp(used_at)} by the hub's last activity, idle limit 1 h" in entry_sentence(intent)
+    assert f"HubGuard stopped it at {stamp(outcome.at)}: idle since" in last_stop((outcome, intent))
+
+
+def test_incident_health_was_false_and_the_page_said_starting_while_the_first_cycle_stopped_servers(world: World):
+    """A hub of 300, 2026-10: after an update the first cycle had an hour's idle servers to stop, slowly. Until it ended the
+    pages said "Starting" and "none is due", and the alert on ``/health`` went off.
+
+    Here: from the first look on, it says what it does, and how many servers are being stopped.
+    """
+    for user in ("ann", "bo", "cy", "di"):
+        world.start((user, ""), idle_s=2 * LIMIT_S, stop_s=40.0)
+    world.begin()
+    while not world.sent:
+        world.passes(0.05)
+    state = state_of(world.life.guard)
+    assert state.cull.last_cycle is None
+    shape = describe(state)
+    assert shape.mode is Mode.ACTING
+    assert shape.servers.stop == 4
+    assert "4 servers are being stopped" in shape.sentence
+    assert health(state).ok

@@ -13,7 +13,7 @@ from hubguard.cull.decide.reach import Reach
 from hubguard.cull.decide.rules import Rule, first_match
 from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, UserVerdict, Verdict
 from hubguard.journal.model import Exemption, Failures
-from hubguard.model import Action, ActionKind, Server, User, same_run
+from hubguard.model import Action, ActionKind, Grounds, Server, User, same_run
 from hubguard.pacing.limits import backoff_s
 from hubguard.snapshot.decide.activity import by_restore, by_server
 from hubguard.snapshot.model import Evidence, Run, Situation
@@ -256,6 +256,25 @@ def user_still_due(
     if verdict.standing is Standing.WAIT and verdict.reason is Reason.ACTIVE:
         return "a server of the user's is running"
     return _SPARED_USER.get(verdict.reason, f"the user is no longer due ({verdict.reason.value})")
+
+
+def grounds(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Grounds:
+    """What stopping ``server`` rests on at ``now``, earlier failures aside: its limit, rule, evidence, and since when."""
+    verdict = judge(server, policy, replace(known, failures=None), now)
+    if verdict.reason is Reason.STUCK:
+        return Grounds(policy.pending_limit_s, known.pending_since)
+    if verdict.reason is Reason.TOO_OLD:
+        return Grounds(verdict.max_age_s, server.started, rule=verdict.rule)
+    evidence = verdict.evidence.value if verdict.evidence else ""
+    return Grounds(verdict.idle_timeout_s, verdict.idle_since, evidence, verdict.rule)
+
+
+def grounds_of_user(user: User, policy: CullPolicy, now: datetime, clock_from: datetime | None = None) -> Grounds:
+    """What deleting ``user`` rests on at ``now``."""
+    (verdict,) = judge_users([user], policy, (), now, clock_from)
+    if verdict.reason is Reason.TOO_OLD:
+        return Grounds(policy.user_max_age_s, user.created)
+    return Grounds(policy.user_idle_timeout_s, verdict.idle_since)
 
 
 _SPARED: dict[Reason, str] = {
