@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -131,9 +132,10 @@ def _settings(settings: Settings) -> list[Check]:
     ] or [Check("settings", Finding.FINE, "all settings are valid")]
     checks += [Check("settings", Finding.WARNING, note) for note in settings.notes]
     # If a rule has an error, load() drops them all.
+    read = rules.parse(settings.cull.rules)[0]
     checks += [
         Check("rules", Finding.WARNING, sentence, "Change, move or remove the rule in HubGuardCull.rules.")
-        for sentence in rules.analyse(rules.parse(settings.cull.rules)[0])
+        for sentence in (*rules.analyse(read), *rules.doubts(read, datetime.now(timezone.utc)))
     ]
     return checks + _deleting_users(settings.cull) + _pruning(settings.prune)
 

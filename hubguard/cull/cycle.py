@@ -16,7 +16,7 @@ from hubguard.cull.decide import rules
 from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hooked
-from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Verdict, Wish
+from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Surplus, Verdict, Wish
 from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import JournalError, ProxyError
 from hubguard.hub.api import HubAPI
@@ -150,7 +150,9 @@ class Cycles:
                 self._hub,
                 self._clock,
                 policy,
-                _KnownNow(self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from),
+                _KnownNow(
+                    self._hub, self._observer, journal, self._hook, self._clock, known, policy, situation.clock_from
+                ),
                 lambda action: self._mandate.attempt(action, order),
                 self._mandate.settle,
                 verify_s=self._section.verify_s,
@@ -181,7 +183,7 @@ class Cycles:
                 said, error = answers[verdict.server.key]
                 known[verdict.server.run] = replace(known[verdict.server.run], hook=said, hook_error=error)
             decision = decide(situation, policy, known, exemptions)
-        return decision, known
+        return decision, {verdict.server.run: verdict.known for verdict in decision.verdicts}
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -248,7 +250,8 @@ class Cycles:
     def _found(self, report: CycleReport, policy: CullPolicy, *, wanted: bool) -> list[Finding]:
         """The findings of this cycle. ``wanted``: people want what is due to be done."""
         now, late = report.ended_at, self.oldest_overdue
-        findings = [Finding(FindingKind.RULE, now, text) for text in self._of_rules]
+        of_rules = (*self._of_rules, *rules.doubts(self.policy.rules, now))
+        findings = [Finding(FindingKind.RULE, now, text) for text in of_rules]
         limit = timedelta(seconds=max(OVERDUE_S, 3 * self._section.every_s))
         if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
             text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."
@@ -265,10 +268,14 @@ class Cycles:
 
 
 class _KnownNow:
-    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are asked again."""
+    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are asked again.
+
+    So is how many servers its user has, if that is why it is to be stopped; how many all have stays as it was.
+    """
 
     def __init__(
         self,
+        hub: HubAPI,
         observer: Observer,
         journal: AsyncJournal,
         hook: Hooked | None,
@@ -277,6 +284,7 @@ class _KnownNow:
         policy: CullPolicy,
         clock_from: datetime | None,
     ) -> None:
+        self._hub = hub
         self._observer = observer
         self._clock_from = clock_from
         self._journal = journal
@@ -302,6 +310,7 @@ class _KnownNow:
             clock_from=self._clock_from,
             hook=None,
             hook_error="",
+            surplus=await self._still_surplus(known.surplus, action.user, now),
         )
         if self._hook is not None and server is not None:
             verdict = judge(server, self._policy, replace(known, failures=None), now)
@@ -309,6 +318,22 @@ class _KnownNow:
                 said, error = (await self._hook.ask([verdict], now))[server.key]
                 known = replace(known, hook=said, hook_error=error)
         return known
+
+    async def _still_surplus(self, surplus: Surplus | None, user: str, now: datetime) -> Surplus | None:
+        if surplus is None or surplus.in_all:
+            return surplus
+        there = await self._hub.get_user(user)
+        of_rule = [
+            server
+            for server in (there.servers if there is not None else ())
+            if server.pending != "stop" and _decides(surplus.rule, server, self._policy, now)
+        ]
+        return replace(surplus, count=len(of_rule)) if len(of_rule) > surplus.most else None
+
+
+def _decides(rule: str, server: Server, policy: CullPolicy, now: datetime) -> bool:
+    first, certain = rules.first_match(policy.rules, server, now)
+    return certain and first is not None and first.name == rule
 
 
 def policy_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
@@ -33,13 +34,23 @@ AT_ONCE = 10
 def load_hook(name: str) -> Hook:
     """The function that ``module:function`` names. Raises ConfigError."""
     module, _, function = name.partition(":")
-    try:
-        attribute = getattr(importlib.import_module(module), function) if module and function else None
-    except Exception as error:
-        raise ConfigError("HubGuardCull.hook", f"{name!r} can't be loaded: {type(error).__name__}: {error}") from None
-    if not callable(attribute):
+    if not (module and function):
         raise ConfigError("HubGuardCull.hook", f"{name!r} names no function; write it as module:function")
-    hook: Hook = attribute
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:
+        do = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            do = (
+                f". Install it in HubGuard's environment ({sys.prefix}), or have its folder in PYTHONPATH when the hub"
+                " starts: the folder that the hub runs in isn't searched"
+            )
+        text = f"{name!r} can't be loaded: {type(error).__name__}: {error}{do}"
+        raise ConfigError("HubGuardCull.hook", text) from None
+    hook: Hook | None = getattr(loaded, function, None)
+    if not callable(hook):
+        file = getattr(loaded, "__file__", None) or "which is built in"
+        raise ConfigError("HubGuardCull.hook", f"{name!r} names no function: {module} ({file}) has none of that name")
     return hook
 
 

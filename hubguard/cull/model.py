@@ -26,6 +26,7 @@ class Reason(str, Enum):
 
     IDLE = "idle"  # idle for longer than the idle timeout
     TOO_OLD = "too-old"  # running for longer than the max age
+    SURPLUS = "surplus"  # one of those idle for longest, beyond as many as a rule allows
     ACTIVE = "active"  # neither idle nor old enough yet
     PENDING = "pending"  # the hub is in the middle of something with it
     NOT_READY = "not-ready"
@@ -35,7 +36,7 @@ class Reason(str, Enum):
     NAMED_SERVER = "named-server"  # named servers are left alone by policy
     NO_TIMES = "no-times"  # neither activity nor start is known
     NO_LIMITS = "no-limits"  # both limits are switched off
-    RULE = "rule"  # a rule of the policy says never
+    RULE = "rule"  # a rule of the policy says never; it keeps the users that it is about, too
     EXEMPTION = "exemption"  # somebody has asked to keep it, and until when
     HOOK = "hook"  # the operator's own function says no, or failed
     CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
@@ -43,6 +44,16 @@ class Reason(str, Enum):
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it
     STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
+
+
+@dataclass(frozen=True, slots=True)
+class Surplus:
+    """A server is one too many: ``rule`` allows ``most`` of the ``count`` that its user has, or with ``in_all`` all users."""
+
+    rule: str
+    count: int
+    most: int
+    in_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Known:
     now. ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a
     proxy's lost table was filled again: the hub's and the proxy's times within these aren't use. ``hook`` is the
     answer of the operator's own function: True for stop, False for keep, None where there is no such function;
-    ``hook_error`` is one line on why it has none.
+    ``hook_error`` is one line on why it has none. ``surplus``: it is one too many.
     """
 
     failures: Failures | None = None
@@ -66,6 +77,7 @@ class Known:
     restores: tuple[tuple[datetime, datetime], ...] = ()
     hook: bool | None = None
     hook_error: str = ""
+    surplus: Surplus | None = None
 
 
 @dataclass(frozen=True, slots=True)

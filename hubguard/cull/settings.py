@@ -32,17 +32,18 @@ class HubGuardCull(Section):
     rules = List(
         Dict(),
         help="""Rules in order; the first that matches a server sets its limits. Each is a dict of what it matches, all
-        of it (`users`, `groups`, `roles`, `servers`, `profiles`: a glob or a list of them; `admin`, `named`: True or
-        False; `options`: values of user_options; `weekdays` such as "mon-fri", `hours` such as "08:00-18:00",
-        `timezone`), and what it sets: `idle_timeout_s`, `max_age_s`, or `never`: True. `name` is its name on pages. A
-        server that no rule matches has the limits set here.""",
+        of it (`users`, `groups`, `roles`, `servers`, `profiles`: a glob or a list of them; `options`: values of
+        user_options, or comparisons such as ">= 16"; `not_users`, `not_groups` and so on: none of these; `admin`,
+        `named`: True or False; `from`, `until`: dates; `weekdays` such as "mon-fri", `hours` such as "08:00-18:00",
+        `timezone`), and what it sets: `idle_timeout_s`, `max_age_s`, `max_servers`, `max_servers_in_all`, or `never`:
+        True. `name` is its name on pages. A server that no rule matches has the limits set here.""",
     ).tag(config=True)
     hook = Unicode(
         "",
         help="""Your own function that decides last, as `module:function`, sync or async. HubGuard calls it with the
         keywords `server`, `user`, `groups`, `inactive` (a timedelta), `inactive_limit` (seconds) for a server that is
         due, and returns whether to stop it. If it raises or takes more than 10 s, the server is kept. Install the
-        module next to HubGuard. Empty: none.""",
+        module in HubGuard's environment, or have its folder in PYTHONPATH when the hub starts. Empty: none.""",
     ).tag(config=True)
     users = Bool(
         False,

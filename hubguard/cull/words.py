@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from hubguard.cull.decide.judge import CullPolicy
+from hubguard.cull.decide.judge import SURPLUS_IDLE_S, CullPolicy, surplus_words
 from hubguard.cull.decide.rules import Rule
 from hubguard.cull.model import Reason, Standing, Verdict
 from hubguard.journal.model import Entry, Event, Exemption
@@ -172,8 +172,15 @@ def _not_yet(verdict: Verdict, now: datetime, mode: Mode) -> str:
     if idle_s < IN_USE_S and evidence in {Evidence.HUB, Evidence.PROXY} and verdict.due_at:
         will = "Will" if mode is Mode.ACTING else "Would"
         return f"In use. {will} be stopped {clock(verdict.due_at, now)} if unused until then{rule}."
+    surplus, at_s = verdict.known.surplus, verdict.idle_timeout_s
+    if (
+        surplus is not None
+        and verdict.due_at
+        and verdict.idle_since == verdict.due_at - timedelta(seconds=SURPLUS_IDLE_S)
+    ):
+        at_s, rule = SURPLUS_IDLE_S, f", since {surplus_words(surplus, verdict.server.user)}{rule}"
     begin = f"Idle for {duration(idle_s)}{_IDLE_SINCE[evidence]}" if idle_s >= IN_USE_S else _JUST_NOW[evidence]
-    return f"{begin}; {would} when idle for {limit(verdict.idle_timeout_s)}{rule}{when}."
+    return f"{begin}; {would} when idle for {limit(at_s)}{rule}{when}."
 
 
 def _measure(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
@@ -188,6 +195,10 @@ def _measure(verdict: Verdict, policy: CullPolicy, now: datetime) -> str:
         return f"Running for {running}, over the limit of {limit(verdict.max_age_s)}{rule}"
     if verdict.idle_since is None:
         return "Due"
+    if verdict.reason is Reason.SURPLUS and verdict.known.surplus is not None:
+        idle = duration((now - verdict.idle_since).total_seconds())
+        many = surplus_words(verdict.known.surplus, verdict.server.user)
+        return f"Idle for {idle}; {many}{rule}, and the longest idle stop first"
     over = f", over the limit of {limit(verdict.idle_timeout_s)}{rule}" if verdict.idle_timeout_s > 0 else ""
     since = _IDLE_SINCE[verdict.evidence or Evidence.HUB]
     return f"Idle for {duration((now - verdict.idle_since).total_seconds())}{since}{over}"
@@ -243,6 +254,8 @@ def _facts(verdict: Verdict, policy: CullPolicy, now: datetime) -> tuple[tuple[s
         named.append(("Idle since", f"{at(verdict.idle_since)}, by {EVIDENCE[verdict.evidence.value]}"))
     if verdict.rule is not None:
         named.append(("Rule", verdict.rule))
+    if known.surplus is not None:
+        named.append(("Too many", surplus_words(known.surplus, server.user)))
     if verdict.reason is not Reason.CANT_TELL:
         named += [
             ("Idle limit", limit(verdict.idle_timeout_s) if verdict.idle_timeout_s > 0 else "off"),

@@ -29,6 +29,7 @@ _LIMITS: dict[str, tuple[str, str]] = {
     "idle": ("idle since", "idle limit"),
     "too-old": ("running since", "maximum age"),
     "pending-stuck": ("pending since", "limit"),
+    "surplus": ("idle since", ""),
 }
 """By an intent's reason: what began then, and what the limit is called."""
 

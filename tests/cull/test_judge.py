@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from builders import NOW, ago
@@ -21,7 +22,7 @@ from hubguard.cull.decide.judge import (
     user_still_due,
 )
 from hubguard.cull.decide.rules import Rule, first_match, parse
-from hubguard.cull.model import Known, Protected, Reason, Standing
+from hubguard.cull.model import Known, Protected, Reason, Standing, Surplus, Verdict
 from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Server, User
 from hubguard.snapshot.model import Evidence
@@ -64,7 +65,14 @@ rule_sets = st.lists(
         },
     ).flatmap(
         lambda matched: st.sampled_from(
-            [{"never": True}, {"idle_timeout_s": 60}, {"max_age_s": 50}, {"idle_timeout_s": 0, "max_age_s": 0}]
+            [
+                {"never": True},
+                {"idle_timeout_s": 60},
+                {"max_age_s": 50},
+                {"idle_timeout_s": 0, "max_age_s": 0},
+                {"max_servers": 1},
+                {"max_servers_in_all": 1},
+            ]
         ).map(lambda sets: {**matched, **sets})
     ),
     max_size=3,
@@ -586,7 +594,7 @@ def test_a_users_clock_counts_from_the_end_of_an_outage_or_their_last_use_whiche
         (Protected(groups=("staff",)), {"groups": None}, Standing.UNKNOWN, Reason.CANT_TELL),
         (Protected(roles=("ta",)), {"roles": None}, Standing.UNKNOWN, Reason.CANT_TELL),
         (Protected(groups=("staff",), roles=("ta",)), {"groups": (), "roles": ("user",)}, Standing.STOP, Reason.IDLE),
-        (Protected(names=("AD*",)), {}, Standing.STOP, Reason.IDLE),
+        (Protected(names=("AD*",)), {}, Standing.EXEMPT, Reason.PROTECTED),
     ],
 )
 def test_users_whom_pruning_protects_are_not_deleted_by_culling_either(
@@ -705,3 +713,131 @@ def test_no_user_is_deleted_before_a_limit_or_against_a_promise(
         assert seen.created == one.created
         assert not seen.servers
         assert seen.last_activity is None or (one.last_activity is not None and seen.last_activity <= one.last_activity)
+
+
+# -- the most servers a user or a group may have -----------------------------------------------------------------------
+
+
+def verdicts_of(policy: CullPolicy, *there: Server, known: dict[Any, Known] | None = None) -> dict[str, Verdict]:
+    return {verdict.server.label: verdict for verdict in judge_all(there, policy, known or {}, NOW)}
+
+
+def of(user: str, name: str, idle_min: float, **changes: object) -> Server:
+    return server(
+        user=user, name=name, last_activity=ago(60 * idle_min), started=ago(90000), groups=("class",), **changes
+    )
+
+
+UNLIMITED = replace(POLICY, idle_timeout_s=0)
+TWO_EACH = replace(UNLIMITED, rules=rules({"name": "two", "groups": "class", "max_servers": 2}))
+
+
+def test_of_more_servers_than_a_user_may_have_the_longest_idle_are_due():
+    found = verdicts_of(
+        TWO_EACH, of("ada", "", 20), of("ada", "a", 50), of("ada", "b", 40), of("ada", "c", 30), of("bo", "", 900)
+    )
+    due = {label for label, verdict in found.items() if verdict.standing is Standing.STOP}
+    assert due == {"ada/a", "ada/b"}
+    assert found["ada/a"].reason is Reason.SURPLUS
+    assert found["ada/a"].known.surplus == Surplus("two", 4, 2)
+    assert found["bo"].reason is Reason.NO_LIMITS
+
+
+def test_of_more_servers_than_a_group_may_have_the_longest_idle_of_all_are_due():
+    policy = replace(UNLIMITED, rules=rules({"groups": "class", "max_servers_in_all": 2}))
+    found = verdicts_of(
+        policy, of("ada", "", 20), of("bo", "", 50), of("cy", "", 40), replace(of("di", "", 99), groups=())
+    )
+    assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"bo"}
+
+
+def test_one_too_many_that_was_just_in_use_waits_until_it_is_idle_for_ten_minutes():
+    found = verdicts_of(TWO_EACH, of("ada", "", 1), of("ada", "a", 2), of("ada", "b", 3))
+    assert {verdict.standing for verdict in found.values()} == {Standing.KEEP, Standing.EXEMPT}
+    assert found["ada/b"].due_at == ago(180) + timedelta(minutes=10)
+
+
+def test_a_kept_server_counts_and_another_goes():
+    kept = of("ada", "a", 90)
+    known = {kept.run: Known(exemption=exemption(name="a", ends_in_s=3600))}
+    found = verdicts_of(TWO_EACH, kept, of("ada", "b", 40), of("ada", "c", 30), known=known)
+    assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada/b"}
+
+
+def test_a_server_that_is_stopping_no_longer_counts():
+    found = verdicts_of(
+        TWO_EACH, of("ada", "a", 90, pending="stop", ready=False), of("ada", "b", 40), of("ada", "c", 30)
+    )
+    assert not any(verdict.standing is Standing.STOP for verdict in found.values())
+
+
+def test_one_too_many_is_left_alone_when_another_has_gone_in_the_meantime():
+    gone = of("ada", "b", 40)
+    action = Action("ada", "b", gone.started, gone.last_activity, Reason.SURPLUS.value)
+    told = still_due(action, gone, TWO_EACH, Known(), NOW)
+    assert told == "there are no longer more servers than the rule allows"
+    assert still_due(action, gone, TWO_EACH, Known(surplus=Surplus("two", 3, 2)), NOW) is None
+
+
+@given(st.lists(servers, max_size=8), policies, st.lists(knowns, min_size=8, max_size=8))
+def test_never_more_are_due_for_being_too_many_than_are_too_many(
+    there: list[Server], policy: CullPolicy, of_runs: list[Known]
+):
+    there = list({one.key: one for one in there}.values())
+    known = {one.run: of_run for one, of_run in zip(there, of_runs, strict=False)}
+    found = judge_all(there, policy, known, NOW)
+    for rule in policy.rules:
+        of_rule = [v for v in found if v.rule == rule.name and v.reason is not Reason.CANT_TELL]
+        going = [v for v in of_rule if v.reason is Reason.SURPLUS]
+        for user in {v.server.user for v in going}:
+            if rule.max_servers:
+                assert sum(v.server.user == user for v in going) <= max(
+                    0, sum(v.server.user == user for v in of_rule) - 1
+                )
+        if rule.max_servers_in_all:
+            assert len(going) <= max(0, len(of_rule) - 1)
+        if not (rule.max_servers or rule.max_servers_in_all):
+            assert not going
+
+
+# -- rules that keep users ---------------------------------------------------------------------------------------------
+
+GONE = User("ada", False, ("class", "staff"), ("user",), ago(9e6), ago(8e6))
+DELETING = replace(POLICY, users=True, user_idle_timeout_s=3600)
+
+
+@pytest.mark.parametrize(
+    ("raw", "standing"),
+    [
+        ([{"groups": "staff", "never": True}], Standing.EXEMPT),
+        ([{"users": "ADA", "never": True}], Standing.EXEMPT),
+        ([{"not_groups": "guests", "never": True}], Standing.EXEMPT),
+        ([{"groups": "guests", "never": True}], Standing.STOP),
+        ([{"groups": "staff", "never": True, "until": "2026-02-28"}], Standing.STOP),
+        ([{"groups": "staff", "servers": "gpu", "never": True}], Standing.STOP),
+        ([{"groups": "staff", "idle_timeout_s": 0}], Standing.STOP),
+        ([{"groups": "class", "idle_timeout_s": 60}, {"groups": "staff", "never": True}], Standing.STOP),
+    ],
+)
+def test_a_rule_that_says_never_of_users_keeps_them_from_being_deleted(
+    raw: list[dict[str, object]], standing: Standing
+):
+    policy = replace(DELETING, rules=rules(*raw))
+    (verdict,) = judge_users([GONE], policy, (), NOW)
+    assert verdict.standing is standing
+    if standing is Standing.EXEMPT:
+        assert (verdict.reason, verdict.rule) == (Reason.RULE, "rules[0]")
+        action = Action("ada", "", GONE.created, GONE.last_activity, "idle", kind=ActionKind.DELETE_USER)
+        assert user_still_due(action, GONE, policy, (), NOW) == "a rule says never"
+
+
+def test_a_user_is_kept_when_the_hub_does_not_tell_what_a_rule_that_says_never_asks():
+    policy = replace(DELETING, rules=rules({"roles": "researcher", "never": True}))
+    (verdict,) = judge_users([replace(GONE, roles=None)], policy, (), NOW)
+    assert (verdict.standing, verdict.reason) == (Standing.UNKNOWN, Reason.CANT_TELL)
+
+
+def test_a_protected_name_protects_however_it_is_spelled():
+    policy = replace(DELETING, protected=Protected(names=("Ada", "x [y]")))
+    kept, also = judge_users([GONE, replace(GONE, name="x [y]")], policy, (), NOW)
+    assert {kept.standing, also.standing} == {Standing.EXEMPT}

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubguard import config
-from hubguard.cull.decide.rules import DAYS, Rule, analyse, first_match, parse
-from hubguard.model import Server
+from hubguard.cull.decide.rules import DAYS, Rule, analyse, doubts, first_match, parse
+from hubguard.model import Server, User
 
 NOW = datetime(2026, 3, 4, 12, 0, tzinfo=timezone.utc)
 """A Wednesday, at noon."""
@@ -57,7 +57,39 @@ def at(day: str, clock: str) -> datetime:
         ({}, True),
         ({"users": "ada"}, True),
         ({"users": ["bob", "a*"]}, True),
-        ({"users": "Ada"}, False),
+        ({"users": "Ada"}, True),
+        ({"users": ["Bob", "ADA"]}, True),
+        ({"not_users": "Ada"}, False),
+        ({"not_users": "bob"}, True),
+        ({"not_groups": "staff"}, False),
+        ({"not_groups": ["x", "class-*"]}, False),
+        ({"not_groups": "x"}, True),
+        ({"groups": "class-*", "not_groups": "tutors"}, True),
+        ({"not_roles": "user"}, False),
+        ({"not_roles": "admin"}, True),
+        ({"not_servers": ""}, False),
+        ({"not_servers": "gpu"}, True),
+        ({"not_profiles": "gpu-*"}, False),
+        ({"not_profiles": "cpu"}, True),
+        ({"not_options": {"cpus": 4}}, False),
+        ({"not_options": {"cpus": "> 4"}}, True),
+        ({"not_options": {"missing": "*"}}, True),
+        ({"options": {"cpus": ">= 4"}}, True),
+        ({"options": {"cpus": "> 4"}}, False),
+        ({"options": {"cpus": "> 2, <= 4"}}, True),
+        ({"options": {"cpus": ["< 2", "> 3"]}}, True),
+        ({"options": {"limits.mem": ">= 8G"}}, True),
+        ({"options": {"limits": {"mem": "> 8000M"}}}, True),
+        ({"options": {"limits.mem": "> 8Gi"}}, False),
+        ({"options": {"image": "> 1"}}, False),
+        ({"options": {"missing": "< 1"}}, False),
+        ({"from": "2026-03-04"}, True),
+        ({"from": "2026-03-05"}, False),
+        ({"until": "2026-03-04"}, True),
+        ({"until": "2026-03-03"}, False),
+        ({"until": "2026-03-04T12:00"}, False),
+        ({"until": "2026-03-04T12:00", "timezone": "America/New_York"}, True),
+        ({"from": "2026-03-04T12:00Z", "until": "2026-03-04T14:01+02:00"}, True),
         ({"users": "bob"}, False),
         ({"users": "ad"}, False),
         ({"groups": "class-*"}, True),
@@ -196,6 +228,107 @@ def test_a_weekday_is_that_of_the_time_zone():
     assert not matches(now=wednesday_in_auckland, weekdays="wed")
 
 
+# -- options as forms and the API send them ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fit", "unfit"),
+    [
+        (True, [True, "true", "True", "on", "ON", "yes", "1", 1, ["on"]], [False, "off", "", None, 2, [], "maybe"]),
+        (False, [False, "false", "False", "off", "no", "0", 0, ["off"]], [True, "on", None, "", []]),
+        ("true", [True, "true", "True", "on", ["true"]], [False, "off", 1, "1"]),
+        ("on", [True, "on", "true"], [False, "off"]),
+        (4, [4, 4.0, "4", "4.0", " 4 ", ["4"], [["4"]], ["2", "4.00"]], [5, "40", True, "4G", None, {"a": 4}]),
+        (1, [1, "1", "1.0"], [True, "true"]),
+        (4.0, [4, "4", "4.0"], ["4.1"]),
+        (1.5, [1.5, "1.5", "1.50", ["1.5"]], ["1.05", 15]),
+        ("4", [4, 4.0, "4", "4.0", ["4"]], ["44", 5]),
+        ("4.0", [4, 4.0, "4", "4.0"], ["4.1"]),
+        ("3.1", ["3.1", 3.1], ["3.10"]),
+        (">= 16", [16, 16.0, "16", "16.5", ["32"], "16G"], [15, "15", "many", True, None, "", []]),
+        ("> 0.4", ["500m", 1], ["400m"]),
+        ("!= 4", [5, "5"], [4, "4.0", "four"]),
+        ("Large [GPU]", ["Large [GPU]", ["Large [GPU]"]], ["Large [CPU]", "Large"]),
+        ("Large [GPU]*", ["Large [GPU] 2"], ["Small [GPU] 2"]),
+        ("gpu-[ab]", ["gpu-a", "gpu-b", "gpu-[ab]"], ["gpu-c"]),
+    ],
+)
+def test_an_option_is_what_a_form_or_the_api_makes_of_it(wanted: object, fit: list[object], unfit: list[object]):
+    for value in fit:
+        assert matches(replace(ADA, options={"k": value}), options={"k": wanted}), value
+        assert not matches(replace(ADA, options={"k": value}), not_options={"k": wanted}), value
+    for value in unfit:
+        assert matches(replace(ADA, options={"k": value}), options={"k": wanted}) is False, value
+        assert matches(replace(ADA, options={"k": value}), not_options={"k": wanted}), value
+
+
+def test_a_path_leads_into_lists_by_number_and_into_every_item():
+    options = {"volumes": [{"name": "data", "size": "5"}, {"name": "scratch", "size": 200}], "grid": [[1, 2], [3]]}
+    server = replace(ADA, options=options)
+    assert matches(server, options={"volumes.name": "scratch"})
+    assert matches(server, options={"volumes.1.name": "scratch"})
+    assert not matches(server, options={"volumes.0.name": "scratch"})
+    assert matches(server, options={"volumes.size": "> 100"})
+    assert not matches(server, options={"volumes.5.name": "*"})
+    assert matches(server, options={"grid.0.1": 2})
+    assert not matches(server, options={"grid.1": 2})
+
+
+def test_a_key_with_a_dot_is_found_below_another_key_too():
+    server = replace(ADA, options={"labels": {"hub.org/size": "l", "hub": {"org/size": "s"}}})
+    assert matches(server, options={"labels.hub.org/size": "l"})
+
+
+def test_brackets_in_a_name_stand_for_themselves_too():
+    assert matches(replace(ADA, groups=("lab [b]",)), groups="lab [b]")
+    assert matches(replace(ADA, groups=("lab b",)), groups="lab [b]")
+
+
+def test_what_a_negation_needs_and_the_hub_does_not_tell_is_unknown():
+    untold = replace(ADA, groups=None, roles=None, options=None)
+    for fields in ({"not_groups": "x"}, {"not_roles": "x"}, {"not_options": {"a": 1}}, {"not_profiles": "x"}):
+        assert matches(untold, **fields) is None
+        assert matches(untold, users="bob", **fields) is False
+
+
+# -- rules about users, and rules that are hardly meant ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"users": "ADA"}, True),
+        ({"groups": "staff"}, True),
+        ({"not_groups": "staff"}, False),
+        ({"admin": False}, True),
+        ({"groups": "staff", "servers": "gpu"}, False),
+        ({"groups": "staff", "servers": ""}, False),
+        ({"named": False}, False),
+        ({"not_servers": "gpu"}, False),
+        ({"profiles": "*"}, False),
+        ({"not_options": {"a": 1}}, False),
+        ({"until": "2026-03-03"}, False),
+    ],
+)
+def test_a_rule_matches_a_user_when_it_asks_nothing_of_the_server(fields: dict[str, object], expected: bool):
+    ada = User("ada", False, ("class-1", "staff"), ("user",))
+    assert rule(**fields).matches_user(ada, NOW) is expected
+    if "groups" in fields:
+        assert rule(**fields).matches_user(replace(ada, groups=None), NOW) in {None, False}
+
+
+def test_a_rule_that_asks_nothing_does_not_pass_silently():
+    (told,) = doubts([rule()], NOW)
+    assert told.startswith('The rule "rules[0]" doesn\'t say what it matches: it applies to every server')
+    for fields in ({"users": "*"}, {"weekdays": "sat"}, {"from": "2020-01-01"}, {"named": True}, {"not_groups": "x"}):
+        assert doubts([rule(**fields)], NOW) == ()
+
+
+def test_a_rule_whose_last_day_has_passed_is_told():
+    (told,) = doubts([rule(until="2026-03-03", groups="x")], NOW)
+    assert told == 'The rule "rules[0]" has been over since 2026-03-04 00:00:00 UTC.'
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +336,7 @@ def test_a_weekday_is_that_of_the_time_zone():
     ("fields", "error"),
     [
         ({"user": "ada"}, "rules[1].user: no such field; did you mean users?"),
-        ({"zzz": 1}, "rules[1].zzz: no such field; there are admin, groups"),
+        ({"zzz": 1}, "rules[1].zzz: no such field; there are admin, from, groups"),
         ({5: 1}, "rules[1].5: no such field"),
         ({"users": 5}, "rules[1].users: 5 is no glob"),
         ({"users": ["a", None]}, "rules[1].users: None is no glob"),
@@ -234,6 +367,19 @@ def test_a_weekday_is_that_of_the_time_zone():
         ({"never": False, "max_age_s": True}, "rules[1].max_age_s: is a number of seconds, and True is not"),
         ({"never": False, "max_age_s": "5"}, "rules[1].max_age_s: is a number of seconds, and '5' is not"),
         ({"never": False, "max_age_s": 10**5000}, "rules[1].max_age_s: this int is out of range"),
+        ({"options": {"mem": ">= lots"}}, "rules[1].options: at 'mem', '>= lots' is no comparison such as '>= 16'"),
+        ({"options": {"mem": "> 2, 8"}}, "rules[1].options: at 'mem', '8' is no comparison"),
+        ({"not_options": {"mem": "=>4"}}, "rules[1].not_options: at 'mem', '=>4' is no comparison"),
+        ({"profiles": "<none>"}, "rules[1].profiles: '<none>' is no comparison"),
+        ({"not_groups": 1}, "rules[1].not_groups: 1 is no glob"),
+        ({"not_group": "a"}, "rules[1].not_group: no such field; did you mean not_groups?"),
+        ({"from": "soon"}, "rules[1].from: 'soon' is no date such as 2026-12-01"),
+        ({"until": 5}, "rules[1].until: 5 is no date"),
+        ({"until": "2026-13-01"}, "rules[1].until: '2026-13-01' is no date"),
+        ({"from": "2026-03-04", "until": "2026-03-03"}, "rules[1].until: '2026-03-03' isn't later than from"),
+        ({"never": False, "max_servers": -1}, "rules[1].max_servers: -1 is out of range"),
+        ({"never": False, "max_servers": 2.5}, "rules[1].max_servers: is a number of servers, and 2.5 is not"),
+        ({"max_servers": 2}, "rules[1].max_servers: a rule that says never has no limits"),
         ({"never": "no"}, "rules[1].never: 'no' is neither True nor False"),
         ({"never": False}, "rules[1]: it sets nothing"),
         ({"max_age_s": 5}, "rules[1].max_age_s: a rule that says never has no limits"),
@@ -297,6 +443,7 @@ def test_right_rules_are_loaded_as_they_are():
 FIELDS = [
     *("name", "users", "groups", "roles", "servers", "profiles", "admin", "named", "options", "weekdays"),
     *("hours", "timezone", "idle_timeout_s", "max_age_s", "never", "nonsense"),
+    *("not_users", "not_options", "not_profiles", "from", "until", "max_servers", "max_servers_in_all"),
 ]
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 junk = st.recursive(
@@ -374,7 +521,7 @@ def naive_option(options: Any, key: str, wanted: object) -> bool:
         for part in key.split("."):
             value = value[part] if isinstance(value, dict) and part in value else None
     have = [written(v) for v in as_listed(value) if v is not None and not isinstance(v, dict)]
-    return any(fnmatchcase(h, written(w)) for h in have for w in as_listed(wanted))
+    return any(h in {"true", "1"} if w is True else fnmatchcase(h, written(w)) for h in have for w in as_listed(wanted))
 
 
 def naive_time(raw: dict[str, Any], now: datetime) -> bool:
@@ -447,6 +594,8 @@ def test_the_first_match_is_that_of_a_naive_reading(raw: list[dict[str, Any]], s
         ({"weekdays": []}, "leave no time"),
         ({"servers": [""], "named": True}, "servers has only the default server"),
         ({"servers": "gpu-*", "named": False}, "servers has only named ones"),
+        ({"not_users": "*"}, "its not_users leaves nothing"),
+        ({"groups": "a", "not_groups": ["b", "a"]}, "its not_groups leaves nothing of its groups"),
     ],
 )
 def test_a_rule_that_can_never_match_is_told_once(fields: dict[str, object], why: str):
@@ -471,6 +620,8 @@ def test_a_rule_that_can_never_match_is_told_once(fields: dict[str, object], why
         ({"hours": ["08:00-12:00", "12:00-18:00"]}, {"hours": "09:00-17:00"}),
         ({"weekdays": "thu-fri"}, {"weekdays": "thu", "hours": "22:00-06:00"}),
         ({"hours": "00:00-24:00"}, {"hours": "09:00-17:00", "timezone": "Asia/Tokyo"}),
+        ({"not_groups": "x"}, {"not_groups": ["x", "y"], "users": "ada"}),
+        ({"until": "2030-01-02"}, {"until": "2030-01-01"}),
     ],
 )
 def test_a_rule_that_an_earlier_one_leaves_nothing_to_is_told(earlier: dict[str, object], later: dict[str, object]):
@@ -497,6 +648,9 @@ def test_a_rule_that_an_earlier_one_leaves_nothing_to_is_told(earlier: dict[str,
         ({"users": "b"}, {"servers": ["", "gpu"], "named": True}),
         ({"users": "b"}, {"servers": ["gpu", "*"], "named": False}),
         ({"users": "b"}, {"weekdays": "sat", "hours": "23:59-00:00"}),
+        ({"not_groups": "x"}, {"users": "ada"}),
+        ({"until": "2030-01-01"}, {"users": "ada"}),
+        ({"options": {"k": "> 4"}}, {"options": {"k": 5}}),
     ],
 )
 def test_a_rule_that_something_is_left_to_is_not_told(earlier: dict[str, object], later: dict[str, object]):
@@ -516,6 +670,7 @@ SITUATIONS = [(server, WEEK[i % len(WEEK)]) for i, server in enumerate(GRID)] + 
 
 CRITERIA: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(["users", "groups", "servers", "profiles"], globs),
+    **dict.fromkeys(["not_users", "not_groups", "not_servers", "not_profiles"], globs),
     **dict.fromkeys(["admin", "named"], st.booleans()),
     "options": st.dictionaries(st.sampled_from(["k", "n.k"]), st.sampled_from(["*", "a", "ab", "a*"]), max_size=2),
     "weekdays": days,

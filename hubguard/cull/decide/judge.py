@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.decide.rules import Rule, first_match
-from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, UserVerdict, Verdict
+from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, Surplus, UserVerdict, Verdict
+from hubguard.hub.names import fits, spellings
 from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Grounds, Server, User, same_run
 from hubguard.pacing.limits import backoff_s
@@ -108,7 +109,8 @@ def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Ve
     rule, certain = first_match(policy.rules, server, now)
     idle_timeout_s, max_age_s = _limits(rule, policy) if certain else (0.0, 0.0)
     idle_since, evidence = _idle_since(server, known)
-    due_at, limit = _due(idle_since, idle_timeout_s, server.started, max_age_s)
+    surplus = known.surplus if rule is not None and known.surplus and known.surplus.rule == rule.name else None
+    due_at, limit = _due(idle_since, idle_timeout_s, server.started, max_age_s, surplus)
     base = Verdict(
         server,
         Standing.EXEMPT,
@@ -140,7 +142,7 @@ def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Ve
             if policy.interrupt_spawns and server.pending == "spawn":
                 return _unless_put_off(replace(base, reason=Reason.STUCK, due_at=stuck_at), policy, now)
             return replace(base, standing=Standing.WAIT, reason=Reason.STUCK, due_at=due_at)
-    if idle_timeout_s <= 0 and max_age_s <= 0:
+    if idle_timeout_s <= 0 and max_age_s <= 0 and surplus is None:
         return replace(base, reason=Reason.NO_LIMITS)
     if due_at is None:
         return replace(base, standing=Standing.UNKNOWN, reason=Reason.NO_TIMES)
@@ -170,11 +172,70 @@ def judge_all(
 ) -> tuple[Verdict, ...]:
     """A verdict for every server, nearest to being stopped first; those that never will be come last, by name.
 
-    A run that ``known`` doesn't have is one of which nothing more is known.
+    A run that ``known`` doesn't have is one of which nothing more is known. Those beyond the number that a rule allows
+    are found here: each verdict's ``known`` says so.
     """
-    nothing = Known()
-    verdicts = [judge(server, policy, known.get(server.run, nothing), now) for server in servers]
+    servers = tuple(servers)
+    beyond = surplus_of(servers, policy, known, now)
+    verdicts = []
+    for server in servers:
+        of_run = known.get(server.run, _NOTHING)
+        # Kept as it is where nothing changes: most are.
+        if of_run.surplus != (surplus := beyond.get(server.run)):
+            of_run = replace(of_run, surplus=surplus)
+        verdicts.append(judge(server, policy, of_run, now))
     return tuple(sorted(verdicts, key=_nearness))
+
+
+SURPLUS_IDLE_S = 600.0
+"""Seconds without use before which a server isn't stopped for being one too many. The hub may learn of use only then."""
+
+
+def surplus_of(
+    servers: Sequence[Server], policy: CullPolicy, known: Mapping[Run, Known], now: datetime
+) -> dict[Run, Surplus]:
+    """By run, those beyond the numbers that the policy's rules allow: of each user, then of all, the ones idle for longest.
+
+    What a rule decides on counts for it, unless it is stopping. Switched off, kept or without known times, a server counts,
+    and is never one of those beyond.
+    """
+    limited = {rule.name: rule for rule in policy.rules if rule.max_servers or rule.max_servers_in_all}
+    if not limited:
+        return {}
+    members: dict[str, list[tuple[datetime | None, Server]]] = defaultdict(list)
+    for server in servers:
+        rule, certain = first_match(policy.rules, server, now)
+        if rule is not None and certain and rule.name in limited and server.pending != "stop":
+            of_run = known.get(server.run, _NOTHING)
+            kept = of_run.exemption is not None and of_run.exemption.covers(server.user, server.name, now)
+            may_go = not kept and _switched_off(server, policy) is None
+            members[rule.name].append((_idle_since(server, of_run)[0] if may_go else None, server))
+    beyond: dict[Run, Surplus] = {}
+    for name, found in members.items():
+        rule = limited[name]
+        by_user: dict[str, list[tuple[datetime | None, Server]]] = defaultdict(list)
+        for member in found:
+            by_user[member[1].user].append(member)
+        if rule.max_servers:
+            for of_user in by_user.values():
+                surplus = Surplus(name, len(of_user), rule.max_servers)
+                beyond |= dict.fromkeys(_longest_idle(of_user, len(of_user) - rule.max_servers), surplus)
+        if rule.max_servers_in_all:
+            staying = [member for member in found if member[1].run not in beyond]
+            surplus = Surplus(name, len(found), rule.max_servers_in_all, in_all=True)
+            beyond |= dict.fromkeys(_longest_idle(staying, len(staying) - rule.max_servers_in_all), surplus)
+    return beyond
+
+
+def _longest_idle(members: Sequence[tuple[datetime | None, Server]], number: int) -> list[Run]:
+    may_go = sorted(
+        ((idle_since, server.key, server.run) for idle_since, server in members if idle_since is not None),
+        key=lambda row: row[:2],
+    )
+    return [run for _, _, run in may_go[: max(0, number)]]
+
+
+_NOTHING = Known()
 
 
 def judge_users(
@@ -217,6 +278,8 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, known: 
     """
     if server is None:
         return "it is no longer running"
+    if action.reason == Reason.SURPLUS.value and known.surplus is None:
+        return "there are no longer more servers than the rule allows"
     if not same_run(server.started, action.started):
         return "it was restarted in the meantime"
     verdict = judge(server, policy, replace(known, failures=None), now)
@@ -266,7 +329,15 @@ def grounds(server: Server, policy: CullPolicy, known: Known, now: datetime) -> 
     if verdict.reason is Reason.TOO_OLD:
         return Grounds(verdict.max_age_s, server.started, rule=verdict.rule)
     evidence = verdict.evidence.value if verdict.evidence else ""
+    if verdict.reason is Reason.SURPLUS and known.surplus is not None:
+        return Grounds(0.0, verdict.idle_since, evidence, verdict.rule, surplus_words(known.surplus, server.user))
     return Grounds(verdict.idle_timeout_s, verdict.idle_since, evidence, verdict.rule)
+
+
+def surplus_words(surplus: Surplus, user: str) -> str:
+    """``ann has 4 servers, 3 are allowed``, or how many the rule covers; as a clause."""
+    who = "the rule covers" if surplus.in_all else f"{user} has"
+    return f"{who} {surplus.count:,} servers, {surplus.most:,} {'is' if surplus.most == 1 else 'are'} allowed"
 
 
 def grounds_of_user(user: User, policy: CullPolicy, now: datetime, clock_from: datetime | None = None) -> Grounds:
@@ -290,6 +361,7 @@ _SPARED_USER: dict[Reason, str] = {
     Reason.ADMIN: "the user is an admin",
     Reason.PROTECTED: "the user is protected",
     Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
+    Reason.RULE: "a rule says never",
     Reason.CANT_TELL: "the hub doesn't say whether the user is protected",
     Reason.STORAGE: "the user's storage would be deleted, too, and nobody has acknowledged that",
 }
@@ -329,7 +401,11 @@ def _used_at(at: datetime | None, known: Known) -> datetime | None:
 
 
 def _due(
-    idle_since: datetime | None, idle_timeout_s: float, started: datetime | None, max_age_s: float
+    idle_since: datetime | None,
+    idle_timeout_s: float,
+    started: datetime | None,
+    max_age_s: float,
+    surplus: Surplus | None = None,
 ) -> tuple[datetime | None, Reason]:
     """The nearest of the limits that are on and whose time is known; (None, NO_TIMES) where there is none."""
     limits = []
@@ -337,6 +413,8 @@ def _due(
         limits.append((idle_since + timedelta(seconds=idle_timeout_s), Reason.IDLE))
     if max_age_s > 0 and started is not None:
         limits.append((started + timedelta(seconds=max_age_s), Reason.TOO_OLD))
+    if surplus is not None and idle_since is not None:
+        limits.append((idle_since + timedelta(seconds=SURPLUS_IDLE_S), Reason.SURPLUS))
     return min(limits, key=lambda pair: pair[0], default=(None, Reason.NO_TIMES))
 
 
@@ -377,6 +455,14 @@ def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock
     if (protected := _protects(policy.protected, user)) is not None:
         standing, reason = protected
         return UserVerdict(user, standing, reason, idle_since, None)
+    # As for servers, the first that matches decides; what only some servers of a user match says nothing of the user.
+    for rule in policy.rules:
+        matched = rule.matches_user(user, now)
+        if matched and not rule.never:
+            break
+        if matched is not False and rule.never:
+            standing, reason = (Standing.EXEMPT, Reason.RULE) if matched else (Standing.UNKNOWN, Reason.CANT_TELL)
+            return UserVerdict(user, standing, reason, idle_since, None, rule.name)
     if due_at is None:
         return UserVerdict(user, Standing.UNKNOWN, Reason.NO_TIMES, idle_since, None)
     if now < due_at:
@@ -393,7 +479,7 @@ def _protects(protected: Protected, user: User) -> tuple[Standing, Reason] | Non
     groups, roles = frozenset(protected.groups), frozenset(protected.roles)
     if (
         user.name in protected.in_config
-        or any(fnmatchcase(user.name, glob) for glob in protected.names)
+        or any(fits(spelling, user.name) for glob in protected.names for spelling in spellings(glob))
         or not groups.isdisjoint(user.groups or ())
         or not roles.isdisjoint(user.roles or ())
     ):

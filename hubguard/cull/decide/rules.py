@@ -6,18 +6,22 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone, tzinfo
-from fnmatch import fnmatchcase
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from hubguard.cull.decide.options import Wanted, at, wanted
 from hubguard.errors import ConfigError
-from hubguard.model import Server
+from hubguard.hub.names import fits, spellings
+from hubguard.model import Server, User
+from hubguard.words import stamp
 
 LONGEST_IDLE_S = 366 * 86400.0
 LONGEST_AGE_S = 10 * LONGEST_IDLE_S
 """A rule's limits have the range of the settings of the same names."""
+
+MOST_SERVERS = 1_000_000
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -25,6 +29,7 @@ _DAY_MIN = 24 * 60
 _WEEK_MIN = 7 * _DAY_MIN
 
 Globs = tuple[str, ...]
+Options = tuple[tuple[str, tuple[Wanted, ...]], ...]
 Span = tuple[int, int]
 
 
@@ -33,9 +38,12 @@ class Rule:
     """What a rule matches, all of it, and what it sets. ``name`` is what pages call it; no two have the same.
 
     None (for ``options``: nothing) stands for a criterion that isn't given. One of the globs has to match, case-sensitively;
-    ``servers`` has them for the server's name, ``options`` for the texts at each (dotted) key, a key more than once where
-    each time one has to match. ``week`` is when it holds: (begin, end) in minutes from Monday 00:00 in ``zone``, merged,
-    in order, the end not included. A limit of None is left to the settings, 0 is off; ``never``: it is never stopped.
+    ``servers`` has them for the server's name, ``options`` what may stand at each (dotted) key, a key more than once where
+    each time one has to match. ``without`` has globs by what they are about ("users", "groups", "roles", "servers"), and
+    ``without_options`` what none of may match. ``week`` is when it holds: (begin, end) in minutes from Monday 00:00 in
+    ``zone``, merged, in order, the end not included; ``begins`` and ``ends`` are the moments between which it holds.
+    A limit of None is left to the settings, 0 is off; ``never``: it is never stopped. ``max_servers`` is how many of the
+    servers that it decides on one user may have, ``max_servers_in_all`` how many all users together; 0: any number.
     """
 
     name: str
@@ -45,37 +53,72 @@ class Rule:
     servers: Globs | None = None
     admin: bool | None = None
     named: bool | None = None
-    options: tuple[tuple[str, Globs], ...] = ()
+    options: Options = ()
+    without: tuple[tuple[str, Globs], ...] = ()
+    without_options: Options = ()
     week: tuple[Span, ...] | None = None
     zone: tzinfo = timezone.utc
+    begins: datetime | None = None
+    ends: datetime | None = None
     idle_timeout_s: float | None = None
     max_age_s: float | None = None
     never: bool = False
+    max_servers: int = 0
+    max_servers_in_all: int = 0
 
     def matches(self, server: Server, now: datetime) -> bool | None:
         """Whether it matches ``server`` at ``now``; None if that depends on something that the hub doesn't show."""
         if self.admin not in {None, server.admin} or self.named not in {None, bool(server.name)}:
             return False
-        asked = [(self.users, (server.user,)), (self.servers, (server.name,)), (self.groups, server.groups)]
-        for globs, texts in [*asked, (self.roles, server.roles)]:
-            if globs is not None and texts is not None and not _any_match(globs, texts):
+        have = _texts_of(server)
+        for what, globs in self._globs:
+            texts = have[what]
+            if texts is not None and not _any_match(globs, texts):
+                return False
+        for what, globs in self.without:
+            if _any_match(globs, have[what] or ()):
                 return False
         if server.options is not None:
-            for key, globs in self.options:
-                if not _any_match(globs, _texts(_at(server.options, key))):
-                    return False
+            if not all(_any_fits(items, server.options, key) for key, items in self.options):
+                return False
+            if any(_any_fits(items, server.options, key) for key, items in self.without_options):
+                return False
         if self.week is not None and not _within(self.week, now.astimezone(self.zone)):
+            return False
+        if (self.begins is not None and now < self.begins) or (self.ends is not None and now >= self.ends):
             return False
         return None if self.untold(server) else True
 
+    def matches_user(self, user: User, now: datetime) -> bool | None:
+        """Whether it matches every server of ``user``, whatever server that is, as :meth:`matches` does."""
+        server = Server(user.name, "", True, None, None, None, user.admin, user.groups, user.roles, {})
+        return self.matches(server, now) if self.of_users else False
+
+    @property
+    def of_users(self) -> bool:
+        """Whether it asks only what is the same for all servers of a user."""
+        asked = {what for what, _ in (*self._globs, *self.without)}
+        return self.named is None and "servers" not in asked and not (self.options or self.without_options)
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether nothing is asked, so that it matches each server at any time."""
+        timed = self.week is not None or self.begins is not None or self.ends is not None
+        asked = self._globs or self.without or self.options or self.without_options or timed
+        return not asked and self.admin is None and self.named is None
+
+    @property
+    def _globs(self) -> tuple[tuple[str, Globs], ...]:
+        given = (("users", self.users), ("groups", self.groups), ("roles", self.roles), ("servers", self.servers))
+        return tuple((what, globs) for what, globs in given if globs is not None)
+
     def untold(self, server: Server) -> tuple[str, ...]:
         """What it needs and the hub doesn't show of ``server``: groups, roles, options."""
-        asked = (
-            ("groups", self.groups is not None and server.groups is None),
-            ("roles", self.roles is not None and server.roles is None),
-            ("options", bool(self.options) and server.options is None),
-        )
-        return tuple(what for what, missing in asked if missing)
+        needed = {what for what, _ in (*self._globs, *self.without)}
+        if self.options or self.without_options:
+            needed.add("options")
+        have = {**_texts_of(server), "options": server.options}
+        return tuple(what for what in ("groups", "roles", "options") if what in needed and have[what] is None)
 
 
 def first_match(rules: Sequence[Rule], server: Server, now: datetime) -> tuple[Rule | None, bool]:
@@ -109,7 +152,7 @@ def parse(raw: Sequence[Mapping[str, object]]) -> tuple[tuple[Rule, ...], tuple[
 def analyse(rules: Sequence[Rule]) -> tuple[str, ...]:
     """One sentence for each rule that can never match, or that an earlier one leaves nothing to; in their order.
 
-    Only what is certain is told: a rule that isn't named here may still never match.
+    Only what is certain is told: a rule that isn't named here may still never match. :func:`doubts` has the rest.
     """
     sentences = []
     for i, rule in enumerate(rules):
@@ -122,8 +165,32 @@ def analyse(rules: Sequence[Rule]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def doubts(rules: Sequence[Rule], now: datetime) -> tuple[str, ...]:
+    """One sentence for each rule that is hardly meant as it stands: it asks nothing, or is over at ``now``."""
+    told = []
+    for rule in rules:
+        if rule.unlimited:
+            never = ", so that no server is ever stopped by a later rule or the settings" if rule.never else ""
+            told.append(
+                f'The rule "{rule.name}" doesn\'t say what it matches: it applies to every server{never}.'
+                ' If that is meant, say so with users: "*".'
+            )
+        elif rule.ends is not None and rule.ends <= now:
+            told.append(f'The rule "{rule.name}" has been over since {stamp(rule.ends)}.')
+    return tuple(told)
+
+
 def _any_match(globs: Globs, texts: Iterable[str]) -> bool:
-    return any(fnmatchcase(text, glob) for text in texts for glob in globs)
+    return any(fits(glob, text) for text in texts for glob in globs)
+
+
+def _any_fits(items: tuple[Wanted, ...], options: Mapping[str, object], key: str) -> bool:
+    return any(item.fits(value) for value in at(options, key) for item in items)
+
+
+def _texts_of(server: Server) -> dict[str, tuple[str, ...] | None]:
+    """What globs are held against; None: the hub doesn't tell."""
+    return {"users": (server.user,), "groups": server.groups, "roles": server.roles, "servers": (server.name,)}
 
 
 def _within(week: tuple[Span, ...], local: datetime) -> bool:
@@ -131,42 +198,21 @@ def _within(week: tuple[Span, ...], local: datetime) -> bool:
     return any(begin <= minute < end for begin, end in week)
 
 
-def _at(options: Mapping[str, object], key: str) -> object:
-    """What ``options`` has at ``key``, or, with dots in it, at the path it spells; None for nothing."""
-    if key in options:
-        return options[key]
-    value: object = options
-    for part in key.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
-    return value
-
-
-def _texts(value: object) -> Globs:
-    """The texts that globs are held against: of each item, since forms give lists; an object or null has none."""
-    items = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(_text(item) for item in items if isinstance(item, (str, int, float)))
-
-
-def _text(value: str | float) -> str:
-    """``value`` as a form would have it: 4 and 4.0 are ``4``, True is ``true``."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
 # -- which rules can have a say --------------------------------------------------------------------------------------
 
 
 def _contradiction(rule: Rule) -> str:
     """Why ``rule`` can never match, or ""."""
-    lists = [("users", rule.users), ("groups", rule.groups), ("roles", rule.roles), ("servers", rule.servers)]
-    for what, globs in [*lists, *((f"options {key}", globs) for key, globs in rule.options)]:
-        if globs == ():
+    options = ((f"options {key}", items) for key, items in rule.options)
+    for what, items in (*rule._globs, *options):
+        if not items:
             return f"its list of {what} is empty"
+    for what, globs in rule.without:
+        if "*" in globs and what in {"users", "servers"}:
+            return f"its not_{what} leaves nothing"
+        asked = dict(rule._globs).get(what)
+        if asked is not None and all(glob in globs for glob in asked):
+            return f"its not_{what} leaves nothing of its {what}"
     if rule.week == ():
         return "its weekdays and hours leave no time (24 hours are 00:00-24:00)"
     if rule.servers is not None:
@@ -187,9 +233,20 @@ def _covers(earlier: Rule, later: Rule) -> bool:
     for whole, part in ((earlier.users, later.users), (earlier.servers, later.servers)):
         if not ("*" in (whole or ()) or _all_covered(whole, part)):
             return False
-    for key, globs in earlier.options:
-        if not any(key == other and _all_covered(globs, part) for other, part in later.options):
+    for key, items in earlier.options:
+        if not any(key == other and _all_fit(items, part) for other, part in later.options):
             return False
+    # What the earlier one leaves out, the later one has to leave out, too.
+    left_out = dict(later.without)
+    if not all(what in left_out and set(globs) <= set(left_out[what]) for what, globs in earlier.without):
+        return False
+    for key, items in earlier.without_options:
+        if not any(key == other and set(items) <= set(part) for other, part in later.without_options):
+            return False
+    if earlier.begins is not None and (later.begins is None or later.begins < earlier.begins):
+        return False
+    if earlier.ends is not None and (later.ends is None or later.ends > earlier.ends):
+        return False
     if earlier.week is None:
         return True
     if later.week is None or earlier.zone != later.zone:
@@ -205,7 +262,21 @@ def _all_covered(whole: Globs | None, part: Globs | None) -> bool:
 
 def _glob_covers(glob: str, narrow: str) -> bool:
     literal = not any(sign in narrow for sign in "*?[")
-    return glob in {"*", narrow} or (literal and fnmatchcase(narrow, glob))
+    return glob in {"*", narrow} or (literal and fits(glob, narrow))
+
+
+def _all_fit(whole: tuple[Wanted, ...], part: tuple[Wanted, ...]) -> bool:
+    def plain(item: Wanted) -> bool:
+        return not item.bounds and item.switch is None and item.number is None
+
+    def covers(wide: Wanted, narrow: Wanted) -> bool:
+        if wide == narrow or (plain(wide) and wide.text == "*"):
+            return True
+        if wide.number is not None and plain(narrow):
+            return wide.fits(narrow.text)
+        return plain(wide) and plain(narrow) and _glob_covers(wide.text, narrow.text)
+
+    return all(any(covers(wide, narrow) for wide in whole) for narrow in part)
 
 
 # -- reading what people wrote ---------------------------------------------------------------------------------------
@@ -226,21 +297,29 @@ def _parse_one(fields: Mapping[str, object], where: str, taken: set[str]) -> tup
             errors.append(ConfigError(f"{where}.{field}", str(error)))
     if read["name"] in taken:
         errors.append(ConfigError(f"{where}.name", f"another rule has the name {_shown(read['name'])}"))
-    limits = [field for field in ("idle_timeout_s", "max_age_s") if field in fields]
+    limits = [field for field in _LIMITS if field in fields]
     if read.get("never") and limits:
         errors.append(
             ConfigError(f"{where}.{limits[0]}", "a rule that says never has no limits; remove one of the two")
         )
     if not errors and not limits and not read.get("never"):
         errors.append(ConfigError(where, "it sets nothing; add idle_timeout_s, max_age_s or never"))
+    zone = read.pop("timezone", timezone.utc)
+    begins, ends = _moment(read.pop("from", None), zone), _moment(read.pop("until", None), zone, last=True)
+    if begins is not None and ends is not None and ends <= begins:
+        errors.append(ConfigError(f"{where}.until", f"{_shown(fields['until'])} isn't later than from"))
     if errors:
         return None, errors
     week = _week(read.pop("weekdays", None), read.pop("hours", None))
-    zone = read.pop("timezone", timezone.utc)
-    options = read.pop("options", ())
-    if "profiles" in read:
-        options = (*options, ("profile", read.pop("profiles")))
-    return Rule(**read, options=options, week=week, zone=zone), []
+    options, without_options = (
+        (*read.pop(f"{no}options", ()), *((("profile", read.pop(f"{no}profiles")),) if f"{no}profiles" in read else ()))
+        for no in ("", "not_")
+    )
+    without = tuple(
+        (what, read.pop(f"not_{what}")) for what in ("users", "groups", "roles", "servers") if f"not_{what}" in read
+    )
+    more = {"options": options, "without": without, "without_options": without_options, "week": week, "zone": zone}
+    return Rule(**read, **more, begins=begins, ends=ends), []
 
 
 def _globs(value: object) -> Globs:
@@ -251,19 +330,66 @@ def _globs(value: object) -> Globs:
     return tuple(items)
 
 
-def _options(value: object) -> tuple[tuple[str, Globs], ...]:
+def _users(value: object) -> Globs:
+    return tuple(dict.fromkeys(spelling for glob in _globs(value) for spelling in spellings(glob)))
+
+
+def _profiles(value: object) -> tuple[Wanted, ...]:
+    return tuple(map(wanted, _globs(value)))
+
+
+def _options(value: object) -> Options:
     if not isinstance(value, Mapping):
         raise ValueError(f"{_shown(value)} is no dict such as {{'profile': 'gpu*'}}")
-    read = []
-    for key, wanted in value.items():
-        items = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+    read: list[tuple[str, tuple[Wanted, ...]]] = []
+    for key, given in value.items():
         if not isinstance(key, str):
             raise ValueError(f"the key {_shown(key)} is no text")
+        if isinstance(given, Mapping) and given:
+            read += [(f"{key}.{deeper}", items) for deeper, items in _options(given)]
+            continue
+        items = given if isinstance(given, (list, tuple)) else [given]
         for item in items:
             if not isinstance(item, (str, int, float)):
                 raise ValueError(f"{_shown(item)} at {key!r} is neither a text nor a number nor True or False")
-        read.append((key, tuple(_text(item) for item in items)))
+        try:
+            read.append((key, tuple(map(wanted, items))))
+        except ValueError as error:
+            raise ValueError(f"at {key!r}, {error}") from None
     return tuple(read)
+
+
+def _time(value: object) -> datetime | date:
+    """A date, or a moment, which is in the rule's time zone unless it has one of its own."""
+    if isinstance(value, date):  # datetime is one, too
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            return date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            pass
+    raise ValueError(f"{_shown(value)} is no date such as 2026-12-01 or 2026-12-01T18:00")
+
+
+def _moment(value: datetime | date | None, zone: tzinfo, *, last: bool = False) -> datetime | None:
+    """``value`` in UTC. A date is its begin, or with ``last`` its end."""
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, datetime):
+            value = datetime.combine(value + timedelta(days=1) if last else value, time())
+        return (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(timezone.utc)
+    except OverflowError:
+        return None  # before or after all that can be
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"is a number of servers, and {_shown(value)} is not")
+    if not 0 <= value <= MOST_SERVERS:
+        raise ValueError(f"{_shown(value)} is out of range: from 0 (any number) to {MOST_SERVERS:,} it can be")
+    return value
 
 
 def _name(value: object) -> str:
@@ -356,13 +482,26 @@ def _week(days: frozenset[int] | None, hours: tuple[Span, ...] | None) -> tuple[
     return None if merged == [(0, _WEEK_MIN)] else tuple(merged)
 
 
+_LIMITS = ("idle_timeout_s", "max_age_s", "max_servers", "max_servers_in_all")
+"""What a rule may set besides ``never``."""
+
 _READERS: dict[str, Callable[[object], object]] = {
     "name": _name,
-    "users": _globs,
+    "users": _users,
     "groups": _globs,
     "roles": _globs,
     "servers": _globs,
-    "profiles": _globs,
+    "profiles": _profiles,
+    "not_users": _users,
+    "not_groups": _globs,
+    "not_roles": _globs,
+    "not_servers": _globs,
+    "not_profiles": _profiles,
+    "not_options": _options,
+    "from": _time,
+    "until": _time,
+    "max_servers": _number,
+    "max_servers_in_all": _number,
     "admin": _flag,
     "named": _flag,
     "options": _options,

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from fnmatch import translate
 
 from hubguard.errors import ConfigError
+from hubguard.hub.names import plain, spellings
 from hubguard.hub.nouns import Account, UndoUser
 from hubguard.journal.model import Exemption
 from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, UndoFacts, Use
@@ -205,7 +206,8 @@ class _Judging:
         self._groups = frozenset(criteria.groups)
         self._roles = frozenset(criteria.roles)
         self._name = _matcher(criteria.names)
-        self._listed = None if criteria.listed is None else frozenset(criteria.listed)
+        listed = criteria.listed
+        self._listed = None if listed is None else {spelling for name in listed for spelling in spellings(name)}
 
     def verdict(self, account: Account, use: Use) -> PruneVerdict:
         """What is to become of ``account``."""
@@ -290,8 +292,9 @@ def _after(at: datetime, seconds: float) -> datetime | None:
 
 
 def _matcher(globs: Sequence[str]) -> Callable[[str], bool]:
-    """Whether one of ``globs`` matches a whole name, letter by letter; none of them matches nothing."""
+    """Whether one of ``globs``, as typed or as the hub would have it, matches a whole name; none of them matches nothing."""
     if not globs:
         return lambda _: False
-    pattern = re.compile("|".join(map(translate, globs)))
+    readings = (reading for glob in globs for spelling in spellings(glob) for reading in (spelling, plain(spelling)))
+    pattern = re.compile("|".join(map(translate, dict.fromkeys(readings))))
     return lambda name: pattern.match(name) is not None

@@ -1,0 +1,53 @@
+"""Names of users as people type them, and the globs over them. One place decides which user of the hub is meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+NEAREST = 3
+"""Maximum names that a refusal suggests."""
+
+
+def fits(glob: str, text: str) -> bool:
+    """Whether ``glob`` matches all of ``text``. Brackets are a choice of characters, or stand for themselves."""
+    return fnmatchcase(text, glob) or ("[" in glob and fnmatchcase(text, plain(glob)))
+
+
+def plain(glob: str) -> str:
+    """``glob`` with its brackets standing for themselves."""
+    return glob.replace("[", "[[]")
+
+
+def normalized(name: str, username_map: Mapping[str, str] | None = None) -> str:
+    """``name`` as the hub's authenticators make it at a login: in small letters, then by ``Authenticator.username_map``."""
+    lowered = name.lower()
+    return (username_map or {}).get(lowered, lowered)
+
+
+def spellings(glob: str, username_map: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """``glob`` as it was typed and as the hub would have it; without doubles."""
+    return tuple(dict.fromkeys((glob, normalized(glob, username_map))))
+
+
+def resolved(typed: str, known: Iterable[str], username_map: Mapping[str, str] | None = None) -> str | None:
+    """Who of ``known`` is meant: that very name, else its normalized form, else the only one that differs in case alone."""
+    names = frozenset(known)
+    for name in spellings(typed, username_map):
+        if name in names:
+            return name
+    alike = [name for name in names if name.casefold() == typed.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def nearest(typed: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Up to three of ``known`` that look most like ``typed``, whatever the case; the closest first."""
+    by_folded = {name.casefold(): name for name in sorted(known, reverse=True)}
+    return tuple(by_folded[folded] for folded in difflib.get_close_matches(typed.casefold(), by_folded, NEAREST))
+
+
+def unknown(typed: str, known: Iterable[str], noun: str = "user") -> str:
+    """``The hub has no user adda. Did you mean ada?``, for people."""
+    near = nearest(typed, known)
+    return f"The hub has no {noun} {typed}." + (f" Did you mean {' or '.join(near)}?" if near else "")
