@@ -24,6 +24,7 @@ from hubguard.backends.choose import ByTheHub, open_backends
 from hubguard.backends.port import Backends
 from hubguard.backends.port import Place as BackendPlace
 from hubguard.config import Settings, load, read_file, sections_of
+from hubguard.cull.decide import rules
 from hubguard.cull.hook import load_hook
 from hubguard.cull.model import CycleReport, Wish
 from hubguard.dashboard.routes import make_application
@@ -145,6 +146,13 @@ def make_guard(
     return assemble(settings, ways, AsyncJournal(settings.guard.db_url), clock, random.random, circumstances)
 
 
+def _roles_matter(settings: Settings) -> bool:
+    """Whether anything asks for the roles of users, so that those of their groups have to be known."""
+    read = rules.parse(settings.cull.rules)[0]
+    by_rule = any(rule.roles is not None or "roles" in dict(rule.without) for rule in read)
+    return by_rule or bool(settings.prune.protected_roles or settings.prune.roles)
+
+
 def _features(settings: Settings) -> dict[str, str]:
     """By hub scope, what needs it."""
     features = {scope: need.feature for scope, need in SCOPES.items()}
@@ -164,6 +172,7 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
     The proxy is the one that the hub names, or that CONFIGPROXY_API_URL and CONFIGPROXY_AUTH_TOKEN name.
     """
     hub = HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s)
+    hub.through_groups = _roles_matter(settings)
     told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
     url = settings.guard.hub_db_url
     if url == "hub":

@@ -9,6 +9,9 @@ from typing import Protocol
 
 from hubguard.model import Route, Server, User
 
+FOUND_AT_MOST = 200
+"""Maximum names that a search for users returns: a page of the hub's."""
+
 
 class HubAPI(Protocol):
     """The port to the hub. Names go in as they are; clients quote them. Every call passes the budget.
@@ -59,6 +62,13 @@ class HubAPI(Protocol):
         else, and for one that is stopping, HubFailed, 400. A named server needn't be there yet; an unknown user is
         HubFailed, 404, and a start that fails HubFailed, 500. A hub that starts as many as it may is HubBusy.
         Raises HubError; after HubUnreachable it may be starting all the same.
+        """
+        ...
+
+    async def find_users(self, part: str) -> tuple[str, ...]:
+        """Names of users that contain ``part``, whatever the case; FOUND_AT_MOST at most. Raises HubError.
+
+        Its ``%`` and ``_`` stand for any text and any character.
         """
         ...
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +23,7 @@ from hubguard.errors import (
     HubRefused,
     HubUnreachable,
 )
-from hubguard.hub.api import HubAPI
+from hubguard.hub.api import FOUND_AT_MOST, HubAPI
 from hubguard.hub.http import (
     Answer,
     Failure,
@@ -36,6 +38,7 @@ from hubguard.hub.http import (
 )
 from hubguard.hub.models import (
     Page,
+    read_group_roles,
     read_page,
     read_part,
     read_prefixes,
@@ -47,10 +50,13 @@ from hubguard.hub.models import (
     read_tokens,
     read_user,
     read_users,
+    with_group_roles,
 )
 from hubguard.hub.routes import read_hub_routes
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -59,6 +65,9 @@ RETRIES = 2
 
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Maximum bytes of an answer. 200 users with a few servers each take well under one of these 64 MiB."""
+
+GROUP_ROLES_LAST_S = 300.0
+"""Seconds for which the roles of groups are known. Listing groups makes the hub read all their members."""
 
 OVERLAP = 2
 """Users of a page that are read again with the next one, 1 % of 200: one may have left in between."""
@@ -72,6 +81,8 @@ class HTTPHubAPI(OverHTTP, HubAPI):
 
     ``request_timeout_s`` is for one request, from connecting to the end of the answer; waiting for the budget doesn't
     count. The token is in no error, repr or log line of this class.
+
+    ``through_groups``: roles that come through a group count as their users', which takes a list of the groups now and then.
     """
 
     def __init__(
@@ -102,6 +113,8 @@ class HTTPHubAPI(OverHTTP, HubAPI):
             ssl_context=ssl_context,
         )
         self._skew_s: float | None = None
+        self.through_groups = False
+        self._group_roles: tuple[float, Mapping[str, tuple[str, ...]] | None] | None = None
 
     @property
     @override
@@ -111,7 +124,13 @@ class HTTPHubAPI(OverHTTP, HubAPI):
     @override
     async def list_servers(self) -> tuple[Server, ...]:
         users = await self._all_pages(_listing("list its servers", state="active", sort="id"), read_users)
+        users = await self._with_group_roles(users)
         return tuple(sorted((server for user in users.values() for server in user.servers), key=lambda s: s.key))
+
+    @override
+    async def find_users(self, part: str) -> tuple[str, ...]:
+        listing = _listing("search its users", name_filter=part)
+        return tuple((await self._page(listing, read_users, 0, limit=FOUND_AT_MOST)).items)
 
     @override
     async def count_users(self) -> int:
@@ -126,6 +145,7 @@ class HTTPHubAPI(OverHTTP, HubAPI):
             users = await self._least_active_users(_listing(what, sort="last_activity"), inactive_since)
         if users is None:
             users = await self._all_pages(_listing(what, sort="id"), _read_users_activity)
+        users = await self._with_group_roles(users)
         wanted = (user for user in users.values() if inactive_since is None or _inactive(user, inactive_since))
         return tuple(sorted(wanted, key=lambda user: user.name))
 
@@ -135,7 +155,8 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         answer = await self._read(call)
         if answer.status == 404:
             return None
-        servers = _understood(lambda: read_user(answer.json, of=user)).servers
+        read = _understood(lambda: read_user(answer.json, of=user))
+        servers = (await self._with_group_roles({user: read}))[user].servers
         return next((server for server in servers if server.name == name), None)
 
     @override
@@ -145,7 +166,23 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         answer = await self._read(_Call("GET", f"/users/{_quoted(name)}", what, scope, known=(200, 404), query=query))
         if answer.status == 404:
             return None
-        return _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
+        read = _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
+        return (await self._with_group_roles({name: read}))[name]
+
+    async def _with_group_roles(self, users: dict[str, User]) -> dict[str, User]:
+        if not self.through_groups or all(user.groups == () or user.roles is None for user in users.values()):
+            return users
+        now_s = time.monotonic()
+        if self._group_roles is None or now_s - self._group_roles[0] > GROUP_ROLES_LAST_S:
+            what, scopes = "list its groups", "list:groups and read:roles:groups"
+            try:
+                listing = _Call("GET", "/groups", what, scopes, known=(200,), query={})
+                self._group_roles = now_s, await self._all_pages(listing, read_group_roles)
+            except HubRefused as error:
+                log.info("Roles that come through a group are unknown: %s", error)
+                self._group_roles = now_s, None
+        by_group = self._group_roles[1]
+        return {name: with_group_roles(user, by_group) for name, user in users.items()}
 
     @override
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
@@ -105,6 +105,35 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
         last_activity=read_time(user.get("last_activity"), f"the last activity of {of!r}"),
         servers=tuple(server for server in read if stopped or server.ready or server.pending is not None),
     )
+
+
+def read_group_roles(items: Any) -> dict[str, tuple[str, ...]]:
+    """The roles of each group of a page, by the group's name. Raises HubRefused if the hub leaves them out."""
+    if not isinstance(items, list):
+        raise _garbled(f"it gave {_short(items)} where a list of groups belongs")
+    found = {}
+    for item in items:
+        name = read_text(item, "name")
+        roles = _read_names(item, "roles", f"group {name}")
+        if roles is None:
+            raise HubRefused(
+                f"The hub doesn't show the roles of the group {name}: the token lacks the scope read:roles:groups. Give it to"
+                " HubGuard's role; without it, roles that come through a group are unknown."
+            )
+        found[name] = roles
+    return found
+
+
+def with_group_roles(user: User, by_group: Mapping[str, tuple[str, ...]] | None) -> User:
+    """``user`` with the roles of their groups, too. ``by_group`` None: unknown, and so are the roles of who is in a group."""
+    roles = user.roles
+    if user.groups is None or (user.groups and by_group is None):
+        roles = None
+    elif roles is not None:
+        roles = tuple(sorted({*roles, *(role for group in user.groups for role in (by_group or {}).get(group, ()))}))
+    if roles == user.roles:
+        return user
+    return replace(user, roles=roles, servers=tuple(replace(server, roles=roles) for server in user.servers))
 
 
 def read_tokens(answer: Any, *, of: str) -> tuple[int, datetime | None]:

@@ -67,19 +67,28 @@ _ROLES_OF = (
     .join_from(user_roles, roles, user_roles.c.role_id == roles.c.id)
     .where(user_roles.c.user_id.in_(_THESE))
 )
+_ROLES_BY_GROUP = (
+    sa.select(user_groups.c.user_id, roles.c.name)
+    .join_from(user_groups, group_roles, user_groups.c.group_id == group_roles.c.group_id)
+    .join(roles, group_roles.c.role_id == roles.c.id)
+    .where(user_groups.c.user_id.in_(_THESE))
+)
 
 Names = Mapping[int, tuple[str, ...]]
 
 
 def groups_and_roles(connection: Connection, ids: Iterable[int]) -> tuple[Names, Names]:
-    """The groups and the roles of these users, in name order, by the user's id; an empty tuple for who has none."""
+    """The groups and the roles of these users, in name order, by the user's id; an empty tuple for who has none.
+
+    Roles that come through a group are among them.
+    """
     ordered = sorted(ids)
     both: list[Names] = []
-    for statement in (_GROUPS_OF, _ROLES_OF):
-        names: dict[int, list[str]] = {id_: [] for id_ in ordered}
+    for statement in (_GROUPS_OF, _ROLES_OF.union(_ROLES_BY_GROUP)):
+        names: dict[int, set[str]] = {id_: set() for id_ in ordered}
         for first in range(0, len(ordered), USERS_AT_ONCE):
             for id_, name in connection.execute(statement, {"ids": ordered[first : first + USERS_AT_ONCE]}):
-                names[id_].append(name)
+                names[id_].add(name)
         both.append({id_: tuple(sorted(of_user)) for id_, of_user in names.items()})
     return both[0], both[1]
 

@@ -21,6 +21,8 @@ SCOPES: dict[str, Need] = {
     "read:servers": Need("seeing since when a server runs and when it was last used", True),
     "delete:servers": Need("stopping servers", True),
     "read:roles:users": Need("rules that match on roles", False),
+    "list:groups": Need("seeing roles that come through a group", False),
+    "read:roles:groups": Need("seeing roles that come through a group", False),
     "list:services": Need("noticing another culler at work", False),
     "read:services": Need("noticing another culler at work", False),
     "proxy": Need("having the hub check its routes", False),

@@ -13,6 +13,7 @@ from types import TracebackType
 from urllib.parse import unquote
 
 from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable
+from hubguard.hub.api import FOUND_AT_MOST
 from hubguard.hub.http import tell
 from hubguard.hub.routes import route_path
 from hubguard.model import Route, Server, User
@@ -218,6 +219,11 @@ class MemoryHub:
                 await self._clock.sleep(min(self.start_s, self.slow_spawn_timeout_s))
             self._settled()
             return record.server.ready
+
+    async def find_users(self, part: str) -> tuple[str, ...]:
+        """See HubAPI."""
+        async with self._asked("find", part):
+            return tuple(name for name in self._users if part.lower() in name.lower())[:FOUND_AT_MOST]
 
     async def count_users(self) -> int:
         """See HubAPI."""
