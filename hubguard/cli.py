@@ -275,12 +275,18 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
 
 
 def _journal(arguments: argparse.Namespace, context: Context) -> int:
+    from hubguard.hub.names import spellings
     from hubguard.journal import words
     from hubguard.journal.store import open_journal
 
     journal = open_journal(context.journal)
     try:
-        entries = journal.entries(limit=arguments.limit, user=arguments.user)
+        found = (journal.entries(limit=arguments.limit, user=user) for user in spellings(arguments.user or ""))
+        entries = (
+            next((entries for entries in found if entries), ())
+            if arguments.user
+            else journal.entries(limit=arguments.limit)
+        )
     finally:
         journal.close()
     for entry in entries:

@@ -219,6 +219,7 @@ class FindingKind(str, Enum):
     CANT_TELL = "cant-tell"  # nothing tells a quiet hub from one whose activity is frozen
     NOT_CULLING = "not-culling"  # servers are long overdue
     RULE = "rule"  # a rule of the policy can't match, or is shadowed by another
+    NOBODY = "nobody"  # a rule, a protection or an exemption is about users that the hub doesn't have
     PRUNE_HELD = "prune-held"  # a scheduled pruning removes nobody until a person has looked
     USERS_KEPT = "users-kept"  # inactive users aren't deleted until somebody accepts what goes with them
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from doubles.guard import CALLERS, FakeAuth, guard_with, made_up
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from hubguard.act.lease import HUB
 from hubguard.dashboard.routes import make_application
 from hubguard.journal.store import open_journal
-from hubguard.model import Server
+from hubguard.model import Action, Grounds, Outcome, OutcomeKind, Server
+from hubguard.snapshot.model import Seen
+from hubguard.snapshot.store import ActivityStore
 
 
 @pytest.fixture(autouse=True)
@@ -259,6 +263,7 @@ def kept(run) -> list[dict[str, object]]:
 def test_a_server_is_kept_with_hub_and_guard_down(
     run, begun, words: list[str], user: str, server: str | None, why: str
 ):
+    seen(user, "somebody else")
     said = run("keep", *words)
     assert (said.code, said.err) == (0, "")
     (one,) = kept(run)
@@ -393,7 +398,8 @@ def test_config_check_names_rules_that_can_never_have_a_say(run, tmp_path: Path)
     (tmp_path / "mine.py").write_text(f"c.HubGuardCull.rules = {rules}\n")
     said = run("config", "check", "mine.py")
     assert said.code == 0
-    assert said.out.count("warning rules") == 2
+    assert said.out.count("warning rules") == 3
+    assert 'The rule "all" doesn\'t say what it matches: it applies to every server' in said.out
     assert 'The rule "gpu" is never used: the earlier rule "all" matches all that it matches.' in said.out
     assert 'The rule "none" can never match: its list of users is empty.' in said.out
     (tmp_path / "mine.py").write_text("c.HubGuardCull.rules = [{'name': 'all', 'nevr': True}]\n")
@@ -423,3 +429,48 @@ def test_config_check_and_doctor_say_plainly_that_users_are_deleted(run, tmp_pat
         assert says in run(*words).out
     (tmp_path / "mine.py").write_text(lines)
     assert "deleted" not in run("config", "check", "mine.py").out
+
+
+def seen(*users: str) -> None:
+    """The guard's journal has seen servers of these users."""
+    journal, now = open_journal("sqlite:///hubguard.sqlite"), datetime.now(timezone.utc)
+    ActivityStore(journal).see([Seen(user, "", None, now) for user in users], now)
+    journal.close()
+
+
+def test_without_the_hub_a_kept_name_is_whom_the_journal_has_seen_or_refused(run, begun):
+    seen("kept@x.org", "bo")
+    assert "all servers of kept@x.org" in run("keep", "Kept@X.org", "--for", "1d").out
+    refused = run("keep", "kpt@x.org", "--for", "1d")
+    assert refused.code == 1
+    assert "Nothing was changed: HubGuard has seen no server of kpt@x.org" in refused.err
+    assert "Did you mean kept@x.org?" in refused.err
+    assert len(run("keep", "--list").out.splitlines()) == 1
+
+
+def test_a_journal_that_has_seen_nobody_takes_any_name_and_says_so(run, begun):
+    assert "isn't checked" in run("keep", "ada", "--for", "1d").err
+
+
+async def test_with_a_guard_a_kept_name_is_the_hubs_or_refused(run, guarded):
+    seen("ada")
+    refused = await asyncio.to_thread(run, "keep", "nobody", "--for", "1d")
+    assert refused.code == 1
+    assert "The hub has no user nobody" in refused.err
+
+
+async def test_a_server_that_no_longer_runs_is_explained_by_what_the_journal_has(run, guarded):
+    journal, now = open_journal("sqlite:///hubguard.sqlite"), datetime.now(timezone.utc)
+    lease = journal.lease(HUB)
+    action = Action("gone", "", now, now, "idle")
+    grounds = Grounds(3600.0, now, "proxy", "GPU")
+    intent = journal.intend(HUB, lease, action, "hubguard", now, asked=True, armed=True, grounds=grounds)
+    journal.settle(intent, Outcome(OutcomeKind.DONE, ""), now)
+    journal.close()
+    said = await asyncio.to_thread(run, "explain", "Gone")
+    assert said.code == 0, said.err
+    assert "isn't running" in said.out
+    assert 'by traffic at the proxy, idle limit 1 h, rule "GPU"' in said.out
+    told = json.loads((await asyncio.to_thread(run, "explain", "gone", "--json")).out)
+    assert told["entries"][-1]["grounds"]["rule"] == "GPU"
+    assert "idle limit 1 h" in (await asyncio.to_thread(run, "journal", "--user", "GONE")).out

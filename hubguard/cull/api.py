@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from typing_extensions import override
 
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull import words as cull_words
-from hubguard.cull.model import Standing, Wish
+from hubguard.cull.model import CycleReport, Standing, Wish
 from hubguard.cull.part import Culling
+from hubguard.hub.names import nearest, resolved, spellings
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.journal.model import Exemption
+from hubguard.journal.model import Entry, Exemption
 from hubguard.model import server_label
 from hubguard.times import YEAR_S
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
@@ -74,12 +76,33 @@ class ServerApi(CullApi):
     async def get(self, user: str, name: str) -> None:
         """404 where it doesn't run as of the last cycle, or there was none yet; it says when and why it was stopped."""
         last = self.culling.status().newest
+        user = meant_by(last, user)
         row = cull_shapes.find(last, user, name)
         if row is None:
-            absent = not_running(server_label(user, name), known=last is not None)
-            stopped = cull_words.last_stop(await self.journal.entries(limit=20, user=user, server=name))
-            raise Refused(404, f"{absent} {stopped}".rstrip())
+            entries: tuple[Entry, ...] = ()
+            for spelling in spellings(user):
+                entries = entries or await self.journal.entries(limit=20, user=spelling, server=name)
+            raise Refused(404, absent_words(last, user, name, entries))
         self.write_json(cull_shapes.server(row, self.culling.policy, self.site.status()))
+
+
+def meant_by(last: CycleReport | None, user: str) -> str:
+    """Whose server is meant by ``user``, as typed, as of ``last``; ``user`` itself if nobody's runs."""
+    return resolved(user, _running(last)) or user
+
+
+def _running(last: CycleReport | None) -> set[str]:
+    return set() if last is None else {verdict.server.user for verdict in last.verdicts}
+
+
+def absent_words(last: CycleReport | None, user: str, name: str, entries: Iterable[Entry]) -> str:
+    """What is said of a server that ``last`` doesn't show: when and why it was stopped, or who else may be meant."""
+    said = [not_running(server_label(user, name), known=last is not None)]
+    if stopped := cull_words.last_stop(entries):
+        said.append(stopped)
+    elif user not in _running(last) and (near := nearest(user, _running(last))):
+        said.append(f"Did you mean {' or '.join(near)}?")
+    return " ".join(said)
 
 
 def not_running(label: str, *, known: bool) -> str:

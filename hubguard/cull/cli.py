@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
@@ -16,11 +17,13 @@ from hubguard.console import Context, Exit, add_json, bounded, user_and_server
 from hubguard.cull import shapes
 from hubguard.cull import words as cull_words
 from hubguard.cull.model import Wish
-from hubguard.errors import ConfigError
+from hubguard.errors import ConfigError, HubGuardError
+from hubguard.hub.names import nearest, resolved, spellings
 from hubguard.journal import words as journal_words
 from hubguard.journal.model import Entry
-from hubguard.journal.store import open_journal
+from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Cause
+from hubguard.snapshot.store import ActivityStore
 from hubguard.times import DAY_S, YEAR_S, moment, span_s
 from hubguard.web.client import Refused, RunningGuard, running_guard, running_lease
 
@@ -149,7 +152,8 @@ def _past(context: Context, user: str, server: str | None) -> tuple[Entry, ...]:
     """What the journal has of that server, or of all of the user's (``server`` None), newest first."""
     journal = open_journal(context.journal)
     try:
-        return journal.entries(limit=PAST, user=user, server=server)
+        found = (journal.entries(limit=PAST, user=spelling, server=server) for spelling in spellings(user))
+        return next((entries for entries in found if entries), ())
     finally:
         journal.close()
 
@@ -210,7 +214,11 @@ def keep(arguments: argparse.Namespace, context: Context) -> int:
         else:
             user, server = user_and_server(arguments.who)
             until = _until(arguments, context, now)
+            user = _meant(context, journal, user)
             exemptions = (journal.exempt(user, server, until, context.actor, arguments.why, now),)
+            if not ActivityStore(journal).activity():
+                note = f"The name {user} isn't checked: HubGuard hasn't seen any server of the hub yet"
+                print(note, file=sys.stderr)
     finally:
         journal.close()
     if arguments.json:
@@ -220,6 +228,34 @@ def keep(arguments: argparse.Namespace, context: Context) -> int:
     else:
         context.say("\n".join(map(journal_words.exemption_text, exemptions)) or "nothing is kept")
     return Exit.FINE
+
+
+def _meant(context: Context, journal: Journal, user: str) -> str:
+    """Who is meant by ``user``: the running guard asks the hub; without it, the journal has the users it has seen.
+
+    Raises HubGuardError for an unknown name. A journal that has seen no user yet takes any.
+    """
+    if context.environ.get("JUPYTERHUB_API_TOKEN"):
+        try:
+            guard = running_guard(context.journal, context.place.token, instead="")
+            return str(asyncio.run(guard.ask("GET", f"api/v1/users/{quote(user, safe='')}"))["user"])
+        except Refused as refused:
+            if refused.status == 404:
+                raise
+        except HubGuardError:
+            pass  # what it has seen is in the journal
+    seen = {name for name, _ in ActivityStore(journal).activity()}
+    name = resolved(user, seen)
+    if name is not None:
+        return name
+    if seen:
+        near = nearest(user, seen)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise HubGuardError(
+            f"Nothing was changed: HubGuard has seen no server of {user}, and the hub can't be asked for that name.{meant}"
+            " With the guard running and its JUPYTERHUB_API_TOKEN, this command asks"
+        )
+    return user
 
 
 def _until(arguments: argparse.Namespace, context: Context, now: datetime) -> datetime:

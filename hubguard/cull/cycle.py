@@ -17,9 +17,11 @@ from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_de
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hooked
 from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Surplus, Verdict, Wish
+from hubguard.cull.nobody import Nobodies
 from hubguard.cull.settings import HubGuardCull
-from hubguard.errors import JournalError, ProxyError
+from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, ProxyError
 from hubguard.hub.api import HubAPI
+from hubguard.hub.names import resolved, unknown, who
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Event
 from hubguard.model import (
@@ -32,6 +34,7 @@ from hubguard.model import (
     OutcomeKind,
     Server,
     Tally,
+    server_label,
 )
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
@@ -96,6 +99,8 @@ class Cycles:
         self._clock = clock
         self._hook = hook
         self._of_rules = rules.analyse(self.policy.rules)
+        self._nobodies = Nobodies(hub, self.policy)
+        self._about_nobody: list[Finding] = []
         self._findings = Findings()
         self._one_at_a_time = asyncio.Lock()
         self._announced: set[Run] | None = None
@@ -104,6 +109,40 @@ class Cycles:
     def findings(self) -> tuple[Finding, ...]:
         """What an operator should look at, as of the last cycle."""
         return self._findings.now
+
+    async def meant(self, user: str, server: str | None) -> tuple[str, str | None]:
+        """Who and which server of theirs is meant by what somebody typed, by the hub, or else by what was seen of it.
+
+        Raises UnknownUser, and HubGuardError if there is no such server, or nothing tells.
+        """
+        try:
+            user = await who(self._hub, user)
+            there = await self._hub.get_user(user, stopped=True) if server else None
+        except (HubError, BudgetExhausted) as error:
+            name = self.seen_as(user)
+            if name is None:
+                raise HubGuardError(
+                    f"The hub can't be asked for a user {user}, and HubGuard has seen no server of theirs. Nothing was"
+                    f" changed. {error}"
+                ) from error
+            return name, server
+        if there is None or not server:
+            return user, server
+        names = [one.name for one in there.servers if one.name]
+        if (name := resolved(server, names)) is None:
+            raise HubGuardError(
+                f"{unknown(server_label(user, server), [server_label(user, n) for n in names], 'server')}"
+            )
+        return user, name
+
+    def seen_as(self, user: str) -> str | None:
+        """Whose server HubGuard has seen that is meant by ``user``; None: nobody's."""
+        return resolved(user, {name for name, _ in self._snapshots.seen} | {v.server.user for v in self._verdicts})
+
+    @property
+    def _verdicts(self) -> tuple[Verdict, ...]:
+        newest = self.under_way or self.last
+        return newest.verdicts if newest is not None else ()
 
     async def run(self, order: Order, wish: Wish) -> CycleReport:
         """The report of one cycle; it waits for the one that is under way. Raises JournalError."""
@@ -164,6 +203,10 @@ class Cycles:
         report = replace(report, ended_at=self._clock.now())
         if not dry_run:
             await self._record(journal, report, braked=judgement.brake is not None)
+            if report.snapshot.complete:
+                there = {server.user for server in report.snapshot.servers}
+                exemptions = await journal.exemptions(report.ended_at)
+                self._about_nobody = await self._nobodies.found(exemptions, there, report.ended_at)
             wanted = not (stance.held or why_observing)
             await self._findings.update(journal, self._found(report, policy, wanted=wanted), report.ended_at)
         return report
@@ -251,7 +294,7 @@ class Cycles:
         """The findings of this cycle. ``wanted``: people want what is due to be done."""
         now, late = report.ended_at, self.oldest_overdue
         of_rules = (*self._of_rules, *rules.doubts(self.policy.rules, now))
-        findings = [Finding(FindingKind.RULE, now, text) for text in of_rules]
+        findings = [*(Finding(FindingKind.RULE, now, text) for text in of_rules), *self._about_nobody]
         limit = timedelta(seconds=max(OVERDUE_S, 3 * self._section.every_s))
         if wanted and late is not None and late.due_at is not None and now - late.due_at > limit:
             text = f"The server {late.server.label} has been due since {late.due_at:%Y-%m-%d %H:%M} UTC and still runs."

@@ -11,7 +11,7 @@ from typing_extensions import override
 from hubguard import words
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull import words as cull_words
-from hubguard.cull.api import exemption_id, not_running
+from hubguard.cull.api import absent_words, exemption_id, meant_by
 from hubguard.cull.model import CycleReport, Standing
 from hubguard.cull.part import Culling
 from hubguard.errors import JournalError
@@ -111,6 +111,7 @@ class ServerPage(CullPage):
     @override
     async def get(self, user: str, name: str) -> None:
         status, last = self.site.status(), self.culling.status().newest
+        user = meant_by(last, user)
         row = cull_shapes.find(last, user, name)
         trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
@@ -119,7 +120,7 @@ class ServerPage(CullPage):
         except JournalError as error:
             trouble = str(error)
         label = server_label(user, name)
-        absent = f"{not_running(label, known=last is not None)} {cull_words.last_stop(entries)}".rstrip()
+        absent = absent_words(last, user, name, entries)
         exemptions = tuple(exemption for exemption in exemptions if exemption.server in {None, name})
         if row is None and not entries and not exemptions and not trouble:
             raise Refused(404, absent)

@@ -143,7 +143,11 @@ class Culling:
         return report
 
     async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
-        """Keep that server, or all of the user's (``server`` None), until then. Raises HubGuardError if it isn't allowed."""
+        """Keep that server, or all of the user's (``server`` None), until then.
+
+        Names may be as people type them. Raises UnknownUser, and HubGuardError if there is no such server, or it isn't
+        allowed.
+        """
         now = self._clock.now()
         latest = now + timedelta(seconds=self._longest_exemption_s)
         if until <= now:
@@ -153,6 +157,8 @@ class Culling:
                 f"An exemption may last until {latest:%Y-%m-%d %H:%M} UTC at the longest"
                 " (HubGuard.longest_exemption_s). Nothing was changed."
             )
+        self._mandate.journal.check()
+        user, server = await self.cycles.meant(user, server)
         return await self._mandate.journal.exempt(user, server, until, actor, why, now)
 
     async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:

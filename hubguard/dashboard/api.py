@@ -12,6 +12,7 @@ from typing_extensions import override
 from hubguard.dashboard import status as dashboard_status
 from hubguard.dashboard.metrics import registry
 from hubguard.guard import Guard
+from hubguard.hub.names import spellings
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.web.endpoint import LIMIT, WHY, Api
@@ -60,7 +61,10 @@ class JournalApi(Api):
         """A list, with a ``Link`` to older entries where there may be some."""
         asked = self.query()
         event = asked.pop("event", None)
-        entries = await self.journal.entries(**asked, event=Event(event) if event else None)
+        entries = tuple[Entry, ...]()
+        for spelling in spellings(asked["user"]) if asked["user"] else (None,):
+            asked = {**asked, "user": spelling} if not entries else asked
+            entries = entries or await self.journal.entries(**asked, event=Event(event) if event else None)
         if len(entries) == asked["limit"]:
             self.link_next(**{**asked, "event": event, "before_id": entries[-1].id})
         self.write_json(entries)

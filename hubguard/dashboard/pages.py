@@ -14,6 +14,7 @@ from hubguard.dashboard.api import EVENTS
 from hubguard.drift import words as drift_words
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.guard import Guard
+from hubguard.hub.names import spellings
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.prune import words as prune_words
@@ -85,9 +86,11 @@ class JournalPage(Page):
         user, event = self.asked("user").strip(), self.asked("event")
         event = event if event in EVENTS else ""
         before = whole(self.asked("before_id")) if self.asked("before_id") else None
-        entries = await self.journal.entries(
-            before_id=before, limit=ROWS + 1, user=user or None, event=Event(event) if event else None
-        )
+        entries = tuple[Entry, ...]()
+        for spelling in spellings(user):
+            entries = entries or await self.journal.entries(
+                before_id=before, limit=ROWS + 1, user=spelling or None, event=Event(event) if event else None
+            )
         live = {
             **self.common(self.site.status()),
             "entries": entries[:ROWS],

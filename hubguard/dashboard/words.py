@@ -42,6 +42,7 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.CANT_TELL: "Can't tell",
     FindingKind.NOT_CULLING: "Not culling",
     FindingKind.RULE: "Rule",
+    FindingKind.NOBODY: "Unknown user",
     FindingKind.PRUNE_HELD: "Pruning waits",
     FindingKind.USERS_KEPT: "Users kept",
 }

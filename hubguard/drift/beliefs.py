@@ -10,6 +10,7 @@ from typing import Any
 from hubguard import words
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import DriftReport, World
+from hubguard.hub.names import resolved
 from hubguard.journal import words as journal_words
 from hubguard.journal.model import Entry
 from hubguard.model import Key, Source
@@ -42,7 +43,9 @@ def compare_beliefs(
     report: DriftReport, user: str, name: str, entries: Sequence[Entry], status: Status
 ) -> BeliefsShape:
     """What each source says of one server, known to the hub or not. ``entries`` are the journal's on it, newest first."""
-    world, key = report.world, (user, name)
+    world = report.world
+    user = resolved(user, _known(world)) or user
+    key = (user, name)
     repairs, policy = drift_words.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
     rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
     rows += _backend_beliefs(world, key)
@@ -53,6 +56,14 @@ def compare_beliefs(
         if (drift.user, drift.server or "") == key
     )
     return BeliefsShape(user, name, tuple(rows), about)
+
+
+def _known(world: World) -> set[str]:
+    """Every user with a server in any source."""
+    keys = {*(world.servers or ()), *(world.targets or ())}
+    keys |= {route.key for route in (world.routes or {}).values() if route.key is not None}
+    keys |= {backend.key for backend in world.backends or () if backend.key is not None}
+    return {user for user, _ in keys}
 
 
 def _belief(world: World, source: Source, says: str) -> BeliefShape:

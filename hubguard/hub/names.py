@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from hubguard.errors import HubGuardError
+from hubguard.hub.api import FOUND_AT_MOST, HubAPI
+
 NEAREST = 3
 """Maximum names that a refusal suggests."""
+
+
+PIECE = 3
+"""Letters at either end of a name by which similar ones are searched."""
+
+
+class UnknownUser(HubGuardError):
+    """The hub has no user of a name that somebody typed. It says which are similar."""
 
 
 def fits(glob: str, text: str) -> bool:
@@ -51,3 +63,33 @@ def unknown(typed: str, known: Iterable[str], noun: str = "user") -> str:
     """``The hub has no user adda. Did you mean ada?``, for people."""
     near = nearest(typed, known)
     return f"The hub has no {noun} {typed}." + (f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+async def who(hub: HubAPI, typed: str) -> str:
+    """The name of the hub's user who is meant by ``typed``. Raises UnknownUser, and HubError if the hub doesn't say."""
+    found = await hub.find_users(typed)
+    if len(found) == FOUND_AT_MOST:
+        for name in spellings(typed):
+            if name in found or await hub.get_user(name) is not None:
+                return name
+    if (meant := resolved(typed, found)) is None:
+        pieces = dict.fromkeys((typed[:PIECE], typed[-PIECE:], typed[:1]))
+        raise UnknownUser(unknown(typed, {name for piece in pieces for name in await hub.find_users(piece)}))
+    return meant
+
+
+async def nobody_of(hub: HubAPI, globs: Iterable[str], there: Iterable[str]) -> bool:
+    """Whether none of ``globs`` fits a user of the hub; ``there`` are some of them. Raises HubError.
+
+    False also where that isn't certain: with too many users to look through.
+    """
+    wanted = tuple(globs)
+    if any(fits(glob, name) for name in there for glob in wanted):
+        return False
+    for glob in wanted:
+        # The longest piece that stands in every name that it fits.
+        piece = max(re.split(r"\*|\?|\[.*?\]", glob), key=len)
+        found = await hub.find_users(piece) if piece else ()
+        if not piece or len(found) == FOUND_AT_MOST or any(fits(glob, name) for name in found):
+            return False
+    return True

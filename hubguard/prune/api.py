@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from hubguard.errors import ConfigError, HubError, HubGuardError, JournalError
+from hubguard.hub.names import UnknownUser
 from hubguard.prune import words as prune_words
 from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.decide.plan import PrunePlanShape, to_shape
@@ -166,7 +167,10 @@ class UserApi(PruneApi):
     async def get(self, name: str) -> None:
         """404 where the hub knows nobody by that name."""
         criteria = criteria_of(self.query(), self.pruning.default_criteria())
-        verdict = await self.pruning.user(name, criteria, caller=asker(self.who))
+        try:
+            verdict = await self.pruning.user(name, criteria, caller=asker(self.who))
+        except UnknownUser as error:
+            raise Refused(404, str(error)) from None
         if verdict is None:
             raise Refused(404, nobody(name))
         self.write_json(prune_words.user_shape(verdict, self.site.status().at))

@@ -11,6 +11,7 @@ from hubguard.act.mandate import Mandate
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
+from hubguard.hub.names import who
 from hubguard.journal.model import Event
 from hubguard.model import Finding, FindingKind
 from hubguard.pacing.clock import Clock
@@ -77,6 +78,7 @@ class PruneCycles:
         self._clock = clock
         self._journal = journal = mandate.journal
         self._mandate = mandate
+        self._hub = hub
         self._beginning = asyncio.Lock()
         reader = AccountReader(hub, database, clock)
         self._review = Review(settings, hub, reader, clock, journal, facts or HubConfigFacts())
@@ -116,10 +118,13 @@ class PruneCycles:
     async def user(
         self, name: str, criteria: StaleCriteria | None = None, *, caller: str | None = None
     ) -> PruneVerdict | None:
-        """Read and judge that user now; None if the hub knows nobody by that name."""
+        """Read and judge that user now, by a name as people type it. Raises UnknownUser if the hub knows nobody by it."""
         criteria = prune_stale.checked(criteria or self.default_criteria())
         self._mandate.check()
-        return await self._review.user(name, criteria, caller)
+        found = await self._review.user(name, criteria, caller)
+        if found is None:
+            found = await self._review.user(await who(self._hub, name), criteria, caller)
+        return found
 
     async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
         """Make a plan by a reading of now, and keep it in the journal until it is used or expires. It does nothing.

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from hubguard import words
 from hubguard.errors import HubGuardError, JournalError
+from hubguard.hub.names import UnknownUser
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
 from hubguard.prune import words as prune_words
@@ -193,11 +194,14 @@ class UserPage(PrunePage):
     async def get(self, name: str) -> None:
         status = self.site.status()
         given = self.asked_fields()
-        trouble, verdict = "", None
+        trouble, verdict, absent = "", None, nobody(name)
         try:
             verdict = await self.pruning.user(name, self.criteria(given), caller=asker(self.who))
+        except UnknownUser as error:
+            absent = str(error)
         except HubGuardError as error:
             trouble = str(error)
+        name = verdict.account.name if verdict is not None else name
         journal_trouble, entries, exemptions = "", tuple[Entry, ...](), tuple[Exemption, ...]()
         try:
             entries = await self.journal.entries(limit=20, user=name)
@@ -205,7 +209,7 @@ class UserPage(PrunePage):
         except JournalError as error:
             journal_trouble = str(error)
         if verdict is None and not entries and not trouble and not journal_trouble:
-            raise Refused(404, nobody(name))
+            raise Refused(404, absent)
         # Each look asks the hub about this user: the page isn't asked for again by itself.
         await self.show(
             f"users/{quote(name, safe='')}",
@@ -213,7 +217,7 @@ class UserPage(PrunePage):
                 **self.common(status),
                 "name": name,
                 "verdict": verdict,
-                "absent": trouble or nobody(name),
+                "absent": trouble or absent,
                 "trouble": trouble,
                 "given": given,
                 "exemptions": exemptions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from doubles.hub import Stops
@@ -11,8 +12,9 @@ from simulation.world import BURST, EVERY_S, LIMIT_S, OUTAGE_S, RATE, UPDATE_S, 
 
 from hubguard.cull.words import last_stop
 from hubguard.dashboard.status import describe, health, state_of
+from hubguard.errors import HubGuardError
 from hubguard.journal.words import entry_sentence
-from hubguard.model import OutcomeKind, User
+from hubguard.model import FindingKind, OutcomeKind, User
 from hubguard.snapshot.model import BrakeReason
 from hubguard.status import Mode
 from hubguard.words import stamp
@@ -206,3 +208,51 @@ def test_incident_health_was_false_and_the_page_said_starting_while_the_first_cy
     assert shape.servers.stop == 4
     assert "4 servers are being stopped" in shape.sentence
     assert health(state).ok
+
+
+def test_incident_a_kept_server_was_stopped_since_the_hub_has_the_name_in_small_letters(world: World):
+    """A university with single sign-on, 2026-11: ``hubguard keep Kept@X.org`` was accepted, and the server stopped an hour
+    later. The hub's authenticator makes small letters of names; the exemption matched nobody, without a word.
+
+    Here: the name is resolved by asking the hub, by page, API and command alike; who is unknown is refused, with who is near.
+    """
+    world.start(("kept@x.org", ""), idle_s=2 * LIMIT_S)
+    world.start(("other", ""), idle_s=2 * LIMIT_S)
+    world.journal.hold("ada", "not yet", world.clock.now())
+    world.begin()
+    world.passes(10)
+    keep = world.life.guard.culling.exempt
+    until = world.clock.now() + timedelta(days=1)
+    made = world.run(keep("ada", "", user="Kept@X.org", server=None, until=until))
+    assert made.user == "kept@x.org"
+    with pytest.raises(HubGuardError, match=r"The hub has no user kpt@x\.org\. Did you mean kept@x\.org\?"):
+        world.run(keep("ada", "", user="kpt@x.org", server=None, until=until))
+    with pytest.raises(HubGuardError, match="The hub has no server kept@x.org/gpu"):
+        world.run(keep("ada", "", user="kept@x.org", server="gpu", until=until))
+    world.journal.resume("ada", "", world.clock.now())
+    world.passes(2 * EVERY_S)
+    assert stops_of(world) == {"other": 1}
+
+
+def test_incident_a_name_could_be_kept_while_the_hub_was_down_and_nobody_had_it(world: World):
+    """While the hub doesn't answer, what HubGuard has seen of it decides; nothing is taken on trust."""
+    world.start(("ann", ""))
+    world.begin()
+    world.passes(10)
+    world.every_nth_fails = (1, "503")
+    keep = world.life.guard.culling.exempt
+    until = world.clock.now() + timedelta(days=1)
+    assert world.run(keep("ada", "", user="Ann", server=None, until=until)).user == "ann"
+    with pytest.raises(HubGuardError, match="The hub can't be asked for a user bo"):
+        world.run(keep("ada", "", user="bo", server=None, until=until))
+
+
+def test_incident_an_exemption_for_nobody_was_never_told(world: World):
+    """One that was made before names were resolved, or whose user has been renamed, is a finding of its own."""
+    world.journal.exempt("Kept@X.org", None, world.clock.now() + timedelta(days=1), "ada", "", world.clock.now())
+    world.start(("kept@x.org", ""))
+    world.begin()
+    world.passes(2 * EVERY_S)
+    (finding,) = world.life.guard.culling.status().findings
+    assert finding.kind is FindingKind.NOBODY
+    assert finding.detail == "Exemption 1 keeps all servers of Kept@X.org, and the hub has no such user."

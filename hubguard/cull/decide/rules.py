@@ -22,6 +22,7 @@ LONGEST_AGE_S = 10 * LONGEST_IDLE_S
 """A rule's limits have the range of the settings of the same names."""
 
 MOST_SERVERS = 1_000_000
+"""Maximum of max_servers and max_servers_in_all, in servers; no hub runs as many."""
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
