@@ -22,7 +22,7 @@ from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 
 from hubguard import understudy
 from hubguard.inhub import handover
-from hubguard.inhub.named_users import named_users, packed
+from hubguard.inhub.named_users import add_names_of_the_hub, named_users, packed
 from hubguard.inhub.scopes import SERVICE
 from hubguard.inhub.spawner_settings import STORING, classes_of, deletes_forever, setting, settings_of
 from hubguard.inhub.stop_hook import watch_stops
@@ -239,14 +239,19 @@ def _sections(app: Any, errors: list[Problem]) -> dict[str, dict[str, Any]]:
             try:
                 json.dumps(value)
             except (TypeError, ValueError):
-                what = "a function" if callable(value) else f"a value of type {type(value).__name__}"
-                text = (
-                    f"{what} can't be passed on to the service's process. Name it by an import string, or set it in a config"
-                    " file of HubGuard's own (HUBGUARD_CONFIG)."
-                )
+                what, do = f"a value of type {type(value).__name__}", "Set it in a config file of HubGuard's own"
+                do += " (HUBGUARD_CONFIG)."
+                if callable(value):
+                    # No setting takes a function itself, in whichever file.
+                    name_of = getattr(value, "__name__", "")
+                    example = f"my_module:{name_of if name_of.isidentifier() else 'may_stop'}"
+                    what, do = "a function", f"Put it into a module in HubGuard's environment, and write '{example}'."
+                text = f"{what} can't be passed on to the service's process. {do}"
                 errors.append((f"{section}.{name}", text))
             else:
                 sections[section][name] = value
+    with contextlib.suppress(Exception):  # an authenticator of the site's own may do anything
+        add_names_of_the_hub(sections, app.authenticator.normalize_username)
     return sections
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from traitlets.config import Config
@@ -91,3 +91,28 @@ def _text(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is no name of a user")
     return name
+
+
+def add_names_of_the_hub(sections: dict[str, dict[str, Any]], normalize: Callable[[str], str]) -> None:
+    """Beside each user that a rule or a protection names stands, from now on, the name that the authenticator makes of it.
+
+    Globs stay as they are. Raises what ``normalize`` raises.
+    """
+
+    def more(names: object) -> object:
+        given = [names] if isinstance(names, str) else names
+        if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+            return names
+        literal = (name for name in given if name and not set(name) & set("*?["))
+        added = [made for name in literal if isinstance(made := normalize(name), str) and made not in given]
+        return [*given, *dict.fromkeys(added)] if added else names
+
+    if isinstance(rules := sections.get("HubGuardCull", {}).get("rules"), list):
+        sections["HubGuardCull"]["rules"] = [
+            {key: more(value) if key in {"users", "not_users"} else value for key, value in rule.items()}
+            if isinstance(rule, Mapping)
+            else rule
+            for rule in rules
+        ]
+    if "protected_names" in (prune := sections.get("HubGuardPrune", {})):
+        prune["protected_names"] = more(prune["protected_names"])

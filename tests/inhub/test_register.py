@@ -19,8 +19,8 @@ from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
 from hubguard import understudy
 from hubguard.inhub import CUSTOM_SCOPES, SCOPES, handover, named_users, register, runs_a_culler
-from hubguard.inhub.late import LONGEST, LateRegistration, Members
-from hubguard.inhub.named_users import packed, unpacked
+from hubguard.inhub.late import LONGEST, LateRegistration, Members, _sections
+from hubguard.inhub.named_users import add_names_of_the_hub, packed, unpacked
 
 pytestmark = pytest.mark.hub
 
@@ -290,11 +290,36 @@ def test_settings_and_the_proxys_token_are_told_as_they_stand_in_the_end():
     assert answer["errors"] == []
 
 
+def test_names_in_rules_and_protections_get_what_the_authenticator_makes_of_them():
+    sections = {
+        "HubGuardCull": {"rules": [{"users": "Ada@X.org", "not_users": ["bo", "C*"], "never": True}, {"users": 5}, 7]},
+        "HubGuardPrune": {"protected_names": ["Dr.Who", "guest-?"]},
+    }
+    add_names_of_the_hub(sections, lambda name: {"ada@x.org": "ada"}.get(name.lower(), name.lower()))
+    assert sections == {
+        "HubGuardCull": {
+            "rules": [{"users": ["Ada@X.org", "ada"], "not_users": ["bo", "C*"], "never": True}, {"users": 5}, 7]
+        },
+        "HubGuardPrune": {"protected_names": ["Dr.Who", "guest-?", "dr.who"]},
+    }
+
+
+def test_the_authenticator_of_the_hub_is_asked_when_the_process_starts():
+    config = Config({"HubGuardCull": {"rules": [{"users": "Ada", "never": True}]}})
+    app = SimpleNamespace(
+        authenticator=SimpleNamespace(normalize_username=lambda name: f"{name.lower()}@x.org"), config=config
+    )
+    assert _sections(app, [])["HubGuardCull"]["rules"] == [{"users": ["Ada", "ada@x.org"], "never": True}]
+    assert config.HubGuardCull.rules == [{"users": "Ada", "never": True}], "the hub's own config stays as it is"
+
+
 def test_a_function_cannot_cross_and_is_named():
     answer = told(Config({"HubGuardCull": {"hook": lambda: None, "idle_timeout_s": 60}}))
     ((setting, text),) = answer["errors"]
     assert setting == "HubGuardCull.hook"
     assert text.startswith("a function can't be passed on")
+    assert "write 'my_module:may_stop'" in text
+    assert "config file" not in text, "a file of HubGuard's own takes no function either"
     assert answer["sections"] == {"HubGuardCull": {"idle_timeout_s": 60}}
 
 
