@@ -20,6 +20,7 @@ from virtual_time import VirtualClock
 from hubguard.errors import HubFailed, HubRefused, HubUnreachable
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI, internal_ssl_context
+from hubguard.hub.names import UnknownUser, who
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.staging.hub import TestbedHub
@@ -77,6 +78,10 @@ add("guard", "token-of-the-guard", [
 add("peer", "token-of-the-peer", ["list:users", "read:users:activity", "read:servers", "delete:servers"])
 add("grouper", "token-of-the-grouper", ["list:users", "read:users:groups", "read:servers"])
 add("roler", "token-of-the-roler", ["list:users", "read:roles:users", "read:servers"])
+add("member", "token-of-the-member", [
+    "list:users", "read:users", "read:servers", "read:roles:users", "list:groups", "read:roles:groups",
+])
+c.JupyterHub.load_roles.append({"name": "keeper", "groups": ["staff"], "scopes": ["read:hub"]})
 add("blind", "token-of-the-blind", ["list:users", "delete:servers"])
 add("looker", "token-of-the-looker", ["list:users", "read:servers"])
 add("stopper", "token-of-the-stopper", ["delete:servers"])
@@ -273,6 +278,15 @@ async def test_all_users_are_listed_once_in_order_and_counted_whether_or_not_any
     listed = await untouched.hub.list_users(inactive_since=None)
     assert [user.name for user in listed] == sorted({"admin", *(user.name for user in POPULATION.users)})
     assert await untouched.hub.count_users() == len(listed)
+
+
+async def test_users_are_found_by_a_part_of_their_name_whatever_the_case(untouched):
+    assert await untouched.hub.find_users("GRADU") == ("graduate",)
+    assert {"guard", "graduate"} <= set(await untouched.hub.find_users("g"))
+    assert await untouched.hub.find_users("no such user") == ()
+    assert await who(untouched.hub, "Graduate") == "graduate"
+    with pytest.raises(UnknownUser, match="Did you mean graduate"):
+        await who(untouched.hub, "gradate")
 
 
 async def test_a_listed_user_tells_what_the_hub_knows_of_them(untouched):
@@ -629,6 +643,15 @@ async def test_a_missing_scope_is_named(real, service, call, scope):
         with pytest.raises(HubRefused, match=scope):
             await call(hub)
     assert (await real.server("boss"))["ready"]
+
+
+async def test_roles_that_come_through_a_group_are_those_of_its_members_where_they_matter(real):
+    async with HTTPHubAPI(real.api_url, "token-of-the-member", plenty()) as hub:
+        assert "keeper" not in (await hub.get_user("boss")).roles
+        hub.through_groups = True
+        assert "keeper" in (await hub.get_user("boss")).roles
+        assert "keeper" in (await hub.get_server("boss", "gpu")).roles
+        assert all(("keeper" in server.roles) == ("staff" in server.groups) for server in await hub.list_servers())
 
 
 @pytest.mark.parametrize(
