@@ -25,6 +25,7 @@ from hubguard.app import make_budget, make_guard
 from hubguard.cull.model import Wish
 from hubguard.errors import HubDBError, HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
+from hubguard.hub.names import UnknownUser
 from hubguard.hub.nouns import Account, AccountServer
 from hubguard.inhub.named_users import packed
 from hubguard.journal.model import Event
@@ -788,7 +789,9 @@ async def test_everybody_is_judged_with_the_reason_and_what_the_journal_knows_of
         one = await w.pruning.user("ann", STALE)
         assert one is not None
         assert one.stale
-        assert await w.pruning.user("nobody", STALE) is None
+        assert await w.pruning.user("ANN", STALE) == await w.pruning.user("ann", STALE)
+        with pytest.raises(UnknownUser, match=r"The hub has no user anna\. Did you mean ann\?"):
+            await w.pruning.user("anna", STALE)
 
     await run_in(w, steps)
 
