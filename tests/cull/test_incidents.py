@@ -221,7 +221,7 @@ def test_incident_a_kept_server_was_stopped_since_the_hub_has_the_name_in_small_
     world.journal.hold("ada", "not yet", world.clock.now())
     world.begin()
     world.passes(10)
-    keep = world.life.guard.culling.exempt
+    keep = world.life.guard.parts.culling.exempt
     until = world.clock.now() + timedelta(days=1)
     made = world.run(keep("ada", "", user="Kept@X.org", server=None, until=until))
     assert made.user == "kept@x.org"
@@ -240,7 +240,7 @@ def test_incident_a_name_could_be_kept_while_the_hub_was_down_and_nobody_had_it(
     world.begin()
     world.passes(10)
     world.every_nth_fails = (1, "503")
-    keep = world.life.guard.culling.exempt
+    keep = world.life.guard.parts.culling.exempt
     until = world.clock.now() + timedelta(days=1)
     assert world.run(keep("ada", "", user="Ann", server=None, until=until)).user == "ann"
     with pytest.raises(HubGuardError, match="The hub can't be asked for a user bo"):
@@ -253,6 +253,6 @@ def test_incident_an_exemption_for_nobody_was_never_told(world: World):
     world.start(("kept@x.org", ""))
     world.begin()
     world.passes(2 * EVERY_S)
-    (finding,) = world.life.guard.culling.status().findings
+    (finding,) = world.life.guard.parts.culling.status().findings
     assert finding.kind is FindingKind.NOBODY
     assert finding.detail == "Exemption 1 keeps all servers of Kept@X.org, and the hub has no such user."
