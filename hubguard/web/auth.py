@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
@@ -53,6 +54,12 @@ LOOKUP_S = 10.0
 
 KNOWN_MOST = 10_000
 """Maximum tokens whose owner is remembered."""
+
+LOGINS_MOST = 10_000
+"""Maximum logins that may be under way."""
+
+LONGEST_WAY_BACK = 2000
+"""Maximum characters of the address that a login comes back to. A login from a longer one comes back to the Overview."""
 
 _PLAUSIBLE = re.compile(r"[!-~]{1,2048}")
 # Anything else can't be passed on in a header, and would look like a hub in trouble.
@@ -145,6 +152,19 @@ class PacedOAuth(HubOAuth):
     def __init__(self, paced: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]], **settings: Any) -> None:
         super().__init__(**settings)
         self._paced = paced
+        self._begun: deque[str] = deque()
+
+    def generate_state(self, next_url: str | None = None, **extra: Any) -> str:
+        """The name of a login that begins. Anybody can begin one, so the oldest is forgotten when there are too many."""
+        if next_url is not None and len(next_url) > LONGEST_WAY_BACK:
+            next_url = self.base_url
+        begin: Any = super().generate_state
+        state_id = str(begin(next_url, **extra))
+        self._begun.append(state_id)
+        if len(self._begun) > LOGINS_MOST:
+            states: Any = self._oauth_states
+            states.pop(self._begun.popleft(), None)
+        return state_id
 
     def user_for_token(self, token: str, use_cache: bool = True, session_id: str = "", *, sync: bool = True) -> Any:
         """Awaitable: whose token it is, as the hub says now; None for nobody's. Raises HubUnreachable."""

@@ -203,15 +203,11 @@ def log_request(handler: RequestHandler) -> None:
     who = getattr(handler, "who", None)
     level = logging.WARNING if status >= 500 else logging.DEBUG if handler.request.method == "GET" else logging.INFO
     took_ms = 1000 * handler.request.request_time()
-    log.log(
-        level,
-        "%d %s %s (%s) %.0f ms",
-        status,
-        handler.request.method,
-        handler.request.path,
-        who.actor if isinstance(who, Caller) else "-",
-        took_ms,
-    )
+    request = handler.request
+    if isinstance(who, Caller):
+        log.log(level, "%d %s %s (%s) %.0f ms", status, request.method, request.path, who.actor, took_ms)
+    else:  # a line of its own, so that strangers don't use up what may be logged of the others
+        log.log(level, "%d %s %s (-) %.0f ms", status, request.method, request.path, took_ms)
 
 
 def _message(status: int, error: BaseException | None) -> str:

@@ -18,6 +18,9 @@ CONTENT_SECURITY_POLICY = "; ".join(
     ]
 )
 
+RETRY_AFTER_S = "5"
+"""Seconds after which a request that got 503 may be sent again."""
+
 
 class Hardened(RequestHandler):
     """A handler whose answers keep the browser from doing more with them than HubGuard's pages need."""
@@ -49,5 +52,7 @@ class Hardened(RequestHandler):
         """With an error of that ``status`` go the headers that say what to send instead."""
         if status == 405:
             self.set_header("Allow", ", ".join(self.methods()))
+        if status == 503:
+            self.set_header("Retry-After", RETRY_AFTER_S)
         if status == 401:
             self.set_header("WWW-Authenticate", 'Bearer realm="hubguard"')

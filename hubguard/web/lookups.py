@@ -80,12 +80,11 @@ class Lookups:
         one = _Waiting(peer, standing, self._number, asyncio.get_running_loop().create_future())
         self._admit(one)
         try:
-            await asyncio.wait_for(asyncio.shield(one.granted), LONGEST_WAIT_S)
+            await asyncio.wait({one.granted}, timeout=LONGEST_WAIT_S)
+            if not one.granted.done():
+                raise TooMany
+            one.granted.result()
             yield
-        except asyncio.TimeoutError:
-            if one.granted.done():
-                raise
-            raise TooMany from None
         finally:
             if one in self._waiting:
                 self._waiting.remove(one)

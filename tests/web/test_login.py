@@ -15,6 +15,7 @@ from tornado.web import Application, RequestHandler, create_signed_value
 
 from hubguard.errors import HubUnreachable
 from hubguard.pacing.budget import Budget, Lane
+from hubguard.staging.hub import free_ports
 from hubguard.web import auth
 from hubguard.web.auth import Caller, HubLogin, rights
 from hubguard.web.lookups import STRANGERS_AT_ONCE, WAITING_PER_PEER, TooMany
@@ -149,7 +150,7 @@ async def test_with_the_hub_gone_a_known_login_reads_on_and_changes_nothing(
     monkeypatch.setattr(auth, "KNOWN_S", 0.0)
     login = login_at(hub.url)
     await login.caller(request("hers"), fresh=False)
-    login.hub_auth.api_url = "http://127.0.0.1:9/hub/api"
+    login.hub_auth.api_url = f"http://127.0.0.1:{free_ports(1)[0]}/hub/api"
     caller = await login.caller(request("hers"), fresh=False)
     assert caller is not None
     assert caller.name == "ann"

@@ -19,6 +19,7 @@ from hubguard.dashboard.routes import make_application
 from hubguard.errors import HubUnreachable
 from hubguard.guard import Guard
 from hubguard.pacing.budget import Budget, Lane
+from hubguard.web import auth
 from hubguard.web.auth import HubLogin
 from hubguard.web.lookups import STRANGERS_AT_ONCE
 
@@ -226,6 +227,23 @@ async def test_a_login_that_the_hub_refuses_is_said_and_does_not_look_like_a_hub
         assert text.startswith("The hub refuses this login")
     assert site.budget.use().breaker == "closed"
     assert site.budget.use().failures == 0
+
+
+async def test_logins_that_nobody_finishes_take_little_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "LOGINS_MOST", 5)
+    for i in range(20):
+        site.browser.cookie_jar.clear()
+        assert (await site.ask(f"servers?q={i}{'x' * 30_000}"))[0] == 302
+    states = site.login.hub_auth._oauth_states
+    assert len(states) == 5
+    assert len(repr(states.values)) < 5_000
+
+
+async def test_a_login_from_an_endless_address_comes_back_to_the_overview(site: Site) -> None:
+    _, where, _ = await site.ask(f"servers?q={'x' * 30_000}")
+    state = parse_qs(urlsplit(where).query)["state"][0]
+    status, where, _ = await site.ask(f"oauth_callback?code=good&state={state}")
+    assert (status, where) == (302, PREFIX)
 
 
 async def test_logins_with_made_up_codes_get_no_more_of_the_hub_than_made_up_tokens(site: Site) -> None:
