@@ -192,7 +192,8 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
             # The same after a restart, so that one that was left behind isn't joined by another each time.
             name = hashlib.sha256(place.api_url.encode()).hexdigest()[:12]
             public_url = told.get("proxy", {}).get("public_url")
-            canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None)
+            hosts = bool(told.get("hub", {}).get("subdomain_host"))
+            canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None, hosts=hosts)
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)
     try:

@@ -251,8 +251,11 @@ def _stance(arguments: argparse.Namespace, context: Context) -> int:
         stance = change[arguments.command](journal, context.actor, arguments.why, datetime.now(timezone.utc))
     finally:
         journal.close()
-    held = "acting is on hold" if stance.held else "not on hold"
-    context.say(f"{held}, {_armed_words(stance, context.configured.guard.armed)}")
+    if stance.held:
+        # Armed or not, nothing is sent.
+        context.say("acting is on hold: nothing is sent until you resume")
+    else:
+        context.say(f"not on hold, {_armed_words(stance, context.configured.guard.armed)}")
     if arguments.command == "resume":
         context.say("HubGuard also accepts what braked it, if a person may accept that (see the Overview).")
     return Exit.FINE

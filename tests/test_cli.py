@@ -107,7 +107,7 @@ def test_a_wrong_setting_is_named_before_anything_is_done(run, hubless, tmp_path
 
 def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path: Path):
     unless = " (HubGuard.armed in the guard's config takes precedence)\n"
-    assert run("hold", "an exam").out == f"acting is on hold, observing only{unless}"
+    assert run("hold", "an exam").out == "acting is on hold: nothing is sent until you resume\n"
     journal = open_journal("sqlite:///hubguard.sqlite")
     assert journal.stance().held
     assert journal.stance().held_why == "an exam"
@@ -125,7 +125,7 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
 @pytest.mark.parametrize(("armed", "words"), [(True, "armed"), (False, "observing only")])
 def test_what_the_config_says_of_acting_overrules_what_people_set(run, begun, tmp_path: Path, armed: bool, words: str):
     (tmp_path / "mine.py").write_text(f"c.HubGuard.armed = {armed}\n")
-    for name in ("hold", "resume", "arm", "observe"):
+    for name in ("resume", "arm", "observe"):
         said = run(name, "--config", "mine.py")
         assert f", {words} by HubGuard.armed = {armed} in the config\n" in said.out, said.err
 

@@ -147,6 +147,8 @@ class DockerBackends(Backends):
                     name=f"container {row.name}",
                     started=_time(details.run),
                     proof=proof or "",
+                    # By its id: a later container of that server has the same name.
+                    command=f"docker rm -f {row.id[:12]}",
                     detail=row.status or row.state,
                 )
             )
@@ -251,6 +253,7 @@ class DockerBackends(Backends):
             alive=None,
             name=f"container {row.name}",
             started=_time(details.run),
+            command=f"docker rm -f {row.id[:12]}",
             detail=f"{whose}, so it is unknown whose it is; {row.status or row.state}",
         )
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from urllib.parse import quote
 
 import aiohttp
@@ -30,8 +31,15 @@ PER_S = 50.0
 PATIENCE_S = 3.0
 """Seconds for an answer."""
 
-FINE_S = 120.0
-"""Seconds, plus or minus 20 %, until a server that answered is asked again."""
+FINE_S, FINE_PER_S = 120.0, 10.0
+"""Maximum seconds, plus or minus 20 %, until a server that answered is asked again, and how many such a second are asked on
+average: up to some 250 servers, each is asked at every look (every 30 s)."""
+
+STRANGE = "what answers there doesn't know its prefix (404), and doesn't show whether it is another server"
+
+YOUNG_S = 300.0
+"""Seconds after its start in which a server is sent a request before it is known to be Jupyter's. Others may take any request
+for use; so soon, that delays nothing."""
 
 LOOK_S = 20.0
 """Maximum seconds of a look, which then reports what it knows. Servers with the oldest answers are asked first."""
@@ -42,6 +50,14 @@ def open_backends(place: Place) -> Backends:
     return HTTPBackends(place)
 
 
+class _Who(Enum):
+    """What has answered."""
+
+    UNKNOWN = "unknown"
+    JUPYTER = "a server that a hub made"
+    STRANGER = "something that doesn't know the server's prefix"
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What is known of that server, and from when on it is to be asked again."""
@@ -50,12 +66,17 @@ class _Answer:
     backend: Backend
     asked_s: float
     again_s: float
+    who: _Who
 
 
 class HTTPBackends(Backends):
     """Implements Backends by asking; it can end nothing, and proves nothing.
 
-    One that answers is asked again some two minutes later, all others at each look. ``jitter`` gives numbers from 0 to 1.
+    One that answers is asked again after two minutes at most, all others at each look. ``jitter`` gives numbers from 0 to 1.
+
+    Looking isn't use. Jupyter's servers don't count a request for their API's version as activity; others may count any. So
+    a server is sent requests only once it has shown that it is Jupyter's. Of the rest HubGuard only tries whether they take
+    connections, after one request at most, early in their life or when they seem gone.
     ``every_time`` is for confirming what was seen of this machine or its engine: all are asked at each look, which uses no
     earlier answers; and if a loopback address refuses, nobody listens, whether or not any server has ever answered.
     """
@@ -99,7 +120,8 @@ class HTTPBackends(Backends):
                 if (answer := self._answers.get(key)) is None or self._every_time or answer.again_s <= now_s
             ]
             queue = iter([wanted[key] for _, key in sorted(due)])
-            await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S) for _ in range(AT_ONCE)])
+            fine_s = min(FINE_S, len(wanted) / FINE_PER_S)
+            await asyncio.gather(*[self._ask_all(queue, now_s + LOOK_S, fine_s) for _ in range(AT_ONCE)])
             since_s = now_s if self._every_time else self._clock.monotonic_s() - 2 * FINE_S
             backends = [self._last(ready, since_s) for ready in wanted.values()]
             return tuple(sorted(backends, key=lambda backend: (*backend.key, backend.id)))
@@ -117,7 +139,7 @@ class HTTPBackends(Backends):
             await self._session.close()
             self._session = None
 
-    async def _ask_all(self, queue: Iterator[Expected], until_s: float) -> None:
+    async def _ask_all(self, queue: Iterator[Expected], until_s: float, fine_s: float) -> None:
         for ready in queue:
             if ready.target is None:
                 continue
@@ -128,9 +150,20 @@ class HTTPBackends(Backends):
                 return
             self._rate.reserve(asked_s)
             self._rate.spend(asked_s)
-            alive, detail = await self._ask(ready.target.rstrip("/") + self._prefix(ready))
-            again_s = asked_s + (FINE_S * (0.8 + 0.4 * self._jitter()) if alive else 0.0)
-            self._answers[ready.key] = _Answer(ready, self._backend(ready, alive, detail), asked_s, again_s)
+            before = self._answers.get(ready.key)
+            who = before.who if before is not None else _Who.UNKNOWN
+            if who is _Who.JUPYTER or self._is_young(ready) or (before is None and self._every_time):
+                alive, detail, answered = await self._ask(ready.target.rstrip("/") + self._prefix(ready))
+                who = who if answered is _Who.UNKNOWN else answered
+            else:
+                alive, detail = await self._connect(ready.target)
+                if alive and who is _Who.STRANGER:
+                    alive, detail = None, STRANGE
+            again_s = asked_s + (fine_s * (0.8 + 0.4 * self._jitter()) if alive else 0.0)
+            self._answers[ready.key] = _Answer(ready, self._backend(ready, alive, detail), asked_s, again_s, who)
+
+    def _is_young(self, ready: Expected) -> bool:
+        return ready.started is None or (self._clock.now() - ready.started).total_seconds() < YOUNG_S
 
     def _last(self, ready: Expected, since_s: float) -> Backend:
         """Its last answer, unless it was asked before that."""
@@ -141,23 +174,41 @@ class HTTPBackends(Backends):
             return self._backend(ready, None, "too many servers to ask all in one look: this one is asked in the next")
         return answer.backend
 
-    async def _ask(self, url: str) -> tuple[bool | None, str]:
-        """Whether a server answers at that prefix, and one clause on it."""
+    async def _connect(self, target: str) -> tuple[bool | None, str]:
+        """Whether that address takes connections, and one clause on it."""
+        url = URL(target, encoded=True)
+        try:
+            opening = asyncio.open_connection(url.host, url.port)
+            _, writer = await asyncio.wait_for(opening, PATIENCE_S)
+        except asyncio.TimeoutError:
+            return None, f"no connection within {PATIENCE_S:.0f} s: it hangs, or the network does"
+        except (OSError, ValueError) as error:
+            return self._judge(error, target)
+        writer.transport.abort()
+        self._reached = True
+        return True, "it takes connections"
+
+    async def _ask(self, url: str) -> tuple[bool | None, str, _Who]:
+        """Whether a server answers at that prefix, one clause on it, and what answered."""
         try:
             status, of_hub = await self._get(url + "api")
             if status == 404 and not of_hub:
                 # One that isn't Jupyter's may have no API; its own prefix must be there.
                 status, of_hub = await self._get(url)
         except asyncio.TimeoutError:
-            return None, f"no answer within {PATIENCE_S:.0f} s: it hangs, or the network does"
+            return None, f"no answer within {PATIENCE_S:.0f} s: it hangs, or the network does", _Who.UNKNOWN
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return self._judge(error, url)
-        if status == 404:
-            return False, "what answers there is another server: it doesn't know this one's prefix (404)"
+            return *self._judge(error, url), _Who.UNKNOWN
+        if status == 404 and of_hub:
+            return False, "what answers there is another server: it doesn't know this one's prefix (404)", _Who.JUPYTER
         self._reached = True
+        if status == 404:
+            # The hub takes any answer for a server that is up.
+            return None, STRANGE, _Who.STRANGER
+        who = _Who.JUPYTER if of_hub else _Who.UNKNOWN
         if status >= 500:
-            return None, f"it answers {status}"
-        return True, f"it answers {status}"
+            return None, f"it answers {status}", who
+        return True, f"it answers {status}", who
 
     def _judge(self, error: Exception, url: str) -> tuple[bool | None, str]:
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

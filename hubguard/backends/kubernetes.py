@@ -152,6 +152,7 @@ class KubernetesBackends(Backends):
                     started=pod.created,
                     proof=self._proof(pod, namespace),
                     detail=pod.detail,
+                    command=f"kubectl delete pod {pod.name} -n {pod.namespace}",
                 )
             )
         known = {backend.key for backend in backends}

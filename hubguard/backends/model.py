@@ -14,7 +14,8 @@ class Backend:
 
     ``id`` names it for good: a later one by the same name has another. ``name`` is how people find it ("pid 4711", "container
     jupyter-ann"). ``alive`` None: unknown. ``proof`` is one clause on why it is this hub's, "" where that isn't
-    proved: then it is never ended. ``detail`` is one clause on its state.
+    proved: then it is never ended. ``detail`` is one clause on its state. ``command`` ends it, and nothing else, when a
+    person types it; "" if there is no such command.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Backend:
     started: datetime | None = None
     proof: str = ""
     detail: str = ""
+    command: str = ""
 
     @property
     def key(self) -> Key:

@@ -208,6 +208,7 @@ class ProcessBackends(Backends):
             name=f"pid {known.process.pid}",
             started=_time(known.began),
             proof=known.claim.proof(self._api_url),
+            command=f"kill -9 {known.process.pid}",
             detail="it runs",
         )
 

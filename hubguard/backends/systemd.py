@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -128,6 +129,7 @@ class SystemdBackends(Backends):
                 name=f"unit {unit.name}",
                 started=unit.started,
                 proof=self._proof(claim),
+                command=_stop(unit.name),
                 detail=unit.detail
                 if claim is not None or not unit.pid
                 else f"{unit.detail}; its process doesn't show whose it is",
@@ -162,8 +164,8 @@ class SystemdBackends(Backends):
         claim = (await asyncio.to_thread(self._read_claims, [unit])).get(name) if unit.transient else None
         if not self._proof(claim):
             raise BackendError(
-                f"Unit {name} isn't proved to be this hub's ({self._api_url}), so it wasn't ended. If it is to go, do it by"
-                f" hand: systemctl stop '{name}'"
+                f"Unit {name} wasn't ended: HubGuard can't confirm that it belongs to this hub ({self._api_url}). To end it"
+                f" yourself: {_stop(name)}"
             )
         await self._systemctl("stop", "--no-block", "--no-ask-password", "--", name)
 
@@ -220,6 +222,7 @@ class SystemdBackends(Backends):
             name=f"unit {unit.name}",
             started=unit.started,
             detail=f"{claim.whose}, so it is unknown whose it is; {unit.detail}",
+            command=_stop(unit.name),
         )
 
     def _proof(self, claim: Claim | None) -> str:
@@ -342,6 +345,10 @@ def _by_name(unit: str, fits: re.Pattern[str], keys: set[Key]) -> Key | None:
     user = _ESCAPE.sub(lambda code: bytes([int(code[1], 16)]), mangled.encode()).decode("utf-8", "replace")
     servers = [key for key in keys if key[0] == user]
     return servers[0] if len(servers) == 1 else (user, "")
+
+
+def _stop(unit: str) -> str:
+    return f"systemctl stop {shlex.quote(unit)}"
 
 
 def _mangled(text: str) -> str:

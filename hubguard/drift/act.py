@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -400,7 +399,7 @@ class Repairer:
         rereads = _Rereads(self._clock, self._verify_s)
         while await rereads.next():
             try:
-                orphan = await self._orphan((action.user, action.name))
+                orphan = await self._orphan((action.user, action.name), action.started)
             except HubGuardError as error:
                 return Outcome(OutcomeKind.DONE, f"{outcome.detail}; its backend can't be read again: {error}")
             if orphan is None:
@@ -409,9 +408,14 @@ class Repairer:
             OutcomeKind.FAILED, f"the hub let go of it, but {_name_of(orphan)} still runs: it is an orphan now"
         )
 
-    async def _orphan(self, key: Key) -> Drift | None:
-        drifts = await self._look([key])
-        return next((drift for drift in drifts if drift.kind is DriftKind.SERVER_ORPHAN), None)
+    async def _orphan(self, key: Key, run: datetime | None = None) -> Drift | None:
+        """That server's orphan; with ``run``, one that may be of that run. The look returns those of others, too."""
+        for drift in await self._look([key]):
+            if drift.kind is DriftKind.SERVER_ORPHAN and (drift.user, drift.server or "") == key:
+                earlier = run is not None and drift.backend is not None and began_before(drift.backend, run)
+                if not earlier:
+                    return drift
+        return None
 
 
 class _Rereads:
@@ -481,19 +485,9 @@ _BY_HAND: Mapping[ActionKind, str] = {
     ActionKind.END_BACKEND: "end it where it runs, for example with `docker` or `kubectl`",
 }
 
-_COMMANDS: Mapping[str, str] = {
-    "process": "kill -9 {}",
-    "docker": "docker rm -f {}",
-    "kubernetes": "kubectl delete pod {}",
-    "systemd": "systemctl stop {}",
-}
-
 
 def _command(backend: Backend) -> str:
-    """The command that ends it, for a person to type. The last word of a backend's name is its id ("pid 4711")."""
-    command = _COMMANDS.get(backend.kind)
-    called = backend.name.split()[-1:]
-    return _BY_HAND[ActionKind.END_BACKEND] if command is None or not called else command.format(shlex.quote(called[0]))
+    return backend.command or _BY_HAND[ActionKind.END_BACKEND]
 
 
 def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[bool | None, str]:

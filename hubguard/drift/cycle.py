@@ -76,6 +76,7 @@ class DriftCycles:
         return replace(
             report,
             repaired=self._repairs.done,
+            doubted=self._repairs.doubted,
             by_itself=tuple(kind for kind in DriftKind if kind in self._repairs.kinds),
             next_look_at=self._next_look_at,
             watch=self._watch(),

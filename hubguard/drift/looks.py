@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from hubguard.drift.decide import follow
 from hubguard.drift.decide.narrowed import narrowed
-from hubguard.drift.decide.repair import doubted
 from hubguard.drift.model import Drift, DriftKind, DriftReport, World
 from hubguard.drift.observe import WorldObserver
 from hubguard.drift.store import REMEMBERED, DriftMemory
@@ -69,6 +68,7 @@ class Looks:
         self._cleared: tuple[Drift, ...] = ()
         self._ghosts: dict[tuple[str, str, datetime | None], datetime] = {}
         self._outlived: dict[Key, tuple[datetime, str]] = {}
+        self._repaired: set[str] = set()
         self._remembered: tuple[Any, Any] | None = None
         self._remembered_at_s = float("-inf")
 
@@ -115,7 +115,8 @@ class Looks:
             await self.begin(journal)
             world = self._with_what_we_know(await self._observer.look(self._snapshots.last, self._keys_to_ask()))
             before = {drift.key: drift for drift in self.drifts}
-            self.drifts, ended = follow.follow(self.drifts, world, self._policy)
+            self.drifts, ended = follow.follow(self.drifts, world, self._policy, self._repaired)
+            self._repaired &= {drift.id for drift in self.drifts}
             self._table.learn(world.servers, world.routes, (world.base_url, *(world.prefixes or {}).values()))
             self._note_changes(world.at, before, ended)
             self._forget(world)
@@ -125,7 +126,6 @@ class Looks:
                 drifts=shown,
                 narrowed=narrowed(world),
                 cleared=self._cleared,
-                doubted=doubted(shown, len(world.servers or ())),
                 used_at=self._snapshots.used_at,
             )
             # The journal comes last: the report doesn't depend on it.
@@ -159,6 +159,10 @@ class Looks:
         while len(self._outlived) > REMEMBERED:
             del self._outlived[min(self._outlived, key=lambda key: self._outlived[key][0])]
 
+    def note_repaired(self, ids: Iterable[str]) -> None:
+        """Note that a re-read has shown these differences to be repaired: the next look that misses them resolves them."""
+        self._repaired.update(ids)
+
     def note_ghost(self, user: str, server: str, started: datetime | None) -> None:
         """Note that a stop, which the hub took, didn't end this run."""
         self._ghosts[user, server, started] = self._clock.now()
@@ -177,6 +181,7 @@ class Looks:
             ghosts=frozenset(self._ghosts) | self._snapshots.came_back,
             outlived=dict(self._outlived),
             frozen_since=min(frozen, default=None),
+            pending_from=self._snapshots.clock_from,
         )
 
     def _forget(self, world: World) -> None:

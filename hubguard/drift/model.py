@@ -67,7 +67,8 @@ class World:
     ``backends`` are all that could be seen; ``whole``: these are all there are, so that absence means gone.
     ``orm`` is None if the hub's database isn't read. ``ghosts`` are runs (user, name, started) that a stop, accepted by the
     hub, didn't end. ``outlived`` has the reports of the hub's own spawner on backends that outlived a stop, and when.
-    ``frozen_since`` is set while activity is frozen.
+    ``frozen_since`` is set while activity is frozen. ``pending_from``: the hub, which keeps in memory only what is pending,
+    started then or later, so nothing has been pending for longer; None if unknown.
     """
 
     at: datetime
@@ -84,6 +85,7 @@ class World:
     ghosts: frozenset[tuple[str, str, datetime | None]] = frozenset()
     outlived: Mapping[Key, tuple[datetime, str]] = field(default_factory=dict, hash=False)
     frozen_since: datetime | None = None
+    pending_from: datetime | None = None
 
     def reading(self, source: Source) -> Reading | None:
         """The reading of ``source``, or None if it wasn't read."""

@@ -12,7 +12,8 @@ from typing import Any
 from hubguard.act.mandate import Mandate
 from hubguard.backends.port import Backends
 from hubguard.drift.act import Repairer
-from hubguard.drift.decide.repair import plan_repairs, remedy
+from hubguard.drift.decide import follow
+from hubguard.drift.decide.repair import DOUBTED_FOR_S, doubted, plan_repairs, remedy
 from hubguard.drift.looks import Looks, in_a_line
 from hubguard.drift.model import REMEDIES, ROUTE_KINDS, Drift, DriftKind, Repair, Repaired, RepairPlan
 from hubguard.errors import HubGuardError
@@ -99,8 +100,20 @@ class Repairs:
         self._settling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._plans: dict[str, RepairPlan] = {}
+        self._begun: dict[str, str] = {}
+        self._by_policy: dict[str, tuple[datetime, DriftKind]] = {}
         self._failed: dict[str, _Failed] = {}
         self._repairer: Repairer | None = None
+
+    @property
+    def doubted(self) -> tuple[DriftKind, ...]:
+        """The kinds of which more are there at once, or were repaired automatically, than is likely."""
+        horizon = self._clock.now() - timedelta(seconds=DOUBTED_FOR_S)
+        self._by_policy = {id: (at, kind) for id, (at, kind) in self._by_policy.items() if at > horizon}
+        shown = follow.shown(self._looks.drifts)
+        there = {drift.id for drift in shown}
+        ended = [kind for id, (_, kind) in self._by_policy.items() if id not in there]
+        return doubted(shown, self._looks.server_count, ended)
 
     async def close(self) -> None:
         """Give up what is under way. Its intents stay open, and the next look of any guard settles them."""
@@ -149,13 +162,18 @@ class Repairs:
     ) -> RepairPlan:
         """Begin to carry out the plan of that digest. The caller has checked hold and brake. Raises HubGuardError."""
         plan = self._plans.get(digest)
+        if plan is None and digest in self._begun:
+            raise HubGuardError(f"Nothing was done: {self._begun[digest]} has begun this plan already.")
         if plan is None or self._clock.now() >= plan.expires_at:
             raise HubGuardError("Nothing was done: no such plan, or it has expired. Plan again.")
         if count != len(plan.repairs):
-            raise HubGuardError(f"Nothing was done: the plan has {len(plan.repairs)} repairs, not {count}.")
+            raise HubGuardError(f"Nothing was done: the plan has {counted(len(plan.repairs), 'repair')}, not {count}.")
         if self.busy:
             raise HubGuardError("Nothing was done: other repairs are under way. Try again when they have ended.")
         del self._plans[digest]
+        self._begun[digest] = f"{order.actor}, at {self._clock.now():%H:%M} UTC,"
+        while len(self._begun) > PLANS:
+            del self._begun[next(iter(self._begun))]
         self._begin(plan, order)
         return plan
 
@@ -181,10 +199,10 @@ class Repairs:
             due = [drift for drift in ours if drift.kind in ROUTE_KINDS]
         if self._snapshots.brake is None:
             # A brake is about destructive acts. Checking routes destroys nothing, and after an outage it is what helps.
-            doubted = self._looks.report.doubted if self._looks.report is not None else ()
-            due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in doubted]
+            due += [drift for drift in ready if drift.kind not in ROUTE_KINDS and drift.kind not in self.doubted]
         plan = plan_repairs(due, now)
         if plan.repairs:
+            self._by_policy.update({drift.id: (now, drift.kind) for drift in due if drift.kind not in ROUTE_KINDS})
             self._begin(plan, Order("hubguard", "by policy"))
 
     def _forget_failures(self) -> None:
@@ -203,7 +221,7 @@ class Repairs:
         began_at = self._clock.now()
         for repair in plan.repairs:
             self._put(Repaired(repair, order.actor, began_at))
-        log.info("%d repairs by %s (%s).", len(plan.repairs), order.actor, order.why)
+        log.info("%s by %s (%s).", counted(len(plan.repairs), "repair"), order.actor, order.why)
         task = asyncio.get_running_loop().create_task(self._carry_out(plan, order))
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
@@ -305,6 +323,8 @@ class Repairs:
         action = repair.action
         if outcome.cause is Cause.CHANGED_NOTHING:
             self._looks.note_ghost(action.user, action.name, action.started)
+        if outcome.kind is OutcomeKind.DONE:
+            self._looks.note_repaired(repair.drifts)
         # One draw for all differences of a repair: they failed together, and one request is for all of them.
         draw = self._chance()
         for id in repair.drifts:

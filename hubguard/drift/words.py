@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any
+from urllib.parse import unquote
 
 from hubguard import words
 from hubguard.backends.model import Backend
@@ -25,7 +26,7 @@ from hubguard.drift.model import (
 )
 from hubguard.journal.model import ArmedBy
 from hubguard.model import ActionKind, Cause, OutcomeKind, Reading
-from hubguard.proxy.model import ProxyWatchStatus, WatchState
+from hubguard.proxy.model import PREFIX, ProxyWatchStatus, WatchState
 from hubguard.status import Mode, Status
 from hubguard.web import sources as web_sources
 from hubguard.wire import extended
@@ -77,8 +78,13 @@ WATCH_WORDS: dict[WatchState, tuple[str, str]] = {
     WatchState.HANGS: ("failed", "Hangs"),
     WatchState.WIPED: ("failed", "Lost its table"),
     WatchState.DEAF: ("failed", "Public port doesn't answer"),
+    WatchState.UNUSABLE: ("failed", "Can't be watched"),
 }
 """The shape and the word for each state of the proxy."""
+
+
+NAMED = 5
+"""Maximum backends that a sentence names."""
 
 
 class DriftState(str, Enum):
@@ -92,7 +98,8 @@ class DriftState(str, Enum):
 class BackendShape:
     """What runs, or ran, a server. ``id`` identifies it, people find it by ``name``. ``alive`` is null if unknown.
 
-    ``proof`` says why it belongs to this hub. If it is empty, that is unknown, and HubGuard never ends it.
+    ``proof`` says why it belongs to this hub. If it is empty, that is unknown, and HubGuard never ends it. ``command`` ends
+    it by hand; it is empty if there is no such command.
     """
 
     kind: str
@@ -102,6 +109,7 @@ class BackendShape:
     started: datetime | None
     proof: str
     detail: str
+    command: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +240,10 @@ def advice_on(drift: Drift) -> str:
     """What can be done about it, in one sentence or two."""
     kind = remedy(drift)
     if kind is None:
-        unseen = drift.kind is DriftKind.SERVER_ORPHAN and drift.backend is None
-        return _UNSEEN_ORPHAN if unseen else _NO_REMEDY[drift.kind]
+        if drift.kind is DriftKind.SERVER_ORPHAN and drift.backend is None:
+            return _UNSEEN_ORPHAN
+        by_hand = f" Command: `{drift.backend.command}`" if drift.backend is not None and drift.backend.command else ""
+        return _NO_REMEDY[drift.kind] + by_hand
     words = remedy_words(kind, drift.backend)
     return f"{words[0].upper()}{words[1:]}."
 
@@ -377,11 +387,39 @@ def headline(report: DriftReport) -> str:
     return _healthy(report.world)
 
 
+def unclear(world: World) -> tuple[Backend, ...]:
+    """The backends of which it is unknown whether they still run, in the order of the look."""
+    return tuple(backend for backend in world.backends or () if backend.alive is None)
+
+
 def _healthy(world: World) -> str:
-    parts = [words.count(len(world.servers or ()), "server"), words.count(len(world.routes or ()), "route")]
-    if world.backends is not None:
+    """What agrees. Routes that aren't the hub's were compared with nothing."""
+    table = [route for route in (world.routes or {}).values() if not route.path.startswith(PREFIX)]
+    routes, others = len(table), 0
+    if world.prefixes is not None:
+        shared = {_path(world.base_url), *map(_path, world.prefixes.values())}
+        others = sum(route.user is None and route.path not in shared for route in table)
+        routes -= others
+    parts = [words.count(len(world.servers or ()), "server"), words.count(routes, "route")]
+    doubtful = unclear(world)
+    if world.backends is not None and not doubtful:
         parts.append(words.count(len(world.backends), "backend"))
-    return f"All agree: {', '.join(parts[:-1])} and {parts[-1]}."
+    sentence = f"All agree: {', '.join(parts[:-1])} and {parts[-1]}."
+    if doubtful:
+        names = ", ".join(backend.name for backend in doubtful[:NAMED])
+        more = f" and {len(doubtful) - NAMED:,} more" if len(doubtful) > NAMED else ""
+        sentence = (
+            f"No difference found, but HubGuard can't tell whether {len(doubtful):,} of"
+            f" {words.count(len(world.backends or ()), 'backend')} still {'runs' if len(doubtful) == 1 else 'run'}:"
+            f" {names}{more}."
+        )
+    if others:
+        sentence += f" {words.count(others, 'route')} in the proxy {'is' if others == 1 else 'are'} not the hub's."
+    return sentence
+
+
+def _path(url_path: str) -> str:
+    return "/" + unquote(url_path).strip("/")
 
 
 def describe_report(report: DriftReport | None, status: Status) -> ReportShape:

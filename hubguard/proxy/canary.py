@@ -22,14 +22,16 @@ from hubguard.errors import BudgetExhausted
 from hubguard.hub.http import checked_token, checked_url, in_words
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.proxy.decide import Sighting, Verdict
+from hubguard.proxy.model import PREFIX
 
 T = TypeVar("T")
 
-PREFIX = "/hubguard-canary/"
-"""Below this path stand the canaries of all guards. The hub leaves them alone: their data doesn't say that they are its."""
-
 NOWHERE = "http://127.0.0.1:9"
 """Where a canary leads by default: the discard port, at which nobody answers."""
+
+PROVED_FOR_S = 600.0
+"""Seconds between requests for the canary at the public port, which show whose port it is. Each costs the hub one page: the
+proxy asks it for what to show of a route that leads nowhere."""
 
 LARGEST_ANSWER = 64 * 1024
 """Bytes. One route takes about 200 of these 64 KiB."""
@@ -52,7 +54,10 @@ class Canary(Protocol):
         ...
 
     async def public(self) -> bool | None:
-        """Whether the proxy's public port answers as a proxy does; None: its address isn't known."""
+        """Whether users reach this proxy at its public port: it, and not something else that has the port. None: unknown.
+
+        Unknown is also an address that never answered from here and isn't this machine's: it may be for others to reach.
+        """
         ...
 
     async def broken(self) -> None:
@@ -90,8 +95,9 @@ class HTTPCanary(Canary):
         target: str = NOWHERE,
         timeout_s: float = 2.0,
         ssl_context: ssl.SSLContext | None = None,
+        hosts: bool = False,
     ) -> None:
-        """``public_url`` is where users reach the proxy, None: unknown.
+        """``public_url`` is where users reach the proxy, None: unknown. ``hosts``: routes begin with a host (subdomains).
 
         Raises ConfigError for a URL or token that can't be one.
         """
@@ -108,6 +114,11 @@ class HTTPCanary(Canary):
         self._port = parts.port or (443 if self._secure else 80)
         self._at = f"{parts.path}/api/routes{quote(self.path, safe='/')}"
         self._ssl = (ssl_context or ssl.create_default_context()) if self._secure else None
+        self._hosts = hosts
+        self._here = self._public_url is not None and _same_machine(self._public_url, self._api_url)
+        self._heard = False
+        self._proved = False
+        self._proved_s: float | None = None
         self._wire: _Wire | None = None
         self._ended = False
 
@@ -147,15 +158,39 @@ class HTTPCanary(Canary):
     async def public(self) -> bool | None:
         if self._public_url is None:
             return None
+        status = await self._public_status(f"{self._public_url}/_chp_healthz")
+        if status is None or status >= 500:
+            self._proved_s = None
+            return False if self._heard or self._here else None
+        self._heard = True
+        return await self._is_ours()
+
+    async def _is_ours(self) -> bool:
+        """Whether the public port is that of the proxy which has the canary, as far as that can be seen from here."""
+        now_s = asyncio.get_running_loop().time()
+        if self._nonce and (self._proved_s is None or now_s - self._proved_s >= PROVED_FOR_S):
+            path = quote(self.path, safe="/")
+            host, path = path.lstrip("/").split("/", 1) if self._hosts else (None, path.lstrip("/"))
+            # The canary leads nowhere, which only a proxy that has it says.
+            status = await self._public_status(f"{self._public_url}/{path}", host)
+            if status == 503:
+                self._proved, self._proved_s = True, now_s
+            elif status is not None:  # else the hub, which the proxy asks for the page, may be slow
+                # Something in front of the proxy may pass on the hub's own paths alone.
+                return not (self._proved or self._here)
+        return True
+
+    async def _public_status(self, url: str, host: str | None = None) -> int | None:
+        """The status of the answer, None if there is none."""
         async with self._budget.slot(Lane.RESERVED, safe=True, to=Destination.PROXY) as slot:
             slot.begins()
-            answers = await self._public_answers(f"{self._public_url}/_chp_healthz")
-            if answers:
-                slot.succeeded()
-            else:
+            status = await self._status(url, host)
+            if status is None:
                 # The API does answer; this mustn't keep anybody from it.
                 slot.failed(overload=False)
-        return answers
+            else:
+                slot.succeeded()
+        return status
 
     @override
     async def broken(self) -> None:
@@ -231,6 +266,8 @@ class HTTPCanary(Canary):
             self._close()
             raise
         fresh, self._ended = self._ended, False
+        if fresh:
+            self._proved_s = None
         return replace(judged(status, answer), fresh=fresh)
 
     async def _connected(self) -> _Wire:
@@ -275,15 +312,16 @@ class HTTPCanary(Canary):
         if wire is not None:
             wire.close()
 
-    async def _public_answers(self, url: str) -> bool:
+    async def _status(self, url: str, host: str | None) -> int | None:
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+        headers = {} if host is None else {"Host": host}
         # A new connection each time: that it is taken is what is asked. Whose certificate it is, others look after.
         async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
             try:
-                async with session.get(url, ssl=False, allow_redirects=False) as answer:
-                    return answer.status < 500
+                async with session.get(url, headers=headers, ssl=False, allow_redirects=False) as answer:
+                    return answer.status
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError):
-                return False
+                return None
 
 
 class _Ended(ConnectionError):
@@ -407,6 +445,11 @@ def _unchunked(rest: bytes) -> bytes | None:
 def _origin(url: str) -> str:
     parts = urlsplit(checked_url("public_url", url, "https://hub.example.org"))
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _same_machine(one: str, other: str) -> bool:
+    hosts = {urlsplit(url).hostname for url in (one, other)}
+    return len(hosts) == 1 or hosts <= {"localhost", "127.0.0.1", "::1"}
 
 
 def _why(error: OSError) -> str:

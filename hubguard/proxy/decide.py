@@ -23,8 +23,8 @@ SAME_START = timedelta(seconds=2)
 LOOK_EVERY_S = 1.5
 """Seconds between looks, plus or minus a third. The end of the connection shows at once; only a wipe waits for a look."""
 
-UNUSABLE_EVERY_S = 60.0
-"""Seconds between looks at a proxy that doesn't know our token."""
+UNUSABLE_EVERY_S = 5.0
+"""Seconds between looks at a proxy that doesn't know our token, plus or minus a third."""
 
 CONNECT_EVERY_S, CONNECT_QUICKLY_S, CONNECT_SLOWLY_S = 0.1, 10.0, 2.0
 """Seconds between connections to a port that is gone: in the first 10 seconds, and later. They cost nobody anything."""
@@ -208,7 +208,7 @@ def looked(before: Watched, seen: Sighting, now: datetime) -> Watched:
     if seen.verdict is Verdict.NO_ANSWER:
         return _become(after, WatchState.GONE, f"The proxy's API takes no connections ({seen.detail}).", now)
     if seen.verdict is Verdict.UNUSABLE:
-        return _become(after, WatchState.OFF, seen.detail, now)
+        return _become(after, WatchState.UNUSABLE, seen.detail, now)
     if seen.verdict is Verdict.TIMEOUT:
         if timeouts < IN_A_ROW:
             return after
@@ -222,7 +222,7 @@ def looked(before: Watched, seen: Sighting, now: datetime) -> Watched:
     if after.lost_from is not None:
         return _become(after, WatchState.WIPED, _FILLING, now)
     if deaf >= IN_A_ROW:
-        why = "The proxy's API answers, and its public port doesn't: nobody reaches hub or servers through it."
+        why = "The proxy's API answers, but its public port doesn't, or another program has that port. Users reach nothing."
         return _become(after, WatchState.DEAF, why, now)
     if deaf:
         return after

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+PREFIX = "/hubguard-canary/"
+"""Below this path stand the canaries of all guards. The hub leaves them alone: their data doesn't say that they are its."""
+
 
 class WatchState(str, Enum):
     """How the proxy stands, by the watch."""
@@ -16,7 +19,8 @@ class WatchState(str, Enum):
     GONE = "gone"  # its API takes no connections
     HANGS = "hangs"  # it takes connections and doesn't answer
     WIPED = "wiped"  # it has lost its table, and the hub is asked to fill it again
-    DEAF = "deaf"  # its API answers, its public port doesn't
+    DEAF = "deaf"  # its API answers, its public port doesn't, or is another program's
+    UNUSABLE = "unusable"  # what answers refuses HubGuard's token, or isn't a proxy's API
 
 
 @dataclass(frozen=True, slots=True)

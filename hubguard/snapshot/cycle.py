@@ -33,7 +33,7 @@ from hubguard.snapshot.decide import activity
 from hubguard.snapshot.decide.brake import Caution, Judgement, Look
 from hubguard.snapshot.decide.brake import look as judge_the_world
 from hubguard.snapshot.decide.memory import Watch
-from hubguard.snapshot.model import Brake, Run, Seen, Situation, Snapshot
+from hubguard.snapshot.model import Brake, BrakeReason, Run, Seen, Situation, Snapshot
 from hubguard.snapshot.observe import Observer
 from hubguard.snapshot.store import AsyncActivity
 
@@ -207,7 +207,10 @@ class Snapshots:
             users=users,
             inactive_since=inactive_since,
             # Only the hub's API tells what is in the middle of something.
-            whole=whole or bool(open_intents) or bool(self._stuck(self._clock.now())),
+            whole=whole
+            or bool(open_intents)
+            or bool(self._stuck(self._clock.now()))
+            or BrakeReason.CHECKING in self._judged.watch.since,
         )
         await self.remember_pace(journal)
         self.saw_all = snapshot.complete
@@ -227,6 +230,7 @@ class Snapshots:
         )
         # This very look may show that idle clocks start again; only then it is known how much is due.
         clock_from = judge_the_world(self._judged.watch, self._looked, self._caution).clock_from
+        self.seen = activity.pending_from(self.seen, clock_from)
         return Situation(self._looked.now, snapshot, self.seen, self._restores, clock_from)
 
     def _stuck(self, now: datetime) -> tuple[Seen, ...]:

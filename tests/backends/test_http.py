@@ -277,31 +277,88 @@ async def test_many_are_asked_few_at_once_and_at_an_even_pace(monkeypatch) -> No
         assert within <= PER_S + AT_ONCE, f"{within} within a second from {at_s}"
 
 
-async def test_those_that_were_fine_are_left_alone_for_two_minutes_and_the_others_are_asked_at_each_look(
-    monkeypatch,
-) -> None:
+@pytest.mark.parametrize(("count", "after_s"), [(20, 2.0), (300, 30.0), (3000, FINE_S)])
+async def test_the_more_servers_the_longer_those_that_were_fine_are_left_alone(monkeypatch, count, after_s) -> None:
     clock = VirtualClock()
-    draws = iter([0.0, 0.5, 1.0] * 100)
-    backends = HTTPBackends(PLACE, clock=clock, jitter=lambda: next(draws))
+    backends = HTTPBackends(PLACE, clock=clock, jitter=lambda: 0.5)
     asked = Asked(clock, backends, monkeypatch)
-    asked.status = {"u0000": 404, "u0001": 503}
-    expected = users(20)
-    await clock.run(backends.look(expected))
-    for _ in range(2):
-        before = len(asked.asked)
+    asked.status = {"u0001": 503}
+    expected = users(count)
+    for _ in range(4):
         await clock.run(backends.look(expected))
-        assert sorted(asked.since(before)) == ["u0000", "u0001"]
-    # All are asked again between 96 and 144 s later, and not all at once.
-    again: list[int] = []
-    while clock.monotonic_s() < 1.25 * FINE_S:
+    assert len({user for _, user in asked.asked}) == count
+    first = {user: at_s for at_s, user in reversed(asked.asked)}
+    while clock.monotonic_s() < 2.5 * FINE_S:
         await clock.run(clock.sleep(1.0))
-        before = len(asked.asked)
         await clock.run(backends.look(expected))
-        fine = set(asked.since(before)) - {"u0000", "u0001"}
-        assert not fine or clock.monotonic_s() >= 0.79 * FINE_S
-        again.append(len(fine))
-    assert sum(again) == 18
-    assert max(again) < 10
+    again = {}
+    for at_s, user in asked.asked:
+        if at_s > first[user]:
+            again.setdefault(user, at_s - first[user])
+    assert len(again) == count
+    assert all(wait_s >= 0.99 * after_s for user, wait_s in again.items() if user != "u0001")
+    assert sum(user == "u0001" for _, user in asked.asked) > 10
+
+
+async def test_what_counts_any_request_as_use_is_sent_none_once_it_is_no_longer_young(serve) -> None:
+    requests: list[str] = []
+
+    async def any_use(request: web.Request) -> web.Response:
+        requests.append(request.path)
+        return web.Response()
+
+    target = await serve(any_use)
+    now = datetime.now(timezone.utc)
+    for every_time, most in ((False, 0), (True, 1)):
+        backends = HTTPBackends(PLACE, every_time=every_time)
+        requests.clear()
+        old = Expected("ann", "", started=now - timedelta(hours=3), target=target)
+        for _ in range(5):
+            (backend,) = await backends.look([old])
+            assert backend.alive is True
+        assert len(requests) == most
+        await backends.close()
+
+
+async def test_jupyters_servers_are_sent_requests_since_they_do_not_count_them(serve) -> None:
+    requests: list[str] = []
+
+    async def jupyter(request: web.Request) -> web.Response:
+        requests.append(request.path)
+        return web.Response(headers={"X-JupyterHub-Version": "6.1.1"})
+
+    target = await serve(jupyter)
+    backends = HTTPBackends(PLACE, every_time=True)
+    old = Expected("ann", "", started=datetime.now(timezone.utc) - timedelta(hours=3), target=target)
+    for _ in range(3):
+        await backends.look([old])
+    assert requests == ["/user/ann/api"] * 3
+    await backends.close()
+
+
+async def test_an_old_server_is_dead_when_nobody_takes_its_connections(serve) -> None:
+    backends = HTTPBackends(PLACE)
+    old = datetime.now(timezone.utc) - timedelta(hours=3)
+    alive = Expected("bob", "", started=old, target=await serve(answering(200)))
+    dead = Expected("ann", "", started=old, target=f"http://127.0.0.1:{closed_port()}")
+    await backends.look([alive])
+    assert [backend.alive for backend in await backends.look([alive, dead])] == [False, True]
+    await backends.close()
+
+
+async def test_a_server_that_answered_well_and_now_does_not_know_its_prefix_is_unknown_not_dead(serve) -> None:
+    status = 200
+
+    async def server(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    backends = HTTPBackends(PLACE)
+    target = await serve(server)
+    assert (await told(backends, target)).alive is True
+    status = 404
+    await asyncio.sleep(0.2)
+    assert (await told(backends, target)).alive is None
+    await backends.close()
 
 
 async def test_a_look_ends_in_time_however_many_hang_and_all_get_their_turn(monkeypatch) -> None:

@@ -72,6 +72,7 @@ class MemoryBackends:
             started=self._clock.now(),
             proof="it was added as this hub's" if proved and not elsewhere else "",
             detail=detail,
+            command=f"kill -9 {number}",
         )
         self._backends[backend.id] = backend
         if elsewhere:

@@ -143,7 +143,11 @@ class PlacedDrifts(DriftCycles):
         self.sources = _Sources()
         self.books = InlineJournal()
         self.shown = ProxyWatchStatus()
+        self.doubted: tuple[DriftKind, ...] = ()
         lease: Any = SimpleNamespace(lease=True, seen=SimpleNamespace(fence=1))
+        snapshots = SimpleNamespace(
+            last=None, findings=(), came_back=frozenset(), used_at={}, brake=None, clock_from=None
+        )
         clock = VirtualClock(NOW)
         super().__init__(
             HubGuardDrift(),
@@ -151,7 +155,7 @@ class PlacedDrifts(DriftCycles):
             MemoryHub(),
             cast(WorldObserver, self.sources),
             None,
-            cast(Snapshots, SimpleNamespace(last=None, findings=(), came_back=frozenset(), used_at={}, brake=None)),
+            cast(Snapshots, snapshots),
             Mandate(self.books, lease, clock),
             clock,
             lambda: 0.5,
@@ -160,7 +164,8 @@ class PlacedDrifts(DriftCycles):
 
     @property
     def report(self) -> DriftReport | None:
-        return super().report
+        found = super().report
+        return replace(found, doubted=self.doubted) if found is not None and self.doubted else found
 
     @report.setter
     def report(self, report: DriftReport | None) -> None:
@@ -171,6 +176,7 @@ class PlacedDrifts(DriftCycles):
         if report:
             self._repairs.done, self._repairs.kinds = report.repaired, frozenset(report.by_itself)
             self._next_look_at, self.shown = report.next_look_at, report.watch
+            self.doubted = report.doubted
 
     @property
     def plans(self) -> dict[str, RepairPlan]:

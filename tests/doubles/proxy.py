@@ -14,8 +14,9 @@ from hubguard.hub.routes import route_path
 from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.pacing.clock import Clock, SystemClock
-from hubguard.proxy.canary import NOWHERE, PREFIX
+from hubguard.proxy.canary import NOWHERE
 from hubguard.proxy.decide import Sighting, Verdict
+from hubguard.proxy.model import PREFIX
 
 
 @dataclass(frozen=True, slots=True)

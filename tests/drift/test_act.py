@@ -103,7 +103,7 @@ class Scene:
             self.clock,
             self.look,
             verify_s=VERIFY_S,
-            told=lambda repair, outcome: self.told.append((repair, outcome)),
+            on_outcome=lambda repair, outcome: self.told.append((repair, outcome)),
         )
 
     def server(self, user: str, name: str = "", *, stops: Stops = Stops.WORKS, backend: bool = True) -> Server:
@@ -696,6 +696,43 @@ async def test_a_stop_that_leaves_its_backend_alive_has_made_an_orphan_and_says_
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.FAILED
         assert "still runs: it is an orphan now" in outcome.detail
+
+    await play(act)
+
+
+async def test_a_repair_is_never_blamed_on_anothers_orphan(play: Play):
+    async def act(scene: Scene) -> None:
+        await stuck(scene, "u17")
+        scene.engine.add("u16")
+        scene.engine.add("u17", "named")
+        plan = await scene.plan(DriftKind.PENDING_STUCK)
+        look = scene.look
+
+        async def of_all(keys: Sequence[Key]) -> tuple[Drift, ...]:
+            """As Looks.look_at does, which returns what it sees of others, too."""
+            return await look(())
+
+        scene.repairer._look = of_all
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.DONE, outcome
+        (of_u16,) = (drift for drift in scene.found if drift.user == "u16")
+        await scene.keeper.intend(
+            Action("u18", "", None, None, "server-orphan", kind=ActionKind.END_BACKEND), "ann", asked=True, armed=None
+        )
+        await scene.repairer.settle_left(scene.open_intents())
+        assert of_u16.backend is not None
+        assert not any(of_u16.backend.name in entry.detail for entry in scene.entries(Event.OUTCOME))
+
+    await play(act)
+
+
+async def test_an_orphan_of_an_earlier_run_is_not_blamed_on_the_stop_of_a_later_one(play: Play):
+    async def act(scene: Scene) -> None:
+        scene.engine.add("ann", stubborn=True)
+        await scene.clock.sleep(300)
+        await stuck(scene)
+        (outcome,) = await scene.repair(await scene.plan(DriftKind.PENDING_STUCK))
+        assert outcome.kind is OutcomeKind.DONE, outcome
 
     await play(act)
 

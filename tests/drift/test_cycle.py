@@ -32,6 +32,7 @@ from hubguard.journal.model import Entry, Event
 from hubguard.model import Order, OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
+from hubguard.snapshot.model import BrakeReason
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
 EVERYTHING = [kind.value for kind in (*DriftKind,) if kind not in (DriftKind.ORM_DANGLING, DriftKind.ACTIVITY_FROZEN)]
@@ -396,6 +397,25 @@ async def test_a_server_that_is_starting_brings_no_looks_sooner_and_isnt_shown()
     await s.live(story)
 
 
+async def test_what_was_pending_before_the_hub_started_again_is_pending_since_then():
+    s = await Scene().guards(only_look() | {"HubGuardCull": {"pending_limit_s": 600.0}})
+    s.hub.add(Server("bob", "", False, "spawn", s.clock.now(), s.clock.now()))
+    s.hub.backends.discard(("bob", ""))
+
+    async def story() -> None:
+        await s.clock.sleep(500)
+        # Its restart took minutes, and bob is starting again.
+        s.hub.fault = lambda _: HubUnreachable("The hub is away.")
+        await s.clock.sleep(200)
+        s.hub.fault = None
+        await s.clock.sleep(500)
+        assert s.raised() == set()
+        await s.clock.sleep(200)
+        assert s.raised() == {(DriftKind.PENDING_STUCK, "bob")}
+
+    await s.live(story)
+
+
 # -- by policy ------------------------------------------------------------------------------------------------------------
 
 
@@ -434,7 +454,7 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     s = Scene()
     await s.guards({"HubGuardDrift": {"repair": EVERYTHING}, "HubGuard": {"armed": why != "unarmed"}})
     if why == "observe-only":
-        s.guard.mandate._by_settings = False
+        s.guard.mandate.by_settings = False
     s.server("ann")
     s.server("bob", backend=False)
     s.engine.add("eve")
@@ -571,6 +591,58 @@ async def test_where_too_many_seem_dead_at_once_none_is_stopped_by_itself(server
     await s.live(300.0)
     assert len(s.asked("stop")) == (0 if more else at_most)
     assert len(s.raised()) == (at_most + more if more else 0)
+
+
+async def test_servers_that_seem_dead_one_by_one_are_no_more_believed_than_all_at_once():
+    s = await Scene().guards({"HubGuardDrift": {"repair": EVERYTHING}})
+    for number in range(10):
+        s.server(f"u{number:02}")
+
+    async def story() -> None:
+        for number in range(6):
+            s.dies(f"u{number:02}")
+            await s.clock.sleep(90)
+        assert len(s.asked("stop")) == 3
+        assert {user for _, user in s.raised()} == {"u03", "u04", "u05"}
+
+    await s.live(story)
+
+
+async def test_a_repair_that_was_seen_to_work_ends_its_difference_with_the_next_look():
+    s = await Scene().guards(only_look())
+    s.server("ann", backend=False)
+
+    async def story() -> None:
+        await s.clock.sleep(60)
+        plan = s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))
+        await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "for a test", asked=True))
+        while s.report.repaired[0].outcome is None:
+            await s.clock.sleep(0.5)
+        await s.clock.sleep(1.0)
+        assert s.report.drifts == ()
+        assert [drift.user for drift in s.report.cleared] == ["ann"]
+        with pytest.raises(HubGuardError, match="ada, at .* UTC, has begun this plan already"):
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("bob", "the same", asked=True))
+
+    await s.live(story)
+
+
+@pytest.mark.parametrize("database", [False, True])
+async def test_the_brake_of_a_hub_that_checks_its_servers_ends_soon_after_they_are_checked(database: bool):
+    s = await Scene(database=database).guards(only_look())
+    s.server("ann")
+    s.hub.change("ann", pending="check")
+
+    async def story() -> None:
+        await s.clock.sleep(5)
+        brake = s.guard.status().brake
+        assert brake is not None
+        assert brake.reason is BrakeReason.CHECKING
+        s.hub.change("ann", ready=True)
+        await s.clock.sleep(90)
+        assert s.guard.status().brake is None
+
+    await s.live(story)
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -728,8 +800,8 @@ async def test_a_plan_is_carried_out_by_digest_and_count_and_once_only():
         await s.clock.sleep(100)
         plan = s.guard.parts.drifts.plan(ids=(s.one(DriftKind.SERVER_DEAD, "ann").id,))
         for digest, count, why in (
-            (plan.digest, 2, "has 1 repairs, not 2"),
-            (plan.digest, 0, "has 1 repairs, not 0"),
+            (plan.digest, 2, "has 1 repair, not 2"),
+            (plan.digest, 0, "has 1 repair, not 0"),
             ("f" * 64, 1, "no such plan"),
             (plan.digest[:-1], 1, "no such plan"),
         ):
@@ -739,8 +811,8 @@ async def test_a_plan_is_carried_out_by_digest_and_count_and_once_only():
         assert await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "she said so", asked=True)) == plan
         (under_way,) = s.report.repaired
         assert (under_way.actor, under_way.outcome) == ("ada", None)
-        with pytest.raises(HubGuardError, match="no such plan"):
-            await s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "again", asked=True))
+        with pytest.raises(HubGuardError, match="ada, at 08:01 UTC, has begun this plan already"):
+            await s.guard.parts.drifts.repair(plan.digest, 1, Order("bob", "again", asked=True))
         await s.clock.sleep(100)
         (repaired,) = s.report.repaired
         assert repaired.outcome.kind is OutcomeKind.DONE

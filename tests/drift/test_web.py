@@ -450,6 +450,21 @@ async def test_the_matrix_lasts_when_the_journal_is_down(site: Site) -> None:
 # -- what kind of empty ---------------------------------------------------------------------------------------------------
 
 
+async def test_only_what_was_compared_is_said_to_agree(site_of: Callable[..., Site]) -> None:
+    servers = made_up(12)
+    world = world_of(servers)
+    backends = tuple(replace(one, alive=None) if at < 7 else one for at, one in enumerate(world.backends))
+    by_hand = Route("/user/handmade", "http://127.0.0.1:9")
+    canary = Route("/hubguard-canary/one", "http://127.0.0.1:9")
+    world = replace(world, backends=backends, routes={**world.routes, by_hand.path: by_hand, canary.path: canary})
+    page = (await site_of(report_with(world=world)).ask("drift", "reader")).says
+    assert "All agree" not in page
+    assert "can't tell whether 7 of 12 backends still run" in page
+    assert backends[0].name in page
+    assert "and 2 more" in page
+    assert "1 route in the proxy is not the hub's." in page
+
+
 async def test_an_empty_table_says_which_empty_it_is(site_of: Callable[..., Site]) -> None:
     servers = made_up(12)
     healthy = (await site_of(report_with((), servers)).ask("drift", "reader")).says

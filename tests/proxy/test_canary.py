@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from doubles.proxy import MemoryCanary, MemoryProxy
 from real_proxy import COMMANDS, TOKEN, RealProxy
 
 from hubguard.errors import BudgetExhausted, ConfigError
 from hubguard.pacing.budget import Budget, Destination
-from hubguard.proxy.canary import PREFIX, Canary, HTTPCanary
+from hubguard.proxy.canary import Canary, HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.proxy.decide import Verdict
+from hubguard.proxy.model import PREFIX
 
 pytestmark = pytest.mark.contract
 
@@ -181,6 +184,52 @@ async def test_the_public_port_is_asked_and_a_missing_route_is_no_matter(world):
     assert await world.canary.public() is True
     await world.kill()
     assert await world.canary.public() is False
+
+
+async def test_its_public_port_is_recognised_by_the_canary(world):
+    assert (await world.canary.plant()).verdict is Verdict.THERE
+    for _ in range(3):
+        assert await world.canary.public() is True
+
+
+@pytest.fixture
+async def foreign() -> AsyncIterator[TestServer]:
+    """Another program, which answers everything."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text="It works!")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("command", "hosts"), [("node", False), ("node", True), ("python", False)])
+async def test_another_program_at_the_public_port_is_not_taken_for_the_proxy(foreign, command, hosts):
+    """The proxy logs that its port is taken, and lives on half deaf (CHP 5.3)."""
+    real = RealProxy([*COMMANDS[command](), *["--host-routing"] * hosts])
+    try:
+        await real.start()
+        for url, ours in ((real.url, True), (str(foreign.make_url("")), False)):
+            async with contextlib.AsyncExitStack() as stack:
+                canary = HTTPCanary(real.api_url, TOKEN, plenty(), name="one", public_url=url, hosts=hosts)
+                stack.push_async_callback(canary.remove)
+                assert (await canary.plant()).verdict is Verdict.THERE
+                assert [await canary.public() for _ in range(2)] == [ours, ours]
+    finally:
+        await real.kill()
+
+
+async def test_a_public_name_that_is_not_for_us_to_reach_says_nothing(foreign):
+    canary = HTTPCanary("http://proxy-api.invalid:8001", TOKEN, plenty(), name="one", public_url="http://hub.invalid")
+    assert await canary.public() is None
+    # Something answers there, and passes on what it likes: it may stand in front of the proxy.
+    url = str(foreign.make_url(""))
+    canary = HTTPCanary("http://proxy-api.invalid:8001", TOKEN, plenty(), name="one", public_url=url)
+    assert await canary.public() is True
+    await foreign.close()
+    assert await canary.public() is False
 
 
 async def test_it_tells_when_the_proxy_was_started_and_a_later_start_is_later(world):

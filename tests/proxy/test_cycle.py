@@ -112,9 +112,9 @@ def test_a_public_port_that_fails_twice_while_the_api_answers_makes_the_proxy_de
     assert looked(deaf, yes, at(4)).status.state is WatchState.FINE
 
 
-def test_what_cannot_be_watched_is_off_and_says_why():
+def test_a_proxy_that_refuses_the_token_is_unusable_and_says_why():
     watched = after(THERE, Sighting(Verdict.UNUSABLE, "The proxy refuses HubGuard (403)."))
-    assert (watched.status.state, watched.status.why) == (WatchState.OFF, "The proxy refuses HubGuard (403).")
+    assert (watched.status.state, watched.status.why) == (WatchState.UNUSABLE, "The proxy refuses HubGuard (403).")
 
 
 def test_a_table_that_is_whole_again_ends_the_loss_and_leaves_its_window():
@@ -259,9 +259,9 @@ def test_a_port_that_is_gone_is_tried_quickly_for_ten_seconds_and_slowly_from_th
     assert [waits(DEAD, 60, draw) for draw in (0.0, 0.5)] == [pytest.approx(4 / 3), 2.0]
 
 
-def test_a_proxy_that_does_not_know_us_is_looked_at_once_a_minute_and_any_other_in_one_to_two_seconds():
+def test_a_proxy_that_does_not_know_us_is_looked_at_every_five_seconds_and_any_other_in_one_to_two():
     unusable = Sighting(Verdict.UNUSABLE, "refused")
-    assert [waits(unusable, 5, draw) for draw in (0.0, 0.5)] == [40.0, 60.0]
+    assert [waits(unusable, 5, draw) for draw in (0.0, 0.5)] == pytest.approx([10 / 3, 5.0])
     assert [waits(seen, 5, draw) for seen in (THERE, SILENT) for draw in (0.0, 0.5)] == [1.0, 1.5, 1.0, 1.5]
 
 

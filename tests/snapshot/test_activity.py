@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.model import Known, Standing
 from hubguard.model import Reading, Route, Server, Source
-from hubguard.snapshot.decide.activity import ALIVE, by_restore, follow, trusted
+from hubguard.snapshot.decide.activity import ALIVE, by_restore, follow, pending_from, trusted
 from hubguard.snapshot.model import Evidence, Seen, Snapshot
 
 LATEST_LOOK = timedelta(seconds=600)
@@ -231,3 +231,11 @@ def test_a_restore_counts_from_a_little_before_it_began_to_a_little_after_it_end
         assert after(seen(-500), snapshot(30, hub=-500, proxy=proxy), (10, 14)).active_at == at(-500), proxy
     for proxy in (8.9, 15.1):
         assert after(seen(-500), snapshot(30, hub=-500, proxy=proxy), (10, 14)).active_at == at(proxy), proxy
+
+
+def test_a_hub_that_was_started_again_has_its_servers_pending_since_then_at_most():
+    before, later, never = seen(0, pending_since=at(-7200)), seen(0, pending_since=at(60)), seen(0)
+    known = {("a", ""): before, ("b", ""): later, ("c", ""): never}
+    assert pending_from(known, None) == known
+    after = pending_from(known, at(0))
+    assert [one.pending_since for one in after.values()] == [at(0), at(60), None]

@@ -5,7 +5,7 @@ One look shows differences (``compare``). :func:`follow` takes them from look to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -20,8 +20,8 @@ SAME_BY_WORDS = frozenset({DriftKind.ROUTE_STALE, DriftKind.ROUTE_WRONG_TARGET})
 """Kinds without a run. A route that leads elsewhere than in the last look is another difference."""
 
 GAPS = 4
-"""Maximum time between two looks that counts, in usual intervals. If the clock jumped or a guard hung, nobody saw a start
-that lasted."""
+"""Maximum time between two looks, in usual intervals, through which something counts as pending. If the hub was away for
+longer, the clock jumped or a guard hung, nobody saw it last."""
 
 ONE_IN_TWO_WORDS = {
     DriftKind.SERVER_DEAD: DriftKind.SERVER_GHOST,
@@ -63,7 +63,9 @@ def suspects(world: World) -> tuple[Key, ...]:
     return tuple(sorted(keys))
 
 
-def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
+def follow(
+    before: Sequence[Drift], world: World, policy: DriftPolicy, repaired: Collection[str] = ()
+) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
     """The differences that continue after this look, and those that end: each the raised first, by ``since``, then the rest.
 
     ``before`` is the first tuple that this returned for the previous look, () at first. It holds more than people are shown
@@ -71,7 +73,8 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
 
     A look counts for a difference if every source it needs was read in full after its last sighting, and the hub's word on
     the server is sure and not that it is pending. A suspected difference ends with its first miss, a raised one after
-    ``policy.clear_after`` misses in a row. Another run is another difference. A server-dead that becomes a server-ghost keeps
+    ``policy.clear_after`` misses in a row, or after one if its id is among ``repaired``, which a re-read has shown to be
+    repaired. Another run is another difference. A server-dead that becomes a server-ghost keeps
     its counts; so does an orphan that is first reported by the spawner, then seen among the backends.
 
     With () as ``before``, the first tuple is all that differs now. At most 5,000 differences of one kind are followed; their
@@ -95,7 +98,7 @@ def follow(before: Sequence[Drift], world: World, policy: DriftPolicy) -> tuple[
     for key, drift in known.items():
         if key in differences or key in taken_over:
             continue
-        after = _missed(drift, seen, policy)
+        after = _missed(drift, seen, 1 if drift.id in repaired else policy.clear_after)
         (ended if after is None else going).append(after or drift)
     return _in_order(_without_doubles(going)), shown(_in_order(ended))
 
@@ -146,8 +149,8 @@ class _Following:
         since = drift.since
         if drift.kind is DriftKind.PENDING_STUCK:
             # All others need their sightings, too.
-            unseen_s = (self.seen.at - drift.seen_at).total_seconds() - GAPS * self.policy.every_s
-            since = min(self.seen.at, since + timedelta(seconds=max(0.0, unseen_s)))
+            unseen = self.seen.at - drift.seen_at > timedelta(seconds=GAPS * self.policy.every_s)
+            since = self.seen.at if unseen else max(since, self.seen.world.pending_from or since)
         return self._judged(replace(drift, since=since, looks=drift.looks + (drift.sightings > 0)))
 
     def _judged(self, drift: Drift) -> Drift:
@@ -176,7 +179,7 @@ class _Following:
         )
 
 
-def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None:
+def _missed(drift: Drift, seen: Comparison, clear_after: int) -> Drift | None:
     """``drift``, which this look doesn't show, after it; None if it has ended."""
     needed = seen.readings(drift.kind, drift.subject)
     if needed is None or not any(reading.at > drift.seen_at for reading in needed):
@@ -189,7 +192,7 @@ def _missed(drift: Drift, seen: Comparison, policy: DriftPolicy) -> Drift | None
     if not seen.can_tell(drift):
         return drift
     missed = drift.missed + 1
-    if drift.raised_at is None or missed >= policy.clear_after:
+    if drift.raised_at is None or missed >= clear_after:
         return None
     return replace(drift, looks=drift.looks + 1, missed=missed)
 

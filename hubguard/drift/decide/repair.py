@@ -20,6 +20,9 @@ TOO_LARGE_A_SHARE = 0.2
 """Above both (a number of servers, and a share of the hub's), it is more likely that the source is wrong than that all
 these servers have lost their backend at once. HubGuard then repairs none of them unless asked."""
 
+DOUBTED_FOR_S = 600.0
+"""Seconds for which an automatic repair counts among those at once."""
+
 GONE_KINDS = frozenset({DriftKind.SERVER_DEAD, DriftKind.SERVER_GHOST})
 """Both mean that no backend is seen, so they count together."""
 
@@ -107,14 +110,15 @@ def _gone(repair: Repair, drifts: Sequence[Drift]) -> str:
     return f"the sources now agree about {repair.action.label}, or one of them can't be read"
 
 
-def doubted(drifts: Sequence[Drift], servers: int) -> tuple[DriftKind, ...]:
+def doubted(drifts: Sequence[Drift], servers: int, repaired: Sequence[DriftKind] = ()) -> tuple[DriftKind, ...]:
     """The kinds of which there are too many at once to believe the source, on a hub with this many servers.
 
-    ``drifts`` are all that are shown: the suspected count too, since the same source reports them. Kinds of routes are never
-    doubted: checking routes destroys nothing.
+    ``drifts`` are all that are shown: the suspected count too, since the same source reports them. ``repaired`` are the kinds
+    of those that were repaired automatically in the last DOUBTED_FOR_S and are no longer shown: a source that is wrong may
+    show it server by server. Kinds of routes are never doubted: checking routes destroys nothing.
     """
     limit = max(TOO_MANY, TOO_LARGE_A_SHARE * servers)
-    counts = Counter(drift.kind for drift in drifts)
+    counts = Counter([*(drift.kind for drift in drifts), *repaired])
     gone = sum(counts[kind] for kind in GONE_KINDS)
     return tuple(
         kind for kind in DriftKind if kind not in ROUTE_KINDS and (gone if kind in GONE_KINDS else counts[kind]) > limit

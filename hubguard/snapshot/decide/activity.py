@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from hubguard.model import Route, Server, Source, same_run
+from hubguard.model import Key, Route, Server, Source, same_run
 from hubguard.snapshot.model import Evidence, Seen, Snapshot
 
 SAME = timedelta(seconds=1)
@@ -66,6 +67,18 @@ def follow(
             known, server, routes, snapshot.taken_at, restores, pending_known=pending_known
         )
     return by_server_key
+
+
+def pending_from(seen: Mapping[Key, Seen], hub_from: datetime | None) -> dict[Key, Seen]:
+    """The same, but nothing has been pending since before ``hub_from``: a hub keeps in memory only what is pending."""
+    if hub_from is None:
+        return dict(seen)
+    return {
+        key: replace(one, pending_since=hub_from)
+        if one.pending_since is not None and one.pending_since < hub_from
+        else one
+        for key, one in seen.items()
+    }
 
 
 ALIVE = "only asked whether it is there"
