@@ -11,7 +11,7 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -85,8 +85,20 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
         except ConfigError as error:
             errors.append(error)
     settings = load(*layers, environ=environ)
-    circumstances = replace(circumstances, notes=(*circumstances.notes, *settings.notes))
+    may_delete_users = _may_delete_users(told.get("scopes"))
+    notes = [*circumstances.notes, *settings.notes]
+    if settings.cull.users and not may_delete_users:
+        notes.append(
+            "Inactive users aren't deleted: the role of HubGuard's service lacks delete:users. Set HubGuardCull.users before"
+            " the include."
+        )
+    circumstances = replace(circumstances, notes=tuple(notes), may_delete_users=may_delete_users)
     return replace(settings, errors=(*errors, *settings.errors)), circumstances
+
+
+def _may_delete_users(scopes: Sequence[str] | None) -> bool:
+    """Whether the hub allows it, to some of its users at least; True if that is unknown."""
+    return scopes is None or any(scope.partition("!")[0] == DELETE_USERS for scope in scopes)
 
 
 def _beside_cullers(handover: Handover) -> Circumstances:

@@ -13,23 +13,16 @@ from hubguard.cull.model import CycleReport, Wish
 from hubguard.cull.part import Culling
 from hubguard.drift.cycle import DriftCycles
 from hubguard.errors import HubGuardError, JournalError
+from hubguard.handover import HandingOver
 from hubguard.hub.facts import HubFacts
-from hubguard.journal.model import ArmedBy
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
 from hubguard.proxy.part import Watching
 from hubguard.prune.cycle import PruneCycles
 from hubguard.snapshot.cycle import Snapshots
-from hubguard.status import Culls, HandoverStatus, Mode, OtherCuller, Status, TakenSetting
-from hubguard.understudy import Word
+from hubguard.status import Mode, Status
 
 log = logging.getLogger(__name__)
-
-SHOW_S = 2.0
-"""Seconds between two words to the understudies of idle cullers about whether HubGuard can do their work."""
-
-CYCLE_MAY_TAKE_S = 180.0
-"""Seconds, beyond one and a half times the time between cycles, without a look at the whole hub that count as a failure."""
 
 REOPEN_S = 5.0
 """Seconds between two tries to open a journal that couldn't be used."""
@@ -90,6 +83,7 @@ class Guard:
         self.snapshots = snapshots
         self.parts = parts
         self._facts = facts
+        self._handing_over = HandingOver(settings, mandate, parts.culling.cycles, facts.cullers, clock)
         self._budget = budget
         self._clock = clock
         self._started_at = clock.now()
@@ -102,7 +96,9 @@ class Guard:
         With wrong settings, only open the journal, so that pages can show it.
         """
         try:
-            await asyncio.gather(self._keep_lease(), self._hand_over(), *map(self._keep_running, self.parts.there()))
+            await asyncio.gather(
+                self._keep_lease(), self._handing_over.run(), *map(self._keep_running, self.parts.there())
+            )
         finally:
             await self._end()
 
@@ -144,44 +140,6 @@ class Guard:
                 wait_s = min(wait_s, REOPEN_S)
             await self._clock.sleep(wait_s)
 
-    async def _hand_over(self) -> None:
-        """Show the understudies of idle cullers what this guard can do, and cull as soon as they wait."""
-        handover = self.mandate.handover
-        while handover is not None:
-            was_ours = handover.ours
-            handover.show(*self._fitness())
-            if handover.ours and not was_ours:
-                log.info("%s waits, and HubGuard culls.", handover.name)
-                self.mandate.allowed.set()
-            elif was_ours and not handover.ours:
-                log.warning("HubGuard doesn't cull: %s.", handover.why_not_ours)
-            await self._clock.sleep(SHOW_S)
-
-    def _fitness(self) -> tuple[Word, str]:
-        """Whether this guard does, or could do, the work of the cullers that it replaces; and why not, as a clause."""
-        mandate, cycles = self.mandate, self.parts.culling.cycles
-        if mandate.held:
-            return Word.HELD, f"{mandate.stance.held_by or 'someone'}: {mandate.stance.held_why or 'no reason given'}"
-        if self.settings.errors:
-            return Word.UNABLE, f"a setting of HubGuard's is wrong: {self.settings.errors[0]}"
-        if mandate.trouble:
-            return Word.UNABLE, f"HubGuard's journal can't be used: {mandate.trouble}"
-        if mandate.lease is None:
-            return Word.STARTING, "HubGuard is starting"
-        if not mandate.holds_lease:
-            return Word.UNABLE, mandate.why_standby
-        if mandate.armed_by is ArmedBy.NOBODY:
-            return Word.UNABLE, f"HubGuard only observes: {mandate.why_observing}"
-        if cycles.last is None and cycles.saw_all_at_s is None:
-            return Word.STARTING, "HubGuard hasn't read the hub's servers yet"
-        patience_s = 1.5 * self.settings.cull.every_s + CYCLE_MAY_TAKE_S
-        worked_at_s = max(cycles.saw_all_at_s or 0.0, mandate.settled_at_s or 0.0)
-        if cycles.saw_all_at_s is None or self._clock.monotonic_s() - worked_at_s > patience_s:
-            return Word.UNABLE, "HubGuard can't read all of the hub's servers"
-        if cycles.recent.mostly_failed:
-            return Word.UNABLE, "most of what HubGuard sent to the hub in the last hour failed"
-        return Word.ABLE, ""
-
     async def _keep_lease_once(self) -> None:
         if await self.mandate.keep_lease():
             for part in self.parts.there():
@@ -215,50 +173,14 @@ class Guard:
             holds_lease=mandate.holds_lease,
             hub_version=self._facts.version,
             errors=self.settings.errors,
-            notes=self._facts.notes,
+            notes=(*self._facts.notes, *filter(None, [self._handing_over.note])),
             budget=self._budget.use(),
             armed=mandate.armed,
             armed_by_settings=mandate.by_settings,
             brake=snapshots.brake,
             clock_from=snapshots.clock_from,
             findings=snapshots.findings,
-            handover=self._handover_status(mode),
-        )
-
-    def _handover_status(self, mode: Mode) -> HandoverStatus:
-        mandate, told = self.mandate, self._facts.cullers
-        reports = (None,) * len(told.cullers) if mandate.handover is None else mandate.handover.reports
-        others = [
-            OtherCuller(
-                culler.name,
-                known=True,
-                replaced=told.replaced,
-                runs=(None if report is None else report.runs) if told.replaced else True,
-                detail=report.why if report is not None else told.why,
-                command=culler.command,
-                reach=culler.reach,
-            )
-            for culler, report in zip(told.cullers, reports, strict=True)
-        ]
-        others += [
-            OtherCuller(one.name, known=False, replaced=False, runs=None, detail=one.why) for one in told.suspects
-        ]
-        culls = Culls.HUBGUARD if mode is Mode.ACTING else Culls.NOBODY
-        if any(other.known and other.runs for other in others):
-            culls = Culls.OTHER
-        why = "" if culls is Culls.HUBGUARD else mandate.why_observing or self._mode()[1]
-        taken = told.settings if told.replaced else {}
-        return HandoverStatus(
-            culls,
-            mandate.armed_by,
-            why,
-            tuple(others),
-            tuple(
-                TakenSetting(f"{section}.{name}", repr(value))
-                for section, values in taken.items()
-                for name, value in values.items()
-            ),
-            told.api_url,
+            handover=self._handing_over.status(mode, why),
         )
 
     def _mode(self) -> tuple[Mode, str]:

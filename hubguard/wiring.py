@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hubguard.act.handover import Handover
 from hubguard.act.lease import LeaseKeeper
@@ -66,9 +66,10 @@ class Circumstances:
     """What a guard must know besides its settings.
 
     ``holder`` names this guard among others, ``address`` is that of its pages, and ``generation`` when the hub that runs it
-    was started. ``observe_only``: see Mandate. ``handover`` is what becomes of the hub's idle cullers. ``notes`` go to the
-    Overview. ``features`` says for each hub scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the hub
-    checks its routes, None if unknown. ``config_facts`` is what the hub's config says, None if unknown.
+    was started. ``observe_only``: see Mandate. ``handover`` is what becomes of the hub's idle cullers. ``may_delete_users``:
+    the hub lets this service do that. ``notes`` go to the Overview. ``features`` says for each hub scope what needs it.
+    ``hub_checks_at_s`` is a moment (unix time) at which the hub checks its routes, None if unknown.
+    ``config_facts`` is what the hub's config says, None if unknown.
     """
 
     holder: str = ""
@@ -76,6 +77,7 @@ class Circumstances:
     generation: float = 0.0
     observe_only: str = ""
     handover: TakenOver = field(default_factory=TakenOver)
+    may_delete_users: bool = True
     notes: tuple[str, ...] = ()
     features: Mapping[str, str] | None = None
     hub_checks_at_s: float | None = None
@@ -218,4 +220,6 @@ def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy
         roles=tuple(prune.protected_roles),
         in_config=facts.named or frozenset(),
     )
-    return policy_of(settings.cull, protected, wait, reach, user_reach)
+    policy = policy_of(settings.cull, protected, wait, reach, user_reach)
+    # Without the scope, the hub would refuse each user in each cycle.
+    return replace(policy, users=policy.users and circumstances.may_delete_users)

@@ -13,7 +13,7 @@ from hubguard.inhub.handover import Culler, Handover
 from hubguard.staging.hub import TestbedHub
 
 QUICK_TERMS = (
-    "import hubguard.understudy as _understudy\n_understudy.Terms.__new__.__defaults__ = (20.0, 6.0, 3.0, 0.5, 0.1)\n"
+    "import hubguard.understudy as _understudy\n_understudy.Terms.__new__.__defaults__ = (20.0, 6.0, 6.0, 0.5, 0.1)\n"
 )
 """Config lines that let an understudy wait 20 s for HubGuard to start, and call it silent after 6 s."""
 

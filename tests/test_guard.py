@@ -524,6 +524,38 @@ async def test_hubguard_does_no_more_than_the_role_of_the_culler_allowed(world: 
     }
 
 
+async def test_with_the_cullers_entry_its_limits_and_its_right_to_act_end_and_that_is_said(
+    world: MakeWorld, tmp_path: Path
+):
+    books = InlineJournal()
+    w = await world({"HubGuardCull": {"idle_timeout_s": 28800.0}}, handover=replaced(tmp_path), books=books)
+    await side_by_side(w, tmp_path, (30, nothing))
+    assert w.status is not None
+    assert w.status.handover.culls is Culls.HUBGUARD
+    assert "cull-idle waits, and HubGuard culls" in [entry.detail for entry in w.entries(Event.NOTE)]
+    w = await world({}, books=books, clock=w.clock, holder="after the restart")
+    w.server("idle", 7200)
+    await w.for_s(90)
+    assert w.stopped() == []
+    assert w.status is not None
+    assert (w.status.mode, w.status.handover.armed_by) == (Mode.OBSERVING, ArmedBy.NOBODY)
+    assert any("cull-idle, which HubGuard replaced, is no longer registered" in note for note in w.status.notes)
+    await w.guard.mandate.journal.open()
+    w.books.journal.arm("ann", "", w.clock.now())
+    w = await world({}, books=books, clock=w.clock, holder="armed by a person")
+    await w.for_s(90)
+    assert w.status is not None
+    assert not any("no longer registered" in note for note in w.status.notes)
+
+
+async def test_without_the_right_to_delete_users_nobody_is_tried(world: MakeWorld):
+    w = await world(GONE, may_delete_users=False)
+    at = w.clock.now() - timedelta(hours=1)
+    w.hub.add_user(User("gone", False, (), ("user",), at, at))
+    await w.for_s(90)
+    assert [request for request in w.hub.requests if request.call == "delete"] == []
+
+
 def understudy_says(folder: Path) -> str:
     report = understudy.read_report(folder, 0)
     return "" if report is None else report.why

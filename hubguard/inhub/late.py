@@ -97,6 +97,7 @@ class LateRegistration(str):
             ("redirect_uri", _redirect_uri),
             ("environ", _environ),
             ("handover", self._handover),
+            ("scopes", _scopes),
         ):
             try:
                 facts[name] = find(app, facts["errors"])
@@ -310,6 +311,12 @@ def _absolute(url: str) -> str:
     if scheme != "sqlite" or not path or path.startswith(":memory:") or os.path.isabs(path):
         return url
     return f"{scheme}{slashes}{os.path.abspath(path)}"
+
+
+def _scopes(app: Any, errors: list[Problem]) -> list[str] | None:
+    """What HubGuard's service may really do, since a later line may have set the roles again; None if it can't be seen."""
+    scopes = handover.scopes_of(app._service_map.get(SERVICE))
+    return None if scopes is None else sorted(scopes)
 
 
 def _redirect_uri(app: Any, errors: list[Problem]) -> str:

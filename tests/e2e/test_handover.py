@@ -74,7 +74,7 @@ async def test_the_culler_waits_while_hubguard_culls_and_works_whenever_it_does_
     await handed_over(hub, "hubguard")
 
     assert (await ask(hub, "api/v1/hold", method="POST", json={"why": "exam"}))[0] == 200
-    await asyncio.sleep(10)  # longer than any promise
+    await asyncio.sleep(14)  # longer than any promise
     assert runs(hub) == [], "a hold holds for both"
     assert (await ask(hub, "api/v1/resume", method="POST", json={"why": ""}))[0] == 200
     await handed_over(hub, "hubguard")
@@ -94,3 +94,61 @@ async def test_the_culler_waits_while_hubguard_culls_and_works_whenever_it_does_
     await hub.stop()
     assert not runs(hub)
     assert not understudies(hub)
+
+
+FILTERED = ("list:users", "read:servers", "read:users:activity", "delete:servers!group=gpu")
+
+
+async def test_hubguard_uses_the_cullers_url_and_keeps_to_its_filters(testbed_hub: MakeHub):
+    """The URL that services are told leads nowhere, as in a pod that can't reach its own Service."""
+    config = (
+        QUICK_TERMS
+        + "c.JupyterHub.load_groups = {'gpu': {'users': ['ann']}}\n"
+        + "c.JupyterHub.hub_bind_url = f'http://127.0.0.1:{c.JupyterHub.hub_port}'\n"
+        + "c.JupyterHub.hub_connect_url = 'http://127.0.0.1:9'\n"
+        + culler("--timeout=600", "--cull-every=1", "--url=URL", scopes=FILTERED)
+        + "c.JupyterHub.services[-1]['command'][-1] = f'--url=http://127.0.0.1:{c.JupyterHub.hub_port}/hub/api'\n"
+        + INCLUDE
+        + "c.HubGuard.read_proxy = False\n"
+    )
+    hub = await testbed_hub(config=config, population=servers(ann=7200, bo=7200))
+    await gone(hub, "ann")
+    await asyncio.sleep(3)
+    assert ("bo", "") in await hub.servers()
+    assert not runs(hub)
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "why"),
+    [
+        pytest.param("", {"HUBGUARD_DB_URL": "sqlite:////proc/hubguard.sqlite"}, "journal can't be used", id="folder"),
+        pytest.param("c.HubGuardBudget.rate = 'many'\n", {}, "rate", id="setting", marks=pytest.mark.long),
+        pytest.param("c.HubGuard.armed = False\n", {}, "only observes", id="not armed", marks=pytest.mark.long),
+    ],
+)
+async def test_where_hubguard_cannot_work_the_culler_does(
+    testbed_hub: MakeHub, line: str, environment: dict[str, str], why: str
+):
+    hub = await testbed_hub(config=CONFIG + line + culler(), environment=environment)
+    await works(hub)
+    assert why in hub.log_text()
+    found = await handed_over(hub, "other")
+    assert why in found["others"][0]["detail"]
+
+
+@pytest.mark.long
+async def test_an_entry_that_is_removed_takes_its_limits_and_its_arming_along(testbed_hub: MakeHub):
+    lines = culler("--timeout=28800").replace("\n", "\n    ")
+    config = QUICK_TERMS + INCLUDE + f"import os\nif not os.path.exists('removed'):\n    {lines}\n"
+    hub = await testbed_hub(config=config + "c.HubGuard.read_proxy = False\n", population=servers(idle=7200))
+    await handed_over(hub, "hubguard")
+    (hub.folder / "removed").touch()
+    await hub.restart()
+    found = await handed_over(hub, "nobody")
+    assert found["armed_by"] == "nobody"
+    assert found["settings"] == []
+
+    async def said() -> bool:
+        return any("no longer registered" in note for note in (await status(hub))["notes"])
+
+    await hub.wait_for(said, "HubGuard to say that the culler is gone")

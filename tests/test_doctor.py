@@ -1,0 +1,68 @@
+"""What the doctor says of other cullers: who culls, by what it sees, and never that there are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from handing_over import replaced
+
+from hubguard import doctor, understudy
+from hubguard.doctor import Finding
+from hubguard.inhub.handover import Handover, Kind, Suspect
+
+
+class Hub:
+    def __init__(self, **services: tuple[str, ...]) -> None:
+        self.services = services
+
+    async def list_services(self) -> dict[str, tuple[str, ...]]:
+        return self.services
+
+
+async def said(hub: Hub, told: Handover | None = None) -> list[tuple[Finding, str]]:
+    registration = {} if told is None else {"handover": told.to_dict()}
+    return [(check.finding, check.what) for check in await doctor._cullers(registration, hub)]  # type: ignore[arg-type]
+
+
+def standing_by(folder: Path) -> tuple[str, ...]:
+    part = understudy.Part(str(folder), 0, 1, understudy.Terms(), ("jupyterhub-idle-culler",))
+    return tuple(understudy.command_for(part, "python3"))
+
+
+@pytest.mark.parametrize(("runs", "finding"), [(True, Finding.WARNING), (False, Finding.FINE)])
+async def test_who_culls_beside_an_understudy_and_with_which_settings(tmp_path: Path, runs: bool, finding: Finding):
+    understudy.write(tmp_path / understudy.report_file(0), understudy.Report(1.0, runs, "because", 1.0))
+    ((found, what),) = await said(Hub(idle=standing_by(tmp_path)), replaced(tmp_path))
+    assert found is finding
+    assert "because" in what
+    assert ("idle_timeout_s = 600.0" in what) is not runs
+
+
+async def test_an_understudy_that_has_said_nothing_is_unknown(tmp_path: Path):
+    ((found, what),) = await said(Hub(idle=standing_by(tmp_path)))
+    assert found is Finding.WARNING
+    assert "unknown" in what
+
+
+async def test_a_culler_that_stays_is_named_with_the_reason():
+    hub = Hub(idle=("jupyterhub-idle-culler", "--cull-users"))
+    ((found, what),) = await said(hub, Handover(why="HubGuard.on_idle_culler is 'refuse'."))
+    assert found is Finding.WRONG
+    assert "deletes users" in what
+    assert "refuse" in what
+
+
+async def test_what_looks_like_a_culler_is_named_and_what_cannot_be_seen_too(tmp_path: Path):
+    suspects = (
+        Suspect("janitor", Kind.LIKELY, "the service janitor may"),
+        Suspect("portal", Kind.POSSIBLE, "portal may"),
+    )
+    told = replace(replaced(tmp_path), cullers=(), replaced=False, suspects=suspects)
+    assert await said(Hub(), told) == [(Finding.WARNING, "the service janitor may"), (Finding.FINE, "portal may")]
+    ((_, what),) = await said(Hub(elsewhere=(), hubguard=()))
+    assert "elsewhere" in what
+    assert "unknown" in what
+    ((_, what),) = await said(Hub(pages=("python3", "-m", "pages")))
+    assert "no other culler" not in what
