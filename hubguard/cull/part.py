@@ -166,5 +166,7 @@ class Culling:
         return await self._mandate.journal.end_exemption(exemption_id, actor, why, self._clock.now())
 
     async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
-        """Those in force, newest first; with ``ended`` also those that are over. ``user`` None: anybody's."""
+        """Those in force, newest first; with ``ended`` also those that are over. ``user``, as typed; None: anybody's."""
+        if user is not None:
+            user = self.cycles.seen_as(user) or user
         return await self._mandate.journal.exemptions(self._clock.now(), user=user, ended=ended)

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from hubguard import words
 from hubguard.console import Context, Exit
 from hubguard.errors import ConfigError, HubGuardError
+from hubguard.hub.names import spellings
 from hubguard.prune import undo_file
 from hubguard.prune.confirm import (
     Progress,
@@ -36,6 +37,9 @@ from hubguard.web.client import Refused, RunningGuard, all_rows, running_guard
 
 POLL_S = 2.0
 """Seconds between two reads of a plan's state."""
+
+LEFT_OUT = 100
+"""Maximum lines of a list for which a plan's command says why they are left out. Each takes a reading of that user."""
 
 AWAY_S = 300.0
 """Maximum seconds without an answer from the guard while a plan is followed."""
@@ -76,9 +80,33 @@ def _find(context: Context) -> Find:
 
 
 async def _plan(arguments: argparse.Namespace, context: Context, guard: RunningGuard) -> int:
-    plan = await guard.ask("POST", "api/v1/plans", criteria_of(arguments), within_s=LONG_S)
-    show_plan(arguments, prune_plan.from_dict(plan), context.say)
+    criteria = criteria_of(arguments)
+    planned: set[str] = set()
+    try:
+        plan = prune_plan.from_dict(await guard.ask("POST", "api/v1/plans", criteria, within_s=LONG_S))
+        planned = {deletion.user for deletion in plan.deletions}
+        show_plan(arguments, plan, context.say)
+    finally:
+        await _tell_left_out(guard, criteria, planned)
     return Exit.FINE
+
+
+async def _tell_left_out(guard: RunningGuard, criteria: Mapping[str, Any], planned: set[str]) -> None:
+    """Tell people which lines of their list the plan leaves out, and why. Nothing is raised for that."""
+    left_out = [name for name in criteria.get("listed", ()) if planned.isdisjoint(spellings(name))]
+    limits = "&".join(
+        f"{name}={criteria[name]}" for name in ("inactive_for_s", "never_active_for_s") if name in criteria
+    )
+    for name in left_out[:LEFT_OUT]:
+        try:
+            answer = await guard.ask("GET", f"api/v1/users/{quote(name, safe='')}?{limits}", within_s=LONG_S)
+        except HubGuardError as error:
+            to_people(f"Not in the plan: {name}. {error}")
+        else:
+            if answer["user"] not in planned:
+                to_people(f"Not in the plan: {name}. {answer['sentence']}")
+    if len(left_out) > LEFT_OUT:
+        to_people(f"Not in the plan: {words.count(len(left_out) - LEFT_OUT, 'more line')} of the list.")
 
 
 async def _apply(arguments: argparse.Namespace, context: Context, guard: RunningGuard) -> int:

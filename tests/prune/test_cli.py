@@ -142,11 +142,26 @@ async def test_what_is_asked_for_reaches_the_guard_and_what_is_left_out_stays_as
     (tmp_path / "names").write_text("ann\r\n\n  #7 \nmarée\n", "utf-8")
     words = ("--inactive-for", "26w", "--never-active-for", "0", "--group", "a", "--group", "b", "--role", "r")
     await planned(run, *words, "--name", "guest-*", "--list", "names")
-    assert site.guard.pruning.asked[-1][1] == StaleCriteria(
+    assert [asked for asked in site.guard.pruning.asked if asked[0] == "plan"][-1][1] == StaleCriteria(
         26 * 7 * DAY_S, 0.0, ("a", "b"), ("r",), ("guest-*",), ("#7", "ann", "marée")
     )
     await planned(run, "--inactive-for", "3600")
     assert site.guard.pruning.asked[-1][1] == replace(site.guard.pruning.default_criteria(), inactive_for_s=3600.0)
+
+
+async def test_lines_of_a_list_that_the_plan_leaves_out_are_told_with_why(
+    site: Site, run: Callable[..., Any], tmp_path: Path
+):
+    stale, kept = (
+        next(one.account.name for one in site.guard.pruning.verdicts if one.stale is is_stale)
+        for is_stale in (True, False)
+    )
+    (tmp_path / "names").write_text(f"{stale}\n{kept}\nnobody at all\n", "utf-8")
+    said = await run("plan", "--list", "names")
+    lines = said.err.splitlines()
+    assert len(lines) == 2, said.err
+    assert lines[0].startswith(f"Not in the plan: {kept}. ")
+    assert lines[1].startswith("Not in the plan: nobody at all. The hub has no user nobody at all")
 
 
 async def test_a_list_that_names_nobody_asks_for_nobody(site: Site, run: Callable[..., Any], tmp_path: Path):
