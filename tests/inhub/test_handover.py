@@ -138,7 +138,7 @@ def test_a_culler_that_deletes_users_is_taken_over_with_that():
     assert users_deleted(found)
     assert found.deletes_users
     assert found.cullers[0].user_reach == ()
-    assert any("users are deleted" in note for note in found.notes)
+    assert any("HubGuard deletes users" in note for note in found.notes)
     assert users_deleted(taken(culler("--cull-users", scopes=WITH_USERS, version="1.4.0"), hub=MAY_DELETE))
 
 
