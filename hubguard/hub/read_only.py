@@ -35,6 +35,12 @@ CONNECT_TIMEOUT_S = 3
 SILENT_S = 15
 """Seconds after which a silent connection counts as lost: longer than connecting and any transaction."""
 
+SLACK_S = 0.4
+"""Seconds beyond those of a transaction, after which a failure means that nobody answers."""
+
+TRY_AGAIN_S = 2.0
+"""Seconds that a database which doesn't answer isn't asked again: who waits for it is told at once."""
+
 # What a database says, in lower case, and what that means for an operator.
 _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
@@ -93,20 +99,32 @@ class ReadOnly:
         self.place = _place(self._url, self._file)
         self._engine = self._make_engine()
         self._answers = Answers(self._engine)
+        self._silent = ""
+        self._try_again_at_s = 0.0
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One short transaction, on a connection of its own, that sees one moment. All troubles come out as HubDBError."""
+        """One short transaction, on a connection of its own, that sees one moment. All troubles come out as HubDBError.
+
+        A database that hasn't answered fails at once for the next seconds.
+        """
         if self._file is not None and not self._file.exists():
             raise self.trouble(
                 "doesn't exist", "Check the path; a relative one is taken from the folder that the hub runs in."
             )
+        began_s = time.monotonic()
+        if began_s < self._try_again_at_s:
+            raise HubDBError(self._silent)
         try:
             with self._answers.within(LONGEST_S + CONNECT_TIMEOUT_S), self._engine.begin() as connection:
                 yield connection
         except (SQLAlchemyError, OSError, UnicodeError) as error:
             # "from None": the drivers' own errors may quote the whole connection string.
-            raise self._explain(error) from None
+            trouble = self._explain(error)
+            now_s = time.monotonic()
+            if now_s - began_s > LONGEST_S + SLACK_S:
+                self._silent, self._try_again_at_s = str(trouble), now_s + TRY_AGAIN_S
+            raise trouble from None
 
     def trouble(self, what: str, hint: str, *, detail: str = "") -> HubDBError:
         """The error to raise: this database ``what``; ``hint`` says what to do."""

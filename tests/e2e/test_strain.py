@@ -150,3 +150,17 @@ async def test_a_frozen_database_shows_at_once_and_what_it_was_asked_meanwhile_i
         assert '"held"' not in service.text
         await service.ask("api/v1/status", "anns-token")
         assert '"held":false' in service.text.replace(" ", "")
+
+
+@pytest.mark.long
+async def test_the_service_ends_when_told_to_while_its_database_is_frozen(
+    tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    async with running(tmp_path, postgresql.url) as service:
+        for _ in range(200):
+            if await service.ask("api/v1/journal", "anns-token") == 200:
+                break
+            await asyncio.sleep(0.1)
+        with postgresql.frozen():
+            service.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(service.process.wait, 30) == 0

@@ -141,6 +141,9 @@ def test_reading_the_hubs_database_ends_when_it_freezes(
         connection.execute(sa.text("SELECT 1"))
         with postgresql.frozen():
             connection.execute(sa.text("SELECT 1"))
+    with pytest.raises(HubDBError), reader.transaction():  # who waited for it is told at once
+        raise AssertionError
+    monkeypatch.setattr(reader, "_try_again_at_s", 0.0)
     with reader.transaction() as connection:
         assert connection.execute(sa.text("SELECT 1")).scalar_one() == 1
 
