@@ -170,7 +170,7 @@ async def test_filters_and_pages_stand_in_the_address(browser: Browser) -> None:
         await expect(page).to_have_url(re.compile(r"\?q=0001&standing=exempt$"))
         await refreshed(page)
         await expect(page.locator("tbody tr")).to_have_count(1)
-        await page.get_by_role("link", name="Running").click()
+        await page.get_by_role("link", name="Up for").click()
         assert "sort=started" in page.url
         assert "q=0001" in page.url
         await page.go_back()
