@@ -156,7 +156,7 @@ def places_of(hub: TestbedHub, *secrets: str) -> list[str]:
             read[str(path)] = path.read_bytes()
     with closing(sqlite3.connect(hub.folder / "jupyterhub.sqlite")) as database:
         read["what the hub stores"] = "\n".join(database.iterdump()).encode()
-    assert b"(told when the process is started)" in read["what the hub stores"]
+    assert b"(set when the process is started)" in read["what the hub stores"]
     return [place for place, data in read.items() if any(secret.encode() in data for secret in secrets)]
 
 
