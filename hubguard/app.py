@@ -92,7 +92,9 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
             "Inactive users aren't deleted: the role of HubGuard's service lacks delete:users. Set HubGuardCull.users before"
             " the include."
         )
-    circumstances = replace(circumstances, notes=tuple(notes), may_delete_users=may_delete_users)
+    circumstances = replace(
+        circumstances, notes=tuple(notes), may_delete_users=may_delete_users, without_include=not told
+    )
     return replace(settings, errors=(*errors, *settings.errors)), circumstances
 
 

@@ -83,7 +83,7 @@ class Guard:
         self.snapshots = snapshots
         self.parts = parts
         self._facts = facts
-        self._handing_over = HandingOver(settings, mandate, parts.culling.cycles, facts.cullers, clock)
+        self._handing_over = HandingOver(settings, mandate, parts.culling.cycles, facts, clock)
         self._budget = budget
         self._clock = clock
         self._started_at = clock.now()

@@ -11,7 +11,7 @@ from hubguard.act.mandate import Mandate
 from hubguard.config import Settings
 from hubguard.cull.cycle import Cycles
 from hubguard.errors import JournalError
-from hubguard.inhub.handover import Handover
+from hubguard.hub.facts import HubFacts
 from hubguard.journal.model import ArmedBy, Event
 from hubguard.pacing.clock import Clock
 from hubguard.status import Culls, HandoverStatus, Mode, OtherCuller, TakenSetting
@@ -25,26 +25,39 @@ SHOW_S = 2.0
 CYCLE_MAY_TAKE_S = 180.0
 """Seconds, beyond one and a half times the time between cycles, without a look at the whole hub that count as a failure."""
 
+LOOK_S = 600.0
+"""Seconds between two looks for idle cullers among the services, by a guard without the include."""
+
+AGAIN_S = 30.0
+"""Seconds until the next look if the hub didn't answer."""
+
 MEMORY = "handover"
 """The journal's memory of the cullers that were replaced."""
 
 
 class HandingOver:
-    """Keeps the understudies informed while the guard runs. ``found`` is what the include found of other cullers."""
+    """Keeps the understudies informed while the guard runs, and without an include looks for cullers itself."""
 
-    def __init__(self, settings: Settings, mandate: Mandate, cycles: Cycles, found: Handover, clock: Clock) -> None:
+    def __init__(self, settings: Settings, mandate: Mandate, cycles: Cycles, facts: HubFacts, clock: Clock) -> None:
         self._settings = settings
         self._mandate = mandate
         self._cycles = cycles
-        self._found = found
+        self._facts = facts
+        self._found = facts.cullers
         self._clock = clock
         self._former = ""
 
     async def run(self) -> None:
-        """Show what this guard can do and cull as soon as the cullers wait, until cancelled. Without any: returns soon."""
+        """Show what this guard can do and cull as soon as the cullers wait, until cancelled. May return before."""
         handover, mandate = self._mandate.handover, self._mandate
         if handover is None:
             await self._recall()
+            while self._facts.without_include:
+                why = await self._facts.why_not_alone(self._settings.guard.act_beside)
+                if why is not None:
+                    mandate.only_observe(why)
+                    mandate.allowed.set()
+                await self._clock.sleep(LOOK_S if why is not None else AGAIN_S)
             return
         was_ours = False
         while True:

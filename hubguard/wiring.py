@@ -61,15 +61,19 @@ class Ways:
     hook: Hook | None = None
 
 
+NOT_LOOKED = "it hasn't yet looked for other cullers"
+"""Why a guard without the include observes at first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What a guard must know besides its settings.
 
     ``holder`` names this guard among others, ``address`` is that of its pages, and ``generation`` when the hub that runs it
     was started. ``observe_only``: see Mandate. ``handover`` is what becomes of the hub's idle cullers. ``may_delete_users``:
-    the hub lets this service do that. ``notes`` go to the Overview. ``features`` says for each hub scope what needs it.
-    ``hub_checks_at_s`` is a moment (unix time) at which the hub checks its routes, None if unknown.
-    ``config_facts`` is what the hub's config says, None if unknown.
+    the hub lets this service do that. ``without_include``: nothing is known of other cullers yet. ``notes`` go to the
+    Overview. ``features`` says for each hub scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the
+    hub checks its routes, None if unknown. ``config_facts`` is what the hub's config says, None if unknown.
     """
 
     holder: str = ""
@@ -78,6 +82,7 @@ class Circumstances:
     observe_only: str = ""
     handover: TakenOver = field(default_factory=TakenOver)
     may_delete_users: bool = True
+    without_include: bool = False
     notes: tuple[str, ...] = ()
     features: Mapping[str, str] | None = None
     hub_checks_at_s: float | None = None
@@ -107,7 +112,7 @@ def assemble(
         keeper,
         clock,
         armed=settings.guard.armed,
-        observe_only=circumstances.observe_only,
+        observe_only=circumstances.observe_only or (NOT_LOOKED if circumstances.without_include else ""),
         handover=Handover(circumstances.handover, clock) if circumstances.handover.replaced else None,
         wrong_setting=str(settings.errors[0]) if settings.errors else "",
     )
@@ -132,7 +137,14 @@ def assemble(
         mandate=mandate,
         restores=lambda: () if watch is None else watch.restores,
     )
-    facts = HubFacts(hub, clock, circumstances.features, circumstances.notes, circumstances.handover)
+    facts = HubFacts(
+        hub,
+        clock,
+        circumstances.features,
+        circumstances.notes,
+        circumstances.handover,
+        without_include=circumstances.without_include,
+    )
     cycles = Cycles(
         cull,
         _cull_policy(settings, circumstances),

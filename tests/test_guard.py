@@ -556,6 +556,28 @@ async def test_without_the_right_to_delete_users_nobody_is_tried(world: MakeWorl
     assert [request for request in w.hub.requests if request.call == "delete"] == []
 
 
+@pytest.mark.parametrize(("beside", "stopped"), [([], []), (["idle-culler"], ["idle"])])
+async def test_a_guard_of_its_own_does_not_act_beside_the_hubs_culler_unless_told(
+    world: MakeWorld, beside: list[str], stopped: list[str]
+):
+    settings = {**ARMED, "HubGuard": {"armed": True, "act_beside": beside}}
+    w = await world(settings, without_include=True)
+    w.hub.services = {"idle-culler": ("python3", "-m", "jupyterhub_idle_culler")}
+    w.server("idle", 700)
+    await w.for_s(90)
+    assert w.stopped() == stopped
+    assert w.status is not None
+    assert ("idle-culler culls" in w.status.why) is not bool(stopped)
+
+
+async def test_a_guard_of_its_own_acts_once_it_has_seen_that_nobody_else_culls(world: MakeWorld):
+    w = await world(ARMED, without_include=True)
+    w.hub.fault = lambda request: HubUnreachable("down") if request.at_s < 10 else None
+    w.server("idle", 700)
+    await w.for_s(200)
+    assert w.stopped() == ["idle"]
+
+
 def understudy_says(folder: Path) -> str:
     report = understudy.read_report(folder, 0)
     return "" if report is None else report.why

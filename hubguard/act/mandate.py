@@ -30,8 +30,7 @@ class Mandate:
     settings, or "": then nothing is done.
 
     ``superseded`` is set when the guard of a newer hub has taken the lease, and ``allowed`` when a person allows acting: who
-    waits for that clears it. ``by_settings`` is whether the settings arm this guard (True) or only let it observe (False),
-    None if people decide. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as last
+    waits for that clears it. ``trouble`` is why the journal can't be used, or "". ``stance`` is what people have set, as last
     read. ``settled_at_s`` is when an outcome was last recorded (monotonic), None: never.
     """
 
@@ -55,7 +54,7 @@ class Mandate:
         self.settled_at_s: float | None = None
         self._keeper = keeper
         self._clock = clock
-        self.by_settings = False if observe_only else armed
+        self._armed = armed
         self._observe_only = observe_only
         self._wrong_setting = wrong_setting
         self._under_way: set[int] = set()
@@ -127,6 +126,15 @@ class Mandate:
     def held(self) -> bool:
         """Whether a person has put acting on hold, as last read."""
         return self.stance.held
+
+    @property
+    def by_settings(self) -> bool | None:
+        """Whether the settings arm this guard (True) or only let it observe (False); None if people decide."""
+        return False if self._observe_only else self._armed
+
+    def only_observe(self, why: str) -> None:
+        """From now on this guard mustn't act by itself, because of ``why``; "": it may again."""
+        self._observe_only = why
 
     @property
     def armed_by(self) -> ArmedBy:

@@ -346,17 +346,17 @@ def _lost(connection: Connection, hub: str, now: datetime) -> LeaseLost:
     return LeaseLost(f"Nothing was sent: {state}. This guard acts again once it holds the lease.")
 
 
-ITSELF = "hubguard"
-"""The actor of what HubGuard does without being asked."""
+FORMER_TAKEOVER = "took over from "
+"""How the reason began with which earlier versions armed themselves, as "hubguard", when they replaced an idle culler."""
 
 
 def _read_stance(connection: Connection, *, lock: bool = False) -> Stance:
     """``lock``: nobody changes it before this transaction ends."""
     query = sa.select(_stance).where(_stance.c.id == 1)
     row = connection.execute(query.with_for_update() if lock else query).one()
-    # Earlier versions armed themselves when they replaced an idle culler, and stayed armed when that was gone.
+    # They stayed armed when the culler was gone.
     held = {"held": row.held, "held_by": row.held_by, "held_at": row.held_at, "held_why": row.held_why}
-    if row.armed_by == ITSELF:
+    if row.armed_by == "hubguard" and (row.armed_why or "").startswith(FORMER_TAKEOVER):
         return Stance(**held)
     return Stance(row.armed, row.armed_by, row.armed_at, row.armed_why, **held)
 

@@ -127,6 +127,8 @@ async def test_what_an_earlier_version_armed_by_itself_is_not_armed_any_more():
     await mandate.refresh()
     assert not mandate.armed
     assert mandate.stance.armed is None
+    await mandate.arm("hubguard", "a person with that name, or with the service's token")
+    assert mandate.armed
 
 
 async def test_an_intent_is_under_way_from_its_commit_until_it_is_settled():

@@ -6,18 +6,24 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from guarded import INCLUDE, QUICK, ask, gone, guards, servers, status
 from handing_over import QUICK_TERMS, culler, runs, understudies
+from jupyterhub import version_info
+from stand_ins import stand_in
 
 from hubguard.staging.hub import TestbedHub
+from hubguard.staging.processes import find_proxy_command, free_ports
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
 CONFIG = QUICK_TERMS + INCLUDE + QUICK
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 async def handed_over(hub: TestbedHub, culls: str, within_s: float = 60) -> dict[str, Any]:
@@ -152,3 +158,51 @@ async def test_an_entry_that_is_removed_takes_its_limits_and_its_arming_along(te
         return any("no longer registered" in note for note in (await status(hub))["notes"])
 
     await hub.wait_for(said, "HubGuard to say that the culler is gone")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("code", ["raise SystemExit(3)", "import time; time.sleep(600)"], ids=["crashes", "hangs"])
+async def test_a_hubguard_that_never_shows_up_leaves_the_work_to_the_culler(testbed_hub: MakeHub, code: str):
+    hub = await testbed_hub(config=QUICK_TERMS + culler() + INCLUDE + stand_in(code))
+    assert runs(hub) == []
+    await works(hub)
+
+
+UNREACHABLE = {
+    "unix socket": "c.JupyterHub.hub_bind_url = c.JupyterHub.hub_connect_url = 'http+unix://' + quote(SOCKET, safe='')",
+    "internal SSL": "c.JupyterHub.internal_ssl = True; c.JupyterHub.hub_port = PORTS[2]",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", UNREACHABLE)
+async def test_a_hub_that_the_service_cannot_reach_is_refused_by_name_and_keeps_its_culler(tmp_path: Path, kind: str):
+    if kind == "unix socket" and version_info < (6,):
+        pytest.skip("a hub listens at unix sockets from 6.0 on")
+    config = (
+        f"import os\nfrom urllib.parse import quote\nPORTS = {free_ports(3)!r}\nSOCKET = {str(tmp_path / 'hub.sock')!r}\n"
+        f"{UNREACHABLE[kind]}\n"
+        "c.JupyterHub.bind_url = f'http://127.0.0.1:{PORTS[0]}'\n"
+        f"c.ConfigurableHTTPProxy.api_url = '{'https' if 'SSL' in kind else 'http'}://127.0.0.1:%d' % PORTS[1]\n"
+        f"c.ConfigurableHTTPProxy.command = {find_proxy_command()!r}\n"
+        "c.JupyterHub.authenticator_class = 'dummy'\nc.JupyterHub.spawner_class = 'simple'\n"
+        "c.JupyterHub.services = []\nc.JupyterHub.load_roles = []\n" + culler() + INCLUDE
+    )
+    (tmp_path / "jupyterhub_config.py").write_text(config)
+    log = tmp_path / "hub.log"
+    with log.open("wb") as out:
+        hub = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "jupyterhub", cwd=tmp_path, stdout=out, stderr=out, env=dict(os.environ, PATH=PATH)
+        )
+    try:
+        for _ in range(300):
+            await asyncio.sleep(0.2)
+            if (tmp_path / "ran-jupyterhub-idle-culler.txt").exists() and kind in log.read_text():
+                break
+        text = log.read_text()
+        assert f"HubGuard's service can't reach a hub {'with' if 'SSL' in kind else 'at a'} {kind}" in text
+        assert (tmp_path / "ran-jupyterhub-idle-culler.txt").exists(), text
+        assert "understudy.py" not in text
+    finally:
+        hub.terminate()
+        await asyncio.wait_for(hub.wait(), 30)
