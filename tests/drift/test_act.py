@@ -808,6 +808,17 @@ async def test_a_ghost_that_does_not_come_up_in_time_is_not_left_starting(play: 
     await play(act)
 
 
+@pytest.mark.parametrize(("start_s", "actions"), [(110.0, "stop-server"), (130.0, "interrupt-spawn")])
+async def test_a_ghost_that_is_started_gets_two_minutes_to_come_up(play: Play, start_s: float, actions: str):
+    async def act(scene: Scene) -> None:
+        scene.ghost("ann")
+        scene.hub.start_s = start_s
+        await scene.repair(await scene.plan())
+        assert [intent.action for intent in scene.entries(Event.INTENT)] == ["start-and-stop", actions]
+
+    await play(act)
+
+
 async def test_a_hold_between_start_and_stop_leaves_it_running_and_says_so(play: Play):
     async def act(scene: Scene) -> None:
         scene.ghost("ann")

@@ -32,6 +32,7 @@ from hubguard.journal.model import Entry, Event
 from hubguard.model import Order, OutcomeKind, Route, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.model import WatchState
+from hubguard.snapshot.cycle import PACE
 from hubguard.snapshot.model import BrakeReason
 
 ARMED: dict[str, dict[str, object]] = {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 86400.0}}
@@ -178,6 +179,20 @@ class Scene:
     def one(self, kind: DriftKind, user: str | None) -> Drift:
         (drift,) = [drift for drift in self.report.drifts if (drift.kind, drift.user) == (kind, user)]
         return drift
+
+
+async def test_a_pace_that_does_not_change_is_not_written_again():
+    s = await Scene().guards()
+    s.server("ann")
+    remember, written = s.books.journal.remember, []
+
+    def noting(key: str, value: Any, now: Any) -> None:
+        written.append(key)
+        remember(key, value, now)
+
+    s.books.journal.remember = noting  # type: ignore[method-assign]
+    await s.live(1800.0)
+    assert 1 <= written.count(PACE) <= 3
 
 
 def only_look(**drift: object) -> dict[str, dict[str, object]]:

@@ -687,6 +687,28 @@ def test_routes_of_servers_that_were_stopped_since_the_last_look_are_not_missing
     world.run(story)
 
 
+def test_a_server_whose_route_stays_missing_is_read_once_a_minute():
+    world = World()
+    stopped, path = next((key, path) for path, key in world.expected.items() if key is not None)
+
+    async def story() -> None:
+        # The hub has let the route go, and calls the server ready all the same.
+        check = world.hub.check_routes
+
+        async def check_all_but_one(**how):
+            await check(**how)
+            world.proxy.table.pop(path, None)
+
+        world.hub.check_routes = check_all_but_one
+        world.proxy.wipe()
+        await world.clock.sleep(150.0)
+        asked = [request.at_s for request in world.hub.requests if request.call == "get"]
+        assert 2 <= len(asked) <= 3, stopped
+        assert all(later - sooner >= 60 for sooner, later in itertools.pairwise(asked))
+
+    world.run(story)
+
+
 def test_a_hub_that_fails_is_asked_ever_less_often_until_it_answers():
     world = World()
     world.hub.fault = lambda request: HubFailed("no (500)", status=500)

@@ -423,3 +423,8 @@ def test_a_scheduled_plan_over_its_share_is_held(deletions: int, total: int, sha
     if why is not None:
         assert "HubGuardPrune.share_cap" in why
         assert f"{deletions:,} of {total:,} users" in why
+
+
+def test_another_spawner_by_the_name_of_kubespawner_is_not_taken_for_it() -> None:
+    for spawner in ("ours.spawners.KubeSpawner", "kubespawner.reflector.OurSpawner"):
+        assert "has its own code" in storage((spawner, "jupyterhub.spawner.Spawner"), {"delete_pvc": False}, True).why
