@@ -578,6 +578,19 @@ async def test_a_guard_of_its_own_acts_once_it_has_seen_that_nobody_else_culls(w
     assert w.stopped() == ["idle"]
 
 
+@pytest.mark.parametrize(("armed", "deleted"), [(None, []), (True, ["gone"])])
+async def test_a_cullers_entry_arms_for_what_that_culler_did_and_no_more(
+    world: MakeWorld, tmp_path: Path, armed: bool | None, deleted: list[str]
+):
+    w = await world({**GONE, "HubGuard": {"armed": armed}}, handover=replaced(tmp_path))
+    at = w.clock.now() - timedelta(hours=1)
+    w.hub.add_user(User("gone", False, (), ("user",), at, at))
+    w.server("idle", 4000)
+    await side_by_side(w, tmp_path, (90, nothing))
+    assert w.stopped() == ["idle"]
+    assert [request.user for request in w.hub.requests if request.call == "delete"] == deleted
+
+
 def understudy_says(folder: Path) -> str:
     report = understudy.read_report(folder, 0)
     return "" if report is None else report.why

@@ -23,7 +23,7 @@ from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalErr
 from hubguard.hub.api import HubAPI
 from hubguard.hub.names import resolved, unknown, who
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.journal.model import Event
+from hubguard.journal.model import ArmedBy, Event
 from hubguard.model import (
     Action,
     ActionKind,
@@ -162,6 +162,8 @@ class Cycles:
 
     async def _run(self, order: Order, policy: CullPolicy, *, dry_run: bool, width: int) -> CycleReport:
         journal, began_at, why_observing = self._mandate.journal, self._clock.now(), self._mandate.why_observing
+        if not order.asked:
+            policy = self._as_armed(policy)
         situation = await self._snapshots.look(
             journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
         )
@@ -210,6 +212,14 @@ class Cycles:
             wanted = not (stance.held or why_observing)
             await self._findings.update(journal, self._found(report, policy, wanted=wanted), report.ended_at)
         return report
+
+    def _as_armed(self, policy: CullPolicy) -> CullPolicy:
+        """``policy`` without what the idle culler never did whose entry alone arms this guard."""
+        handover = self._mandate.handover
+        if handover is None or self._mandate.armed_by is not ArmedBy.CULLER:
+            return policy
+        users = policy.users and handover.told.deletes_users
+        return replace(policy, users=users, interrupt_spawns=False)
 
     async def _decide(
         self, journal: AsyncJournal, situation: Situation, policy: CullPolicy
