@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +38,12 @@ MORE_THAN_A_CULLER = ("servers", "admin:servers", "admin:users", "start:servers"
 
 LIKE_A_CULLER = ("cull", "idle", "reap")
 """Parts of names that suggest a culler, if the service may stop servers, too."""
+
+PEER = ("jupyterhub_idle_culler", "jupyterhub-idle-culler")
+"""Names of the culler whose versions 1 and 2 read options differently."""
+
+LIKE_1_4 = "1.4"
+"""The version whose options the drop-in and the script before the culler take."""
 
 LARGEST_SCRIPT = 65536
 """Bytes up to which a command's own file is searched for a culler."""
@@ -475,6 +481,8 @@ def scopes_of(service: Any) -> frozenset[str] | None:
 
 def _version(command: Sequence[str], path: str) -> str | None:
     """The version of the culler that ``command`` runs, if it is installed beside the hub; None if that is unknown."""
+    if not any(PurePath(word).name in PEER for word in command):
+        return LIKE_1_4
     try:
         program = shutil.which(command[0], path=path or None)
         if program is None or os.path.dirname(os.path.abspath(program)) != os.path.dirname(

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -528,6 +529,27 @@ def test_a_culler_that_finds_a_config_file_by_itself_keeps_its_work(tmp_path: Pa
     service = culler(cwd=str(tmp_path))
     assert "idle_culler_config.py" in told(services=[service])["handover"]["why"]
     assert understudy.part_of(service.command) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "installed", "users"),
+    [
+        (["-m", "jupyterhub_idle_culler"], "2.0.0", False),
+        (["-m", "jupyterhub_idle_culler"], "1.4.0", True),
+        (["-m", "hubguard.culler"], "2.0.0", True),
+    ],
+)
+def test_whether_a_culler_takes_the_option_to_delete_users_is_seen_by_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], installed: str, users: bool
+):
+    """Version 2 refuses --cull-users without a value, and so has deleted nobody. The drop-in takes it."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    scopes = [*handover.NEEDED, "delete:users"]
+    service = culler(command=[sys.executable, *words, "--cull-users"], scopes=scopes)
+    ours = Service(name="hubguard", command=[], environment={}, scopes=[*SCOPES, "delete:users"])
+    answer = told(services=[ours, service])["handover"]
+    assert answer["replaced"] is True
+    assert answer["settings"]["HubGuardCull"].get("users", False) is users
 
 
 def test_a_wrapper_script_is_looked_into(tmp_path: Path):
