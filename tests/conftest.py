@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from real_hub import RealHub
@@ -16,6 +17,10 @@ from real_hub import RealHub
 from hubguard.staging.hub import TestbedHub
 
 pytest_plugins = ["databases", "browsing"]
+
+# How long it takes to make up an example depends on what else the machine does.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 # The interpreter that runs the hubs under test, so that the same suite runs against another JupyterHub.
 HUB_PYTHON = os.environ.get("HUBGUARD_TEST_HUB_PYTHON") or sys.executable

@@ -277,7 +277,7 @@ async def test_many_are_asked_few_at_once_and_at_an_even_pace(monkeypatch) -> No
         assert within <= PER_S + AT_ONCE, f"{within} within a second from {at_s}"
 
 
-@pytest.mark.parametrize(("count", "after_s"), [(20, 2.0), (300, 30.0), (3000, FINE_S)])
+@pytest.mark.parametrize(("count", "after_s"), [(20, 2.0), (300, 30.0), (1300, FINE_S)])
 async def test_the_more_servers_the_longer_those_that_were_fine_are_left_alone(monkeypatch, count, after_s) -> None:
     clock = VirtualClock()
     backends = HTTPBackends(PLACE, clock=clock, jitter=lambda: 0.5)
@@ -289,7 +289,7 @@ async def test_the_more_servers_the_longer_those_that_were_fine_are_left_alone(m
     assert len({user for _, user in asked.asked}) == count
     first = {user: at_s for at_s, user in reversed(asked.asked)}
     while clock.monotonic_s() < 2.5 * FINE_S:
-        await clock.run(clock.sleep(1.0))
+        await clock.run(clock.sleep(5.0))
         await clock.run(backends.look(expected))
     again = {}
     for at_s, user in asked.asked:

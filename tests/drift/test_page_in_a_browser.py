@@ -118,7 +118,7 @@ async def test_what_is_ticked_is_planned_counted_repaired_and_told(browser: Brow
 async def test_from_a_difference_to_its_server_across_all_sources_and_back(browser: Browser) -> None:
     async with visiting(browser, drifting()) as visit:
         page = await visit.open("")
-        await page.get_by_role("link", name="Which, and what repairs them").click()
+        await page.get_by_role("link", name="Show and repair").click()
         await page.get_by_role("link", name="cid/gpu").click()
         await expect(page.get_by_role("heading", level=1)).to_have_text("What each source reports about cid/gpu")
         await expect(page.locator("table.beliefs tbody tr")).to_have_count(5)
