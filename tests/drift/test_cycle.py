@@ -469,7 +469,7 @@ async def test_nothing_is_repaired_by_a_guard_that_may_not_act(why: str):
     s = Scene()
     await s.guards({"HubGuardDrift": {"repair": EVERYTHING}, "HubGuard": {"armed": why != "unarmed"}})
     if why == "observe-only":
-        s.guard.mandate.by_settings = False
+        s.guard.mandate.only_observe("another culler runs, too")
     s.server("ann")
     s.server("bob", backend=False)
     s.engine.add("eve")
