@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 from datetime import datetime, time, timezone
 
@@ -33,6 +34,29 @@ def span_s(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is no span such as 90min, 12h, 7d or 2w")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def ago_s(text: str, now: datetime) -> float:
+    """The seconds from what ``text`` names to ``now``: a span such as ``180d`` or ``6months``, or a date (its start, UTC).
+
+    A number needs its unit, except 0. Months are the calendar's. Raises ValueError, also for a date that is still to come.
+    """
+    if re.fullmatch(r"0+", text, re.ASCII):
+        return 0.0
+    if match := re.fullmatch(r"(\d{1,4}) ?months?", text, re.ASCII):
+        return (now - _months_before(now, int(match[1]))).total_seconds()
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+        seconds = (now - datetime.combine(datetime.fromisoformat(text), time(), timezone.utc)).total_seconds()
+        if seconds < 0:
+            raise ValueError(f"{text!r} is still to come")
+        return float(int(seconds))
+    return span_s(re.sub("m$", "min", text))
+
+
+def _months_before(at: datetime, months: int) -> datetime:
+    years, month = divmod(at.year * 12 + at.month - 1 - months, 12)
+    last = calendar.monthrange(years, month + 1)[1]
+    return at.replace(year=years, month=month + 1, day=min(at.day, last))
 
 
 HOUR_S = 3600.0

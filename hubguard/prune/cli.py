@@ -14,13 +14,14 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from hubguard import words
 from hubguard.console import Context, Exit
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.hub.names import spellings
 from hubguard.prune import undo_file
+from hubguard.prune import words as prune_words
 from hubguard.prune.confirm import (
     Progress,
     confirmed,
@@ -32,8 +33,9 @@ from hubguard.prune.confirm import (
     typed_count,
 )
 from hubguard.prune.decide import plan as prune_plan
-from hubguard.prune.model import PrunePlan, PruneState
+from hubguard.prune.model import PrunePlan, PruneState, StaleCriteria
 from hubguard.web.client import Refused, RunningGuard, all_rows, running_guard
+from hubguard.wire import read
 
 POLL_S = 2.0
 """Seconds between two reads of a plan's state."""
@@ -173,9 +175,28 @@ async def _history(arguments: argparse.Namespace, context: Context, guard: Runni
 
 
 async def _why(arguments: argparse.Namespace, context: Context, guard: RunningGuard) -> int:
-    answer = await guard.ask("GET", f"api/v1/users/{quote(arguments.user, safe='')}", within_s=LONG_S)
-    context.say(json.dumps(answer, indent=2) if arguments.json else f"{answer['user']}: {answer['sentence']}")
+    given = {"inactive_for_s": arguments.inactive_for, "never_active_for_s": arguments.never_active_for}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    by = ""
+    if not asked and (run := await _reviewed(guard)):
+        criteria = (await guard.ask("GET", f"api/v1/plans/{run['digest']}"))["plan"]["criteria"]
+        asked = {
+            name: criteria[name] for name in (*given, "groups", "roles", "names") if criteria[name] or name in given
+        }
+        by = f" By the criteria of plan {run['digest'][:12]}: {_criteria_text(criteria)}"
+    address = f"api/v1/users/{quote(arguments.user, safe='')}?{urlencode(asked, doseq=True)}".rstrip("?")
+    answer = await guard.ask("GET", address, within_s=LONG_S)
+    context.say(json.dumps(answer, indent=2) if arguments.json else f"{answer['user']}: {answer['sentence']}{by}")
     return Exit.FINE
+
+
+async def _reviewed(guard: RunningGuard) -> dict[str, Any] | None:
+    """The newest plan, if it is under way or can still be applied. None: it is over or has expired, or there is none."""
+    newest = next(iter(await all_rows(guard, "api/v1/plans")), None)
+    if newest is None or newest["state"] in {PruneState.CANCELLED.value, PruneState.DONE.value}:
+        return None
+    expired = datetime.fromisoformat(newest["expires_at"].replace("Z", "+00:00")) <= datetime.now(timezone.utc)
+    return None if expired and newest["state"] == PruneState.PLANNED.value else newest
 
 
 async def _export(arguments: argparse.Namespace, context: Context, guard: RunningGuard) -> int:
@@ -366,6 +387,10 @@ def run_text(run: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _criteria_text(criteria: object) -> str:
+    return prune_words.criteria_sentence(read(StaleCriteria, criteria, "criteria"))
+
+
 def _history_text(run: Mapping[str, Any]) -> str:
     made = datetime.fromisoformat(run["began_at"] or run["made_at"])
     why = f" ({run['asked_why']})" if run["asked_why"] else ""
@@ -374,6 +399,7 @@ def _history_text(run: Mapping[str, Any]) -> str:
     line += f"{run['count']:,} users" if run["began_at"] is None else f"{_ends(run)}, of {run['count']:,}"
     if run["restored"]:
         line += f"; {run['restored']:,} restored"
+    line += f"\n    Criteria: {_criteria_text(run['criteria'])}" if run["criteria"] else ""
     return line + (f"\n    {run['undo_file']}" if run["undo_file"] else "")
 
 

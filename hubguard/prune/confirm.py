@@ -160,8 +160,9 @@ def _write_now(text: str) -> None:
 
 
 def plan_text(plan: PrunePlan) -> str:
-    """A plan for a terminal: how many users, why, who is kept, what is gained, and what can't be restored."""
-    lines = [prune_words.plan_sentence(plan), f"Then {prune_words.gain_sentence(plan)}"]
+    """A plan for a terminal: its criteria, how many users, why, who is kept, what is gained, and what can't be restored."""
+    lines = [f"Criteria: {prune_words.criteria_sentence(plan.criteria)}", prune_words.plan_sentence(plan)]
+    lines += [f"Then {prune_words.gain_sentence(plan)}"]
     lines += rows_text(plan.gain.rows or {})
     if plan.housekeeping is not None:
         useless = ", ".join(

@@ -228,7 +228,8 @@ class PruneRun:
     settled per second of late, ``left_s`` how long the rest takes at that; None if that is unknown.
     ``undo_file`` is where it is on the guard's machine, ``undo_sha256`` its checksum (hex); None before it is written.
     ``restored`` counts those that were brought back by it, and ``restored_at`` is when that was last done.
-    ``acknowledged`` names the cautions that people have acknowledged for it, in order.
+    ``acknowledged`` names the cautions that people have acknowledged for it, in order. ``criteria`` are the plan's; None:
+    they are too long for a list of plans.
     """
 
     digest: str
@@ -253,6 +254,7 @@ class PruneRun:
     restored: int = 0
     restored_at: datetime | None = None
     acknowledged: tuple[str, ...] = ()
+    criteria: StaleCriteria | None = None
 
     @property
     def settled(self) -> int:

@@ -40,7 +40,7 @@ class PrunePage(Page):
 
     def common(self, status: Status) -> dict[str, Any]:
         """What these templates may use besides what all may."""
-        return {**super().common(status), "pr": prune_words, "criteria_words": criteria_words}
+        return {**super().common(status), "pr": prune_words}
 
     def criteria(self, given: dict[str, str]) -> StaleCriteria:
         """What ``given`` asks for, field by field; what is empty or makes no sense is as in the settings."""
@@ -74,25 +74,6 @@ def fields_of(criteria: StaleCriteria) -> dict[str, str]:
         "role": ", ".join(criteria.roles),
         "name": ", ".join(criteria.names),
     }
-
-
-def criteria_words(criteria: StaleCriteria) -> str:
-    """The users who meet the criteria, as one sentence."""
-    limits = []
-    if criteria.inactive_for_s:
-        limits.append(f"inactive for {words.limit(criteria.inactive_for_s)}")
-    if criteria.never_active_for_s:
-        limits.append(f"never active and created {words.limit(criteria.never_active_for_s)} ago")
-    parts = [" or ".join(limits)]
-    if criteria.groups:
-        parts.append(f"in the group {' or '.join(criteria.groups)}")
-    if criteria.roles:
-        parts.append(f"with the role {' or '.join(criteria.roles)}")
-    if criteria.names:
-        parts.append(f"named like {' or '.join(criteria.names)}")
-    if criteria.listed is not None:
-        parts.append(f"among {words.count(len(criteria.listed), 'user')} listed by name")
-    return f"{'; '.join(parts)}."
 
 
 def _seconds(text: str, default_s: float, shown: str) -> float:

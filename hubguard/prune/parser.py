@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from hubguard.console import Context, add_config, add_json, bounded, count
 from hubguard.errors import ConfigError
 from hubguard.prune import cli
-from hubguard.times import DAY_S, span_s
+from hubguard.times import DAY_S, ago_s
 
 LONGEST_S = 3660 * DAY_S
 """Maximum of a limit, as in the settings: ten years."""
@@ -76,6 +76,7 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
 
     why = action("why", "explain why a user would be deleted or is kept, by a fresh reading")
     why.add_argument("user", metavar="USER")
+    _add_limits(why)
     add_json(why)
 
     export = action("export", "print a plan with the outcome of each user")
@@ -141,22 +142,7 @@ def _add_restore(restore: argparse.ArgumentParser) -> None:
 
 
 def _add_criteria(plan: argparse.ArgumentParser) -> None:
-    limit = bounded(
-        _seconds, 0, LONGEST_S, noun="span such as 180d, 26w or 12h, or number of seconds, of at most ten years"
-    )
-    plan.add_argument(
-        "--inactive-for",
-        type=limit,
-        metavar="SPAN",
-        help="users last active at least this long ago: 180d, 26w; 0: no such users (default: HubGuardPrune.inactive_for_s)",
-    )
-    plan.add_argument(
-        "--never-active-for",
-        type=limit,
-        metavar="SPAN",
-        help="users never active and created at least this long ago; 0: no such users"
-        " (default: HubGuardPrune.never_active_for_s)",
-    )
+    _add_limits(plan)
     for option, text in (
         ("--group", "only members of this group; can be repeated, then of any of them"),
         ("--role", "only users with this role; can be repeated"),
@@ -166,12 +152,28 @@ def _add_criteria(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--list", type=Path, metavar="FILE", help="only users named in this file, one per line")
 
 
-def _seconds(text: str) -> float:
-    """The seconds that a number or a span names. Raises ValueError."""
-    seconds = float(text) if re.fullmatch(r"\d{1,10}(\.\d{1,3})?", text, re.ASCII) else span_s(text)
-    if not math.isfinite(seconds):
-        raise ValueError(text)
-    return seconds
+def _add_limits(plan: argparse.ArgumentParser) -> None:
+    limit = bounded(
+        partial(ago_s, now=datetime.now(timezone.utc)),
+        0,
+        LONGEST_S,
+        noun="span with its unit (s, m, h, d, w, months), such as 180d, 26w or 6months, or a date such as 2026-06-01,"
+        " within the last ten years",
+    )
+    plan.add_argument(
+        "--inactive-for",
+        type=limit,
+        metavar="SPAN",
+        help="users last active at least this long ago: 180d, 26w, 6months, or before a date: 2026-06-01; 0: no such users"
+        " (default: HubGuardPrune.inactive_for_s)",
+    )
+    plan.add_argument(
+        "--never-active-for",
+        type=limit,
+        metavar="SPAN",
+        help="users never active and created at least this long ago, or before a date; 0: no such users"
+        " (default: HubGuardPrune.never_active_for_s)",
+    )
 
 
 def _add_offline(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,8 @@ from hubguard.journal.entries import add_entry, add_outcome, one_at_a_time, one_
 from hubguard.journal.model import Event
 from hubguard.journal.store import Journal
 from hubguard.model import ActionKind, Outcome, OutcomeKind
-from hubguard.prune.model import PrunePlan, PruneRun, PruneState, Use
+from hubguard.prune.model import PrunePlan, PruneRun, PruneState, StaleCriteria, Use
+from hubguard.wire import Malformed, read
 
 _prune = tables.prune
 _item = tables.prune_item
@@ -25,6 +27,9 @@ _entry = tables.entry
 _activity = tables.activity
 
 _OVER = (PruneState.CANCELLED, PruneState.DONE)
+
+BEGINNING = 8192
+"""Characters of a plan's text that are read for its criteria."""
 
 _ROWS_AT_ONCE = 500
 
@@ -381,15 +386,26 @@ def _run(connection: Connection, digest: str) -> PruneRun:
 def _runs(
     connection: Connection, where: sa.ColumnElement[bool] | None = None, *, limit: int | None = None
 ) -> tuple[PruneRun, ...]:
-    # All but the plan itself, which may be megabytes.
+    # All but the plan itself, which may be megabytes: its criteria stand near its beginning.
     columns = [column for column in _prune.c if column.name != "plan"]
-    query = sa.select(*columns).order_by(_prune.c.made_at.desc(), _prune.c.digest).limit(limit)
+    beginning = sa.func.substr(_prune.c.plan, 1, BEGINNING).label("beginning")
+    query = sa.select(*columns, beginning).order_by(_prune.c.made_at.desc(), _prune.c.digest).limit(limit)
     rows = connection.execute(query if where is None else query.where(where)).all()
     counts: dict[str, dict[str, int]] = {row.digest: {} for row in rows}
     tally = sa.select(_item.c.digest, _item.c.outcome, sa.func.count()).group_by(_item.c.digest, _item.c.outcome)
     for digest, outcome, count in connection.execute(tally.where(_item.c.digest.in_(list(counts)))):
         counts[digest][outcome] = count
     return tuple(_to_run(row, counts[row.digest]) for row in rows)
+
+
+def _criteria(beginning: str) -> StaleCriteria | None:
+    """The criteria of the plan whose text begins so; None if they are longer than that, as with a long list."""
+    found = re.search(r'"criteria": ?', beginning)
+    try:
+        data, _ = json.JSONDecoder().raw_decode(beginning, found.end()) if found else ({}, 0)
+        return read(StaleCriteria, data, "criteria") if data else None
+    except (ValueError, Malformed):
+        return None
 
 
 def _to_run(row: Any, counts: Mapping[str, int]) -> PruneRun:
@@ -410,6 +426,7 @@ def _to_run(row: Any, counts: Mapping[str, int]) -> PruneRun:
         restored=row.restored,
         restored_at=row.restored_at,
         acknowledged=tuple(json.loads(row.acknowledged)),
+        criteria=_criteria(row.beginning),
         **{kind.value: counts.get(kind.value, 0) for kind in OutcomeKind},
     )
 

@@ -21,6 +21,7 @@ from hubguard.prune.model import (
     PruneRun,
     PruneState,
     PruneVerdict,
+    StaleCriteria,
     StorageFate,
 )
 from hubguard.wire import extended, to_plain
@@ -133,6 +134,25 @@ def _stamped(verdict: PruneVerdict, now: datetime) -> str:
     if hubs is None or since is None or hubs <= since:
         return ""
     return f" (the hub says {words.age(hubs, now)}, when HubGuard stopped one of their servers)"
+
+
+def criteria_sentence(criteria: StaleCriteria) -> str:
+    """The users who meet the criteria, as one sentence."""
+    limits = []
+    if criteria.inactive_for_s:
+        limits.append(f"inactive for {words.limit(criteria.inactive_for_s)}")
+    if criteria.never_active_for_s:
+        limits.append(f"never active and created {words.limit(criteria.never_active_for_s)} ago")
+    parts = [" or ".join(limits)]
+    if criteria.groups:
+        parts.append(f"in the group {' or '.join(criteria.groups)}")
+    if criteria.roles:
+        parts.append(f"with the role {' or '.join(criteria.roles)}")
+    if criteria.names:
+        parts.append(f"named like {' or '.join(criteria.names)}")
+    if criteria.listed is not None:
+        parts.append(f"among {words.count(len(criteria.listed), 'user')} listed by name")
+    return f"{'; '.join(parts)}."
 
 
 def plan_sentence(plan: PrunePlan) -> str:
@@ -283,7 +303,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def plan_csv(plan: PrunePlan, items: Sequence[PruneItem] = ()) -> str:
-    """The plan as CSV with a header and one line for each user, in its order; ``items`` have what came of them so far.
+    """The plan as CSV: a comment with its criteria, a header, and one line for each user, in its order.
+
+    The comment is one line that begins with ``#``, for programs to skip. ``items`` have what came of the users so far.
 
     A text that a spreadsheet would take for a formula has an apostrophe before it. Several names in one field are parted by
     "; ", and the default server is "(default)". What is unknown is empty.
@@ -291,6 +313,8 @@ def plan_csv(plan: PrunePlan, items: Sequence[PruneItem] = ()) -> str:
     rows = items or [PruneItem(index, deletion) for index, deletion in enumerate(plan.deletions)]
     out = io.StringIO(newline="")
     writer = csv.writer(out)
+    # A name that was asked for may hold a line break.
+    writer.writerow([" ".join(f"# Criteria: {criteria_sentence(plan.criteria)}".split())])
     writer.writerow(CSV_HEADER)
     for item in rows:
         values = to_plain(item_shape(item))

@@ -183,7 +183,13 @@ class FakePruning:
         """As if that plan had been made."""
         self.plans[plan.digest] = plan
         self.states[plan.digest] = PruneRun(
-            plan.digest, PruneState.PLANNED, plan.made_at, plan.expires_at, plan.made_by, len(plan.deletions)
+            plan.digest,
+            PruneState.PLANNED,
+            plan.made_at,
+            plan.expires_at,
+            plan.made_by,
+            len(plan.deletions),
+            criteria=plan.criteria,
         )
         self.outcomes[plan.digest] = {}
         return plan

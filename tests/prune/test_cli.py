@@ -119,7 +119,8 @@ async def planned(run: Callable[..., Any], *words: str) -> str:
 async def test_a_plan_says_first_how_many_of_how_many_and_ends_with_the_command(site: Site, run: Callable[..., Any]):
     said = await run("plan")
     lines = said.out.splitlines()
-    assert (said.code, lines[0]) == (0, "Deletes 18 of 20 users: 16 inactive, 2 never active.")
+    assert (said.code, lines[0]) == (0, "Criteria: inactive for 180 d or never active and created 180 d ago.")
+    assert lines[1] == "Deletes 18 of 20 users: 16 inactive, 2 never active."
     assert "STORAGE: KubeSpawner deletes the home volume with the user." in lines
     assert "  - A deleted volume can't be brought back." in lines
     assert "  - KubeSpawner: The home volumes are deleted with the users." in lines
@@ -145,7 +146,7 @@ async def test_what_is_asked_for_reaches_the_guard_and_what_is_left_out_stays_as
     assert [asked for asked in site.guard.pruning.asked if asked[0] == "plan"][-1][1] == StaleCriteria(
         26 * 7 * DAY_S, 0.0, ("a", "b"), ("r",), ("guest-*",), ("#7", "ann", "marée")
     )
-    await planned(run, "--inactive-for", "3600")
+    await planned(run, "--inactive-for", "60m")
     assert site.guard.pruning.asked[-1][1] == replace(site.guard.pruning.default_criteria(), inactive_for_s=3600.0)
 
 
@@ -177,7 +178,9 @@ async def test_a_plan_in_a_file_is_the_plan_and_only_its_owner_reads_it(
     assert said.code == 0, said.err
     plan = prune_plan.from_dict(json.loads((tmp_path / "plan.json").read_text()))
     assert plan == next(iter(site.guard.pruning.plans.values()))
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "plan.csv").read_text(), newline="")))
+    text = (tmp_path / "plan.csv").read_text()
+    assert text.startswith("# Criteria: inactive for 180 d")
+    rows = list(csv.DictReader(io.StringIO(text.partition("\n")[2], newline="")))
     assert [row["user"] for row in rows] == [deletion.user for deletion in plan.deletions]
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("plan.json", "plan.csv")} == {0o600}
 
@@ -199,10 +202,15 @@ async def test_nobody_to_delete_is_said_and_exits_1(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["plan", "--inactive-for", "soon"], "span such as 180d, 26w or 12h"),
+        (["plan", "--inactive-for", "soon"], "such as 180d, 26w or 6months"),
+        (["plan", "--inactive-for", "180"], "'180' is not a span with its unit (s, m, h, d, w, months)"),
+        (["plan", "--never-active-for", "90.5"], "'90.5' is not a span with its unit"),
+        (["plan", "--inactive-for", "2999-01-01"], "or a date such as 2026-06-01"),
+        (["plan", "--inactive-for", "2026-02-31"], "or a date such as 2026-06-01"),
+        (["plan", "--inactive-for", "9999months"], "within the last ten years"),
         (["plan", "--inactive-for", "-1d"], "expected one argument"),
-        (["plan", "--inactive-for", "11000d"], "of at most ten years"),
-        (["plan", "--inactive-for", "nan"], "span such as"),
+        (["plan", "--inactive-for", "11000d"], "within the last ten years"),
+        (["plan", "--inactive-for", "nan"], "span with its unit"),
         (["plan", "--list", "there-is-none"], "--list: there-is-none can't be read"),
         (["plan", "--hub-db", "sqlite:///x"], "--hub-db: works only with --offline"),
         (["plan", "--housekeeping"], "--housekeeping: works only with --offline"),
@@ -475,6 +483,7 @@ async def test_history_lists_who_when_what_and_where_the_undo_file_is(site: Site
     said = await run("history")
     assert f"{digest[:12]}  done, by pat (term is over): 18 deleted, of 18\n" in said.out
     assert "/srv/hubguard-undo/" in said.out
+    assert "\n    Criteria: inactive for 180 d or never" in said.out
     assert [one["digest"] for one in json.loads((await run("history", "--json")).out)] == [digest]
 
 
@@ -487,10 +496,28 @@ async def test_a_user_is_explained_by_name_whatever_is_in_it(site: Site, run: Ca
     assert (said.code, "has no user nobody" in said.err) == (1, True)
 
 
+async def test_a_user_is_explained_by_the_criteria_of_the_plan_that_is_reviewed(site: Site, run: Callable[..., Any]):
+    site.guard.pruning.verdicts = one_of_each()
+
+    async def limits_of_why(*words: str) -> tuple[float, float]:
+        assert (await run("why", "u-inactive", *words)).code == 0
+        criteria = site.guard.pruning.asked[-1][2]
+        return (criteria.inactive_for_s, criteria.never_active_for_s)
+
+    default = site.guard.pruning.default_criteria()
+    assert await limits_of_why() == (default.inactive_for_s, default.never_active_for_s)
+    digest = await planned(run, "--inactive-for", "90d", "--never-active-for", "0", "--group", "a", "--group", "b")
+    assert await limits_of_why() == (90 * DAY_S, 0.0)
+    assert site.guard.pruning.asked[-1][2].groups == ("a", "b")
+    said = await run("why", "u-inactive")
+    assert said.out.endswith(f" By the criteria of plan {digest[:12]}: inactive for 90 d; in the group a or b.\n")
+    assert await limits_of_why("--inactive-for", "26w") == (182 * DAY_S, default.never_active_for_s)
+
+
 async def test_a_plan_is_exported_with_what_came_of_each(site: Site, run: Callable[..., Any]):
     digest = await planned(run)
     await run("apply", digest, *ALL)
-    rows = list(csv.DictReader(io.StringIO((await run("export", digest, "--csv")).out)))
+    rows = list(csv.DictReader(io.StringIO((await run("export", digest, "--csv")).out.partition("\n")[2])))
     assert (len(rows), {row["state"] for row in rows}) == (18, {"done"})
     told = json.loads((await run("export", digest[:9], "--json")).out)
     assert (told["run"]["done"], len(told["items"]), told["items"][0]["detail"]) == (18, 18, "so it is")
@@ -648,7 +675,7 @@ async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
     config, before = hub_config(tmp_path), users_in(hub_db)
     said = await run("plan", *offline(hub_db), config, "--inactive-for", "180d", "-o", "plan.json")
     assert said.code == 0, said.err
-    assert said.out.startswith("Deletes 20 of 30 users: 20 inactive.")
+    assert said.out.splitlines()[1] == "Deletes 20 of 30 users: 20 inactive."
     database = f"--offline --hub-db=sqlite:///{hub_db}"
     assert f"hubguard prune apply {database} --config=jupyterhub_config.py plan.json --count 20\n" in said.out
     assert users_in(hub_db) == before, "planning changes nothing"

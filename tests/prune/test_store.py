@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from hubguard.cull.model import Reason
 from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
 from hubguard.model import Action, ActionKind, Outcome, OutcomeKind
+from hubguard.prune.decide.plan import to_dict
 from hubguard.prune.model import (
     Deletion,
     Gain,
@@ -57,6 +59,13 @@ def store(journal_url: str) -> Iterator[PruneStore]:
 def begun(store: PruneStore, plan: PrunePlan) -> None:
     store.keep_plan(plan, "{}")
     assert store.begin_prune(plan.digest, "ada", "term", "/undo", "b" * 64, after(5)) is not None
+
+
+def test_a_plan_in_a_list_says_its_criteria_unless_they_are_a_book(store: PruneStore) -> None:
+    for listed in (None, tuple("x" * 99 for _ in range(999))):
+        plan = plan_of("ann", digest=("a" if listed else "b") * 64)
+        plan = replace(plan, made_by='"criteria": {', criteria=replace(plan.criteria, listed=listed))
+        assert store.keep_plan(plan, json.dumps(to_dict(plan))).criteria == (None if listed else plan.criteria)
 
 
 def test_a_plan_is_kept_as_it_was_written_and_stands_as_planned(store: PruneStore) -> None:

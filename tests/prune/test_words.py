@@ -198,7 +198,7 @@ def test_a_time_ahead_of_ours_is_no_negative_idleness() -> None:
 
 
 def table(plan: PrunePlan, items: list[PruneItem] | None = None) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(prune_words.plan_csv(plan, items or ()), newline="")))
+    return list(csv.DictReader(io.StringIO(prune_words.plan_csv(plan, items or ()).partition("\n")[2], newline="")))
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
@@ -231,4 +231,12 @@ def test_a_spreadsheet_has_a_header_and_a_line_for_each_user_with_what_came_of_t
     items = [PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.DONE, "gone"), NOW), PruneItem(1, plan.deletions[1])]
     assert [row["state"] for row in table(plan, items)] == ["done", "waiting"]
     assert table(planned()) == []
-    assert prune_words.plan_csv(planned()).startswith("user,reason,")
+    assert prune_words.plan_csv(planned()).splitlines()[1].startswith("user,reason,")
+
+
+def test_the_criteria_are_one_line_before_a_table_whatever_they_hold() -> None:
+    plan = planned(ANN)
+    odd = replace(plan, criteria=replace(plan.criteria, names=("a\r\nb,=1", '"')))
+    comment, header = list(csv.reader(io.StringIO(prune_words.plan_csv(odd), newline="")))[:2]
+    assert (len(comment), comment[0][:12], header[0]) == (1, "# Criteria: ", "user")
+    assert prune_words.plan_csv(odd).splitlines()[1].startswith("user,reason,")
