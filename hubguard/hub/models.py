@@ -89,6 +89,8 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
             " Give it to HubGuard's role; without it, HubGuard can't know who is inactive."
         )
     servers, admin = user["servers"], user.get("admin")
+    if admin is None and "admin" in user:
+        admin = False  # the hub passes on a NULL of its database, and takes it for no admin
     if not isinstance(servers, dict) or not isinstance(admin, bool):
         raise _garbled(f"the user {of!r} has the servers {_short(servers)} and admin {_short(admin)}")
     groups, roles = (_read_names(user, key, of) for key in ("groups", "roles"))
