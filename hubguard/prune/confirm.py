@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,19 @@ def confirmed(plan: PrunePlan, arguments: argparse.Namespace, *, asks: bool) -> 
 
     Raises ConfigError, HubGuardError if one of them is missing or wrong.
     """
-    acknowledged = acknowledge(plan.cautions, arguments.acknowledge, asks=asks)
+    count = len(plan.deletions)
+    needs = () if asks or arguments.count == count else ("--count", str(count))
+    acknowledged = acknowledge(plan.cautions, arguments.acknowledge, asks=asks, needs=needs)
     return typed_count(len(plan.deletions), arguments.count, asks=asks, what="users to delete"), acknowledged
 
 
-def acknowledge(cautions: Sequence[Caution], given: Sequence[str], *, asks: bool) -> list[str]:
+def acknowledge(
+    cautions: Sequence[Caution], given: Sequence[str], *, asks: bool, needs: Sequence[str] = ()
+) -> list[str]:
     """The names of ``cautions``, once all were given or, if ``asks``, typed.
 
-    Raises ConfigError, HubGuardError if one is missing or wrong.
+    Raises ConfigError, HubGuardError if some are missing or wrong: it has all of them, with the options to add, of which
+    ``needs`` are others that are missing.
     """
     acknowledged = list(given)
     known = [caution.name for caution in cautions]
@@ -77,15 +82,21 @@ def acknowledge(cautions: Sequence[Caution], given: Sequence[str], *, asks: bool
         if name not in known:
             there = f"its cautions are {', '.join(known)}" if known else "it has none"
             raise ConfigError("--acknowledge", f"the plan has no caution {name!r}; {there}. Nothing was done")
-    for caution in cautions:
-        if caution.name in acknowledged:
-            continue
-        if not asks:
-            raise ConfigError("--acknowledge", f"{caution.name} is required. {caution.why} Nothing was done")
+    missing = [caution for caution in cautions if caution.name not in acknowledged]
+    if missing and not asks:
+        each = " ".join(f"{caution.name} is required. {caution.why}" for caution in missing)
+        add = shlex.join([*needs, *acknowledging(missing)])
+        raise ConfigError("--acknowledge", f"{each} Nothing was done. To go on anyway, add: {add}")
+    for caution in missing:
         if input(f"{caution.why}\nTo continue anyway, type {caution.name}: ").strip() != caution.name:
             raise HubGuardError(f"Nothing was done: {caution.name} wasn't acknowledged")
         acknowledged.append(caution.name)
     return acknowledged
+
+
+def acknowledging(cautions: Sequence[Caution]) -> list[str]:
+    """The options that acknowledge ``cautions``."""
+    return [word for caution in cautions for word in ("--acknowledge", caution.name)]
 
 
 def typed_count(right: int, given: int | None, *, asks: bool, what: str) -> int:
@@ -102,8 +113,11 @@ def typed_count(right: int, given: int | None, *, asks: bool, what: str) -> int:
     return right
 
 
-def show_plan(arguments: argparse.Namespace, plan: PrunePlan, say: Say) -> None:
-    """Write the plan to the given files, and print it. Raises HubGuardError if a file can't be written."""
+def show_plan(arguments: argparse.Namespace, plan: PrunePlan, say: Say, unseen: Sequence[Caution] = ()) -> None:
+    """Write the plan to the given files, and print it. Raises HubGuardError if a file can't be written.
+
+    ``unseen`` must be acknowledged beside the plan's own cautions, as it stands on this machine.
+    """
     if arguments.output is not None:
         _write(arguments.output, json.dumps(prune_plan.to_dict(plan), indent=1) + "\n")
     if arguments.csv is not None:
@@ -111,8 +125,9 @@ def show_plan(arguments: argparse.Namespace, plan: PrunePlan, say: Say) -> None:
     if arguments.json:
         say(json.dumps(prune_plan.to_dict(plan), indent=2))
     else:
-        say(plan_text(plan))
-        say(how_to_apply(arguments, plan))
+        every = replace(plan, cautions=(*plan.cautions, *unseen))
+        say(plan_text(every))
+        say(how_to_apply(arguments, every))
 
 
 def _write(path: Path, text: str) -> None:
@@ -202,14 +217,18 @@ def how_to_apply(arguments: argparse.Namespace, plan: PrunePlan) -> str:
         command += [
             "--offline",
             *hub_db_words(arguments.hub_db),
-            *(f"--config={path}" for path in arguments.config or ()),
+            *config_words(arguments),
         ]
     command += [str(arguments.output or plan.digest[:12]), "--count", str(len(plan.deletions))]
-    for caution in plan.cautions:
-        command += ["--acknowledge", caution.name]
+    command += acknowledging(plan.cautions)
     database = with_hub_db(arguments.hub_db) if plan.offline else ""
     until = f"{plan.expires_at:%Y-%m-%d %H:%M} UTC"
     return f"Nothing was changed. To apply the plan before {until}{database}:\n\n    {shlex.join(command)}\n"
+
+
+def config_words(arguments: argparse.Namespace) -> list[str]:
+    """The options that name the configs, as they were given."""
+    return [f"--config={path}" for path in arguments.config or ()]
 
 
 def hub_db_words(url: str) -> list[str]:

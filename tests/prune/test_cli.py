@@ -37,6 +37,7 @@ from hubguard.prune import cli as prune_cli
 from hubguard.prune import undo_file
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PrunePlan, PruneReason, PruneState, StaleCriteria, UndoHead
+from hubguard.prune.offline import in_use
 from hubguard.staging.seed import seed
 from hubguard.status import Mode
 from hubguard.web import client
@@ -677,7 +678,7 @@ async def test_offline_users_go_by_a_plan_and_come_back_by_its_undo_file(
     assert said.code == 0, said.err
     assert said.out.splitlines()[1] == "Deletes 20 of 30 users: 20 inactive."
     database = f"--offline --hub-db=sqlite:///{hub_db}"
-    assert f"hubguard prune apply {database} --config=jupyterhub_config.py plan.json --count 20\n" in said.out
+    assert f"hubguard prune apply {database} --config=jupyterhub_config.py plan.json --count 20" in said.out
     assert users_in(hub_db) == before, "planning changes nothing"
     quiet(hub_db)
     assert (await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--dry-run")).out.startswith(
@@ -789,6 +790,31 @@ async def test_offline_without_count_or_acknowledgement_nothing_is_done(hub_db: 
         said = await run("apply", *offline(hub_db), *UNSEEN, "plan.json", *words)
         assert (said.code, "Nothing was done" in said.err) == (2, True), said.err
     assert len(users_in(hub_db)) == 30
+
+
+async def test_offline_all_that_is_missing_is_listed_at_once_and_printed_commands_work_as_pasted(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(in_use, "_FIRST_NAMESPACE", "pid:[1]")
+    before = users_in(hub_db)
+    said = await run("plan", *offline(hub_db), "-o", "a plan.json")
+    assert "--with-tokens" in said.out, "what is lost without is said before"
+    apply = shlex.split(said.out.strip().splitlines()[-1])
+    assert apply[:3] == ["hubguard", "prune", "apply"]
+    names = {"users-in-config-unknown", "hub-not-asked", "processes-not-seen"}
+    assert all(f"  - {name}: " in said.out for name in names)
+    quiet(hub_db)
+    said = await run("apply", *offline(hub_db), "a plan.json")
+    assert (said.code, len(users_in(hub_db))) == (2, 30)
+    added = shlex.split(said.err.partition("add: ")[2])
+    assert (set(added[3::2]), added[:2]) == (names, ["--count", "20"])
+    quiet(hub_db)
+    said = await run(*apply[2:])
+    assert (said.code, len(users_in(hub_db))) == (0, 10), said.err
+    restore = next(line for line in said.out.splitlines() if "prune restore" in line)
+    quiet(hub_db)
+    said = await run(*shlex.split(restore)[2:])
+    assert (said.code, users_in(hub_db)) == (0, before), said.err
 
 
 async def test_offline_nothing_is_done_while_acting_is_on_hold(hub_db: Path, run: Callable[..., Any], tmp_path: Path):

@@ -582,7 +582,12 @@ def test_processes_that_cant_be_looked_into_have_to_be_acknowledged(
         raise PermissionError
 
     monkeypatch.setattr("hubguard.prune.offline.in_use._open_in", closed)
-    refused(url, undo, r"processes-not-seen: .*\d processes of other accounts", plan, acknowledged=known)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    says = r"processes-not-seen: .*\d processes of other accounts \(\d+.*\).*: run this as root"
+    refused(url, undo, says, plan, acknowledged=known)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    says = r"processes-not-seen: .*\(\d+.*\).*: make sure yourself that no hub runs"
+    refused(url, undo, says, plan, acknowledged=known)
     assert apply(url, plan, undo).deleted
 
 

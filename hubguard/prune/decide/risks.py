@@ -152,7 +152,10 @@ def lost(
     new gets the number of one who goes.
     """
     if offline:
-        sentences = ["Tokens come back only where restoring is asked for them; what uses them fails until then."]
+        sentences = [
+            "API tokens, OAuth codes and share codes come back only if you restore with --with-tokens. Once the users are"
+            " back without them, you can't add them. Whatever uses them fails until then."
+        ]
         if reuses_ids:
             sentences.append(
                 "The highest number (id) of all users goes, and SQLite gives it to the next new user: where volumes or"

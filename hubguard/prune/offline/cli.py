@@ -29,6 +29,8 @@ from hubguard.prune import undo_file
 from hubguard.prune.confirm import (
     Progress,
     acknowledge,
+    acknowledging,
+    config_words,
     confirmed,
     criteria_of,
     hub_db_words,
@@ -84,21 +86,21 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if not arguments.hub_db:
         raise ConfigError("--hub-db", "is required: the hub's database (or set HUBGUARD_HUB_DB_URL). Nothing was done")
     facts = _journal_facts(context)
-    if arguments.action == "plan":
-        return _plan(arguments, context, facts)
-    if facts.held and not arguments.dry_run:
-        to_people(f"Nothing was done. {facts.held} Run hubguard resume, then try again.")
-        return Exit.HELD
     hub_at = {
         "hub_api_url": context.environ.get("JUPYTERHUB_API_URL") or None,
         "also_at": _answers_at(context.configured.configs),
     }
+    if arguments.action == "plan":
+        return _plan(arguments, context, facts, hub_at)
+    if facts.held and not arguments.dry_run:
+        to_people(f"Nothing was done. {facts.held} Run hubguard resume, then try again.")
+        return Exit.HELD
     if arguments.action == "apply":
         return _apply(arguments, context, facts, hub_at)
     return _restore(arguments, context, facts, hub_at)
 
 
-def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts) -> int:
+def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts, hub_at: Mapping[str, Any]) -> int:
     settings = context.section(HubGuardPrune)
     plan = plan_offline(
         arguments.hub_db,
@@ -115,7 +117,7 @@ def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts) 
         journal_known=facts.url is not None,
         housekeeping=arguments.housekeeping,
     )
-    show_plan(arguments, plan, context.say)
+    show_plan(arguments, plan, context.say, cautions(arguments.hub_db, Path.cwd(), **hub_at))
     return Exit.FINE
 
 
@@ -132,7 +134,8 @@ def _apply(arguments: argparse.Namespace, context: Context, facts: JournalFacts,
         )
     if risks.USERS_IN_CONFIG not in unknown and protection.in_config is None:
         raise ConfigError("--config", "is required: the plan was made with the hub's config. Nothing was done")
-    every = replace(plan, cautions=(*plan.cautions, *_unseen(arguments, hub_at)))
+    unseen = _unseen(arguments, hub_at)
+    every = replace(plan, cautions=(*plan.cautions, *unseen))
     if arguments.dry_run:
         count = len(plan.deletions) if arguments.count is None else arguments.count
         acknowledged = [caution.name for caution in every.cautions]
@@ -164,7 +167,7 @@ def _apply(arguments: argparse.Namespace, context: Context, facts: JournalFacts,
         intent=f"Offline plan {digest} to delete {many} from {plan.database} started",
         failure=f"Offline plan {digest} not applied",
         make=make,
-        text=lambda applied: _applied_text(applied, arguments.hub_db),
+        text=lambda applied: _applied_text(applied, arguments, (*unseen, *_journal_unknown(facts))),
         summary=lambda applied: (
             f"Offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
             f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
@@ -184,7 +187,7 @@ def _restore(arguments: argparse.Namespace, context: Context, facts: JournalFact
     if not arguments.json:
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
         context.say(f"{path} has {words.count(there, 'user')} of {whose}, from {when}.")
-    unseen = (*_unseen(arguments, hub_at), *([risks.JOURNAL_UNKNOWN] if facts.url is None else []))
+    unseen = (*_unseen(arguments, hub_at), *_journal_unknown(facts))
     acknowledged = [caution.name for caution in unseen]
     if not arguments.dry_run:
         acknowledged = acknowledge(unseen, arguments.acknowledge, asks=context.asks)
@@ -309,6 +312,10 @@ def _unseen(arguments: argparse.Namespace, hub_at: Mapping[str, Any]) -> tuple[C
     return unseen
 
 
+def _journal_unknown(facts: JournalFacts) -> tuple[Caution, ...]:
+    return (risks.JOURNAL_UNKNOWN,) if facts.url is None else ()
+
+
 def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
     """URLs of the hub's own API by its config; empty if none of ``configs`` is the hub's, or it is unknown."""
     hub = _hub_of(configs)
@@ -399,7 +406,8 @@ def _now() -> datetime:
 # -- what people read -----------------------------------------------------------------------------------------------------
 
 
-def _applied_text(applied: Applied, hub_db: str) -> str:
+def _applied_text(applied: Applied, arguments: argparse.Namespace, unseen: Sequence[Caution]) -> str:
+    hub_db = arguments.hub_db
     would = "would be " if applied.dry_run else ""
     lines = [f"{words.count(len(applied.deleted), 'user')} {would}deleted, {len(applied.skipped):,} kept."]
     if applied.dry_run and applied.deleted:
@@ -409,7 +417,8 @@ def _applied_text(applied: Applied, hub_db: str) -> str:
     lines += [f"Copy of the database: {applied.backup}"] if applied.backup else []
     if applied.undo_file:
         lines += [f"Undo file: {applied.undo_file}", f"  SHA-256 {applied.undo_sha256}"]
-        command = ["hubguard", "prune", "restore", "--offline", *hub_db_words(hub_db), str(applied.undo_file)]
+        command = ["hubguard", "prune", "restore", "--offline", *hub_db_words(hub_db), *config_words(arguments)]
+        command += [str(applied.undo_file), "--count", str(len(applied.deleted)), *acknowledging(unseen)]
         lines.append(f"To restore them{with_hub_db(hub_db)}:\n\n    {shlex.join(command)}\n")
     return "\n".join([*lines, *applied.notes])
 

@@ -37,6 +37,9 @@ HUB_NOT_ASKED = Caution(
 PROCESSES_NOT_SEEN = "processes-not-seen"
 """The names of what has to be acknowledged before the database is changed, and isn't a plan's."""
 
+PIDS_NAMED = 5
+"""Maximum processes named by number in one sentence."""
+
 ANSWER_TIMEOUT_S = 5.0
 """Seconds for a hub to answer."""
 CLOSING_S = 2.0
@@ -161,11 +164,13 @@ def look(
 def _cautions(hub_known: bool, unseen: Sequence[str]) -> tuple[Caution, ...]:
     cautions = [] if hub_known else [HUB_NOT_ASKED]
     if unseen:
+        # Root may be kept from looking into some, too.
+        instead = "" if os.geteuid() == 0 else "run this as root on the machine that the hub runs on, or "
         cautions.append(
             Caution(
                 PROCESSES_NOT_SEEN,
-                f"Whether they have the database open can't be seen of {' and '.join(unseen)}: run this as root on the"
-                " machine that the hub runs on, or make sure yourself that no hub runs.",
+                f"Whether they have the database open can't be seen of {' and '.join(unseen)}: {instead}make sure yourself"
+                " that no hub runs.",
             )
         )
     return tuple(cautions)
@@ -244,7 +249,7 @@ def _holders(file: Path) -> tuple[list[str], list[str]]:
     wanted = {
         identity for suffix in ("", "-wal", "-shm", "-journal") if (identity := _number(f"{file}{suffix}")) is not None
     }
-    holders, closed = [], 0
+    holders, closed = [], []
     for process in psutil.process_iter(["pid", "name"]):
         if process.pid == os.getpid():
             continue
@@ -252,16 +257,21 @@ def _holders(file: Path) -> tuple[list[str], list[str]]:
             if any(_number(path) in wanted for path in _open_in(process)):
                 holders.append(f"process {process.pid} ({process.info['name']})")
         except (psutil.AccessDenied, PermissionError):
-            closed += 1
+            closed.append(process.pid)
         except (psutil.Error, OSError):  # it is gone
             continue
-    unseen = [f"{closed} processes of other accounts"] if closed else []
+    unseen = [_closed_words(closed)] if closed else []
     try:
         if os.readlink("/proc/self/ns/pid") != _FIRST_NAMESPACE:
             unseen.append("all processes outside this container")
     except OSError:  # not on Linux
         pass
     return holders, unseen
+
+
+def _closed_words(pids: Sequence[int]) -> str:
+    named = ", ".join(map(str, pids[:PIDS_NAMED]))
+    return f"{len(pids)} processes of other accounts ({named}{', …' if len(pids) > PIDS_NAMED else ''})"
 
 
 def _open_in(process: psutil.Process) -> list[str]:
