@@ -107,6 +107,7 @@ class Route:
 
     ``user`` and ``server`` are those that the hub has put into the route's data, and None for a route of something else.
     ``last_activity`` is when the proxy last saw traffic on it, or when it was added, whichever is later; None: not told.
+    ``hub``: it is the hub's own.
     """
 
     path: str
@@ -114,6 +115,7 @@ class Route:
     user: str | None = None
     server: str | None = None
     last_activity: datetime | None = None
+    hub: bool = False
 
     @property
     def key(self) -> tuple[str, str] | None:

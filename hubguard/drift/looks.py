@@ -117,7 +117,7 @@ class Looks:
             before = {drift.key: drift for drift in self.drifts}
             self.drifts, ended = follow.follow(self.drifts, world, self._policy, self._repaired)
             self._repaired &= {drift.id for drift in self.drifts}
-            self._table.learn(world.servers, world.routes, (world.base_url, *(world.prefixes or {}).values()))
+            self._table.learn(world.servers, world.routes, (world.hub_path, *(world.prefixes or {}).values()))
             self._note_changes(world.at, before, ended)
             self._forget(world)
             shown = follow.shown(self.drifts)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from urllib.parse import unquote
 
 from hubguard.backends.model import Backend
 from hubguard.hub.nouns import ORMCounts
@@ -63,7 +64,7 @@ class World:
     ``routes`` is the table by path, from the proxy's API or through the hub; None if neither could be read.
     ``targets`` is where the hub believes each server is reached (without the path), by its database; None if it isn't read.
     ``prefixes`` has the path of the route that each of the hub's services must have, by name, None if the hub doesn't report
-    it; ``base_url`` is the hub's own.
+    it; ``base_url`` is the hub's own, and ``hub_route`` the path of the route to the hub, None: as ``base_url``.
     ``backends`` are all that could be seen; ``whole``: these are all there are, so that absence means gone.
     ``orm`` is None if the hub's database isn't read. ``ghosts`` are runs (user, name, started) that a stop, accepted by the
     hub, didn't end. ``outlived`` has the reports of the hub's own spawner on backends that outlived a stop, and when.
@@ -79,6 +80,7 @@ class World:
     targets: Mapping[Key, str] | None = field(default=None, hash=False)
     prefixes: Mapping[str, str] | None = field(default=None, hash=False)
     base_url: str = "/"
+    hub_route: str | None = None
     backends: tuple[Backend, ...] | None = None
     whole: bool = False
     orm: ORMCounts | None = None
@@ -86,6 +88,11 @@ class World:
     outlived: Mapping[Key, tuple[datetime, str]] = field(default_factory=dict, hash=False)
     frozen_since: datetime | None = None
     pending_from: datetime | None = None
+
+    @property
+    def hub_path(self) -> str:
+        """The path that the hub's own route has in the table."""
+        return self.hub_route or "/" + unquote(self.base_url).strip("/")
 
     def reading(self, source: Source) -> Reading | None:
         """The reading of ``source``, or None if it wasn't read."""

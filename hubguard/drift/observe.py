@@ -61,6 +61,7 @@ class WorldObserver:
         self._backends = backends
         self._base_url = base_url
         self._subdomains = subdomains
+        self._hub_route = "/" if subdomains else None
         self._prefixes: Mapping[str, str] | None = None
         self._prefixes_due_s = float("-inf")
         self._orm: ORMCounts | None = None
@@ -94,6 +95,7 @@ class WorldObserver:
             for key, server in (words or {}).items()
             if server.ready and (key in keys or not only)
         ]
+        self._learn_hub_route(of_routes.value)
         backends, whole = None, False
         if self._backends is not None and not routes_only:
             answer = await read(self._clock, Source.BACKEND, self._ask_backends(self._backends, expected))
@@ -109,6 +111,7 @@ class WorldObserver:
             targets=state.targets if state is not None else None,
             prefixes=await self._service_prefixes(of_hub, of_routes.value),
             base_url=self._base_url,
+            hub_route=self._hub_route,
             backends=backends,
             whole=whole,
             orm=await self._orm_counts(state),
@@ -225,7 +228,9 @@ class WorldObserver:
         """
         if self._subdomains:
             return None
-        lacks = self._prefixes is not None and routes is not None and _path(self._base_url) in routes
+        lacks = (
+            self._prefixes is not None and routes is not None and (self._hub_route or _path(self._base_url)) in routes
+        )
         lacks = lacks and not all(_path(prefix) in (routes or {}) for prefix in (self._prefixes or {}).values())
         now_s = self._clock.monotonic_s()
         if of_hub.complete and (lacks or now_s >= self._prefixes_due_s):
@@ -233,6 +238,12 @@ class WorldObserver:
             self._prefixes = answer.value
             self._prefixes_due_s = now_s + (SELDOM_S if answer.value is not None else RECENT_S)
         return self._prefixes
+
+    def _learn_hub_route(self, routes: Mapping[str, Route] | None) -> None:
+        """Keep where the hub's own route is, so that it is missed there: JupyterHub.hub_routespec may name any path."""
+        found = [path for path, route in (routes or {}).items() if route.hub]
+        if found and self._hub_route not in found:
+            self._hub_route = min(found)
 
     async def _orm_counts(self, state: HubState | None) -> ORMCounts | None:
         now_s = self._clock.monotonic_s()

@@ -75,7 +75,7 @@ def _route(route: Route, world: World, differs: Drift | None) -> RouteShape:
     if differs is not None:
         verdict = _ROUTE_VERDICTS[differs.kind]
     elif route.key is None:
-        ours = route.path in (world.prefixes or {}).values() or route.path == (world.base_url.rstrip("/") or "/")
+        ours = route.path in (world.prefixes or {}).values() or route.path == world.hub_path
         verdict = RouteVerdict.FINE if ours else RouteVerdict.UNKNOWN
     else:
         seen = (world.servers or {}).get(route.key)
@@ -98,7 +98,7 @@ def _missing(drift: Drift, world: World) -> RouteShape:
     key = (drift.user or "", drift.server or "")
     path = (world.prefixes or {}).get(drift.subject, drift.subject)
     if drift.kind is DriftKind.HUB_ROUTE_MISSING:
-        path = world.base_url.rstrip("/") or "/"
+        path = world.hub_path
     expected = (world.targets or {}).get(key) if drift.user is not None else None
     raised = drift.raised_at is not None
     return RouteShape(path, None, drift.user, drift.server, None, expected, RouteVerdict.MISSING, drift.id, raised)

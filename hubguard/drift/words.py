@@ -397,7 +397,7 @@ def _healthy(world: World) -> str:
     table = [route for route in (world.routes or {}).values() if not route.path.startswith(PREFIX)]
     routes, others = len(table), 0
     if world.prefixes is not None:
-        shared = {_path(world.base_url), *map(_path, world.prefixes.values())}
+        shared = {world.hub_path, *map(_path, world.prefixes.values())}
         others = sum(route.user is None and route.path not in shared for route in table)
         routes -= others
     parts = [words.count(len(world.servers or ()), "server"), words.count(routes, "route")]

@@ -58,7 +58,8 @@ def _read(path: str, target: Any, data: dict[str, Any], garbled: Callable[[str],
         user, server = data["user"], data.get("server_name", "")
         if not isinstance(user, str) or not user or not isinstance(server, str):
             raise garbled(f"the route {path!r} is for the user {_kind(user)} and the server {_kind(server)}")
-    return Route(path, target, user, server, _time(data.get("last_activity"), path, garbled))
+    hub = data.get("jupyterhub") is True and data.get("hub") is True
+    return Route(path, target, user, server, _time(data.get("last_activity"), path, garbled), hub)
 
 
 def _time(text: Any, path: str, garbled: Callable[[str], HubGuardError]) -> datetime | None:

@@ -374,6 +374,20 @@ def test_without_the_proxys_api_the_hub_tells_the_table():
     assert s.drifts(world) == {(DriftKind.ROUTE_MISSING, "ann"), (DriftKind.HUB_ROUTE_MISSING, None)}
 
 
+def test_the_hubs_own_route_is_missed_where_the_table_had_it():
+    s = Scene()
+    s.hub.routes["/api-only/hub"] = replace(s.hub.routes.pop("/"), path="/api-only/hub", hub=True)
+    assert s.drifts(s.look()) == set()
+    del s.hub.routes["/api-only/hub"]
+    assert s.drifts(s.look()) == {(DriftKind.HUB_ROUTE_MISSING, None)}
+
+
+def test_with_subdomains_the_hubs_route_is_the_default_whatever_its_base_url_is():
+    s = Scene()
+    s.observer = WorldObserver(s.hub, s.clock, proxy=s.proxy, base_url="/lab/", subdomains=True)
+    assert s.drifts(s.look()) == set()
+
+
 def test_a_look_at_routes_alone_doesnt_ask_backends_and_one_at_a_few_servers_asks_for_these_alone():
     s = Scene(whole=False)
     s.server("ann")

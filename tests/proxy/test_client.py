@@ -507,7 +507,7 @@ def test_times_of_both_proxies_are_utc(text, micros):
 def test_what_is_not_told_is_none():
     model = {"target": "http://x", "jupyterhub": True, "user": "ada", "server_name": "", "last_activity": None}
     assert read_routes({"/user/ada": model}) == {"/user/ada": Route("/user/ada", "http://x", "ada", "", None)}
-    assert read_route({"target": "http://x", "hub": True, "jupyterhub": True}, "/") == Route("/", "http://x")
+    assert read_route({"target": "http://x", "hub": True, "jupyterhub": True}, "/") == Route("/", "http://x", hub=True)
 
 
 def test_the_hubs_view_reads_like_the_proxys():
@@ -519,7 +519,7 @@ def test_the_hubs_view_reads_like_the_proxys():
     }
     at = datetime(2024, 3, 5, 8, 1, 2, 345000, tzinfo=timezone.utc)
     assert read_hub_routes(items) == {
-        "/": Route("/", "http://h"),
+        "/": Route("/", "http://h", hub=True),
         "/a b/user/sl/ash é": Route("/a b/user/sl/ash é", "http://x", "sl/ash é", "", at),
         "/ada.example.org/user/ada": Route("/ada.example.org/user/ada", "http://y", "ada", "gpu"),
     }

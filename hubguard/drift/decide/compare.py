@@ -253,7 +253,7 @@ class Comparison:
             if path not in routes:
                 words = partial(self._words.service, name, path)
                 yield Difference(DriftKind.SERVICE_ROUTE_MISSING, None, None, name, None, words)
-        if (path := _path(self.world.base_url)) not in routes:
+        if (path := self.world.hub_path) not in routes:
             yield Difference(DriftKind.HUB_ROUTE_MISSING, None, None, "", None, partial(self._words.hub_route, path))
 
     def _of_orphans(self) -> Iterator[Difference]:
