@@ -44,6 +44,7 @@ from hubguard.place import Place
 from hubguard.proxy.canary import HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.prune.review import HubConfigFacts
+from hubguard.times import DAY_S
 from hubguard.web.auth import HubLogin
 from hubguard.web.door import Door
 from hubguard.wiring import Circumstances, Ways, assemble
@@ -85,6 +86,8 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
         except ConfigError as error:
             errors.append(error)
     settings = load(*layers, environ=environ)
+    start_s = told.get("spawner", {}).get("start_s") or 0.0
+    settings.cull.pending_limit_s = max(settings.cull.pending_limit_s, min(float(start_s), DAY_S))
     may_delete_users = _may_delete_users(told.get("scopes"))
     notes = [*circumstances.notes, *settings.notes]
     if settings.cull.users and not may_delete_users:

@@ -34,3 +34,18 @@ async def test_without_bind_ip_it_listens_on_the_host_of_its_url():
         writer.close()
     finally:
         server.stop()
+
+
+def test_a_start_that_the_hub_still_gives_time_is_never_stuck():
+    def limit_s(start_s: object, **cull: object) -> float:
+        registration = {"spawner": {"start_s": start_s}, "sections": {"HubGuardCull": cull}}
+        place = Place("http://127.0.0.1:8081/hub/api", "token", registration=registration)
+        settings, _ = app.settings_for(place, None)
+        assert settings.errors == ()
+        return settings.cull.pending_limit_s
+
+    assert limit_s(7230) == 7230
+    assert limit_s(7230, pending_limit_s=600.0) == 7230
+    assert limit_s(7230, pending_limit_s=9000.0) == 9000
+    assert limit_s(10 * 86400) == 86400
+    assert limit_s(90) == limit_s(None) == 1800

@@ -64,7 +64,8 @@ class HubGuardCull(Section):
     pending_limit_s = Float(
         1800.0,
         help="""Seconds after which a pending server (starting or stopping) is reported as stuck. Set it longer than the
-        spawner's slowest start. Range: 60 to a day.""",
+        spawner's slowest start. With the include, it is at least what the hub gives a start (`start_timeout` and
+        `http_timeout` of the spawner). Range: 60 to a day.""",
     ).tag(config=True, low=60.0, high=DAY_S)
     interrupt_spawns = Bool(
         False, help="Whether HubGuard interrupts a start that has been stuck for longer than `pending_limit_s`."

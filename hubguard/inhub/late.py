@@ -284,9 +284,13 @@ def _api_url(app: Any) -> str:
 
 
 def _spawner(app: Any, errors: list[Problem]) -> dict[str, Any]:
-    """The spawner's class with those that it is derived from, nearest first, and what tells its backends apart."""
+    """The spawner's class with those that it is derived from, nearest first, what tells its backends apart, and ``start_s``:
+    the seconds that the hub gives a start, None if only an instance can tell.
+    """
     kind = app.spawner_class
-    return {"classes": classes_of(kind), "settings": settings_of(app.config, kind)}
+    parts = [setting(app.config, kind, name) for name in ("start_timeout", "http_timeout")]
+    start_s = sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None
+    return {"classes": classes_of(kind), "settings": settings_of(app.config, kind), "start_s": start_s}
 
 
 def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:

@@ -839,3 +839,8 @@ async def test_the_hub_does_not_wait_for_the_page_and_then_has_its_url_again():
     assert page.url == "", "the hub waits for services with a url, right after this"
     await asyncio.sleep(0)
     assert page.url == "http://127.0.0.1:777"
+
+
+def test_it_is_passed_on_how_long_the_hub_gives_a_start():
+    assert told()["spawner"]["start_s"] == 90
+    assert told(Config({"Spawner": {"start_timeout": 7200}}))["spawner"]["start_s"] == 7230
