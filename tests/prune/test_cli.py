@@ -875,11 +875,12 @@ async def test_offline_a_plan_made_with_the_journal_is_not_applied_without(
 
 
 async def test_offline_a_database_that_was_written_to_just_now_is_refused(
-    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = hub_config(tmp_path)
     assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
     os.utime(hub_db)
+    monkeypatch.setattr(in_use, "_FIRST_NAMESPACE", "pid:[1]")
     said = await run("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20")
     assert (said.code, "in use" in said.err) == (1, True), said.err
     assert len(users_in(hub_db)) == 30

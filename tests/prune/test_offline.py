@@ -526,7 +526,7 @@ def test_a_database_that_somebody_has_open_or_locked_is_refused(new_hub: Callabl
         assert holder.stdout is not None
         assert holder.stdin is not None
         holder.stdout.readline()
-        refused(url, undo, f"process {holder.pid} .*no way around", plan)
+        refused(url, undo, f"process {holder.pid} .*can't work beside it", plan)
         holder.stdin.close()
     with closing(sqlite3.connect(file, isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -589,6 +589,30 @@ def test_processes_that_cant_be_looked_into_have_to_be_acknowledged(
     says = r"processes-not-seen: .*\(\d+.*\).*: make sure yourself that no hub runs"
     refused(url, undo, says, plan, acknowledged=known)
     assert apply(url, plan, undo).deleted
+
+
+def test_nobody_waits_for_a_writer_where_all_who_could_be_are_seen(
+    new_hub: Callable[[], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan, file = plan_for(url), Path(sa.make_url(url).database or "")
+    execute(
+        url, f"UPDATE users SET last_activity = '{NOW.replace(tzinfo=None)}' WHERE id = (SELECT max(id) FROM users)"
+    )
+    os.utime(file, (NOW.timestamp(), NOW.timestamp()))
+    nowhere = "http://127.0.0.1:9/hub/api"
+    holders: list[str] = []
+    unseen = ["3 processes of other accounts"]
+    monkeypatch.setattr("hubguard.prune.offline.in_use._holders", lambda file: (holders, unseen))
+    refused(url, undo, "written recently", plan, also_at=[nowhere])
+    unseen.clear()
+    refused(url, undo, "written recently", plan)
+    holders.append("process 7 (hub)")
+    refused(url, undo, "process 7", plan, also_at=[nowhere])
+    holders.clear()
+    applied = apply(url, plan, undo, also_at=[nowhere])
+    assert applied.deleted
+    assert restore(url, applied, also_at=[nowhere]).restored, "nor for HubGuard's own writing"
 
 
 def test_a_time_far_ahead_doesnt_hide_what_was_written_now(new_hub: Callable[[], str], tmp_path: Path) -> None:
@@ -752,7 +776,9 @@ def test_without_room_for_the_undo_file_nothing_is_deleted(new_hub: Callable[[],
 def test_what_other_tables_say_stays_and_is_told(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     execute(url, "CREATE TABLE users_info (username TEXT)", "CREATE TABLE mine (x TEXT)")
-    notes = " ".join(apply(url, plan_for(url), tmp_path / "undo").notes)
+    plan = plan_for(url)
+    assert any("users_info (NativeAuthenticator's" in sentence for sentence in plan.lost), "and told before"
+    notes = " ".join(apply(url, plan, tmp_path / "undo").notes)
     assert "mine" in notes
     assert "users_info (NativeAuthenticator's" in notes
     assert "volumes" in notes

@@ -14,7 +14,6 @@ from hubguard.hub.accounts import NAMED
 from hubguard.hub.nouns import Account, AccountServer, UndoUser
 from hubguard.hub.tables import as_name, as_time
 from hubguard.journal.model import Exemption
-from hubguard.journal.tables import metadata as journal_tables
 from hubguard.prune import undo_file as prune_undo_file
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale
@@ -23,15 +22,11 @@ from hubguard.prune.offline import rows as prune_rows
 from hubguard.prune.offline.alone import opened
 from hubguard.prune.offline.backup import back_up
 from hubguard.prune.offline.database import Database, Tables
+from hubguard.prune.offline.plan import rows_that_stay
 from hubguard.prune.offline.rows import Row, Rows
 
 ROWS_AT_ONCE = 5_000
 """Maximum rows of no use in one line of an undo file."""
-
-_KNOWN_OTHERS: Mapping[str, str] = {
-    "users_info": "NativeAuthenticator's, which still lets those users log in with their passwords",
-    **dict.fromkeys(journal_tables.tables, "HubGuard's journal"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +260,5 @@ def _notes(
             f"No spawner and no authenticator is asked: backends and volumes of the {len(going)} users stay as they are "
             f"({plan.storage.why})"
         )
-    if tables.others:
-        others = (f"{name} ({_KNOWN_OTHERS[name]})" if name in _KNOWN_OTHERS else name for name in tables.others)
-        notes.append(
-            "The database has tables that aren't the hub's, and what they say of these users stays: "
-            + ", ".join(others)
-            + "."
-        )
+    notes += rows_that_stay(tables)
     return tuple(notes)

@@ -109,7 +109,7 @@ def refuse_in_use(
     seen = look(database, connection, now=now, hub_api_url=hub_api_url, also_at=also_at, written_at_s=written_at_s)
     if seen.why is not None:
         raise database.refused(
-            "is in use", f"{seen.why} A running hub keeps users in memory, so there is no way around."
+            "is in use", f"{seen.why} A running hub keeps users in memory, so HubGuard can't work beside it."
         )
     if missing := [caution for caution in seen.cautions if caution.name not in acknowledged]:
         cautions = " ".join(f"{caution.name}: {caution.why}" for caution in missing)
@@ -133,7 +133,8 @@ def look(
 
     ``written_at_s`` is when its file was written (see Database.written_at_s) before ``connection`` was opened, since what a
     killed hub left half-done is cleared up by opening it. A time that is further ahead of ``now`` than LATELY_S isn't taken
-    for a writing of now: a clock that was wrong once doesn't lock the operator out forever.
+    for a writing of now: a clock that was wrong once doesn't lock the operator out forever. When something was written
+    doesn't matter if all processes are seen, none has the file open, and it is known where the hub would answer.
     """
     notes: list[str] = []
     known = [*([] if hub_api_url is None else [hub_api_url]), *also_at]
@@ -152,13 +153,19 @@ def look(
         )
     if database.kind == "mysql":
         notes.append("Without the right PROCESS, MySQL shows only this account's own connections.")
+    if database.file is not None and known and not unseen:
+        # All who could hold the file were seen, and the hub doesn't answer where it would: there is no writer to wait for.
+        return Look(None, tuple(notes))
     times: list[tuple[str, datetime | None]] = []
     for name, table in _ACTIVITY:
         times.append((f"{name}.last_activity", _latest(connection, table, now + timedelta(seconds=LATELY_S))))
         times.append((f"{name}.last_activity", _latest(connection, table, None)))
     if written_at_s is not None:
         times.append(("the file", datetime.fromtimestamp(written_at_s, timezone.utc)))
-    return Look(_wrote_lately(times, now, notes), tuple(notes), _cautions(bool(known), unseen))
+    why = _wrote_lately(times, now, notes)
+    if why is not None and database.file is not None:
+        why += " There is no wait if the hub's config is known and all processes are seen."
+    return Look(why, tuple(notes), _cautions(bool(known), unseen))
 
 
 def _cautions(hub_known: bool, unseen: Sequence[str]) -> tuple[Caution, ...]:
@@ -193,7 +200,7 @@ def _wrote_lately(times: Iterable[tuple[str, datetime | None]], now: datetime, n
         return None
     return (
         f"It was written recently ({what}, {LATELY_S - left_s:.0f} s ago); the writer may still be there. If no hub "
-        f"runs, wait {left_s:.0f} s and try again. So it is after HubGuard's own writing, too."
+        f"runs, wait {left_s:.0f} s and try again."
     )
 
 

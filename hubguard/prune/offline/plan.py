@@ -11,9 +11,16 @@ from hubguard.hub.accounts import read_accounts
 from hubguard.hub.database import SQLHubDB
 from hubguard.hub.nouns import ORMCounts
 from hubguard.journal.model import Exemption
+from hubguard.journal.tables import metadata as journal_tables
 from hubguard.prune.decide import plan, stale
 from hubguard.prune.model import Protection, PrunePlan, StaleCriteria, Storage, Use
-from hubguard.prune.offline.database import Database
+from hubguard.prune.offline.database import Database, Tables
+
+_KNOWN_OTHERS: Mapping[str, str] = {
+    "users_info": "NativeAuthenticator's, which still lets those users log in with their passwords: delete their rows there"
+    " yourself before the hub starts",
+    **dict.fromkeys(journal_tables.tables, "HubGuard's journal"),
+}
 
 
 def plan_offline(
@@ -43,7 +50,7 @@ def plan_offline(
     criteria = stale.checked(criteria)
     database = Database(url, folder)
     with database.reader.transaction() as connection:
-        revision = database.tables(connection).revision
+        tables = database.tables(connection)
     # Not by asyncio: at its end it would write out all that came of it, which takes a quarter of the time.
     reading = read_accounts(database.reader, None, None)
     counts = asyncio.run(_counts(url, folder)) if housekeeping else None
@@ -60,21 +67,36 @@ def plan_offline(
         users_total=reading.users_total,
         storage=storage,
         cautions=plan.cautions(storage, protection, tokens_known=True, journal_known=journal_known),
-        lost=plan.lost(
-            storage,
-            offline=True,
-            rows=True,
-            named_servers=named_servers,
-            # The next new user gets the number after the highest that is left.
-            reuses_ids=database.kind == "sqlite"
-            and any(verdict.stale and verdict.account.id == highest for verdict in verdicts),
+        lost=(
+            *plan.lost(
+                storage,
+                offline=True,
+                rows=True,
+                named_servers=named_servers,
+                # The next new user gets the number after the highest that is left.
+                reuses_ids=database.kind == "sqlite"
+                and any(verdict.stale and verdict.account.id == highest for verdict in verdicts),
+            ),
+            *rows_that_stay(tables),
         ),
         protection=protection,
         rows_known=True,
         offline=True,
         database=database.place,
-        revision=revision,
+        revision=tables.revision,
         housekeeping=counts,
+    )
+
+
+def rows_that_stay(tables: Tables) -> tuple[str, ...]:
+    """What tables that aren't the hub's keep of users who go, in at most one sentence."""
+    if not tables.others:
+        return ()
+    others = (f"{name} ({_KNOWN_OTHERS[name]})" if name in _KNOWN_OTHERS else name for name in tables.others)
+    return (
+        "The database has tables that aren't the hub's, and what they say of these users stays: "
+        + ", ".join(others)
+        + ".",
     )
 
 
