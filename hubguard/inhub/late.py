@@ -24,7 +24,8 @@ from hubguard import understudy
 from hubguard.inhub import handover
 from hubguard.inhub.named_users import add_names_of_the_hub, named_users, packed
 from hubguard.inhub.scopes import SERVICE
-from hubguard.inhub.spawner_settings import STORING, classes_of, deletes_forever, setting, settings_of
+from hubguard.inhub.spawner_settings import HUBS_OWN as NO_DELETER
+from hubguard.inhub.spawner_settings import STORING, classes_of, deleter_of, setting, settings_of
 from hubguard.inhub.stop_hook import watch_stops
 
 PASSED_ON = (
@@ -305,7 +306,8 @@ def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
     with contextlib.suppress(Exception):
         kind = app.spawner_class
         storing = settings_of(app.config, kind, STORING)
-        facts.update(classes=classes_of(kind), settings=storing, overrides=deletes_forever(kind))
+        deleter = deleter_of(kind)
+        facts.update(classes=classes_of(kind), settings=storing, overrides=deleter != NO_DELETER, deleter=deleter)
     return facts
 
 

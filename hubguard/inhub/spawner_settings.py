@@ -32,10 +32,10 @@ def classes_of(kind: type) -> list[str]:
     return names[: names.index(HUBS_OWN) + 1]
 
 
-def deletes_forever(kind: type) -> bool:
-    """Whether ``kind`` has code of its own for when a user is deleted; the hub's own does nothing (5.5 and 6.1)."""
+def deleter_of(kind: type) -> str:
+    """The full name of the class whose code ``kind`` runs when a user is deleted; HUBS_OWN does nothing (5.5 and 6.1)."""
     maker = next(base for base in kind.__mro__ if "delete_forever" in vars(base))
-    return f"{maker.__module__}.{maker.__qualname__}" != HUBS_OWN
+    return f"{maker.__module__}.{maker.__qualname__}"
 
 
 def settings_of(config: Config, kind: type, traits: Mapping[str, tuple[str, ...]] = TELLING) -> dict[str, object]:

@@ -59,13 +59,15 @@ class HubConfigFacts:
 
     ``classes`` are the full names of the spawner's class and those it is made of, nearest first; empty: not known.
     ``settings`` are those of its settings that decide what becomes of storage. ``overrides``: it has code of its own for
-    what is done when a user is deleted; None: not known.
+    what is done when a user is deleted; None: not known. ``deleter`` is the full name of the class with that code; "": not
+    known.
     """
 
     named: frozenset[str] | None = None
     classes: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     overrides: bool | None = None
+    deleter: str = ""
 
     @classmethod
     def from_dict(cls, registration: Mapping[str, Any] | None) -> HubConfigFacts:
@@ -76,6 +78,7 @@ class HubConfigFacts:
             tuple(map(str, registration.get("classes") or ())),
             dict(registration.get("settings") or {}),
             registration.get("overrides"),
+            str(registration.get("deleter") or ""),
         )
 
 
@@ -223,7 +226,7 @@ class Review:
 
     def _storage_by(self, spawner: str | None) -> Storage:
         classes = self._facts.classes or ((spawner,) if spawner else ())
-        return prune_plan.storage(classes, self._facts.settings, self._facts.overrides)
+        return prune_plan.storage(classes, self._facts.settings, self._facts.overrides, self._facts.deleter)
 
     async def _spawner_class(self, within_s: float) -> str | None:
         now_s = self._clock.monotonic_s()

@@ -797,6 +797,7 @@ def test_what_becomes_of_storage_is_told_by_class_and_settings(
     answer = json.loads(LateRegistration()(hub))["prune"]
     assert (answer["settings"], answer["overrides"]) == (settings, overrides)
     assert answer["classes"][0].endswith(kind.__name__)
+    assert answer["deleter"].endswith("VolumeSpawner" if overrides else "Spawner")
     assert answer["classes"][-1] == "jupyterhub.spawner.Spawner"
 
 

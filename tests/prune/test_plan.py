@@ -37,6 +37,7 @@ from hubguard.prune.model import (
     Storage,
     StorageFate,
 )
+from hubguard.prune.review import HubConfigFacts
 
 pytestmark = pytest.mark.contract
 
@@ -243,6 +244,15 @@ def test_a_plan_with_somebody_twice_or_out_of_order_is_no_plan() -> None:
 
 
 # -- storage --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_kind_of_kubespawner_without_code_of_its_own_for_deletions_keeps_volumes_as_that_does() -> None:
+    kept = {"delete_pvc": False}
+    assert storage(("ours.Kube", KUBE, HUBS_OWN), kept, True, KUBE).fate is StorageFate.KEPT
+    assert storage(("ours.Kube", KUBE, HUBS_OWN), kept, True, "ours.Kube").fate is StorageFate.MAY_BE_DELETED
+    assert storage(("ours.Kube", KUBE, HUBS_OWN), {}, True, KUBE).fate is StorageFate.DELETED
+    told = {"classes": ["ours.Kube", KUBE], "settings": kept, "overrides": True, "deleter": KUBE}
+    assert HubConfigFacts.from_dict(told).deleter == KUBE
 
 
 @pytest.mark.parametrize(

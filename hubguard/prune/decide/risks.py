@@ -42,12 +42,15 @@ _KEEPING: Mapping[str, str] = {
 _OF_ONE_USER = re.compile(r"\{(userid|\w*username|\w*user_server|pod_name)\}")
 
 
-def storage(classes: Sequence[str], settings: Mapping[str, object], overrides: bool | None) -> Storage:
+def storage(
+    classes: Sequence[str], settings: Mapping[str, object], overrides: bool | None, deleter: str = ""
+) -> Storage:
     """What becomes of a user's storage when a hub with that spawner deletes the user.
 
     ``classes`` are the full names of the spawner's class and of those it is derived from, nearest first, and empty where they
     aren't known; ``settings`` its traits as they are set, as far as they are told; ``overrides``, whether it has a
-    delete_forever other than JupyterHub's own, which does nothing; None: not known.
+    delete_forever other than JupyterHub's own, which does nothing; None: not known. ``deleter`` is the
+    full name of the class whose delete_forever it is; "": not known.
     """
     if not classes:
         return Storage(
@@ -60,7 +63,7 @@ def storage(classes: Sequence[str], settings: Mapping[str, object], overrides: b
     if overrides is False:
         return _kept(spawner, next((_KEEPING[name] for name in classes if name in _KEEPING), "folders and volumes"))
     if kube:
-        return _kube(spawner, classes, settings)
+        return _kube(spawner, deleter or classes[0], settings)
     if overrides is None and classes[0] in _KEEPING:
         return _kept(spawner, _KEEPING[classes[0]])
     if overrides:
@@ -75,10 +78,10 @@ def _kept(spawner: str, what: str) -> Storage:
     return Storage(StorageFate.KEPT, spawner, why)
 
 
-def _kube(spawner: str, classes: Sequence[str], settings: Mapping[str, object]) -> Storage:
+def _kube(spawner: str, deleter: str, settings: Mapping[str, object]) -> Storage:
     """KubeSpawner 0.17 and later asks for the claim of every server to be deleted, as long as delete_pvc isn't off."""
     if settings.get("delete_pvc") is False:
-        if classes[0].startswith("kubespawner."):
+        if deleter.startswith("kubespawner."):
             why = f"{spawner} deletes no volumes here, since delete_pvc is off: their claims stay behind."
             return Storage(StorageFate.KEPT, spawner, why)
         why = (
