@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.httpserver import HTTPServer
@@ -34,6 +35,7 @@ from hubguard.guard import Guard
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
 from hubguard.hub.database import SQLHubDB
+from hubguard.hub.read_only import arguments_of
 from hubguard.inhub.handover import Handover
 from hubguard.inhub.handover import from_dict as handover_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
@@ -192,12 +194,15 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
     hub.through_groups = _roles_matter(settings)
     told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
     url = settings.guard.hub_db_url
+    arguments: Mapping[str, Any] = {}
     if url == "hub":
-        url = str(told.get("hub", {}).get("db_url") or "")
+        of_hub = told.get("hub", {})
+        url = str(of_hub.get("db_url") or "")
+        arguments = {**arguments_of(url, of_hub.get("db_environ", {})), **of_hub.get("db_arguments", {})}
     database = None
     if url:
         try:
-            database = SQLHubDB(url)
+            database = SQLHubDB(url, arguments=arguments)
         except HubGuardError as error:
             log.warning("The hub's database isn't read: %s", error)
     api_url = told.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")

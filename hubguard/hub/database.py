@@ -205,12 +205,13 @@ class SQLHubDB(HubDB):
     """Implements HubDB for a hub on SQLite, PostgreSQL, MySQL or MariaDB, in a thread of its own, one call at a time.
 
     ``url`` is the hub's ``db_url``. A relative SQLite file is one below ``folder``: give the folder that the hub runs in
-    (default: the current one). Nothing is connected to yet, and nothing stays connected between calls. Raises HubDBError for
-    a URL that can't be used and for a missing driver.
+    (default: the current one). ``arguments`` are for the driver of a database server, as the hub's ``connect_args``.
+    Nothing is connected to yet, and nothing stays connected between calls. Raises HubDBError for a URL that can't be used
+    and for a missing driver.
     """
 
-    def __init__(self, url: str, folder: Path = Path()) -> None:
-        self._db = ReadOnly(url, folder)
+    def __init__(self, url: str, folder: Path = Path(), *, arguments: Mapping[str, Any] | None = None) -> None:
+        self._db = ReadOnly(url, folder, arguments=arguments)
         self.place = self._db.place
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hub-db")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +40,16 @@ SLACK_S = 0.4
 
 TRY_AGAIN_S = 2.0
 """Seconds that a database which doesn't answer isn't asked again: who waits for it is told at once."""
+
+ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
+    "postgresql": {
+        **{"PGHOST": "host", "PGPORT": "port", "PGUSER": "user", "PGDATABASE": "dbname", "PGPASSWORD": "password"},
+        **{"PGPASSFILE": "passfile", "PGSSLMODE": "sslmode", "PGSSLROOTCERT": "sslrootcert"},
+        **{"PGSSLCERT": "sslcert", "PGSSLKEY": "sslkey"},
+    },
+    "mysql": {"MYSQL_PWD": "password"},
+}
+"""By kind of database, the variables that its driver reads, each with the argument that it stands for."""
 
 # What a database says, in lower case, and what that means for an operator.
 _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -87,13 +97,17 @@ class ReadOnly:
 
     A relative SQLite file is one below ``folder``. ``place`` names it for people and holds no account, password or option.
     ``told_by`` is the option of a command that is the URL, so that it is read for that command alone; None: it is the setting
-    HubGuard.hub_db_url, HubGuard goes on reading by itself, and knows the hub by its API, too.
+    HubGuard.hub_db_url, HubGuard goes on reading by itself, and knows the hub by its API, too. ``arguments`` are for the
+    driver of a database server.
 
     Nothing is connected to yet. Raises HubDBError for a URL that can't be used and for a missing driver.
     """
 
-    def __init__(self, url: str, folder: Path, *, told_by: str | None = None) -> None:
+    def __init__(
+        self, url: str, folder: Path, *, told_by: str | None = None, arguments: Mapping[str, Any] | None = None
+    ) -> None:
         self._told_by = told_by
+        self._arguments = arguments or {}
         self._url = self._parse(url)
         self._file = self._find(folder)
         self.place = _place(self._url, self._file)
@@ -168,7 +182,7 @@ class ReadOnly:
         return (folder / name).absolute()
 
     def _make_engine(self) -> Engine:
-        url, options = self._url, _network_arguments(self._url)
+        url, options = self._url, {**self._arguments, **_network_arguments(self._url)}
         try:
             if self._file is not None:
                 engine = sa.create_engine("sqlite://", creator=_opener(self._file), poolclass=NullPool)
@@ -190,13 +204,26 @@ class ReadOnly:
     def _explain(self, error: Exception) -> HubDBError:
         cause = getattr(error, "orig", None) or error
         said = str(cause).strip()
-        for secret in (self._url.password, self._url.query.get("password")):
+        secrets = [self._url.password, self._url.query.get("password")]
+        for secret in (*secrets, *(self._arguments.get(name) for name in ("password", "passwd"))):
             if secret:
                 said = said.replace(str(secret), "***")
         what, hint = _meaning(f"{said} {type(cause).__name__}".lower())
         hint = hint or ("Check the URL, and its server." if self._told_by else "HubGuard tries again by itself.")
         first_line = said.splitlines()[0].rstrip(".") if said else type(cause).__name__
         return self.trouble(f"{what}: {first_line}", hint, detail=said)
+
+
+def arguments_of(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What ``environ`` gives the driver of the database at the URL ``text``, as far as the URL itself doesn't say."""
+    try:
+        url = make_url(text)
+        kind = url.get_backend_name()
+    except (ArgumentError, ValueError):
+        return {}
+    said = {**url.translate_connect_args(username="user", database="dbname"), **url.query}
+    by_name = ENVIRONMENTS.get(kind, {})
+    return {by_name[name]: value for name, value in environ.items() if name in by_name and by_name[name] not in said}
 
 
 def _place(url: URL, file: Path | None) -> str:

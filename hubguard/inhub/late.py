@@ -33,6 +33,9 @@ PASSED_ON = (
     *("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "KUBERNETES_SERVICE_"),
 )
 
+DATABASES_OWN = ("PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGPASSFILE", "PGSSL", "MYSQL_PWD")
+"""The beginnings of the variables by which a database's driver finds what its URL leaves out."""
+
 HUBS_OWN = "hub"
 """What HubGuard.hub_db_url says for the database that the hub's own config names."""
 
@@ -134,6 +137,8 @@ class LateRegistration(str):
             errors.append((INCLUDE, unreachable))
         if app.config.get("HubGuard", {}).get("hub_db_url") == HUBS_OWN:
             facts["db_url"] = _absolute(app.db_url)
+            facts["db_arguments"] = _database_arguments(app, errors)
+            facts["db_environ"] = {name: value for name, value in os.environ.items() if name.startswith(DATABASES_OWN)}
         return facts
 
     def _handover(self, app: Any, errors: list[Problem]) -> dict[str, Any]:
@@ -309,6 +314,18 @@ def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
         deleter = deleter_of(kind)
         facts.update(classes=classes_of(kind), settings=storing, overrides=deleter != NO_DELETER, deleter=deleter)
     return facts
+
+
+def _database_arguments(app: Any, errors: list[Problem]) -> dict[str, Any]:
+    """What the driver of the hub's database is given beside the URL; it may hold a password."""
+    given: dict[str, Any] = getattr(app, "db_kwargs", {}).get("connect_args", {})
+    try:
+        json.dumps(given)
+    except (TypeError, ValueError):
+        what = "has connect_args that can't be passed on to HubGuard's process. Put them into HubGuard.hub_db_url."
+        errors.append(("JupyterHub.db_kwargs", what))
+        given = {}
+    return given
 
 
 def _absolute(url: str) -> str:

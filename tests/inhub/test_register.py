@@ -845,3 +845,20 @@ async def test_the_hub_does_not_wait_for_the_page_and_then_has_its_url_again():
 def test_it_is_passed_on_how_long_the_hub_gives_a_start():
     assert told()["spawner"]["start_s"] == 90
     assert told(Config({"Spawner": {"start_timeout": 7200}}))["spawner"]["start_s"] == 7230
+
+
+def test_what_the_hubs_database_needs_beside_its_url_is_passed_on(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    monkeypatch.setenv("PGSSLMODE", "prefer")
+    monkeypatch.setenv("PGUSER", "somebody")
+    hub = spawner(Config({"HubGuard": {"hub_db_url": "hub"}}))
+    hub.user.service.app.db_url = "postgresql://jovyan@db/hub?sslmode=require"
+    hub.user.service.app.db_kwargs = {"connect_args": {"sslrootcert": "/ca.crt"}, "pool_size": 3}
+    answer = json.loads(LateRegistration()(hub))["hub"]
+    assert answer["db_arguments"] == {"sslrootcert": "/ca.crt"}
+    assert answer["db_environ"].items() >= {"PGPASSWORD": "s3cret", "PGSSLMODE": "prefer", "PGUSER": "somebody"}.items()
+    hub.user.service.app.db_url = "sqlite:////srv/hub.sqlite"
+    hub.user.service.app.db_kwargs = {"connect_args": {"ssl": object()}}
+    told_badly = json.loads(LateRegistration()(hub))
+    assert told_badly["hub"]["db_arguments"] == {}
+    assert told_badly["errors"][0][0] == "JupyterHub.db_kwargs"
