@@ -1,4 +1,4 @@
-"""The users that the hub's config names: the hub creates them again at its next start, whoever deletes them."""
+"""The users that the hub's config names: whoever deletes them, the hub creates them again, or its services miss them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def named_users(app: Any) -> list[str] | None:
             *app.api_tokens.values(),
             *in_groups(app.load_groups),
             *in_roles(app.load_roles),
+            *(service.get("user") for service in getattr(app, "services", ()) if service.get("user")),
         ]
         if getattr(authenticator, "manage_roles", False) and _brings_roles(type(authenticator)):
             return None

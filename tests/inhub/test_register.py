@@ -645,6 +645,11 @@ def named(authenticator: type = CampusAuthenticator, config: Config | None = Non
     return unpacked(answer["prune"])
 
 
+def test_accounts_that_services_run_as_are_named_by_the_config():
+    services = [{"name": "grader", "user": "Grader-Bot"}, {"name": "x"}, {"name": "y", "user": None}]
+    assert named(services=services) == {"grader-bot"}
+
+
 def test_whom_the_config_names_is_told_as_the_hub_calls_them():
     c = Config()
     c.Authenticator.allowed_users = {"Ada", "bob"}
