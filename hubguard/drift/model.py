@@ -80,7 +80,6 @@ class World:
     targets: Mapping[Key, str] | None = field(default=None, hash=False)
     prefixes: Mapping[str, str] | None = field(default=None, hash=False)
     base_url: str = "/"
-    hub_route: str | None = None
     backends: tuple[Backend, ...] | None = None
     whole: bool = False
     orm: ORMCounts | None = None
@@ -88,6 +87,7 @@ class World:
     outlived: Mapping[Key, tuple[datetime, str]] = field(default_factory=dict, hash=False)
     frozen_since: datetime | None = None
     pending_from: datetime | None = None
+    hub_route: str | None = None
 
     @property
     def hub_path(self) -> str:

@@ -277,7 +277,9 @@ async def test_many_are_asked_few_at_once_and_at_an_even_pace(monkeypatch) -> No
         assert within <= PER_S + AT_ONCE, f"{within} within a second from {at_s}"
 
 
-@pytest.mark.parametrize(("count", "after_s"), [(20, 2.0), (300, 30.0), (1300, FINE_S)])
+@pytest.mark.parametrize(
+    ("count", "after_s"), [(20, 2.0), (300, 30.0), pytest.param(1300, FINE_S, marks=pytest.mark.long)]
+)
 async def test_the_more_servers_the_longer_those_that_were_fine_are_left_alone(monkeypatch, count, after_s) -> None:
     clock = VirtualClock()
     backends = HTTPBackends(PLACE, clock=clock, jitter=lambda: 0.5)
