@@ -27,8 +27,6 @@ from hubguard.staging.hub import TestbedHub
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
 
-IMPORTED = "from hubguard.inhub import register\nregister(c)\n"
-
 
 def culler(*options: str, name: str = "jupyterhub-idle-culler") -> str:
     """Config lines that register an idle culler as z2jh does."""
