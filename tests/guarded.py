@@ -171,3 +171,11 @@ def external(hub: TestbedHub, port: int, db_url: str, **more: str) -> tuple[list
         "HUBGUARD_DB_URL": db_url,
         **more,
     }
+
+
+def patient(start_s: int) -> str:
+    """Config lines by which the hub gives each start that many seconds, and HubGuard sees that it gives one minute in all."""
+    return (
+        "c.Spawner.start_timeout = 30\nc.Spawner.http_timeout = 30\n"
+        f"c.Spawner.pre_spawn_hook = lambda spawner: setattr(spawner, 'start_timeout', {start_s})\n"
+    )

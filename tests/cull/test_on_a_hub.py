@@ -18,7 +18,7 @@ import pytest_asyncio
 from aiohttp import web
 from constants import constants, constants_by_the_hub
 from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
-from guarded import ARMED, OBSERVING, ask, external, gone, guards, in_use, mode, servers, status
+from guarded import ARMED, OBSERVING, ask, external, gone, guards, in_use, mode, patient, servers, status
 
 from hubguard.journal.store import open_journal
 from hubguard.snapshot.cycle import PACE
@@ -452,7 +452,7 @@ async def test_a_start_that_is_stuck_is_reported_and_interrupted_where_the_polic
 
     The one that only reports is watched through its database, which doesn't tell what is pending: it has to be asked.
     """
-    config = ARMED + "c.HubGuardCull.pending_limit_s = 60.0\nc.Spawner.start_timeout = 600\n"
+    config = ARMED + "c.HubGuardCull.pending_limit_s = 60.0\n" + patient(600)
     config += "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}\n"
     reporting, interrupting = await asyncio.gather(
         testbed_hub(config=config + "c.HubGuard.hub_db_url = 'hub'\n"),

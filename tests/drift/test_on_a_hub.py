@@ -13,7 +13,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from constants import constants_by_the_hub
-from guarded import ARMED, ask, mode, runs, servers, table
+from guarded import ARMED, ask, mode, patient, runs, servers, table
 
 from hubguard.staging.hub import TestbedHub
 
@@ -189,8 +189,9 @@ async def test_a_ghost_is_cured_by_a_start_and_a_stop_and_a_frozen_start_is_inte
     """Ann's server dies while the proxy is down: the hub can't take its route away, and has it as ready for ever after."""
     hub = await testbed_hub(
         config=LOOKING.replace("poll_interval = 3600", "poll_interval = 1")
-        + "c.HubGuardCull.pending_limit_s = 60.0\nc.Spawner.start_timeout = 3600\n"
-        "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}\n",
+        + "c.HubGuardCull.pending_limit_s = 60.0\n"
+        + patient(3600)
+        + "c.JupyterHub.tornado_settings = {'slow_spawn_timeout': 0}\n",
         population=servers(),
         external_proxy=True,
     )
