@@ -212,11 +212,13 @@ async def test_a_proxy_that_is_killed_again_and_again_is_no_flood_for_the_hub(te
     names = people(12)
     hub = await watched(testbed_hub, names)
     before = await table(hub)
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
     for _ in range(8):
         await hub.kill_proxy()
         await hub.start_proxy()
         await asyncio.sleep(0.8)
-    assert checks(hub) <= 5
+    assert 1 <= checks(hub) <= 1 + (loop.time() - began_s) / 2.0
     seen = len(restores(hub))
 
     async def whole() -> bool:
