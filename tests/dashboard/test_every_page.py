@@ -314,6 +314,10 @@ def conforms(value: Any, schema: dict[str, Any], known: dict[str, Any], where: s
     """``value`` is as ``schema`` says, with nothing more in it."""
     if "$ref" in schema:
         conforms(value, known[schema["$ref"].rsplit("/", 1)[1]], known, where)
+    elif "allOf" in schema:
+        # As older versions of pydantic put a reference that has a default.
+        (one,) = schema["allOf"]
+        conforms(value, one, known, where)
     elif "anyOf" in schema:
         fits = [one for one in schema["anyOf"] if (one.get("type") == "null") == (value is None)]
         conforms(value, fits[0], known, where)
