@@ -1,4 +1,4 @@
-"""The application over a fake guard, asked as anyone may ask it."""
+"""The application over a placed guard, asked as anyone may ask it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
-from doubles.guard import POLICY, FakeAuth, FakeGuard
+from doubles.guard import POLICY, FakeAuth, PlacedGuard
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.dashboard.routes import make_application
-from hubguard.guard import Guard
 
 PREFIX = "/services/hubguard/"
 AWKWARD = (
@@ -45,9 +44,9 @@ class Answer:
 
 
 class Site:
-    """The application over a fake guard, and a client that is nobody unless told."""
+    """The application over a placed guard, and a client that is nobody unless told."""
 
-    def __init__(self, guard: FakeGuard, auth: FakeAuth, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(self, guard: PlacedGuard, auth: FakeAuth, session: aiohttp.ClientSession, url: str) -> None:
         self.guard, self.auth, self.session, self.url = guard, auth, session, url
 
     async def ask(
@@ -82,16 +81,16 @@ class Site:
         return found[1]
 
 
-def serve(guard: FakeGuard, auth: FakeAuth, **settings: Any) -> tuple[HTTPServer, str]:
+def serve(guard: PlacedGuard, auth: FakeAuth, **settings: Any) -> tuple[HTTPServer, str]:
     """The application on a free port, and its URL. ``settings`` are make_application's."""
-    app = make_application(cast(Guard, guard), auth, prefix=PREFIX, hub_prefix="/hub/", **settings)
+    app = make_application(guard, auth, prefix=PREFIX, hub_prefix="/hub/", **settings)
     sockets = bind_sockets(0, "127.0.0.1")
     server = HTTPServer(app)
     server.add_sockets(sockets)
     return server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}{PREFIX}"
 
 
-async def end(guard: FakeGuard, server: HTTPServer) -> None:
+async def end(guard: PlacedGuard, server: HTTPServer) -> None:
     await guard.drifts.close()
     server.stop()
     await server.close_all_connections()
@@ -100,12 +99,12 @@ async def end(guard: FakeGuard, server: HTTPServer) -> None:
 @asynccontextmanager
 async def sites(**settings: Any) -> AsyncIterator[Callable[..., Site]]:
     """A function that serves a guard; what it served is gone at the end. ``settings`` are make_application's."""
-    served: list[tuple[FakeGuard, HTTPServer]] = []
+    served: list[tuple[PlacedGuard, HTTPServer]] = []
     async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
 
-        def make(guard: FakeGuard, policy: CullPolicy = POLICY) -> Site:
+        def make(guard: PlacedGuard, policy: CullPolicy = POLICY) -> Site:
             auth = FakeAuth()
-            guard.policy = policy
+            guard.cycles.policy = policy
             server, url = serve(guard, auth, **settings)
             served.append((guard, server))
             return Site(guard, auth, session, url)

@@ -1,4 +1,4 @@
-"""The pages over a fake guard in a real browser: what their tests share."""
+"""The pages over a placed guard in a real browser: what their tests share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 import pytest_asyncio
 from asked_site import end, serve
-from doubles.guard import FakeAuth, FakeGuard
+from doubles.guard import FakeAuth, PlacedGuard
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 CHROMIUM = os.environ.get("HUBGUARD_TEST_CHROMIUM") or next(
@@ -75,9 +75,9 @@ async def browser() -> AsyncIterator[Browser]:
 
 @dataclass
 class Visit:
-    """The pages over a fake guard, as someone with a browser sees them; what the browser complains of is collected."""
+    """The pages over a placed guard, as someone with a browser sees them; what the browser complains of is collected."""
 
-    guard: FakeGuard
+    guard: PlacedGuard
     auth: FakeAuth
     url: str
     context: BrowserContext
@@ -99,12 +99,12 @@ class Visit:
 
     def later(self, seconds: float, **fields: object) -> None:
         """The guard's clock goes on, so that the next refresh shows something else."""
-        self.guard.change(at=self.guard.state.at + timedelta(seconds=seconds), **fields)
+        self.guard.change(at=self.guard.clock.now() + timedelta(seconds=seconds), **fields)
 
 
 @asynccontextmanager
 async def visiting(
-    browser: Browser, guard: FakeGuard, *, login: str = "actor", **settings: object
+    browser: Browser, guard: PlacedGuard, *, login: str = "actor", **settings: object
 ) -> AsyncIterator[Visit]:
     """The pages over ``guard``, for whoever of CALLERS ``login`` is; ``settings`` are the browser's."""
     auth = FakeAuth()

@@ -19,7 +19,7 @@ from asked_site import AWKWARD, PREFIX, Site, sites
 from builders import NOW, minutes
 from doubles.drift import PROVED, drift_of, report_with, world_of
 from doubles.drift import one_of_each as one_drift_of_each
-from doubles.guard import FakeGuard, guard_with, made_up
+from doubles.guard import PlacedGuard, guard_with, made_up
 from doubles.prune import FakePruning, made_up_users, one_of_each, plan_of, verdict_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ from hubguard.cull.model import Known
 from hubguard.dashboard.pages import Change
 from hubguard.dashboard.routes import API, FRAGMENTS, PAGES
 from hubguard.drift.model import REMEDIES, DriftKind, Repaired
-from hubguard.journal.model import Event, Exemption, Stance
+from hubguard.journal.model import Event, Stance
 from hubguard.model import Finding, FindingKind, OutcomeKind, Route, Server, Tally
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.prune.model import PruneReason, PruneState
@@ -125,7 +125,7 @@ class Place:
         ]
 
 
-def full(name: str = "ada", server: str = "gpu") -> tuple[FakeGuard, tuple[str, ...]]:
+def full(name: str = "ada", server: str = "gpu") -> tuple[PlacedGuard, tuple[str, ...]]:
     """A guard with something at every address, and the digests of its plans. All that has a name or a text is called so."""
     started, last = NOW - minutes(900), NOW - minutes(165)
     named = [Server(name, one, True, None, started, last) for one in ("", server)]
@@ -136,8 +136,7 @@ def full(name: str = "ada", server: str = "gpu") -> tuple[FakeGuard, tuple[str, 
         evidence=Evidence.PROXY,
         known=Known(exemption=None, active_at=NOW - minutes(500), clock_from=NOW - minutes(600)),
     )
-    cycle = guard.culled.last_cycle
-    assert cycle is not None
+    cycle = guard.last_cycle
     guard.change(
         brake=Brake(BrakeReason.OVER_CAP, NOW - minutes(7), name, name, acceptable=True),
         stance=Stance(armed=True, armed_by=name, armed_at=NOW, armed_why=name),
@@ -150,7 +149,8 @@ def full(name: str = "ada", server: str = "gpu") -> tuple[FakeGuard, tuple[str, 
         last_cycle=replace(cycle, verdicts=tuple(late if one.server == named[1] else one for one in cycle.verdicts)),
     )
     until = NOW + minutes(60)
-    guard.kept += [Exemption(i + 1, name, (None, server)[i % 2], until, name, name, NOW) for i in range(10)]
+    for i in range(10):
+        guard.keep(name, (None, server)[i % 2], until=until, actor=name, why=name)
     for event in Event:
         guard.write(event, user=name, server=server, actor=name, detail=name)
     guard.write(Event.KEPT, user=name, server=None, detail=name)
@@ -159,7 +159,7 @@ def full(name: str = "ada", server: str = "gpu") -> tuple[FakeGuard, tuple[str, 
     return guard, _plans(guard, name)
 
 
-def _drift(guard: FakeGuard, name: str, server: str, servers: list[Server]) -> None:
+def _drift(guard: PlacedGuard, name: str, server: str, servers: list[Server]) -> None:
     backend = replace(PROVED, id=name, user=name, server=server, name=name, detail=name)
     texts = {"subject": name, "expected": name, "observed": name, "evidence": (name,), "backend": backend}
     drifts = [drift_of(kind, name, server=server, **texts) for kind in DriftKind]
@@ -179,7 +179,7 @@ def _drift(guard: FakeGuard, name: str, server: str, servers: list[Server]) -> N
     guard.drifts.report = replace(guard.drifts.report, repaired=(Repaired(repairs[1], name, NOW),))
 
 
-def _plans(guard: FakeGuard, name: str) -> tuple[str, ...]:
+def _plans(guard: PlacedGuard, name: str) -> tuple[str, ...]:
     unknown = verdict_of("zoe", PruneReason.CANT_TELL, groups=None, roles=None, tokens=None, shares=None, id=None)
     pruning = guard.pruning = FakePruning(
         [verdict_of(name, groups=(name,)), unknown, *one_of_each(), *made_up_users(20)]

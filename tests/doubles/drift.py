@@ -139,9 +139,9 @@ class _Sources:
 class PlacedDrifts(DriftCycles):
     """The part itself, in charge, at NOW: a test sets ``report``, what the last look found. Repairs stay under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, books: InlineJournal | None = None) -> None:
         self.sources = _Sources()
-        self.books = InlineJournal()
+        self.books = books or InlineJournal()
         self.shown = ProxyWatchStatus()
         self.doubted: tuple[DriftKind, ...] = ()
         lease: Any = SimpleNamespace(lease=True, seen=SimpleNamespace(fence=1))

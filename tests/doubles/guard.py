@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
+import sqlalchemy as sa
+from assembled import assembled
 from builders import NOW, minutes
 from doubles.drift import PlacedDrifts
+from doubles.hub import MemoryHub
 from doubles.prune import FakePruning
+from inline_journal import InlineJournal
 from tornado.web import RequestHandler
+from virtual_time import VirtualClock
 
+from hubguard import config
 from hubguard.cull.decide.judge import CullPolicy, judge_all
 from hubguard.cull.decide.judge import plan as plan_cull
-from hubguard.cull.model import CullStatus, CycleReport, Known, UserVerdict, Wish
-from hubguard.errors import HubGuardError, HubUnreachable
-from hubguard.journal.exemptions import NoSuchExemption
-from hubguard.journal.model import Entry, Event, Exemption, Failures, Lease, Stance
+from hubguard.cull.model import CycleReport, Known, UserVerdict
+from hubguard.errors import ConfigError, HubUnreachable
+from hubguard.guard import Guard
+from hubguard.journal import tables
+from hubguard.journal.entries import add_entry
+from hubguard.journal.model import Event, Exemption, Failures, Lease, Stance
 from hubguard.model import Action, Outcome, OutcomeKind, Reading, Server, Source
+from hubguard.pacing.budget import Budget
 from hubguard.pacing.model import BudgetUse
-from hubguard.snapshot.model import Snapshot
-from hubguard.status import Mode, Status
+from hubguard.snapshot.model import Brake, BrakeReason, Snapshot
+from hubguard.status import HandoverStatus, Mode
 from hubguard.web.auth import Caller
+
+T = TypeVar("T")
 
 POLICY = CullPolicy(idle_timeout_s=7200, max_age_s=0, admin_servers=False)
 
-WHY = {
-    Mode.STARTING: "HubGuard is starting: the hub's servers are being read for the first time.",
-    Mode.ACTING: "Servers that are due are stopped.",
-    Mode.OBSERVING: "Nothing is stopped until an admin arms HubGuard.",
-    Mode.HELD: "On hold (ann: exam until 5 pm).",
-    Mode.BRAKED: "Braked: the server list is incomplete: page 3 of 7 didn't come.",
-    Mode.STANDBY: "Another guard (hub-2:81 at http://10.0.0.7:8080) holds the lease and acts for this hub.",
-    Mode.TROUBLED: "A setting is wrong, so nothing is done. HubGuardCull.idle_timeout_s: must be at least 0, not -5",
+LEASE = Lease("hub-1:4711", "http://127.0.0.1:8080", 3, 0.0, NOW - minutes(60), NOW + timedelta(seconds=20))
+WRONG = ConfigError("HubGuardCull.idle_timeout_s", "must be at least 0, not -5")
+BRAKE = Brake(
+    BrakeReason.INCOMPLETE,
+    NOW - minutes(2),
+    "the server list is incomplete: page 3 of 7 didn't come",
+    "It ends by itself with the next complete list.",
+)
+STANCES = {
+    Mode.OBSERVING: Stance(),
+    Mode.HELD: Stance(armed=True, held=True, held_by="ann", held_at=NOW, held_why="exam until 5 pm"),
 }
+"""What people have set in a mode that depends on it; else HubGuard is armed."""
 
 
 def made_up(count: int) -> tuple[Server, ...]:
@@ -77,181 +93,173 @@ def report_of(
     return CycleReport(at, at + timedelta(seconds=3), snapshot, verdicts, plan, done, skipped_why, tuple(users))
 
 
-@dataclass
-class FakeGuard:
-    """A guard whose state a test sets; what its parts were asked to do is in ``asked``."""
+class PlacedJournal(InlineJournal):
+    """A journal in memory that raises what ``fails`` is set to."""
 
-    state: Status
-    culled: CullStatus
-    policy: CullPolicy = POLICY
-    written: list[Entry] = field(default_factory=list)
-    asked: list[tuple[Any, ...]] = field(default_factory=list)
-    kept: list[Exemption] = field(default_factory=list)
     fails: Exception | None = None
-    pruning: FakePruning = field(default_factory=FakePruning)
 
-    def __post_init__(self) -> None:
-        self.mandate = FakeMandate(self)
-        self.culling = FakeCulling(self)
-        self.drifts = PlacedDrifts()
-
-    @property
-    def parts(self) -> FakeGuard:
-        return self
-
-    def status(self) -> Status:
-        return self.state
-
-    def change(self, **fields: Any) -> None:
-        """Another state from now on, of the guard and of culling."""
-        if "mode" in fields and "why" not in fields:
-            fields["why"] = WHY[fields["mode"]]
-        of_culling = {name: fields.pop(name) for name in list(fields) if hasattr(self.culled, name)}
-        self.state, self.culled = replace(self.state, **fields), replace(self.culled, **of_culling)
-
-    def write(self, event: str, **fields: Any) -> Entry:
-        """One more entry in the journal."""
-        entry = Entry(
-            id=len(self.written) + 1,
-            at=NOW,
-            event=Event(event),
-            actor=fields.pop("actor", "hubguard"),
-            fence=1,
-            **fields,
-        )
-        self.written.append(entry)
-        return entry
-
-    def do(self, *asked: Any) -> None:
-        """Remember what was asked, or fail."""
+    async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         if self.fails:
             raise self.fails
-        self.asked.append(asked)
+        return await super().call(function, *args, **kwargs)
+
+    def check(self) -> None:
+        if self.fails:
+            raise self.fails
 
 
-class FakeMandate:
-    """What people set, and the journal."""
+class PlacedGuard(Guard):
+    """The guard itself, in charge at NOW, over a hub and a journal in memory.
 
-    def __init__(self, guard: FakeGuard) -> None:
-        self._guard = guard
-        self.journal = FakeJournal(guard)
+    A test places what it would have learned: :meth:`change`, and in the hub, the journal and the parts. Its parts do only
+    what they are asked to.
+    """
 
-    async def arm(self, actor: str, why: str) -> None:
-        self._guard.do("arm", actor, why)
-        self._guard.change(mode=Mode.ACTING, stance=Stance(armed=True, armed_by=actor, armed_at=NOW, armed_why=why))
+    def __init__(self, report: CycleReport, policy: CullPolicy) -> None:
+        self.clock = VirtualClock(NOW)
+        self.hub = MemoryHub(clock=self.clock)
+        self.books = PlacedJournal()
+        made = assembled(
+            config.load(environ={}), self.hub, Budget(rate=1000, burst=1000, concurrency=10, clock=self.clock),
+            self.books, self.clock,
+        )  # fmt: skip
+        parts: Any = SimpleNamespace(
+            culling=made.parts.culling, drifts=PlacedDrifts(self.books), watching=None, pruning=FakePruning()
+        )
+        super().__init__(made.settings, made.mandate, made.snapshots, parts, made._facts, made._budget, self.clock)
+        self.cycles = made.parts.culling.cycles
+        self.cycles.policy = policy
+        self.lease: Any = SimpleNamespace(lease=None, seen=LEASE, holder=LEASE.holder, superseded=False)
+        self.mandate._keeper = self.lease
+        self._started_at = NOW - timedelta(days=2)
+        self._facts.version = "6.1.1"
+        self._handing_over: Any = SimpleNamespace(note="", status=lambda mode, why: self.handover)
+        self.handover = HandoverStatus()
+        self.change(
+            mode=Mode.ACTING,
+            budget=BudgetUse(1, 10, 10, 20.0, 10, "closed", 1234, 5, 1.5),
+            last_cycle=report,
+            last_good_cycle_at=NOW - minutes(1),
+            next_cycle_at=NOW + timedelta(seconds=23),
+        )
 
-    async def observe(self, actor: str, why: str) -> None:
-        self._guard.do("observe", actor, why)
-        self._guard.change(mode=Mode.OBSERVING, stance=Stance(armed=False, armed_by=actor, armed_at=NOW, armed_why=why))
+    @property
+    def drifts(self) -> PlacedDrifts:
+        return cast(PlacedDrifts, self.parts.drifts)
 
-    async def hold(self, actor: str, why: str) -> None:
-        self._guard.do("hold", actor, why)
-        held = replace(self._guard.state.stance, held=True, held_by=actor, held_at=NOW, held_why=why)
-        self._guard.change(mode=Mode.HELD, why=held.sentence, stance=held)
+    @property
+    def pruning(self) -> Any:
+        return self.parts.pruning
 
-    async def resume(self, actor: str, why: str) -> None:
-        self._guard.do("resume", actor, why)
-        brake, stance = self._guard.state.brake, replace(self._guard.state.stance, held=False)
-        brake = None if brake is not None and brake.acceptable else brake
-        self._guard.change(mode=Mode.BRAKED if brake else Mode.ACTING, stance=stance, brake=brake)
-
-
-class FakeJournal:
-    """What pages read in the journal."""
-
-    def __init__(self, guard: FakeGuard) -> None:
-        self._guard = guard
-
-    async def exemptions(self, now: datetime, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
-        if self._guard.fails:
-            raise self._guard.fails
-        found = [
-            one
-            for one in reversed(self._guard.kept)
-            if user in (None, one.user) and (ended or one.covers(one.user, one.server or "", now))
-        ]
-        return tuple(found)
-
-    async def entries(
-        self,
-        *,
-        before_id: int | None = None,
-        limit: int = 100,
-        user: str | None = None,
-        server: str | None = None,
-        event: str | None = None,
-    ) -> tuple[Entry, ...]:
-        if self._guard.fails:
-            raise self._guard.fails
-        found = [
-            entry
-            for entry in reversed(self._guard.written)
-            if (before_id is None or entry.id < before_id)
-            and (user is None or entry.user == user)
-            and (server is None or (entry.server or "") == server)
-            and (event is None or entry.event == event)
-        ]
-        return tuple(found[:limit])
-
-
-class FakeCulling:
-    """Cycles and exemptions."""
-
-    def __init__(self, guard: FakeGuard) -> None:
-        self._guard = guard
+    @pruning.setter
+    def pruning(self, pruning: Any) -> None:
+        parts: Any = self.parts
+        parts.pruning = pruning
 
     @property
     def policy(self) -> CullPolicy:
-        return self._guard.policy
+        return self.cycles.policy
 
-    def status(self) -> CullStatus:
-        return self._guard.culled
+    @property
+    def last_cycle(self) -> CycleReport:
+        assert self.cycles.last is not None
+        return self.cycles.last
 
-    async def cycle(self, asked_by: str, wish: Wish) -> CycleReport:
-        self._guard.do("cycle", asked_by, wish)
-        assert self._guard.culled.last_cycle is not None
-        return self._guard.culled.last_cycle
+    def change(self, *, mode: Mode | None = None, brake: Brake | None = None, **placed: Any) -> None:
+        """From now on it is as ``placed``, by the names that Status and CullStatus have, and for its reasons in ``mode``."""
+        if mode is not None:
+            placed.setdefault("stance", STANCES.get(mode, Stance(armed=True)))
+            placed.setdefault("lease", LEASE)
+            placed.setdefault("errors", (WRONG,) if mode is Mode.TROUBLED else ())
+            if mode is Mode.STARTING:
+                self.snapshots.last = None
+            elif self.snapshots.last is None:
+                self.snapshots.last = Snapshot(NOW - minutes(1), (), ())
+            self.lease.lease = LEASE if mode is not Mode.STANDBY else None
+        for name, value in placed.items():
+            self._place(name, value)
+        if mode is not None or brake is not None:
+            there = self.snapshots.brake if mode is Mode.HELD else BRAKE if mode is Mode.BRAKED else None
+            brake = brake or there
+            self.snapshots._judged = replace(self.snapshots._judged, brake=brake)
+        assert mode in (None, self.status().mode), (mode, self.status())
 
-    async def exempt(self, actor: str, why: str, *, user: str, server: str | None, until: datetime) -> Exemption:
-        self._guard.do("exempt", actor, why, user, server, until)
-        at = self._guard.state.at
-        if not at < until <= at + timedelta(days=30):
-            raise HubGuardError("An exemption ends within 30 d (HubGuard.longest_exemption_s). Nothing was changed.")
-        made = Exemption(len(self._guard.kept) + 1, user, server, until, actor, why, at)
-        self._guard.kept.append(made)
-        return made
+    def _place(self, name: str, value: Any) -> None:
+        cycles = self.cycles
+        match name:
+            case "at":
+                self.clock._elapsed_s = (value - NOW).total_seconds()
+            case "stance":
+                self._place_stance(value)
+            case "lease":
+                self.lease.seen, self.lease.lease = value, value and self.lease.lease
+            case "budget":
+                self._budget = SimpleNamespace(use=lambda: value)
+            case "errors":
+                self.settings = replace(self.settings, errors=value)
+            case "notes":
+                self._facts.notes = value
+            case "hub_version":
+                self._facts.version = value
+            case "clock_from":
+                self.snapshots._judged = replace(self.snapshots._judged, clock_from=value)
+            case "handover":
+                self.handover = value
+            case "last_cycle":
+                cycles.last = value
+                for server in value.snapshot.servers if value else ():
+                    self.hub.add(server)
+            case "last_good_cycle_at":
+                cycles.last_good_at = value
+            case "next_cycle_at":
+                self.parts.culling.next_at = value
+            case "findings":
+                cycles._findings.now = value
+            case "tally" | "recent" | "oldest_overdue":
+                setattr(cycles, name, value)
+            case _:
+                raise AssertionError(f"{name} can't be placed")
 
-    async def end_exemption(self, exemption_id: int, actor: str, why: str) -> Exemption:
-        self._guard.do("end_exemption", exemption_id, actor, why)
-        at, kept = self._guard.state.at, self._guard.kept
-        for i, one in enumerate(kept):
-            if one.id == exemption_id and one.covers(one.user, one.server or "", at):
-                kept[i] = replace(one, ended_at=at, ended_by=actor)
-                return kept[i]
-        raise NoSuchExemption(f"There is no exemption {exemption_id}. Nothing was changed.")
+    def _place_stance(self, stance: Stance) -> None:
+        """What people have set, without the entry that says so."""
+        with self.books.sync.writing() as connection:
+            connection.execute(sa.update(tables.stance).values(**asdict(stance)))
+        self.mandate.stance = stance
 
-    async def exemptions(self, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
-        return await self._guard.mandate.journal.exemptions(self._guard.state.at, user=user, ended=ended)
+    # -- the journal ----------------------------------------------------------------------------------------------
+
+    def write(self, event: Event, *, actor: str = "hubguard", **fields: Any) -> None:
+        """One more entry in the journal."""
+        columns = {"user": "user_name", "server": "server_name"}
+        values = {columns.get(name, name): getattr(value, "value", value) for name, value in fields.items()}
+        with self.books.sync.writing() as connection:
+            add_entry(connection, self.clock.now(), event, actor, 1, **values)
+
+    @property
+    def asked(self) -> list[tuple[str, str, str]]:
+        """What people had it do, oldest first: the event, by whom, and the detail, as the journal has it."""
+        asked = {Event.ARMED, Event.OBSERVING, Event.HELD, Event.RESUMED, Event.KEPT, Event.RELEASED, Event.INTENT}
+        return [
+            (one.event.value, one.actor, one.detail)
+            for one in reversed(self.books.sync.entries(limit=1000))
+            if one.event in asked
+        ]
+
+    @property
+    def kept(self) -> list[Exemption]:
+        """All exemptions that were ever made, oldest first."""
+        return list(self.books.sync.exemptions(self.clock.now(), ended=True))[::-1]
+
+    def keep(self, user: str, server: str | None = None, *, until: datetime, actor: str = "ann", why: str = "") -> None:
+        """One more exemption."""
+        self.books.sync.exempt(user, server, until, actor, why, self.clock.now())
 
 
-def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **report: Any) -> FakeGuard:
+def guard_with(servers: Sequence[Server] = (), mode: Mode = Mode.ACTING, **report: Any) -> PlacedGuard:
     """A guard that has just had a cycle over ``servers``."""
-    return FakeGuard(
-        Status(
-            at=NOW,
-            mode=mode,
-            why=WHY[mode],
-            stance=Stance(armed=mode is Mode.ACTING or None),
-            armed=mode in {Mode.ACTING, Mode.BRAKED},
-            started_at=NOW - timedelta(days=2),
-            holder="hub-1:4711",
-            lease=Lease("hub-1:4711", "http://127.0.0.1:8080", 3, 0.0, NOW - minutes(60), NOW + timedelta(seconds=20)),
-            holds_lease=mode is not Mode.STANDBY,
-            hub_version="6.1.1",
-            budget=BudgetUse(1, 10, 10, 20.0, 10, "closed", 1234, 5, 1.5),
-        ),
-        CullStatus(report_of(servers, **report), NOW - minutes(1), NOW + timedelta(seconds=23)),
-    )
+    guard = PlacedGuard(report_of(servers, **report), report.get("policy", POLICY))
+    guard.change(mode=mode)
+    return guard
 
 
 def done(*details: str) -> list[Outcome]:

@@ -13,7 +13,6 @@ from typing import Any
 import cli as command
 import pytest
 from asked_site import Site, sites
-from builders import NOW
 from cli import TOKEN
 from doubles.drift import drift_of, one_of_each, reading, report_with, settled, world_of
 from doubles.guard import CALLERS, guard_with, made_up
@@ -196,7 +195,7 @@ async def test_an_older_repair_of_the_same_is_no_answer(
 
 
 async def test_on_hold_it_exits_3_and_does_nothing(site: Site, run: Callable[..., Any]) -> None:
-    site.guard.change(mode=Mode.HELD, stance=site.guard.drifts.books.sync.hold("ann", "", NOW))
+    site.guard.change(mode=Mode.HELD)
     said = await run("--repair", "server-dead", "--count", "1")
     assert said.code == 3
     assert "Nothing was repaired. On hold (ann: " in said.out

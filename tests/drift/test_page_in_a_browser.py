@@ -8,7 +8,7 @@ import pytest
 from browsing import MODES, NAMELESS, UNREADABLE, refreshed, visiting
 from builders import NOW, minutes
 from doubles.drift import PROVED, drift_of, one_of_each, report_with, settled
-from doubles.guard import FakeGuard, guard_with, made_up
+from doubles.guard import PlacedGuard, guard_with, made_up
 from playwright.async_api import Browser, expect
 
 from hubguard.drift.model import REMEDIES, DriftKind, Repaired
@@ -20,7 +20,7 @@ SERVERS = made_up(12)
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-def drifting() -> FakeGuard:
+def drifting() -> PlacedGuard:
     guard = guard_with(SERVERS)
     guard.drifts.report = report_with(one_of_each(), SERVERS, narrowed=("Nothing tells where routes should lead.",))
     return guard

@@ -442,7 +442,7 @@ async def test_an_old_word_of_the_hub_is_marked_and_its_spawners_word_told(site_
 
 
 async def test_the_matrix_lasts_when_the_journal_is_down(site: Site) -> None:
-    site.guard.fails = JournalError("The journal is gone.")
+    site.guard.books.fails = JournalError("The journal is gone.")
     page = await site.ask("beliefs/eve/", "reader")
     assert (page.status, "The journal is gone." in page.text, "Dead server" in page.text) == (200, True, True)
 
@@ -612,7 +612,7 @@ def test_the_description_tells_of_lists_and_of_what_is_under_way() -> None:
     ("state", "watch", "dead", "route"),
     [
         ({}, WatchState.FINE, "Only when you ask.", "Automatically, soon."),
-        ({"armed": False}, WatchState.FINE, "Only when you ask.", "Automatically, once HubGuard is armed."),
+        ({"stance": Stance()}, WatchState.FINE, "Only when you ask.", "Automatically, once HubGuard is armed."),
         (
             {"stance": Stance(held=True)},
             WatchState.FINE,
@@ -621,7 +621,7 @@ def test_the_description_tells_of_lists_and_of_what_is_under_way() -> None:
         ),
         ({}, WatchState.HANGS, "Only when you ask.", "Automatically, once the proxy is well again."),
         ({"brake": BRAKE}, WatchState.FINE, "Only when you ask.", "Automatically, soon."),
-        ({"holds_lease": False}, WatchState.FINE, "Only when you ask.", "Automatically, once this guard is in charge."),
+        ({"mode": Mode.STANDBY}, WatchState.FINE, "Only when you ask.", "Automatically, once this guard is in charge."),
     ],
 )
 async def test_each_difference_says_whether_it_is_repaired_by_itself_and_why_not_now(
@@ -674,7 +674,7 @@ async def test_the_settings_the_brake_and_too_many_at_once_are_why_not(
         (ROUTES, {}, "HubGuard repairs routes automatically, and the rest when you ask."),
         (
             ROUTES,
-            {"armed": False},
+            {"stance": Stance()},
             "Once HubGuard is armed, HubGuard repairs routes automatically, and the rest when you ask.",
         ),
         (ROUTES, {"brake": BRAKE}, "HubGuard repairs routes automatically, and the rest when you ask."),
@@ -735,7 +735,7 @@ async def test_what_isnt_known_or_is_no_longer_looked_at_has_no_sample(site_of: 
     """A guard that stands by has an old report: an alert by it would never end."""
     assert "hubguard_drifts" not in (await site_of(None).ask("metrics", "reader")).text
     old = site_of(report_with(one_of_each()))
-    old.guard.change(mode=Mode.STANDBY, holds_lease=False)
+    old.guard.change(mode=Mode.STANDBY)
     assert "hubguard_drifts" not in (await old.ask("metrics", "reader")).text
 
 

@@ -18,7 +18,7 @@ from playwright.async_api import Browser, Page, expect
 
 from hubguard.cull.decide.judge import judge
 from hubguard.cull.model import Known
-from hubguard.journal.model import Stance
+from hubguard.journal.model import Event, Stance
 from hubguard.model import Finding, FindingKind, Server, Tally
 from hubguard.snapshot.model import Brake, BrakeReason
 from hubguard.staging.hub import TestbedHub
@@ -36,8 +36,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.any_hub]
 @pytest.mark.parametrize(("theme", "width"), MODES)
 async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser, theme: str, width: int) -> None:
     guard = guard_with(made_up(120), Mode.OBSERVING)
-    guard.write("held", actor="ann", detail="exam " * 30)
-    guard.write("note", user="a" * 200, server="", detail="would be stopped now")
+    guard.write(Event.HELD, actor="ann", detail="exam " * 30)
+    guard.write(Event.NOTE, user="a" * 200, server="", detail="would be stopped now")
     guard.change(
         brake=Brake(
             BrakeReason.OVER_CAP, NOW, "1,234 actions are due at once", "It ends by itself. " * 9, acceptable=True
@@ -49,9 +49,7 @@ async def test_every_page_is_fine_in_both_themes_and_on_a_phone(browser: Browser
     )
     for i in range(120):
         whose = f"student-{i:05d}" if i else "x" * 200
-        await guard.culling.exempt(
-            "ann", "exam " * (i % 40), user=whose, server="gpu" if i % 2 else None, until=NOW + minutes(900)
-        )
+        guard.keep(whose, "gpu" if i % 2 else None, until=NOW + minutes(900), why="exam " * (i % 40))
     viewport = {"width": width, "height": 800}
     async with visiting(browser, guard, color_scheme=theme, viewport=viewport) as visit:
         async for path, page in visit.each(EVERY_PAGE):
@@ -188,10 +186,10 @@ async def test_hold_is_one_click_and_resume_is_confirmed_with_and_without_javasc
         await page.get_by_role("button", name="Hold").click()
         await expect(page.locator(".mode")).to_have_text("On hold")
         await page.get_by_role("link", name="Resume…").click()
-        assert [asked[0] for asked in guard.asked] == ["hold"]
+        assert [asked[0] for asked in guard.asked] == ["held"]
         await page.get_by_role("button", name="Resume").click()
         await expect(page.locator(".mode")).to_have_text("Acting")
-        assert [asked[:2] for asked in guard.asked] == [("hold", "ann"), ("resume", "ann")]
+        assert [asked[:2] for asked in guard.asked] == [("held", "ann"), ("resumed", "ann")]
         assert visit.complaints == []
 
 
@@ -215,7 +213,7 @@ async def test_a_server_is_kept_from_its_page_and_given_back_from_the_list(brows
         await row.get_by_role("link", name="End…").click()
         await page.get_by_role("button", name="End it").click()
         await expect(page.locator("#live")).to_contain_text("No exemption is in force.")
-        assert [asked[0] for asked in guard.asked] == ["exempt", "end_exemption"]
+        assert [asked[0] for asked in guard.asked] == ["kept", "released"]
         assert visit.complaints == []
 
 
@@ -236,7 +234,7 @@ async def test_a_refresh_leaves_the_form_to_keep_a_server_as_it_was_filled_in(br
 
 async def test_everything_is_reached_by_keyboard_and_has_a_name(browser: Browser) -> None:
     async with visiting(browser, guard_with(made_up(5))) as visit:
-        await visit.guard.culling.exempt("ann", "exam", user="student-00003", server=None, until=NOW + minutes(900))
+        visit.guard.keep("student-00003", until=NOW + minutes(900), why="exam")
         async for path, page in visit.each(EVERY_PAGE):
             assert await page.evaluate(NAMELESS) == [], path
             await page.keyboard.press("Tab")

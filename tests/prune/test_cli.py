@@ -367,7 +367,7 @@ async def test_a_plan_that_is_resumed_on_hold_exits_3_and_stays_as_it_is(
     site.guard.change(mode=Mode.HELD, stance=Stance(held=True, held_by="ann"))
     said = await run("resume", digest)
     assert (said.code, "On hold (ann: an exam)." in said.err) == (3, True)
-    site.guard.change(mode=Mode.ACTING, stance=Stance())
+    site.guard.change(mode=Mode.ACTING)
     assert (await run("resume", digest)).code == 1
     said = await run("cancel", digest)
     assert (said.code, said.err) == (0, "")

@@ -20,7 +20,7 @@ from doubles.prune import CRITERIA, KEEPS, FakePruning, made_up_users, one_of_ea
 
 from hubguard.errors import HubDBError, HubGuardError, HubUnreachable, JournalError
 from hubguard.journal.model import Event
-from hubguard.model import Finding, FindingKind, OutcomeKind
+from hubguard.model import Finding, FindingKind, OutcomeKind, User
 from hubguard.prune.model import PrunePlan, PruneReason, PruneState, PruneVerdict
 from hubguard.status import Mode
 
@@ -247,6 +247,7 @@ async def test_what_isnt_told_is_said_to_be_unknown_and_never_0(site_of: Callabl
 async def test_an_exemption_asked_for_on_a_users_page_comes_back_to_it(site: Site) -> None:
     form = {"user": "a/b", "server": "", "scope": "user", "until": "day", "back": "user", "why": "thesis"}
     site.guard.pruning.verdicts = [verdict_of("a/b")]
+    site.guard.hub.add_user(User("a/b", admin=False))
     form["_xsrf"] = await site.form_token("actor")
     answer = await site.ask("exemptions/new", login="actor", method="POST", body=form)
     assert (answer.status, answer.headers["Location"]) == (303, f"{PREFIX}users/a%2Fb")

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import aiohttp
 import pytest
 from aiohttp import web
-from doubles.guard import FakeGuard, guard_with, made_up
+from doubles.guard import PlacedGuard, guard_with, made_up
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
@@ -72,7 +72,7 @@ class FakeHub:
 
 
 class Site:
-    def __init__(self, guard: FakeGuard, hub: FakeHub, login: HubLogin, budget: Budget, url: str) -> None:
+    def __init__(self, guard: PlacedGuard, hub: FakeHub, login: HubLogin, budget: Budget, url: str) -> None:
         self.guard, self.hub, self.login, self.budget, self.url = guard, hub, login, budget, url
         self.browser = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
 
@@ -128,7 +128,7 @@ async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
 
 async def test_a_service_is_named_as_one(site: Site) -> None:
     assert (await site.ask("api/v1/hold", "report", method="POST"))[0] == 200
-    assert site.guard.asked[0][:2] == ("hold", "service report")
+    assert site.guard.asked[0][:2] == ("held", "service report")
 
 
 async def test_a_token_in_the_address_is_not_taken(site: Site) -> None:
