@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import import_module
@@ -23,6 +23,8 @@ from hubguard.errors import ConfigError, HubGuardError
 from hubguard.logs import for_terminals, tidy
 
 if TYPE_CHECKING:
+    from traitlets.config import Config
+
     from hubguard.config import Settings
     from hubguard.cull.model import CycleReport, Wish
     from hubguard.journal.model import Stance
@@ -108,17 +110,39 @@ def _files(arguments: argparse.Namespace) -> list[Path]:
     return [Path(name) for name in arguments.config or [os.environ.get("HUBGUARD_CONFIG", "")] if name]
 
 
+def _layers(path: Path, read: Config) -> Iterator[tuple[str, Mapping[str, Mapping[str, object]]]]:
+    """What the config file ``path``, which was ``read``, puts in force: (where from, section → name → value), in order.
+
+    A hub's config with the include also brings what is taken over from an idle culler.
+    """
+    from hubguard import config
+    from hubguard.inhub.foresee import Foreseen, foresee
+    from hubguard.inhub.handover import Handover
+
+    try:
+        foreseen = foresee(read) if "JupyterHub" in read else Foreseen(Handover())
+    except ConfigError as error:
+        print(f"Whether an idle culler is replaced is unknown: {error}", file=sys.stderr)
+        foreseen = Foreseen(Handover())
+    if foreseen.handover.replaced:
+        yield f"taken over from {foreseen.handover.name}", foreseen.handover.settings
+    if foreseen.activity_interval_s is not None:
+        given = {"hub_activity_interval_s": foreseen.activity_interval_s}
+        yield f"JupyterHub.last_activity_interval in {path}", {"HubGuardCull": given}
+    yield str(path), config.sections_of(read)
+
+
 def _settings(files: Sequence[Path]) -> Settings:
     from hubguard import config
 
-    return config.load(*(config.sections_of(config.read_file(path)) for path in files))
+    return config.load(*(values for path in files for _, values in _layers(path, config.read_file(path))))
 
 
 def _configured(files: Sequence[Path]) -> Configured:
     from hubguard import config
 
     configs = tuple(map(config.read_file, files))
-    settings = config.load(*map(config.sections_of, configs))
+    settings = config.load(*(values for path, read in zip(files, configs) for _, values in _layers(path, read)))
     return Configured(
         settings.guard, {type(section): section for section in settings.sections}, settings.errors, configs
     )
@@ -200,13 +224,21 @@ def _config_show(arguments: argparse.Namespace, context: Context) -> int:
     from hubguard import config
     from hubguard.journal.database import without_password
 
-    settings = _settings(_files(arguments))
+    layers = [layer for path in _files(arguments) for layer in _layers(path, config.read_file(path))]
+    settings = config.load(*(values for _, values in layers))
+    given_by = {
+        f"{section}.{trait}": source
+        for source, sections in layers
+        for section, values in sections.items()
+        for trait in values
+    }
     sections = {type(section).__name__: section for section in settings.sections}
     for name, default, text in config.settings_table():
         section, trait = name.split(".")
         value = getattr(sections[section], trait)
         shown = repr(without_password(value) if name == "HubGuard.db_url" else value)
-        context.say(f"{name} = {shown}" + ("" if shown == default else f"  (default: {default})"))
+        source = given_by.get(name) or ("" if shown == default else "the environment")
+        context.say(f"{name} = {shown}" + (f"  ({source}; default: {default})" if source else ""))
         context.say(f"    {text}")
     for note in settings.notes:
         print(note, file=sys.stderr)
@@ -222,14 +254,21 @@ def _config_install(arguments: argparse.Namespace, context: Context) -> int:
     snippet = Path(spec.origin).with_name("hubguard.py")
     # Not hubguard.py: a hub that runs in that folder would take it for the package.
     target = Path(arguments.folder) / "50-hubguard.py"
-    if not target.parent.is_dir():
-        raise ConfigError(str(target.parent), "there is no such folder")
-    if target.exists() and target.read_bytes() != snippet.read_bytes():
-        raise ConfigError(
-            str(target), "exists already, and differs. Nothing was written. Remove it, then install again"
-        )
-    shutil.copyfile(snippet, target)
-    context.say(f"Installed {target}. It takes effect when the hub restarts, if the hub's config includes that folder.")
+    folder = target.parent
+    try:
+        there = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.exists() and target.read_bytes() != snippet.read_bytes():
+            raise ConfigError(
+                str(target), "exists already, and differs. Nothing was written. Remove it, then install again"
+            )
+        shutil.copyfile(snippet, target)
+    except OSError as error:
+        raise ConfigError(str(error.filename or target), f"can't be written: {error.strerror}") from None
+    context.say(
+        f"Installed {target}{'' if there else ', in a new folder'}. It takes effect when the hub restarts, if the hub's config"
+        " includes that folder or loads that file."
+    )
     return Exit.FINE
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue
 
 from hubguard import understudy, words
@@ -23,8 +24,9 @@ from hubguard.errors import ConfigError, HubGuardError, HubRefused, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
 from hubguard.inhub import SCOPES, handover, runs_a_culler
+from hubguard.inhub.foresee import foresee
 from hubguard.inhub.idle_culler import read_command
-from hubguard.inhub.scopes import DELETE_USERS, SERVICE, Need
+from hubguard.inhub.scopes import DELETE_USERS, SERVICE, Need, allows
 from hubguard.journal.migrate import revisions
 from hubguard.place import place_from
 from hubguard.prune.settings import HubGuardPrune
@@ -82,7 +84,8 @@ def examine_config(path: Path) -> tuple[Check, ...]:
         config = read_file(path)
     except ConfigError as error:
         return (Check("file", Finding.WRONG, str(error), "Correct the file."),)
-    checks = _settings(load(sections_of(config)))
+    ours = sections_of(config)
+    checks = _settings(load(ours))
     if "JupyterHub" not in config:
         return tuple(checks)
     services = config.JupyterHub.get("services", [])
@@ -105,7 +108,41 @@ def examine_config(path: Path) -> tuple[Check, ...]:
         )
     else:
         checks.append(Check("service", Finding.FINE, "HubGuard is registered as a service"))
-    return tuple(checks)
+    return (*checks, *_foreseen(config, ours))
+
+
+def _foreseen(config: Config, ours: Mapping[str, Mapping[str, object]]) -> list[Check]:
+    """What becomes of other cullers at a hub with this ``config``, whose settings for HubGuard are ``ours``."""
+    try:
+        told, unreachable, _ = foresee(config)
+    except ConfigError as error:
+        return [Check("hub", Finding.WRONG, str(error), "Correct it. The hub won't start with this.")]
+    if unreachable:
+        do = "HubGuard stops nothing there. The hub starts all the same, and an idle culler keeps running."
+        return [Check("hub", Finding.WRONG, unreachable, do)]
+    checks = _suspects(told)
+    if told.replaced:
+        what = (
+            f"HubGuard replaces the idle culler {told.name} once it has shown that it can, and stops servers by the right of"
+            f" that culler's role, without being armed. Taken over: {_taken(told, ours)}"
+        )
+        do = "Write these settings down and remove the culler when you agree. To keep it: c.HubGuard.on_idle_culler = 'refuse'."
+        checks.append(Check("cullers", Finding.WARNING, what, do))
+        checks += [Check("cullers", Finding.WARNING, note) for note in told.notes]
+    elif told.cullers:
+        what = f"the idle culler {told.name} keeps running, and HubGuard only observes. {told.why}"
+        checks.append(Check("cullers", Finding.WARNING, what, "Correct that if HubGuard is to replace it."))
+    return checks
+
+
+def _taken(told: handover.Handover, ours: Mapping[str, Mapping[str, object]]) -> str:
+    """The settings taken over from a culler, with a word on those that ``ours`` overrule."""
+    return ", ".join(
+        f"{section}.{name} = {value!r}"
+        + (f" (overruled: {ours[section][name]!r})" if name in ours.get(section, {}) else "")
+        for section, values in told.settings.items()
+        for name, value in values.items()
+    )
 
 
 def as_json(check: Check) -> dict[str, str]:
@@ -225,11 +262,12 @@ async def _version(hub: HubAPI) -> list[Check]:
 
 
 async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
-    name, held = await hub.whoami()
+    owner = await hub.whoami()
+    whose = f"the {owner.kind} {owner.name!r}"
     checks = []
     needs = SCOPES | _deleting(settings)
     for scope, need in needs.items():
-        if scope in held:
+        if allows(owner.scopes, scope):
             continue
         finding = Finding.WRONG if need.required else Finding.WARNING
         checks.append(
@@ -237,10 +275,14 @@ async def _scopes(settings: Settings, hub: HubAPI) -> list[Check]:
                 "scopes",
                 finding,
                 f"{scope} is missing: no {need.feature}",
-                f"Add it to the role of the service {name!r}.",
+                f"Add it to the role of {whose}.",
             )
         )
-    return checks or [Check("scopes", Finding.FINE, f"the service {name!r} has all scopes that HubGuard uses")]
+    checks = checks or [Check("scopes", Finding.FINE, f"{whose} has all scopes that HubGuard uses")]
+    if owner.kind != "service":
+        what = f"JUPYTERHUB_API_TOKEN belongs to {whose}. What HubGuard's own service may do wasn't checked"
+        checks.append(Check("token", Finding.FINE, what))
+    return checks
 
 
 def _deleting(settings: Settings) -> dict[str, Need]:
@@ -268,16 +310,22 @@ async def _cullers(registration: Mapping[str, Any], hub: HubAPI) -> list[Check]:
         return [Check("cullers", Finding.WARNING, what, "Add them to the role of HubGuard's service.")]
     told = handover.from_dict(registration.get("handover"))
     checks = [_culler(name, command, told) for name, command in services.items() if runs_a_culler(command)]
-    for suspect in told.suspects:
-        likely = suspect.kind is handover.Kind.LIKELY
-        do = f"If it isn't a culler, add {suspect.name!r} to c.HubGuard.act_beside. Otherwise remove one of the two."
-        checks.append(Check("cullers", Finding.WARNING if likely else Finding.FINE, suspect.why, do if likely else ""))
+    checks += _suspects(told)
     ours = {SERVICE, f"{SERVICE}-process"}
     unseen = sorted(name for name, command in services.items() if not command and name not in ours)
     if unseen and not registration:
         what = f"these services run elsewhere and may cull, which is unknown here: {', '.join(unseen)}"
         checks.append(Check("cullers", Finding.FINE, what))
     return checks or [Check("cullers", Finding.FINE, "no other service's command or rights look like a culler's")]
+
+
+def _suspects(told: handover.Handover) -> list[Check]:
+    checks = []
+    for suspect in told.suspects:
+        likely = suspect.kind is handover.Kind.LIKELY
+        do = f"If it isn't a culler, add {suspect.name!r} to c.HubGuard.act_beside. Otherwise remove one of the two."
+        checks.append(Check("cullers", Finding.WARNING if likely else Finding.FINE, suspect.why, do if likely else ""))
+    return checks
 
 
 def _culler(name: str, command: Sequence[str], told: handover.Handover) -> Check:
@@ -295,8 +343,7 @@ def _culler(name: str, command: Sequence[str], told: handover.Handover) -> Check
     if report.runs:
         do = "Correct that, or keep the culler: c.HubGuard.on_idle_culler = 'refuse'."
         return Check("cullers", Finding.WARNING, f"{name} culls, and HubGuard doesn't: {report.why}", do)
-    settings = ", ".join(f"{key} = {value!r}" for values in told.settings.values() for key, value in values.items())
-    taken = f". Taken over: {settings}" if settings else ""
+    taken = f". Taken over: {_taken(told, {})}" if told.settings else ""
     return Check("cullers", Finding.FINE, f"{name} waits: {report.why}{taken}")
 
 

@@ -206,7 +206,74 @@ def test_config_install_writes_the_include_once_and_never_over_another_file(run,
     (tmp_path / "50-hubguard.py").write_text("# mine\n")
     assert run("config", "install", str(tmp_path)).code == 2
     assert (tmp_path / "50-hubguard.py").read_text() == "# mine\n"
-    assert run("config", "install", str(tmp_path / "nowhere")).code == 2
+
+
+def test_config_install_makes_the_folder_and_names_one_that_cannot_be_written(run, tmp_path: Path):
+    said = run("config", "install", str(tmp_path / "etc" / "jupyterhub"))
+    assert (said.code, said.err) == (0, "")
+    assert "in a new folder" in said.out
+    assert (tmp_path / "etc" / "jupyterhub" / "50-hubguard.py").exists()
+    (tmp_path / "file").write_text("")
+    said = run("config", "install", str(tmp_path / "file" / "folder"))
+    assert said.code == 2
+    assert f"hubguard: {tmp_path / 'file'}" in said.err
+    assert "can't be written" in said.err
+
+
+BESIDE_A_CULLER = """
+c.JupyterHub.services = [{"name": "cull-idle", "command": ["jupyterhub-idle-culler", "--timeout=120", "--cull-every=60"]}]
+c.JupyterHub.load_roles = [{"name": "cull", "services": ["cull-idle"], "scopes": [
+    "list:users", "read:servers", "delete:servers!group=students"]}]
+c.HubGuardCull.every_s = 30.0
+from hubguard.inhub import register
+register(c)
+"""
+
+
+def test_incident_config_check_did_not_say_that_a_culler_would_be_replaced(run, tmp_path: Path):
+    """Somebody checked the config, deployed it, and HubGuard acted at once with limits that stood nowhere. November 2026."""
+    file = tmp_path / "jupyterhub_config.py"
+    file.write_text(BESIDE_A_CULLER)
+    said = run("config", "check", str(file))
+    assert said.code == 0
+    assert "HubGuard replaces the idle culler cull-idle" in said.out
+    assert "by the right of that culler's role, without being armed" in said.out
+    assert "HubGuardCull.idle_timeout_s = 120.0" in said.out
+    assert "HubGuardCull.every_s = 60.0 (overruled: 30.0)" in said.out
+    assert "only what the role of cull-idle allows: group=students" in said.out
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "says"),
+    [
+        ("c.HubGuard.on_idle_culler = 'refuse'", 0, "cull-idle keeps running, and HubGuard only observes. HubGuard.on_idle"),
+        ("c.JupyterHub.load_roles.pop(0)", 0, "Its role doesn't allow it to find and stop servers"),
+        ("c.JupyterHub.services[-1]['command'].append('--config=x.py')", 0, "--config isn't taken over"),
+        ("c.JupyterHub.services.append({'name': 'nightly-reaper', 'admin': True})", 0, "'nightly-reaper' to c.HubGuard.act"),
+        ("c.JupyterHub.services.append({'name': 'portal', 'admin': True})", 0, "portal may list users and stop their"),
+        ("c.JupyterHub.internal_ssl = True", 1, "can't reach a hub with internal SSL"),
+        ("c.JupyterHub.hub_bind_url = 'unix+http://%2Frun%2Fhub.sock'", 1, "can't reach a hub at a unix socket"),
+        ("c.JupyterHub.load_roles = 5", 1, "The hub won't start with this"),
+    ],
+)
+def test_config_check_says_what_becomes_of_other_cullers(run, tmp_path: Path, lines: str, code: int, says: str):
+    (tmp_path / "hub.py").write_text(f"{BESIDE_A_CULLER}{lines}\n")
+    said = run("config", "check", "hub.py")
+    assert says in said.out
+    assert said.code == code
+    assert ("replaces the idle culler" in said.out) is ("portal" in lines)
+
+
+def test_incident_config_show_printed_3600_while_the_culler_s_120_was_in_force(run, tmp_path: Path):
+    """The include takes over what the culler's command line says, and no command showed it. November 2026."""
+    (tmp_path / "hub.py").write_text(BESIDE_A_CULLER + "c.JupyterHub.last_activity_interval = 60\n")
+    shown = run("config", "show", "--config", "hub.py").out
+    assert "HubGuardCull.idle_timeout_s = 120.0  (taken over from cull-idle; default: 3600.0)\n" in shown
+    assert "HubGuardCull.every_s = 30.0  (hub.py; default: 60.0)\n" in shown
+    assert "HubGuardCull.hub_activity_interval_s = 60.0  (JupyterHub.last_activity_interval in hub.py;" in shown
+    (tmp_path / "mine.py").write_text("c.HubGuardCull.idle_timeout_s = 7.0\n")
+    shown = run("config", "show", "--config", "hub.py", "--config", "mine.py").out
+    assert "HubGuardCull.idle_timeout_s = 7.0  (mine.py; default: 3600.0)\n" in shown
 
 
 def test_db_status_and_upgrade(run):

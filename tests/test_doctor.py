@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 from handing_over import replaced
 
-from hubguard import doctor, understudy
+from hubguard import config, doctor, understudy
 from hubguard.doctor import Finding
+from hubguard.hub.nouns import TokenOwner
+from hubguard.inhub import SCOPES
 from hubguard.inhub.handover import Handover, Kind, Suspect
 
 
 class Hub:
     def __init__(self, **services: tuple[str, ...]) -> None:
         self.services = services
+        self.owner = TokenOwner("service", "hubguard", frozenset(SCOPES))
+
+    async def whoami(self) -> TokenOwner:
+        return self.owner
 
     async def list_services(self) -> dict[str, tuple[str, ...]]:
         return self.services
@@ -66,3 +72,28 @@ async def test_what_looks_like_a_culler_is_named_and_what_cannot_be_seen_too(tmp
     assert "unknown" in what
     ((_, what),) = await said(Hub(pages=("python3", "-m", "pages")))
     assert "no other culler" not in what
+
+
+async def of_token(kind: str, name: str, scopes: frozenset[str]) -> list[doctor.Check]:
+    hub = Hub()
+    hub.owner = TokenOwner(kind, name, scopes)
+    return await doctor._scopes(config.load(environ={}), hub)  # type: ignore[arg-type]
+
+
+async def test_incident_the_doctor_missed_a_scope_of_an_admin_who_has_more_and_called_her_a_service():
+    """An admin ran it with a token of her own: "access:services!service=hubguard is missing … the service 'root'"."""
+    wider = frozenset(scope.partition("!")[0] for scope in SCOPES)
+    scopes, token = await of_token("user", "root", wider)
+    assert (scopes.finding, scopes.what) == (Finding.FINE, "the user 'root' has all scopes that HubGuard uses")
+    assert (token.finding, token.subject) == (Finding.FINE, "token")
+    assert "belongs to the user 'root'" in token.what
+    (scopes,) = await of_token("service", "hubguard", frozenset(SCOPES))
+    assert scopes.what == "the service 'hubguard' has all scopes that HubGuard uses"
+
+
+async def test_a_scope_that_is_filtered_or_missing_is_named_with_whose_role_lacks_it():
+    held = frozenset(SCOPES) - {"delete:servers"} | {"delete:servers!group=x"}
+    (missing,) = await of_token("service", "mine", held)
+    assert (missing.finding, missing.do) == (Finding.WRONG, "Add it to the role of the service 'mine'.")
+    missing, _ = await of_token("user", "ada", held)
+    assert missing.do == "Add it to the role of the user 'ada'."

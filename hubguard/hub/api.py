@@ -7,6 +7,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Protocol
 
+from hubguard.hub.nouns import TokenOwner
 from hubguard.model import Route, Server, User
 
 FOUND_AT_MOST = 200
@@ -203,6 +204,6 @@ class HubAPI(Protocol):
         """The full name of the class of the hub's spawner; None if our token may not ask. Raises HubError otherwise."""
         ...
 
-    async def whoami(self) -> tuple[str, frozenset[str]]:
-        """(name of the token's owner, its expanded scopes). Raises HubError."""
+    async def whoami(self) -> TokenOwner:
+        """Whose token ours is. Raises HubError."""
         ...

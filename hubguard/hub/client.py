@@ -52,6 +52,7 @@ from hubguard.hub.models import (
     read_users,
     with_group_roles,
 )
+from hubguard.hub.nouns import TokenOwner
 from hubguard.hub.routes import read_hub_routes
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane
@@ -299,12 +300,13 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         return _understood(lambda: read_text(read_part(answer.json, "spawner"), "class"))
 
     @override
-    async def whoami(self) -> tuple[str, frozenset[str]]:
+    async def whoami(self) -> TokenOwner:
         answer = await self._read(_Call("GET", "/user", "show whose token this is", "", known=(200,)))
         scopes = answer.json.get("scopes") if isinstance(answer.json, dict) else None
         if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
             raise HubGarbled("The hub showed whose token this is, but not its scopes. Is the API's URL right?")
-        return _understood(lambda: read_text(answer.json, "name")), frozenset(scopes)
+        kind = _understood(lambda: read_text(answer.json, "kind"))
+        return TokenOwner(kind, _understood(lambda: read_text(answer.json, "name")), frozenset(scopes))
 
     async def _all_pages(self, listing: _Call, read_items: Callable[[Any], dict[str, T]]) -> dict[str, T]:
         """Every item of all pages, by name. Pages overlap, so that what comes and goes pushes nothing out of the list."""

@@ -10,6 +10,7 @@ from hubguard.errors import HubGuardError, HubRefused
 from hubguard.hub.api import HubAPI
 from hubguard.inhub.handover import Handover
 from hubguard.inhub.idle_culler import runs_a_culler
+from hubguard.inhub.scopes import allows
 from hubguard.pacing.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -64,11 +65,11 @@ class HubFacts:
         if self._read_at is not None and self._clock.now() - self._read_at < timedelta(seconds=LEARN_S):
             return
         try:
-            _, held = await self._hub.whoami()
+            held = (await self._hub.whoami()).scopes
             self.notes = self._given + tuple(
                 f"No {feature}: the service's role lacks the scope {scope}."
                 for scope, feature in self._features.items()
-                if scope not in held
+                if not allows(held, scope)
             )
             self.version = await self._hub.version()
             self._read_at = self._clock.now()

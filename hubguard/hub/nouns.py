@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
+
+
+class TokenOwner(NamedTuple):
+    """Whose token it is, ``kind`` "user" or "service", with its expanded ``scopes``."""
+
+    kind: str
+    name: str
+    scopes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

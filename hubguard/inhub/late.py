@@ -153,7 +153,13 @@ def _hand_over(app: Any) -> handover.Handover:
     """The cullers' commands become understudies if HubGuard can take their place; otherwise nothing is changed."""
     ours = {SERVICE, f"{SERVICE}-process"}
     there = {name: service for name, service in app._service_map.items() if name not in ours}
-    found = handover.decide([handover.service_of(service) for service in there.values()], _hub_for_handover(app))
+    hub = hub_for_handover(
+        app.config,
+        str(app.hub.api_url),
+        handover.scopes_of(app._service_map.get(SERVICE)),
+        bool(getattr(app, "internal_ssl", False)),
+    )
+    found = handover.decide([handover.service_of(service) for service in there.values()], hub)
     if found.replaced:
         try:
             folder = tempfile.mkdtemp(prefix="hubguard-")
@@ -180,9 +186,13 @@ def _hand_over(app: Any) -> handover.Handover:
     return found
 
 
-def _hub_for_handover(app: Any) -> handover.Hub:
+def hub_for_handover(
+    config: Mapping[str, Any], api_url: str, ours: frozenset[str] | None, internal_ssl: bool
+) -> handover.Hub:
+    """What decides about the handover at a hub with that ``config``, where HubGuard's service has the scopes ``ours``."""
+
     def value(section: str, name: str, default: Any) -> Any:
-        found = app.config.get(section, {}).get(name, default)
+        found = config.get(section, {}).get(name, default)
         if isinstance(found, DeferredConfigString):
             found = _from_command_line(found)
         return default if isinstance(found, LazyConfigValue) else found
@@ -190,9 +200,9 @@ def _hub_for_handover(app: Any) -> handover.Hub:
     users = value("HubGuardCull", "users", None)
     beside = value("HubGuard", "act_beside", ())
     return handover.Hub(
-        api_url=str(app.hub.api_url),
-        ours=handover.scopes_of(app._service_map.get(SERVICE)),
-        internal_ssl=bool(getattr(app, "internal_ssl", False)),
+        api_url=api_url,
+        ours=ours,
+        internal_ssl=internal_ssl,
         wanted=str(value("HubGuard", "on_idle_culler", "take over")),
         beside=tuple(map(str, beside)) if isinstance(beside, (list, tuple, set)) else (),
         users=users if isinstance(users, bool) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 SERVICE = "hubguard"
@@ -38,6 +39,12 @@ None is a custom one: with a line after the include that overwrites the custom s
 names one. ``delete:servers`` allows the same. ``servers`` allows starting them, on a 6.x hub as on a 5.x hub, which doesn't
 know ``start:servers`` and wouldn't start for a role that names it.
 """
+
+
+def allows(held: Collection[str], scope: str) -> bool:
+    """Whether the expanded scopes that somebody holds allow what ``scope`` does; one without its filter does, too."""
+    return scope in held or scope.partition("!")[0] in held
+
 
 DELETE_USERS = "delete:users"
 """Is asked for only where users are to be deleted.

@@ -205,7 +205,7 @@ class AccountReader:
             return True
         now_s = self._clock.monotonic_s()
         if now_s - self._asked_at_s >= within_s:
-            _, scopes = await self._hub.whoami()
+            scopes = (await self._hub.whoami()).scopes
             self._tokens_known = not scopes.isdisjoint({"read:tokens", "tokens", "admin:users"})
             self._asked_at_s = now_s
         return self._tokens_known

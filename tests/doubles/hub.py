@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable
 from hubguard.hub.api import FOUND_AT_MOST
 from hubguard.hub.http import tell
+from hubguard.hub.nouns import TokenOwner
 from hubguard.hub.routes import route_path
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane
@@ -391,10 +392,10 @@ class MemoryHub:
         async with self._asked("spawner"):
             return self.spawner
 
-    async def whoami(self) -> tuple[str, frozenset[str]]:
+    async def whoami(self) -> TokenOwner:
         """See HubAPI."""
         async with self._asked("whoami"):
-            return self.owner, self.scopes
+            return TokenOwner("service", self.owner, self.scopes)
 
     @contextlib.asynccontextmanager
     async def _asked(

@@ -260,8 +260,8 @@ async def test_what_is_not_active_reads_as_none(untouched, key):
 async def test_it_says_its_version_and_who_we_are(untouched):
     version = await untouched.hub.version()
     assert int(version.split(".")[0]) >= 5
-    name, scopes = await untouched.hub.whoami()
-    assert name == "guard"
+    kind, name, scopes = await untouched.hub.whoami()
+    assert (kind, name) == ("service", "guard")
     assert {"list:users", "read:servers", "delete:servers"} <= scopes
 
 

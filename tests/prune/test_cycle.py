@@ -26,7 +26,7 @@ from hubguard.cull.model import Wish
 from hubguard.errors import HubDBError, HubError, HubFailed, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
 from hubguard.hub.names import UnknownUser
-from hubguard.hub.nouns import Account, AccountServer
+from hubguard.hub.nouns import Account, AccountServer, TokenOwner
 from hubguard.inhub.named_users import packed
 from hubguard.journal.model import Event
 from hubguard.model import FindingKind, OutcomeKind, Server, User
@@ -884,7 +884,7 @@ async def test_pages_go_by_what_the_hub_told_of_itself_lately_and_plans_ask_anew
     asked: list[str] = []
     whoami = w.hub.whoami
 
-    async def scopes() -> tuple[str, frozenset[str]]:
+    async def scopes() -> TokenOwner:
         asked.append("whoami")
         return await whoami()
 
