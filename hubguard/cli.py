@@ -21,6 +21,7 @@ from hubguard import __version__
 from hubguard.console import Configured, Context, Exit, add_config, add_json, count
 from hubguard.errors import ConfigError, HubGuardError
 from hubguard.logs import for_terminals, tidy
+from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 
 if TYPE_CHECKING:
     from traitlets.config import Config
@@ -142,7 +143,8 @@ def _configured(files: Sequence[Path]) -> Configured:
     from hubguard import config
 
     configs = tuple(map(config.read_file, files))
-    settings = config.load(*(values for path, read in zip(files, configs) for _, values in _layers(path, read)))
+    layers = (layer for path, read in zip(files, configs, strict=True) for layer in _layers(path, read))
+    settings = config.load(*(values for _, values in layers))
     return Configured(
         settings.guard, {type(section): section for section in settings.sections}, settings.errors, configs
     )
@@ -266,8 +268,8 @@ def _config_install(arguments: argparse.Namespace, context: Context) -> int:
     except OSError as error:
         raise ConfigError(str(error.filename or target), f"can't be written: {error.strerror}") from None
     context.say(
-        f"Installed {target}{'' if there else ', in a new folder'}. It takes effect when the hub restarts, if the hub's config"
-        " includes that folder or loads that file."
+        f"Installed {target}{'' if there else ', in a new folder'}. It takes effect when the hub restarts, if the hub's"
+        " config includes that folder or loads that file."
     )
     return Exit.FINE
 
@@ -277,6 +279,7 @@ def _config_install(arguments: argparse.Namespace, context: Context) -> int:
 
 def _add_stance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("why", nargs="?", default="", metavar="WHY", help="reason, for the journal")
+    parser.epilog = f"{ARMING_COVERS} {NEEDS_NO_ARMING}"
     parser.set_defaults(run=_stance)
 
 

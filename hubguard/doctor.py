@@ -126,7 +126,7 @@ def _foreseen(config: Config, ours: Mapping[str, Mapping[str, object]]) -> list[
             f"HubGuard replaces the idle culler {told.name} once it has shown that it can, and stops servers by the right of"
             f" that culler's role, without being armed. Taken over: {_taken(told, ours)}"
         )
-        do = "Write these settings down and remove the culler when you agree. To keep it: c.HubGuard.on_idle_culler = 'refuse'."
+        do = "If you agree, write the settings down and remove the culler. To keep it: c.HubGuard.on_idle_culler = 'refuse'."
         checks.append(Check("cullers", Finding.WARNING, what, do))
         checks += [Check("cullers", Finding.WARNING, note) for note in told.notes]
     elif told.cullers:

@@ -7,6 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 
+ARMING_COVERS = (
+    "Armed, HubGuard acts by itself: it stops servers that are due, repairs the kinds of drift in HubGuardDrift.repair,"
+    " prunes on a schedule (HubGuardPrune.every_s), and deletes users if HubGuardCull.users is set. Otherwise it only"
+    " observes."
+)
+NEEDS_NO_ARMING = (
+    "What a person asks for needs no arming: a repair, a plan to delete users, one cycle of culling."
+    " A hold stops these, too."
+)
+"""What arming covers, in the same words in pages, commands, API and docs."""
+
 
 class Source(str, Enum):
     """Where a reading comes from."""

@@ -11,6 +11,7 @@ from traitlets import Bool, Enum, Float, Int, List, Unicode
 from traitlets.config import Configurable
 
 from hubguard.errors import ConfigError
+from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 from hubguard.times import DAY_S, YEAR_S
 
 
@@ -46,8 +47,8 @@ class HubGuard(Section):
     armed = Bool(
         None,
         allow_none=True,
-        help="""Whether HubGuard acts by itself. None: an admin decides on the page, through the API or with `hubguard
-        arm`; until then it only observes and shows what it would do. True or False takes precedence over that.""",
+        help=f"""Whether HubGuard acts by itself. None: an admin decides on the page, through the API or with `hubguard
+        arm`; until then it isn't armed. True or False takes precedence over that. {ARMING_COVERS} {NEEDS_NO_ARMING}""",
     ).tag(config=True)
     url = Unicode(
         "http://127.0.0.1:0",

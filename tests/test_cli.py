@@ -246,10 +246,18 @@ def test_incident_config_check_did_not_say_that_a_culler_would_be_replaced(run, 
 @pytest.mark.parametrize(
     ("lines", "code", "says"),
     [
-        ("c.HubGuard.on_idle_culler = 'refuse'", 0, "cull-idle keeps running, and HubGuard only observes. HubGuard.on_idle"),
+        (
+            "c.HubGuard.on_idle_culler = 'refuse'",
+            0,
+            "cull-idle keeps running, and HubGuard only observes. HubGuard.on_idle",
+        ),
         ("c.JupyterHub.load_roles.pop(0)", 0, "Its role doesn't allow it to find and stop servers"),
         ("c.JupyterHub.services[-1]['command'].append('--config=x.py')", 0, "--config isn't taken over"),
-        ("c.JupyterHub.services.append({'name': 'nightly-reaper', 'admin': True})", 0, "'nightly-reaper' to c.HubGuard.act"),
+        (
+            "c.JupyterHub.services.append({'name': 'nightly-reaper', 'admin': True})",
+            0,
+            "'nightly-reaper' to c.HubGuard.act",
+        ),
         ("c.JupyterHub.services.append({'name': 'portal', 'admin': True})", 0, "portal may list users and stop their"),
         ("c.JupyterHub.internal_ssl = True", 1, "can't reach a hub with internal SSL"),
         ("c.JupyterHub.hub_bind_url = 'unix+http://%2Frun%2Fhub.sock'", 1, "can't reach a hub at a unix socket"),

@@ -20,10 +20,11 @@ from hubguard.cull.decide import rules
 from hubguard.cull.decide.judge import CullPolicy, judge
 from hubguard.cull.hook import Hooked, load_hook
 from hubguard.cull.model import Known
+from hubguard.dashboard.api import stance_api
 from hubguard.dashboard.metrics import registry
 from hubguard.dashboard.status import state_of
 from hubguard.guard import Guard
-from hubguard.model import Server, Tally
+from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING, Server, Tally
 from hubguard.snapshot.decide import brake
 from hubguard.snapshot.model import BrakeReason, Evidence
 
@@ -156,6 +157,37 @@ def test_every_link_to_a_page_or_a_heading_leads_somewhere(page: Path):
         assert target.exists(), link
         if heading:
             assert heading in {anchor(line) for line in target.read_text().splitlines() if line.startswith("#")}, link
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace("`", "").split())
+
+
+def test_incident_the_docs_said_that_nothing_is_done_until_armed_and_a_plan_deleted_users():
+    """install.md said "does nothing until it is armed". An operator tried a plan on such a hub. November 2026."""
+    install = (DOCS / "how-to" / "install.md").read_text()
+    assert ARMING_COVERS in plain(install)
+    assert NEEDS_NO_ARMING in plain(install)
+    for page in PAGES:
+        text = page.read_text()
+        # settings.md is generated, and has the sentences themselves; the map of the house is for developers.
+        if re.search(r"\b[Aa]rm(s|ed|ing)?\b", text) and page.name not in {
+            "install.md",
+            "settings.md",
+            "architecture.md",
+        }:
+            assert "install.md#what-arming-covers" in text, f"{where(page)} doesn't say what arming covers"
+
+
+def test_commands_settings_pages_and_the_api_say_in_the_same_words_what_arming_covers():
+    both = f"{ARMING_COVERS} {NEEDS_NO_ARMING}"
+    helps = {name: text for name, _, text in config.settings_table()}
+    assert both in helps["HubGuard.armed"]
+    assert both in stance_api("arm").operations["post"].summary
+    for name in ("arm", "observe", "hold", "resume"):
+        assert both in plain(cli.make_parser([name])._subparsers._group_actions[0].choices[name].format_help())
+    for template in (ROOT / "hubguard" / "templates").rglob("*.html"):
+        assert not re.search(r"(does|changes|shows) (nothing|only \w+) until .{0,20}arm", template.read_text())
 
 
 def anchor(heading: str) -> str:

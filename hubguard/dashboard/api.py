@@ -15,6 +15,7 @@ from hubguard.guard import Guard
 from hubguard.hub.names import spellings
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
+from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 from hubguard.web.endpoint import LIMIT, WHY, Api
 from hubguard.web.openapi import Operation, Param, document
 
@@ -71,8 +72,8 @@ class JournalApi(Api):
 
 
 _SAYS = {
-    "arm": "Acting is allowed from now on.",
-    "observe": "Only observe from now on; what is under way is finished.",
+    "arm": f"Arm HubGuard. {ARMING_COVERS} {NEEDS_NO_ARMING}",
+    "observe": f"Only observe from now on; what is under way is finished. {NEEDS_NO_ARMING}",
     "hold": "Send nothing more that changes the hub, whoever asks, until resumed.",
     "resume": "The hold is over, and what a brake objects to is accepted, where it is acceptable: status tells.",
 }

@@ -17,6 +17,7 @@ from hubguard.guard import Guard
 from hubguard.hub.names import spellings
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
+from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 from hubguard.prune import words as prune_words
 from hubguard.prune.model import PruneRun, PruneState
 from hubguard.status import Mode, Status
@@ -118,7 +119,7 @@ class Change(Page):
         users_due = shape.last_cycle.users_due if shape.last_cycle else 0
         template = self.site.env.get_template(self.template)
         values = {**self.common(state.guard), "policy": state.policy, "word": word}
-        values |= {"due": shape.servers.stop, "users_due": users_due}
+        values |= {"due": shape.servers.stop, "users_due": users_due, "arming": f"{ARMING_COVERS} {NEEDS_NO_ARMING}"}
         self.finish(template.render(**values, htmx_config=htmx.CONFIG))
 
     async def post(self, word: str) -> None:

@@ -20,6 +20,7 @@ from hubguard.dashboard.room import DASHBOARD
 from hubguard.drift.room import DRIFT
 from hubguard.guard import Guard
 from hubguard.journal import words as journal_words
+from hubguard.model import NEEDS_NO_ARMING
 from hubguard.prune.room import PRUNE
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import NotFound, Site, ToPages, log_request
@@ -110,6 +111,7 @@ def make_application(
         "log_function": log_request,
     }
     env.globals["p"] = _words()
+    env.globals["needs_no_arming"] = NEEDS_NO_ARMING
     env.globals["static"] = lambda name: Static.make_static_url(settings, name)
     return Application(handlers, **settings)
 
