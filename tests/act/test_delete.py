@@ -70,6 +70,42 @@ async def test_one_who_is_gone_in_the_end_was_deleted_however_long_it_took(scene
     assert outcome == Outcome(OutcomeKind.DONE, "gone at a re-read")
 
 
+async def test_after_a_lost_answer_a_user_is_read_again_for_as_long_as_after_any_other(scene: Scene):
+    """The hub may have taken the request, and take its time."""
+
+    async def goes() -> None:
+        await scene.clock.sleep(40.0)
+        scene.hub._users.pop("ann")
+
+    going = asyncio.ensure_future(goes())
+    outcome = await scene.verified(Sent("the answer was lost", failed=False))
+    going.cancel()
+    assert outcome == Outcome(OutcomeKind.DONE, "gone at a re-read (the answer was lost)")
+
+
+async def test_with_the_hubs_no_a_user_who_is_still_there_is_a_failure_at_once_and_one_who_is_gone_was_deleted(
+    scene: Scene,
+):
+    no = Sent("the hub answered 500", failed=True)
+    outcome = await scene.verified(no)
+    assert outcome.kind is OutcomeKind.FAILED
+    assert "the hub answered 500" in outcome.detail
+    assert scene.clock.monotonic_s() == 0.0
+    scene.hub._users.pop("ann")
+    assert (await scene.verified(no)).kind is OutcomeKind.DONE
+
+
+async def test_a_hub_that_refused_deleted_nobody_and_isnt_asked_again(scene: Scene):
+    outcome = await scene.verified(Sent("403", failed=True, refused=True))
+    assert outcome == Outcome(OutcomeKind.FAILED, "403")
+    assert scene.hub.requests == []
+
+
+async def test_whoever_took_the_name_since_shows_that_the_user_before_them_is_gone(scene: Scene):
+    scene.created -= timedelta(days=1)
+    assert (await scene.verified()).kind is OutcomeKind.DONE
+
+
 async def test_a_hub_that_stays_silent_leaves_it_open_and_each_silence_is_told(scene: Scene):
     scene.silent()
     assert (await scene.verified()).kind is OutcomeKind.UNVERIFIED

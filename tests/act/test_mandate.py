@@ -185,3 +185,17 @@ async def test_a_journal_that_does_not_answer_is_trouble_at_once_and_is_over_whe
     assert mandate.trouble == "The journal's database doesn't answer."
     scene.journal.silent = ""
     assert mandate.trouble == ""
+
+
+async def test_trouble_with_the_journal_lasts_until_it_is_used_again_and_the_same_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+):
+    mandate = await Scene(armed=True).begun()
+    for _ in range(2):
+        mandate.note_trouble(JournalError("the disk is full"))
+    assert mandate.trouble == "the disk is full"
+    assert caplog.text.count("the disk is full") == 1
+    mandate.note_trouble(None)
+    assert mandate.trouble == ""
+    mandate.note_trouble(JournalError("the disk is full"))
+    assert caplog.text.count("the disk is full") == 2

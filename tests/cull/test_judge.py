@@ -16,6 +16,7 @@ from hubguard.cull.decide.judge import (
     judge,
     judge_all,
     judge_users,
+    latest,
     not_before,
     plan,
     still_due,
@@ -718,6 +719,11 @@ def test_no_user_is_deleted_before_a_limit_or_against_a_promise(
 # -- the most servers a user or a group may have -----------------------------------------------------------------------
 
 
+def test_the_latest_of_several_times_counts_and_those_that_arent_known_dont():
+    assert latest(ago(60), None, ago(30), ago(90)) == ago(30)
+    assert latest(None) is None
+
+
 def verdicts_of(policy: CullPolicy, *there: Server, known: dict[Any, Known] | None = None) -> dict[str, Verdict]:
     return {verdict.server.label: verdict for verdict in judge_all(there, policy, known or {}, NOW)}
 
@@ -762,6 +768,12 @@ def test_a_kept_server_counts_and_another_goes():
     known = {kept.run: Known(exemption=exemption(name="a", ends_in_s=3600))}
     found = verdicts_of(TWO_EACH, kept, of("ada", "b", 40), of("ada", "c", 30), known=known)
     assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada/b"}
+
+
+def test_what_was_one_too_many_before_and_no_longer_is_stays():
+    left = of("ada", "a", 90)
+    found = verdicts_of(TWO_EACH, left, known={left.run: Known(surplus=Surplus("two", 3, 2))})
+    assert (found["ada/a"].reason, found["ada/a"].known.surplus) == (Reason.NO_LIMITS, None)
 
 
 def test_a_server_that_is_stopping_no_longer_counts():

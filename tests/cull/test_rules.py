@@ -346,6 +346,7 @@ def test_a_rule_whose_last_day_has_passed_is_told():
         ({"options": ["profile"]}, "rules[1].options: ['profile'] is no dict"),
         ({"options": {"a": None}}, "rules[1].options: None at 'a'"),
         ({"options": {"a": [{}]}}, "rules[1].options: {} at 'a'"),
+        ({"options": {"a": {}}}, "rules[1].options: {} at 'a'"),
         ({"options": {1: "a"}}, "rules[1].options: the key 1"),
         ({"weekdays": "monday"}, "rules[1].weekdays: 'monday' is no weekday"),
         ({"weekdays": "mon-"}, "rules[1].weekdays: 'mon-' is no weekday"),

@@ -830,6 +830,13 @@ async def test_a_deletion_is_never_told_as_a_stop(site_of: Callable[..., Site]) 
         assert "HubGuard also deletes users" in (await site.ask(f"actions/{word}", "actor")).text
 
 
+async def test_a_user_whose_deletion_failed_is_still_due(site_of: Callable[..., Site]) -> None:
+    outcomes = [Outcome(OutcomeKind.DONE, ""), Outcome(OutcomeKind.FAILED, "still there")]
+    site = site_of(guard_with([], users=leaving("bo", "cy"), outcomes=outcomes), replace(POLICY, users=True))
+    assert (await site.ask("api/v1/status", "reader")).json["last_cycle"]["users_due"] == 1
+    assert "1 user is due to be deleted." in (await site.ask("", "reader")).text
+
+
 async def test_a_user_who_was_deleted_takes_no_server_of_the_same_run_off_the_list(
     site_of: Callable[..., Site],
 ) -> None:

@@ -291,6 +291,31 @@ async def test_what_the_journal_didnt_take_is_told_when_it_does_again(caplog: py
     assert s.told("finding") == s.told("cleared") == {"server-dead ann": 1}
 
 
+async def test_what_different_looks_found_while_the_journal_failed_is_told_with_the_time_of_each():
+    s = await Scene().guards(only_look())
+    s.server("ann")
+    s.server("bob")
+    note = s.books.journal.note
+
+    def failing(*_: object, **__: object) -> int:
+        raise JournalError("the disk is full")
+
+    async def story() -> None:
+        await s.clock.sleep(10)
+        s.books.journal.note = failing  # type: ignore[method-assign]
+        for user in ("ann", "bob"):
+            s.dies(user)
+            await s.clock.sleep(100)
+        assert s.raised() == {(DriftKind.SERVER_DEAD, "ann"), (DriftKind.SERVER_DEAD, "bob")}
+        s.books.journal.note = note  # type: ignore[method-assign]
+        await s.clock.sleep(100)
+
+    await s.live(story)
+    assert [(entry.user, entry.at) for entry in s.entries("finding")] == [
+        (user, s.one(DriftKind.SERVER_DEAD, user).raised_at) for user in ("ann", "bob")
+    ]
+
+
 async def test_a_journal_that_cant_be_written_doesnt_keep_the_page_from_what_is_seen():
     s = await Scene().guards(only_look())
     s.server("ann")

@@ -441,6 +441,25 @@ def test_rows_of_the_database_are_counted_seldom_and_forgotten_when_they_cant_be
     assert differences(s.look()) == ()
 
 
+@pytest.mark.parametrize("what", ["rows", "services"])
+def test_what_is_read_seldom_is_read_again_soon_when_it_couldnt_be(what: str):
+    s = Scene()
+    asked: list[float] = []
+
+    async def failing() -> None:
+        asked.append(s.clock.monotonic_s())
+        raise HubDBError("busy") if what == "rows" else HubUnreachable("no answer")
+
+    if what == "rows":
+        s.db.orm_counts = failing  # type: ignore[assignment, method-assign]
+    else:
+        s.hub.service_prefixes = failing  # type: ignore[assignment, method-assign]
+    for _ in range(3):
+        s.look()
+        asyncio.run(s.clock.run(s.clock.sleep(RECENT_S / 2)))
+    assert asked == [0.0, RECENT_S]
+
+
 def test_a_route_that_the_hub_lacks_shows_while_its_list_is_old():
     s = Scene(database=False)
     recent = s.snapshot(s.server("ann"), age_s=60)

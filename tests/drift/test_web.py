@@ -304,6 +304,13 @@ async def test_a_plan_is_shown_counted_and_carried_out(site: Site) -> None:
     assert "under way" in page
 
 
+async def test_a_plan_names_each_difference_once_and_a_servers_with_what_it_is_about(site: Site) -> None:
+    page = (await site.ask("repairs?kind=service-route-missing&kind=route-stale", "actor")).says
+    assert "dot (/user/dot)" in page
+    assert ": hubguard" in page
+    assert "hubguard (hubguard)" not in page
+
+
 @pytest.mark.parametrize("said", ["", "x", "-1", "0", "\N{SUPERSCRIPT TWO}", "<b>"])
 async def test_no_odd_address_makes_the_page_say_that_somebody_asked_for_repairs(site: Site, said: str) -> None:
     assert "repairs requested" not in (await site.ask(f"drift?asked={quote(said)}", "reader")).text
@@ -398,6 +405,16 @@ async def test_the_matrix_has_a_row_for_each_source_and_each_backend(site_of: Ca
     page = (await site.ask("beliefs/ann/gpu", "reader")).says
     for row in by:
         assert row in page
+
+
+async def test_the_matrix_of_a_server_has_its_own_differences_and_none_of_its_users_other_servers(
+    site_of: Callable[..., Site],
+) -> None:
+    other = drift_of(DriftKind.SERVER_GHOST, "ann", server="other")
+    site = site_of(report_with([drift_of(DriftKind.SERVER_DEAD, "ann", server="gpu"), other]))
+    page = (await site.ask("beliefs/ann/gpu", "reader")).says
+    assert ("Dead server" in page, "Ghost server" in page) == (True, False)
+    assert "Dead server" not in (await site.ask("beliefs/ann/", "reader")).says
 
 
 async def test_a_server_that_nobody_knows_is_answered_and_not_missed(site: Site) -> None:

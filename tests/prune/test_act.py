@@ -95,6 +95,7 @@ class World:
     paused_after_s: float = float("inf")
     concurrency: int = 2
     at_once: int = 0
+    gone_by_own_hand: int = 0
 
     def deletion(self, name: str, created: datetime | None = None) -> Action:
         at = created or self.plan.deletions[0].created
@@ -121,7 +122,7 @@ class World:
         def attempt_for(action: Action) -> Attempt:
             return mandate.attempt(action, Order("ada", asked=True))
 
-        progress = Progress(self.clock, lambda: None)
+        progress = Progress(self.clock, self.count_gone)
         record = Record(mandate, self.clock, self.plan, run, tries={}, progress=progress)
         standing: Any = AlwaysStands(self.plan, self.clock, self.paused_after_s)
         review: Any = LooksAtTheHub(self)
@@ -132,6 +133,9 @@ class World:
             return await self.clock.run(pruner.work())
         finally:
             self.at_once = review.at_once
+
+    def count_gone(self) -> None:
+        self.gone_by_own_hand += 1
 
     def outcomes(self) -> dict[str, Outcome]:
         return {
@@ -305,3 +309,37 @@ async def test_no_more_than_three_users_are_in_work_at_once(concurrency: int, at
     await world.work(undo=("ann", "bob", "cas", "dan", "eve", "fay"))
 
     assert world.at_once == at_once
+
+
+async def test_only_who_was_deleted_counts_as_gone_by_our_own_hand(world: World) -> None:
+    """What is counted doesn't brake when the hub has fewer users."""
+    world.begin()
+
+    await world.work(undo=("ann",))
+
+    assert {name: outcome.kind for name, outcome in world.outcomes().items()} == {
+        "ann": OutcomeKind.DONE,
+        "bob": OutcomeKind.SKIPPED,
+    }
+    assert world.gone_by_own_hand == 1
+
+
+async def test_after_a_defect_nobody_else_is_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("ann", "bob", "cas", "dan", "eve", "fay")
+    world = await a_world(*names)
+    world.begin()
+    world.concurrency, world.looks_take_s = 3, 1.0
+
+    settle = Record.settle
+
+    async def broken(self: Record, position: int, outcome: Outcome, intent: int | None = None) -> None:
+        if position == 0:
+            raise RuntimeError("a defect")
+        await settle(self, position, outcome, intent)
+
+    monkeypatch.setattr(Record, "settle", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        await world.work(undo=names)
+
+    assert len(world.deleted()) <= 3
+    assert world.hub._users.keys() >= {"dan", "eve", "fay"}

@@ -992,6 +992,27 @@ async def test_nothing_that_takes_long_with_many_users_keeps_the_lease_from_bein
     assert not any(busy for _, busy in done)
 
 
+async def test_while_a_plan_runs_no_other_begins_and_the_one_that_runs_is_named(world: MakeWorld, tmp_path: Path):
+    w = await world(prune={"rate": 0.1})
+    for name in ("ann", "bob", "cas"):
+        w.user(name)
+
+    async def steps() -> None:
+        first, second = [
+            await w.pruning.plan(replace(STALE, names=names), "ada") for names in (("ann", "bob"), ("cas",))
+        ]
+        await w.pruning.apply(first.digest, 2, "ada", "")
+        with pytest.raises(HubGuardError, match=f"plan {first.digest[:12]} is running"):
+            await w.pruning.apply(second.digest, 1, "ada", "")
+        assert len([*(tmp_path / "undo").iterdir()]) == 1
+        await w.until(first.digest, PruneState.DONE)
+        await w.pruning.apply(second.digest, 1, "ada", "")
+        await w.until(second.digest, PruneState.DONE)
+
+    await run_in(w, steps)
+    assert w.there() == set()
+
+
 async def test_a_plan_that_is_begun_while_the_one_before_still_ends_waits_for_that(world: MakeWorld):
     w = await world()
     for name in ("ann", "bob"):

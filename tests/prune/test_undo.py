@@ -203,6 +203,17 @@ async def test_an_undo_file_without_the_database_has_the_servers_that_do_not_run
     assert users == tuple(UndoUser(name, ("lab",), ("user",), (UndoServer("gpu", {"cpu": 2}),)) for name in NAMES)
 
 
+async def test_the_facts_of_a_plan_are_those_of_its_own_undo_file_whichever_was_read_before(
+    world: World, tmp_path: Path
+) -> None:
+    assert set(await world.undo.facts(world.run)) == {*NAMES}
+    head = UndoHead("e" * 64, world.clock.now(), "ada")
+    others = undo_file.write(tmp_path / "others", head, [UndoUser("zoe")])
+    another = replace(world.run, digest=head.digest, undo_file=str(others.path), undo_sha256=others.sha256)
+    assert set(await world.undo.facts(another)) == {"zoe"}
+    assert set(await world.undo.facts(world.run)) == {*NAMES}
+
+
 def killing(hub: MemoryHub, step: int) -> Any:
     def kill(_: Request) -> HubError | None:
         if len(hub.requests) > step:
