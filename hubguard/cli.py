@@ -315,6 +315,7 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
         "--limit", type=count(1), default=50, metavar="N", help="maximum number of entries (default: 50)"
     )
     parser.add_argument("--user", help="only entries about this user")
+    parser.add_argument("--plan", help="only entries of the plan to delete users with this digest, or this beginning")
     add_json(parser, "print one JSON object a line")
     parser.set_defaults(run=_journal)
 
@@ -326,12 +327,9 @@ def _journal(arguments: argparse.Namespace, context: Context) -> int:
 
     journal = open_journal(context.journal)
     try:
-        found = (journal.entries(limit=arguments.limit, user=user) for user in spellings(arguments.user or ""))
-        entries = (
-            next((entries for entries in found if entries), ())
-            if arguments.user
-            else journal.entries(limit=arguments.limit)
-        )
+        users = spellings(arguments.user) if arguments.user else (None,)
+        found = (journal.entries(limit=arguments.limit, user=user, plan=arguments.plan or None) for user in users)
+        entries = next((entries for entries in found if entries), ())
     finally:
         journal.close()
     for entry in entries:

@@ -152,7 +152,7 @@ class Action:
     ``reason`` is a word of the feature that wants it: a Reason of culling, a DriftKind, a PruneReason. A repair's
     precondition is that the drift is still there; where it is about no single server, ``user`` is "". ``remove`` also
     deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on; for a user
-    ``started`` is when the user was created.
+    ``started`` is when the user was created. ``plan`` is the digest of the reviewed plan that it belongs to, None: none.
     """
 
     user: str
@@ -162,6 +162,7 @@ class Action:
     reason: str
     remove: bool = False
     kind: ActionKind = ActionKind.STOP_SERVER
+    plan: str | None = None
 
     @property
     def label(self) -> str:
@@ -200,6 +201,7 @@ class Cause(str, Enum):
     NONE = ""  # the kind says all that is needed
     NOT_TRIED = "not-tried"  # skipped and due as before: something kept HubGuard from trying it
     CAME_BACK = "came-back"  # the stop had begun, and the same run is ready again
+    GONE = "gone"  # skipped: somebody else has removed what was to be acted on
     CHANGED_NOTHING = "changed-nothing"  # the hub took the stop, and the same run was ready all along
 
 

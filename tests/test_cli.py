@@ -17,6 +17,7 @@ from tornado.netutil import bind_sockets
 
 from hubguard.act.lease import HUB
 from hubguard.dashboard.routes import make_application
+from hubguard.journal.model import Event
 from hubguard.journal.store import open_journal
 from hubguard.model import Action, Grounds, Outcome, OutcomeKind, Server
 from hubguard.snapshot.model import Seen
@@ -120,6 +121,16 @@ def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path
     lines = run("journal", "--json").out.splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["observing", "armed", "resumed", "held"]
     assert "an exam" in run("journal").out
+
+
+def test_the_journal_is_filtered_by_plan(run, begun, tmp_path: Path):
+    journal, now = open_journal("sqlite:///hubguard.sqlite"), datetime.now(timezone.utc)
+    for plan in ("ab" * 32, "cd" * 32, None):
+        journal.note(Event.NOTE, "ada", 0, now, f"of {plan}", plan=plan)
+    journal.close()
+    lines = run("journal", "--plan", "abab", "--json").out.splitlines()
+    assert [json.loads(line)["plan"] for line in lines] == ["ab" * 32]
+    assert run("journal", "--plan", "_").out == ""
 
 
 @pytest.mark.parametrize(("armed", "words"), [(True, "armed"), (False, "observing only")])

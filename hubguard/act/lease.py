@@ -30,6 +30,7 @@ def about(action: Action) -> dict[str, Any]:
         "started": action.started,
         "action": action.kind.value,
         "reason": action.reason,
+        "plan": action.plan,
     }
 
 

@@ -26,6 +26,7 @@ JOURNAL_FILTERS = (
     Param("user", str, "Only what concerns this user's servers.", high=255),
     Param("server", str, "Only servers of this name; empty for default servers.", high=255),
     Param("event", str, "Only this kind of entry.", choices=EVENTS),
+    Param("plan", str, "Only what belongs to the plan to delete users with this digest, or this beginning.", high=64),
 )
 
 

@@ -84,13 +84,17 @@ class JournalPage(Page):
 
     async def get(self) -> None:
         """Older pages don't change, and aren't asked for again."""
-        user, event = self.asked("user").strip(), self.asked("event")
+        user, event, plan = self.asked("user").strip(), self.asked("event"), self.asked("plan").strip()
         event = event if event in EVENTS else ""
         before = whole(self.asked("before_id")) if self.asked("before_id") else None
         entries = tuple[Entry, ...]()
         for spelling in spellings(user):
             entries = entries or await self.journal.entries(
-                before_id=before, limit=ROWS + 1, user=spelling or None, event=Event(event) if event else None
+                before_id=before,
+                limit=ROWS + 1,
+                user=spelling or None,
+                event=Event(event) if event else None,
+                plan=plan or None,
             )
         live = {
             **self.common(self.site.status()),
@@ -99,6 +103,7 @@ class JournalPage(Page):
             "before": before,
             "user": user,
             "event": event,
+            "plan": plan,
         }
         await self.show("journal", live, poll=before is None, events=EVENTS)
 

@@ -66,6 +66,7 @@ class Entries:
         started: datetime | None = None,
         action: str | None = None,
         reason: str | None = None,
+        plan: str | None = None,
     ) -> int:
         """One more entry; its id. ``fence`` is 0 without a lease.
 
@@ -86,6 +87,7 @@ class Entries:
                 action=action,
                 reason=reason,
                 detail=detail,
+                plan=plan,
             )
 
     def announce(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
@@ -118,10 +120,12 @@ class Entries:
         user: str | None = None,
         server: str | None = None,
         event: Event | None = None,
+        plan: str | None = None,
     ) -> tuple[Entry, ...]:
         """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
 
-        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server.
+        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server. ``plan`` is a
+        digest or its beginning.
         """
         query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
         wanted = {
@@ -132,6 +136,8 @@ class Entries:
         for column, value in wanted.items():
             if value is not None:
                 query = query.where(column == value)
+        if plan is not None:
+            query = query.where(_entry.c.plan.startswith(plan, autoescape=True))
         if before_id is not None:
             query = query.where(_entry.c.id < before_id)
         with self.reading() as connection:
@@ -202,6 +208,7 @@ def add_outcome(connection: Connection, intent_id: int, outcome: Outcome, now: d
                 detail=outcome.detail,
                 refers_to=intent_id,
                 grounds=intent.grounds,
+                plan=intent.plan,
             )
     except IntegrityError:
         return False
@@ -225,6 +232,7 @@ def to_entry(row: Any) -> Entry:
         detail=row.detail,
         refers_to=row.refers_to,
         grounds=None if row.grounds is None else _read_grounds(row.grounds),
+        plan=row.plan,
     )
 
 

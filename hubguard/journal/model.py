@@ -110,6 +110,7 @@ class Entry:
 
     ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant. ``fence`` is 0 for what people
     did without a lease. ``grounds`` is what an intent and its outcome rest on, None where an earlier version wrote it.
+    ``plan`` is the digest of the plan to delete users that it belongs to, None: it belongs to none.
     """
 
     id: int
@@ -126,6 +127,7 @@ class Entry:
     detail: str = ""
     refers_to: int | None = None
     grounds: Grounds | None = None
+    plan: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,7 @@ class Journal(Exemptions):
                 reason=action.reason,
                 detail=detail or ("and remove it from the hub" if action.remove else ""),
                 grounds=None if grounds is None else grounds_text(grounds),
+                plan=action.plan,
             )
 
     def settle(self, intent_id: int, outcome: Outcome, now: datetime) -> bool:

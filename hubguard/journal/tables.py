@@ -131,6 +131,8 @@ entry = sa.Table(
     sa.Column("refers_to", sa.BigInteger),
     # A JSON object.
     sa.Column("grounds", sa.Text),
+    # The digest of the plan that it belongs to.
+    sa.Column("plan", sa.String(64)),
     # An intent has one outcome.
     sa.Index("hubguard_entry_refers_to", "refers_to", unique=True),
     # What became of one server, newest last; also whether a run was stopped after it had failed.
@@ -139,6 +141,8 @@ entry = sa.Table(
     sa.Index("hubguard_entry_outcome", "outcome", "at"),
     # One kind of event, newest last.
     sa.Index("hubguard_entry_event", "event", "id"),
+    # One plan, newest last.
+    sa.Index("hubguard_entry_plan", "plan", "id"),
     # What is old.
     sa.Index("hubguard_entry_at", "at"),
     # An id that was forgotten is never given again: outcomes and page positions refer to ids.

@@ -63,7 +63,8 @@ def entry_sentence(entry: Entry) -> str:
     do, doing = _KIND_WORDS.get(entry.action or "", _KIND_WORDS[ActionKind.STOP_SERVER.value])
     if entry.event is Event.INTENT:
         why = grounds_words(entry.reason or "", entry.grounds, of_user=entry.action == ActionKind.DELETE_USER.value)
-        return f"going to {do.format(whose)}{f' ({why})' if why else ''}"
+        by = f" by plan {entry.plan[:12]}" if entry.plan else ""
+        return f"going to {do.format(whose)}{by}{f' ({why})' if why else ''}"
     if entry.event is Event.OUTCOME:
         kind = entry.outcome.value if entry.outcome else "ended"
         return f"{doing.format(whose)}: {kind}{f', {entry.detail}' if entry.detail else ''}"

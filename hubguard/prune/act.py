@@ -7,7 +7,7 @@ import functools
 import heapq
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hubguard.act.attempt import Attempt, Sent
 from hubguard.act.delete import HALF_WAY, UserDeleter
@@ -33,6 +33,9 @@ AT_ONCE = 3
 """Maximum users in work at once: one that the hub deletes, which is all it does then, the next one, and one that is
 being written down. More make others wait longer for the hub and gain nothing. It stays below what counts as a fall of
 the population (snapshot.decide.memory.FEWEST_GONE), since users may be counted while they go."""
+
+
+NOT_OURS = "gone, and this plan didn't delete them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,12 @@ class Pruner:
             deletion.last_activity,
             deletion.reason.value,
             kind=ActionKind.DELETE_USER,
+            plan=self._standing.plan.digest,
         )
         if deletion.user not in self._undo:
             why = "the undo file doesn't have them: they weren't there when it was written"
             await self._record.skip(action, why)
-            await self._record.settle(position, Outcome(OutcomeKind.SKIPPED, why))
+            await self._record.settle(position, Outcome(OutcomeKind.SKIPPED, why, Cause.GONE))
             return
         attempt = self._attempt_for(action)
         try:
@@ -223,16 +227,20 @@ class Pruner:
     async def _delete(self, deletion: Deletion, attempt: Attempt) -> tuple[Outcome, Exception | None]:
         """What came of trying to delete that user, not yet written down, and the error that concerns the plan, if any."""
         error: HubGuardError | None = None
-        was_ours = False
+        was_ours = is_gone = False
 
         async def look() -> str | None:
-            nonlocal error, was_ours
+            nonlocal error, was_ours, is_gone
             try:
                 seen = await self._review.second_look(
                     self._standing.plan, deletion, self._standing.acknowledged, self._undo.get(deletion.user)
                 )
-                gone = seen.account is None or not same_run(seen.account.created, deletion.created)
-                was_ours = seen.why_not is not None and gone and await self._record.was_intended(deletion)
+                is_gone = seen.account is None or seen.account.name != deletion.user
+                if seen.account is None or is_gone or not same_run(seen.account.created, deletion.created):
+                    by = await self._record.intended_by(deletion)
+                    was_ours = self._standing.plan.digest in by
+                    if is_gone and not by:
+                        self._standing.note_gone()
             except HubGuardError as raised:
                 error = raised
                 raise
@@ -249,8 +257,11 @@ class Pruner:
         sent = await attempt.make(look, send)
         if not isinstance(sent, Sent):
             outcome, _ = sent
-            if was_ours and outcome.kind is OutcomeKind.SKIPPED and outcome.cause is not Cause.NOT_TRIED:
-                outcome = Outcome(OutcomeKind.DONE, "gone, as HubGuard had requested before")
+            if outcome.kind is OutcomeKind.SKIPPED and outcome.cause is not Cause.NOT_TRIED:
+                if was_ours:
+                    outcome = Outcome(OutcomeKind.DONE, "gone, as HubGuard had requested before")
+                elif is_gone:
+                    outcome = replace(outcome, detail=NOT_OURS, cause=Cause.GONE)
             return outcome, error
         proof = functools.partial(self._review.is_gone, deletion)
         outcome = await self._deleter.verify(deletion.user, deletion.created, sent, proof=proof)

@@ -58,7 +58,7 @@ class Aftermath:
             return
         plan = await self._plans.plan(run.digest)
         self.forget(run.digest)
-        for position in await self._unknown_of(plan, run.began_at):
+        for position in await self._unknown_of(plan):
             await self._settle_if_gone(plan, position)
 
     async def settle_some(self) -> None:
@@ -74,15 +74,15 @@ class Aftermath:
             ended = run.ended_at is not None and run.ended_at >= ended_since
             if run.began_at is not None and (run.state is PruneState.PAUSED or ended):
                 try:
-                    await self._settle_some_of(run, run.began_at)
+                    await self._settle_some_of(run)
                 except (HubError, BudgetExhausted) as error:
                     log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
                     return
 
-    async def _settle_some_of(self, run: PruneRun, began_at: datetime) -> None:
+    async def _settle_some_of(self, run: PruneRun) -> None:
         plan = await self._plans.plan(run.digest)
         if run.digest not in self._unknown:
-            self._unknown[run.digest] = await self._unknown_of(plan, began_at)
+            self._unknown[run.digest] = await self._unknown_of(plan)
         unknown = self._unknown[run.digest]
         for position in unknown[:USERS_AT_ONCE]:
             gone = await self._settle_if_gone(plan, position)
@@ -100,13 +100,13 @@ class Aftermath:
         if await AsyncPrunes(self._journal).settle_pruned(plan.digest, position, outcome, now):
             self._progress.count(outcome)
             detail = f"plan {plan.digest[:12]} did delete {deletion.user}: a later look found them gone"
-            await self._journal.note(Event.NOTE, "hubguard", 0, now, detail)
+            await self._journal.note(Event.NOTE, "hubguard", 0, now, detail, plan=plan.digest)
         return True
 
-    async def _unknown_of(self, plan: PrunePlan, began_at: datetime) -> list[int]:
+    async def _unknown_of(self, plan: PrunePlan) -> list[int]:
         settled = {user.position: user.outcome.kind for user in await AsyncPrunes(self._journal).pruned(plan.digest)}
         intended: dict[str, list[datetime | None]] = {}
-        for user, created in await AsyncPrunes(self._journal).deletions_intended(began_at):
+        for user, created in await AsyncPrunes(self._journal).deletions_intended(plan.digest):
             intended.setdefault(user, []).append(created)
         return [
             position

@@ -20,7 +20,7 @@ from hubguard.web.auth import Caller
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import Operation, Param, Refused
 
-ITEM_STATES = ("waiting", "done", "skipped", "failed", "unverified")
+ITEM_STATES = tuple(prune_words.ITEM_WORDS)
 
 PLANS_LISTED = 1000
 """Maximum plans listed, newest first; the journal has what older ones did."""

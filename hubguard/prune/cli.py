@@ -366,9 +366,7 @@ def progress_text(run: Mapping[str, Any]) -> str:
 
 def _ends(run: Mapping[str, Any]) -> str:
     ends = [f"{run['done']:,} deleted"]
-    for name, ending in (("skipped", "kept"), ("failed", "failed"), ("unverified", "not verified")):
-        if run[name]:
-            ends.append(f"{run[name]:,} {ending}")
+    ends += [f"{run[state]:,} {word}" for state, word in prune_words.ENDS if run[state]]
     return ", ".join(ends)
 
 
@@ -382,7 +380,7 @@ def run_text(run: Mapping[str, Any]) -> str:
         lines.append(f"To continue: hubguard prune resume {digest}")
     elif run["undo_file"] and run["done"] > run["restored"]:
         lines.append(f"To restore them: hubguard prune restore {shlex.quote(run['undo_file'])}")
-    if run["failed"] or run["unverified"] or run["skipped"]:
+    if any(run[state] for state, _ in prune_words.ENDS):
         lines.append(f"For the outcome of each: hubguard prune export {digest} --csv")
     return "\n".join(lines)
 

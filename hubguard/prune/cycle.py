@@ -245,7 +245,7 @@ class PruneCycles:
                     f"Plan not resumed: the hub has changed since it started. Acknowledge this by name first: {missing}"
                 )
             acknowledged = _of(acknowledged, (*plan.cautions, *cautions))
-            await self._find_out(run)
+            await self._find_out(run, plan)
         run = await self._turn(digest, (PruneState.PAUSED,), PruneState.RUNNING, actor, "", acknowledged)
         self._runner.start(plan, run)
         return run
@@ -257,11 +257,16 @@ class PruneCycles:
         await self._find_out(run)
         return await self._plans.run(digest)
 
-    async def _find_out(self, run: PruneRun) -> None:
-        """Settle the users who are gone; if the hub doesn't answer, HubGuard asks again later."""
+    async def _find_out(self, run: PruneRun, plan: PrunePlan | None = None) -> None:
+        """Settle the users who are gone; if the hub doesn't answer, HubGuard asks again later.
+
+        With ``plan``, which goes on, so are those that somebody else deleted.
+        """
         try:
             if not self._runner.works_on(run.digest):
                 await self._runner.aftermath.settle(run)
+                if plan is not None:
+                    await self._runner.settle_gone(plan)
         except (HubError, BudgetExhausted) as error:
             log.info("It is unknown yet what became of users of plan %s: %s", run.digest[:12], error)
 

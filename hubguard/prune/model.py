@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum
 
 from hubguard.hub.nouns import Account, ORMCounts
-from hubguard.model import Finding, Outcome, Tally
+from hubguard.model import Cause, Finding, Outcome, Tally
 
 
 class PruneReason(str, Enum):
@@ -224,7 +224,8 @@ class PruneRun:
     """A plan, and what came of it so far. ``why`` says in one line why it stands as it does, or "".
 
     ``actor`` made the plan, or applied it; ``asked_why`` is what they gave as their reason. ``count`` is how many users it
-    has; ``done``, ``skipped``, ``failed`` and ``unverified`` count those that are settled. ``per_s`` is how many were
+    has; ``done``, ``skipped``, ``gone`` (somebody else deleted them), ``failed`` and ``unverified`` count those that are
+    settled. ``per_s`` is how many were
     settled per second of late, ``left_s`` how long the rest takes at that; None if that is unknown.
     ``undo_file`` is where it is on the guard's machine, ``undo_sha256`` its checksum (hex); None before it is written.
     ``restored`` counts those that were brought back by it, and ``restored_at`` is when that was last done.
@@ -245,6 +246,7 @@ class PruneRun:
     ended_at: datetime | None = None
     done: int = 0
     skipped: int = 0
+    gone: int = 0
     failed: int = 0
     unverified: int = 0
     per_s: float | None = None
@@ -259,7 +261,7 @@ class PruneRun:
     @property
     def settled(self) -> int:
         """How many users are settled, one way or another."""
-        return self.done + self.skipped + self.failed + self.unverified
+        return self.done + self.skipped + self.gone + self.failed + self.unverified
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +275,13 @@ class PruneItem:
 
     @property
     def state(self) -> str:
-        """``waiting``, or the outcome's kind."""
-        return "waiting" if self.outcome is None else self.outcome.kind.value
+        """``waiting``, ``gone`` (somebody else deleted them), or the outcome's kind."""
+        return "waiting" if self.outcome is None else fate(self.outcome)
+
+
+def fate(outcome: Outcome) -> str:
+    """What became of a user of a plan, in one word: ``gone`` (somebody else deleted them), or the outcome's kind."""
+    return Cause.GONE.value if outcome.cause is Cause.GONE else outcome.kind.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,25 @@ class AccountReader:
         took_s = self._clock.monotonic_s() - began_s
         return AccountsRead(tuple(map(account_of, users)), total, Source.HUB_API, at, since=since, took_s=took_s)
 
+    async def count(self) -> int:
+        """How many users there are. Raises HubGuardError."""
+        if self.database is None:
+            return await self._hub.count_users()
+        return (await self.database.accounts(None, ())).users_total
+
+    async def missing(self, names: Sequence[str], since: datetime) -> frozenset[str]:
+        """Those of ``names`` who the hub says aren't there any more. Raises HubGuardError.
+
+        Only users who aren't in the database, or by the API alone were active after ``since``, are asked for one by one.
+        """
+        if self.database is not None:
+            there = {*await self.database.users_made(names)}
+        else:
+            there = {user.name for user in await self._hub.list_users(inactive_since=since)}
+        doubtful = [name for name in names if name not in there]
+        users = await self._read_each(doubtful)
+        return frozenset(name for name, user in zip(doubtful, users, strict=True) if user is None)
+
     async def one(self, name: str, *, tokens: bool = True) -> Account | None:
         """That user as they are now, by every source there is; None where the hub knows nobody by that name.
 
@@ -146,7 +165,8 @@ class AccountReader:
             return await self.one(name)
         ahead = await self._read_ahead(name, following)
         row = ahead.rows.get(name)
-        if ahead.alone and not (row is not None and any(server.name for server in row.servers)):
+        # Who isn't in the database may be gone, or it may be another hub's: the hub knows.
+        if ahead.alone and row is not None and not any(server.name for server in row.servers):
             return row
         user = await self._hub.get_user(name)
         return None if user is None else _together(account_of(user), _known(row, name))
@@ -222,20 +242,23 @@ class AccountReader:
             return found
         # The list shows servers that don't run, too, but leaves a wrapper in the hub's memory for everybody on its pages,
         # for good (6.1). So does this, of users who are about to be deleted, and their wrappers with them.
+        users = await self._read_each(sorted(names), stopped=True)
+        return [_undo_of(user) for user in users if user is not None]
+
+    async def _read_each(self, names: Sequence[str], *, stopped: bool = False) -> list[User | None]:
         room = asyncio.Semaphore(IN_FLIGHT)
 
         async def read(name: str) -> User | None:
             async with room:
-                return await self._hub.get_user(name, stopped=True)
+                return await self._hub.get_user(name, stopped=stopped)
 
-        tasks = [asyncio.ensure_future(read(name)) for name in sorted(names)]
+        tasks = [asyncio.ensure_future(read(name)) for name in names]
         try:
-            users = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return [_undo_of(user) for user in users if user is not None]
 
 
 def _known(row: Account | None, name: str) -> Account:

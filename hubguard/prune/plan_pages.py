@@ -8,14 +8,13 @@ from collections import Counter
 from typing_extensions import override
 
 from hubguard.errors import HubError, HubGuardError, JournalError
-from hubguard.model import OutcomeKind
 from hubguard.prune.api import ITEM_STATES, PLANS_LISTED, asker, known_run
 from hubguard.prune.model import PruneRun, PruneState
 from hubguard.prune.pages import FIELDS, PrunePage, UsersPage
 from hubguard.web.openapi import Param
 from hubguard.web.page import ROWS, whole
 
-TROUBLED = (OutcomeKind.FAILED, OutcomeKind.UNVERIFIED, OutcomeKind.SKIPPED)
+TROUBLED = ("failed", "unverified", "gone", "skipped")
 """The ends that a person should look at, most telling first."""
 
 TROUBLED_SHOWN = 20
@@ -103,9 +102,9 @@ class PlanPage(PrunePage):
         begin = (number - 1) * ROWS
         above = []
         if begun and not wanted and number == 1:
-            for kind in TROUBLED:
-                if by_state[kind.value]:
-                    above.append((kind, await self.pruning.items(digest, state=kind.value, limit=TROUBLED_SHOWN)))
+            for state in TROUBLED:
+                if by_state[state]:
+                    above.append((state, await self.pruning.items(digest, state=state, limit=TROUBLED_SHOWN)))
         # A refresh reads it again only before it is begun, when nothing else is to be seen: a plan may be of 50,000 users.
         fragment = self.request.path.startswith(self.site.prefix + "fragments/")
         plan = None if begun and fragment else await self.pruning.plan_of(digest)
@@ -133,13 +132,7 @@ class PlanPage(PrunePage):
 
 def counts(run: PruneRun) -> dict[str, int]:
     """How many users of a plan stand how, by ITEM_STATES."""
-    return {
-        "waiting": run.count - run.settled,
-        "done": run.done,
-        "skipped": run.skipped,
-        "failed": run.failed,
-        "unverified": run.unverified,
-    }
+    return {state: run.count - run.settled if state == "waiting" else getattr(run, state) for state in ITEM_STATES}
 
 
 class ApplyPlan(PlanPage):

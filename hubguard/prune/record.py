@@ -37,17 +37,17 @@ class Record:
         self._progress = progress
 
     async def open_intents(self) -> tuple[Entry, ...]:
-        """The intents since the plan began that have no outcome yet."""
+        """The plan's intents that have no outcome yet."""
         intents = await self._journal.open_intents()
-        return tuple(intent for intent in intents if intent.at >= self._began_at)
+        return tuple(intent for intent in intents if intent.plan == self._plan.digest)
 
     async def settle_intent(self, intent: int, outcome: Outcome) -> None:
         """That intent has an outcome."""
         await self._mandate.settle(intent, outcome)
 
-    async def was_intended(self, deletion: Deletion) -> bool:
-        """Whether this plan was about to delete that very user before."""
-        return await AsyncPrunes(self._journal).deletion_intended(deletion.user, deletion.created, self._began_at)
+    async def intended_by(self, deletion: Deletion) -> frozenset[str | None]:
+        """The plans by which HubGuard was about to delete that very user since this plan began; None: by no plan."""
+        return await AsyncPrunes(self._journal).intended_by(deletion.user, deletion.created, self._began_at)
 
     async def skip(self, action: Action, why: str) -> None:
         """The journal says that ``action`` isn't tried, and why."""

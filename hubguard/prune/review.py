@@ -308,6 +308,14 @@ class Review:
             why_not = stale.unsaved(account, undo)
         return SecondLook(account, why_not)
 
+    async def count_users(self) -> int:
+        """How many users the hub has now."""
+        return await self._reader.count()
+
+    async def missing(self, plan: PrunePlan, names: Sequence[str]) -> frozenset[str]:
+        """Those of ``names``, users of ``plan``, who aren't there any more."""
+        return await self._reader.missing(names, stale.since(plan.criteria, self._clock.now()))
+
     async def is_gone(self, deletion: Deletion) -> bool:
         """Whether the hub's database proves that this very user is there no more."""
         return await self._reader.is_gone(deletion.user, deletion.created)

@@ -11,10 +11,10 @@ from hubguard.act.attempt import Attempt
 from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError, JournalError, UndoError
 from hubguard.hub.api import HubAPI
-from hubguard.model import Action, Order
+from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.limits import backoff_s
-from hubguard.prune.act import Pace, Pruner
+from hubguard.prune.act import NOT_OURS, Pace, Pruner
 from hubguard.prune.aftermath import Aftermath
 from hubguard.prune.model import PrunePlan, PruneRun, PruneState
 from hubguard.prune.plans import Plans
@@ -111,6 +111,15 @@ class PruneRunner:
         self._taken_over = True
         self.aftermath.forget()
 
+    async def settle_gone(self, plan: PrunePlan) -> None:
+        """Users of that plan that somebody else has deleted don't wait for their turn any more. Raises HubGuardError."""
+        settled = {user.position for user in await self._prunes.pruned(plan.digest)}
+        waiting = {deletion.user: at for at, deletion in enumerate(plan.deletions) if at not in settled}
+        outcome = Outcome(OutcomeKind.SKIPPED, NOT_OURS, Cause.GONE)
+        for name in sorted(await self._review.missing(plan, tuple(waiting))):
+            if await self._prunes.settle_pruned(plan.digest, waiting[name], outcome, self._clock.now()):
+                self.progress.count(outcome)
+
     async def go_on(self) -> bool:
         """Work on the plan under way, unless it still waits for the hub; whether there is one. Raises HubGuardError."""
         if self.busy:
@@ -196,7 +205,7 @@ class PruneRunner:
             await self._prunes.say_of_prune(run.digest, "")
 
         def attempt_for(action: Action) -> Attempt:
-            return self._mandate.attempt(action, Order(run.actor, asked=not run.scheduled), f"plan {run.digest[:12]}")
+            return self._mandate.attempt(action, Order(run.actor, asked=not run.scheduled))
 
         self._pruner = Pruner(
             self._hub,

@@ -13,6 +13,7 @@ from hubguard.errors import (
     HubDBError,
     HubError,
     HubFailed,
+    HubGuardError,
     HubRefused,
     HubUnreachable,
     JournalError,
@@ -36,6 +37,12 @@ in this guard is noticed at once, and the journal refuses every intent while act
 
 LOOKING_S = 0.2
 """Seconds between asking whether a cycle is done counting users. Nobody is deleted meanwhile."""
+
+COUNT_EVERY_S = 5.0
+"""Seconds between counts of the hub's users while a plan is carried out: a fall doesn't wait for the next look."""
+
+GONE_MOST = 3
+"""Users of a plan that are found deleted by somebody else before it pauses. A person resumes it."""
 
 TRANSIENT = frozenset({BrakeReason.INCOMPLETE, BrakeReason.CHECKING, BrakeReason.PROXY_DOWN})
 """Brakes that end by themselves, as an outage does: the plan waits for that, and not for a person."""
@@ -91,6 +98,8 @@ class Standing:
         self._state_until_s = float("-inf")
         self._turns = 0
         self._absences, self._risks_read_at = 0, -1
+        self._count_at_s = float("-inf")
+        self._gone = 0
 
     def stop(self, end: End) -> None:
         """Work on the plan ends so, unless an end was found before."""
@@ -102,6 +111,18 @@ class Standing:
         if end is not None:
             self.stop(end)
         return end is not None
+
+    def note_gone(self) -> None:
+        """Somebody else has deleted a user of the plan. It pauses if there are several: who else is at work?"""
+        self._gone += 1
+        if self._gone >= GONE_MOST:
+            self.stop(
+                End(
+                    Ends.PAUSES,
+                    f"somebody else deleted {self._gone} users of this plan meanwhile. Find out who, and resume the plan if"
+                    " you still want it",
+                )
+            )
 
     def turned(self) -> None:
         """A person has paused or cancelled a plan: its state is read again before anybody else is deleted."""
@@ -134,6 +155,8 @@ class Standing:
             return End(Ends.PAUSES, "HubGuardPrune.delete_users is False, so HubGuard deletes nobody.")
         if self._risks_read_at != self._absences and (end := await self.new_risks()) is not None:
             return end
+        if self._clock.monotonic_s() >= self._count_at_s and (end := await self._fallen()) is not None:
+            return end
         # Last, so that a person who pauses the plan while the hub is being read is noticed.
         if self._clock.monotonic_s() >= self._state_until_s and (end := await self._journaled()) is not None:
             return end
@@ -141,6 +164,16 @@ class Standing:
         if brake is None:
             return None
         return End(Ends.WAITS if brake.reason in TRANSIENT else Ends.PAUSES, brake.sentence)
+
+    async def _fallen(self) -> End | None:
+        """How it ends if users have disappeared since the last look, or can't be counted."""
+        self._count_at_s = self._clock.monotonic_s() + COUNT_EVERY_S
+        try:
+            why = self._snapshots.why_fallen(await self._review.count_users())
+        except HubGuardError as error:
+            self.note(error)
+            return _end_for(error)
+        return End(Ends.PAUSES, why) if why else None
 
     async def _journaled(self) -> End | None:
         turns = self._turns

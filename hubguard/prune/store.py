@@ -17,8 +17,8 @@ from hubguard.journal.asynchronous import AsyncJournal, AsyncStore, awaited
 from hubguard.journal.entries import add_entry, add_outcome, one_at_a_time, one_text
 from hubguard.journal.model import Event
 from hubguard.journal.store import Journal
-from hubguard.model import ActionKind, Outcome, OutcomeKind
-from hubguard.prune.model import PrunePlan, PruneRun, PruneState, StaleCriteria, Use
+from hubguard.model import ActionKind, Cause, Outcome, OutcomeKind
+from hubguard.prune.model import PrunePlan, PruneRun, PruneState, StaleCriteria, Use, fate
 from hubguard.wire import Malformed, read
 
 _prune = tables.prune
@@ -94,7 +94,7 @@ class PruneStore:
                     )
                 )
                 what = f"{_named(plan.digest)}, to remove {len(plan.deletions):,} users, was made"
-                _note(connection, plan.made_at, plan.made_by, f"{what}: {why}" if why else what)
+                _note(connection, plan.digest, plan.made_at, plan.made_by, f"{what}: {why}" if why else what)
             return _run(connection, plan.digest)
 
     def plan_text(self, digest: str) -> str | None:
@@ -177,7 +177,7 @@ class PruneStore:
                 f"{_named(digest)} is carried out, {run.count:,} users; undo file {undo_file} (SHA-256 {undo_sha256})"
             )
             what += f"; acknowledged: {', '.join(names)}" if names else ""
-            _note(connection, now, actor, f"{what}: {one_text(why)}" if why else what)
+            _note(connection, digest, now, actor, f"{what}: {one_text(why)}" if why else what)
             return run
 
     def turn_prune(
@@ -213,12 +213,11 @@ class PruneStore:
                 change = sa.update(_prune).where(_prune.c.digest == digest)
                 connection.execute(change.values(acknowledged=json.dumps(names)))
                 run = _run(connection, digest)
-            summary = (
-                f"{_named(digest)} is {to.value}: {run.done:,} removed, {run.skipped:,} skipped, {run.failed:,} failed"
-            )
-            summary += f", {run.unverified:,} unverified, {run.count - run.settled:,} waiting"
+            summary = f"{_named(digest)} is {to.value}: {run.done:,} removed, {run.skipped:,} skipped"
+            summary += f", {run.gone:,} already gone, {run.failed:,} failed, {run.unverified:,} unverified"
+            summary += f", {run.count - run.settled:,} waiting"
             summary += f"; acknowledged: {', '.join(new)}" if new else ""
-            _note(connection, now, actor, f"{summary}; {why}" if why else summary)
+            _note(connection, digest, now, actor, f"{summary}; {why}" if why else summary)
             return run
 
     def say_of_prune(self, digest: str, why: str) -> None:
@@ -234,7 +233,7 @@ class PruneStore:
         Who was unverified is settled again, and who was failed may be done after all. It is the outcome of ``intent``, too,
         where one is given that has none yet: the two are never told apart.
         """
-        values = {"outcome": outcome.kind.value, "detail": one_text(outcome.detail), "at": now}
+        values = {"outcome": fate(outcome), "detail": one_text(outcome.detail), "at": now}
         this = (_item.c.digest == digest, _item.c.position == position)
         with self.journal.writing() as connection:
             if intent is not None:
@@ -263,8 +262,7 @@ class PruneStore:
             query = query.where(_item.c.position < end)
         with self.journal.reading() as connection:
             return tuple(
-                Settled(row.position, Outcome(OutcomeKind(row.outcome), row.detail), row.at)
-                for row in connection.execute(query)
+                Settled(row.position, _to_outcome(row.outcome, row.detail), row.at) for row in connection.execute(query)
             )
 
     def note_restored(
@@ -275,6 +273,7 @@ class PruneStore:
             for user, outcome in outcomes:
                 _note(
                     connection,
+                    digest,
                     now,
                     actor,
                     f"brought back from an undo file: {outcome.kind.value}: {outcome.detail}",
@@ -284,11 +283,14 @@ class PruneStore:
             connection.execute(change.values(restored=restored, restored_at=now))
             return _run(connection, digest)
 
-    def deletion_intended(self, user: str, created: datetime | None, since: datetime) -> bool:
-        """Whether HubGuard has been about to delete that very user since then, whatever came of it."""
+    def intended_by(self, user: str, created: datetime | None, since: datetime) -> frozenset[str | None]:
+        """The plans by which HubGuard has set out to delete that very user since then, whatever came of it.
+
+        None is among them if it did so by no plan.
+        """
         if not tables.holds(user):
-            return False
-        query = sa.select(_entry.c.id).where(
+            return frozenset()
+        query = sa.select(_entry.c.plan).where(
             _entry.c.user_name == user,
             _entry.c.event == Event.INTENT.value,
             _entry.c.action == ActionKind.DELETE_USER.value,
@@ -296,12 +298,14 @@ class PruneStore:
             _entry.c.at >= since,
         )
         with self.journal.reading() as connection:
-            return connection.execute(query.limit(1)).one_or_none() is not None
+            return frozenset(connection.execute(query.distinct()).scalars())
 
-    def deletions_intended(self, since: datetime) -> tuple[tuple[str, datetime | None], ...]:
-        """The users who HubGuard set out to delete since then, whatever the outcome: name and creation, first to last."""
+    def deletions_intended(self, digest: str) -> tuple[tuple[str, datetime | None], ...]:
+        """The users who HubGuard set out to delete by that plan, whatever the outcome: name and creation, first to last."""
         query = sa.select(_entry.c.user_name, _entry.c.started).where(
-            _entry.c.event == Event.INTENT.value, _entry.c.action == ActionKind.DELETE_USER.value, _entry.c.at >= since
+            _entry.c.event == Event.INTENT.value,
+            _entry.c.action == ActionKind.DELETE_USER.value,
+            _entry.c.plan == digest,
         )
         with self.journal.reading() as connection:
             return tuple((row.user_name, row.started) for row in connection.execute(query.order_by(_entry.c.id)))
@@ -368,7 +372,7 @@ class AsyncPrunes(AsyncStore[PruneStore]):
     wait_again = awaited(PruneStore.wait_again)
     pruned = awaited(PruneStore.pruned)
     note_restored = awaited(PruneStore.note_restored)
-    deletion_intended = awaited(PruneStore.deletion_intended)
+    intended_by = awaited(PruneStore.intended_by)
     deletions_intended = awaited(PruneStore.deletions_intended)
     uses = awaited(PruneStore.uses)
     forget = awaited(PruneStore.forget)
@@ -427,12 +431,19 @@ def _to_run(row: Any, counts: Mapping[str, int]) -> PruneRun:
         restored_at=row.restored_at,
         acknowledged=tuple(json.loads(row.acknowledged)),
         criteria=_criteria(row.beginning),
+        gone=counts.get(Cause.GONE.value, 0),
         **{kind.value: counts.get(kind.value, 0) for kind in OutcomeKind},
     )
 
 
-def _note(connection: Connection, now: datetime, actor: str, detail: str, **values: Any) -> None:
-    add_entry(connection, now, Event.NOTE, actor, 0, detail=detail, **values)
+def _to_outcome(fate: str, detail: str) -> Outcome:
+    if fate == Cause.GONE.value:
+        return Outcome(OutcomeKind.SKIPPED, detail, Cause.GONE)
+    return Outcome(OutcomeKind(fate), detail)
+
+
+def _note(connection: Connection, digest: str, now: datetime, actor: str, detail: str, **values: Any) -> None:
+    add_entry(connection, now, Event.NOTE, actor, 0, detail=detail, plan=digest, **values)
 
 
 def _named(digest: str) -> str:

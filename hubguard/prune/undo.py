@@ -92,7 +92,7 @@ class Undo:
         head, users = await _read(run)
         chosen = [user for user in users if user.name in deleted]
         what = f"bringing back {len(chosen):,} users of plan {plan.digest[:12]} was asked for: {why}"
-        await self._journal.note(Event.NOTE, actor, 0, self._clock.now(), what)
+        await self._journal.note(Event.NOTE, actor, 0, self._clock.now(), what, plan=plan.digest)
         record = _Record(self._journal, self._clock, plan.digest, actor, len(chosen), run.restored)
         async with self._hub.with_token(token) as hub:
             outcomes = await Restorer(hub, confirm=self._may_restore).restore(
@@ -142,7 +142,7 @@ class _Record:
         first, self._begun = self._begun + 1, self._begun + len(names)
         what = f"about to bring back users {first:,} to {self._begun:,} of {self._count:,} of plan {self._digest[:12]}"
         detail = f"{what}, from {names[0]} to {names[-1]}"
-        await self._journal.note(Event.NOTE, self._actor, 0, self._clock.now(), detail)
+        await self._journal.note(Event.NOTE, self._actor, 0, self._clock.now(), detail, plan=self._digest)
 
     async def settle(self, name: str, outcome: Outcome) -> None:
         """The journal has what came of that user; of those that are known at the same time it is told together."""

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from hubguard import words
 from hubguard.hub.nouns import AccountServer
-from hubguard.model import OutcomeKind
+from hubguard.model import Cause, OutcomeKind
 from hubguard.prune.decide.plan import PrunePlanShape
 from hubguard.prune.model import (
     Deletion,
@@ -63,10 +63,14 @@ ITEM_WORDS: Mapping[str, str] = {
     "waiting": "Waiting",
     OutcomeKind.DONE.value: "Deleted",
     OutcomeKind.SKIPPED.value: "Kept",
+    Cause.GONE.value: "Already gone",
     OutcomeKind.FAILED.value: "Failed",
     OutcomeKind.UNVERIFIED.value: "Not verified",
 }
 """The words for what came of one user of a plan, by ``PruneItem.state``."""
+
+ENDS = tuple((state, word.lower()) for state, word in ITEM_WORDS.items() if state not in ("waiting", "done"))
+"""How users of a plan end who aren't deleted, by the fields of PruneRun, each with its word."""
 
 _KEPT: Mapping[PruneReason, str] = {
     PruneReason.ADMIN: "they are an admin",
@@ -184,11 +188,7 @@ def run_sentence(run: PruneRun) -> str:
     if run.state is PruneState.PLANNED:
         return f"Planned{why}; apply it by {words.stamp(run.expires_at)}."
     parts = [f"{run.done:,} of {words.count(run.count, 'user')} deleted"]
-    parts += [
-        f"{number:,} {word}"
-        for number, word in ((run.skipped, "kept"), (run.failed, "failed"), (run.unverified, "not verified"))
-        if number
-    ]
+    parts += [f"{number:,} {word}" for state, word in ENDS if (number := getattr(run, state))]
     if run.state is PruneState.RUNNING and run.left_s is not None:
         parts.append(f"done in about {words.duration(run.left_s)}")
     if run.restored:
@@ -230,7 +230,7 @@ class UserShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneItemShape(Deletion):
-    """A user of a plan. ``state`` is waiting at first, then done, skipped, failed or unverified.
+    """A user of a plan. ``state`` is waiting at first, then done, skipped, gone, failed or unverified.
 
     ``detail`` says in one line what came of it, and ``at`` when. The rest is what the plan knew of the user when it was made:
     a user whose ``id``, ``created`` or ``last_activity`` changes is skipped. What is unknown is null.
@@ -246,7 +246,8 @@ class PruneItemShape(Deletion):
 class PruneRunShape(PruneRun):
     """How a plan stands; ``sentence`` says it in words.
 
-    Of ``count`` users ``settled`` are: the sum of ``done``, ``skipped``, ``failed`` and ``unverified``. ``undo_file`` is a
+    Of ``count`` users ``settled`` are: the sum of ``done``, ``skipped``, ``gone``, ``failed`` and
+    ``unverified``. ``undo_file`` is a
     path on the guard's machine. What is unknown is null.
     """
 

@@ -30,7 +30,7 @@ from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import Clock
 from hubguard.pacing.model import PaceState
 from hubguard.snapshot.decide import activity
-from hubguard.snapshot.decide.brake import Caution, Judgement, Look
+from hubguard.snapshot.decide.brake import Caution, Judgement, Look, fallen
 from hubguard.snapshot.decide.brake import look as judge_the_world
 from hubguard.snapshot.decide.memory import Watch
 from hubguard.snapshot.model import Brake, BrakeReason, Run, Seen, Situation, Snapshot
@@ -151,6 +151,14 @@ class Snapshots:
     def used_at(self) -> dict[Key, datetime]:
         """The last real use of each server that was there at the last look; without those never seen in use."""
         return {key: seen.active_at for key, seen in self.seen.items() if seen.active_at is not None}
+
+    def why_fallen(self, users_total: int) -> str:
+        """Why a look that finds this number of users would brake, as a sentence; "" if it wouldn't."""
+        population = self._judged.watch.population.without(self._deleted_users)
+        if not population.has_fallen(users_total, self._caution.population_fall):
+            return ""
+        why, ends = fallen(population.reference or 0, users_total)
+        return Brake(BrakeReason.POPULATION, self._clock.now(), why, ends).sentence
 
     def count_deleted(self, users: int = 1) -> None:
         """Subtract ``users`` deleted users, so that the brake doesn't take them for a loss."""

@@ -332,6 +332,18 @@ async def test_tokens_and_queries_stay_out_of_the_log(site: Site, caplog: pytest
     assert "sesame" not in caplog.text.replace(site.url, "")
 
 
+async def test_the_journal_is_filtered_by_plan_on_its_page_and_by_the_api(site: Site) -> None:
+    for plan in ("ab" * 32, "cd" * 32, None):
+        site.guard.write(Event.NOTE, detail=f"of {plan}", plan=plan)
+    rows = (await site.ask("api/v1/journal?plan=abab", "reader")).json
+    assert [row["plan"] for row in rows] == ["ab" * 32]
+    page = await site.ask("journal?plan=abab", "reader")
+    assert "of abab" in page.says
+    assert "of cdcd" not in page.says
+    assert 'name="plan" value="abab"' in page.text
+    assert "No entry matches." in (await site.ask("journal?plan=ffff", "reader")).says
+
+
 async def test_the_journal_is_paged_and_filtered(site: Site) -> None:
     for i in range(250):
         site.guard.write(Event.OUTCOME, user=f"u{i % 2}", server="", outcome=OutcomeKind.DONE, detail=f"no {i}")

@@ -244,6 +244,25 @@ def test_what_earlier_versions_wrote_into_sentences_is_data_afterwards(database_
     journal.close()
 
 
+def test_entries_of_plans_that_earlier_versions_wrote_name_their_plan_afterwards(database_url: str) -> None:
+    at_revision(database_url, "0005")
+    digest, at = "ab" * 32, "2026-03-01 12:00:00.000000"
+    columns = "(at, event, actor, fence, user_name, server_name, detail, refers_to)"
+    run_sql(
+        database_url,
+        "INSERT INTO hubguard_prune (digest, plan, state, actor, asked_why, why, scheduled, user_count, made_at, expires_at,"
+        f" turned_at, restored, acknowledged) VALUES ('{digest}', '', 'paused', 'ada', '', '', (1 = 0), 1, '{at}', '{at}',"
+        f" '{at}', 0, '[]')",
+        f"INSERT INTO hubguard_entry {columns} VALUES ('{at}', 'intent', 'ada', 1, 'ann', '', 'plan {digest[:12]}', NULL)",
+        f"INSERT INTO hubguard_entry {columns} VALUES ('{at}', 'outcome', 'ada', 1, 'ann', '', 'gone', 1)",
+        f"INSERT INTO hubguard_entry {columns} VALUES ('{at}', 'intent', 'ada', 1, 'bob', '', 'plan {'c' * 12}', NULL)",
+    )
+    journal = open_journal(database_url)
+    assert [entry.plan for entry in journal.entries()] == [None, digest, digest]
+    assert [entry.user for entry in journal.entries(plan=digest[:12])] == ["ann", "ann"]
+    journal.close()
+
+
 def test_an_upgrade_of_the_first_tables_that_fails_halfway_leaves_them_to_the_older_version(
     database_url: str,
 ) -> None:

@@ -395,7 +395,7 @@ class Fickle:
 
 def standing(state: str) -> dict[str, Any]:
     told = {"digest": "ab" * 32, "state": state, "settled": 3, "count": 9, "done": 3, "why": ""}
-    return {**told, "skipped": 0, "failed": 0, "unverified": 0, "per_s": None, "left_s": None}
+    return {**told, "skipped": 0, "gone": 0, "failed": 0, "unverified": 0, "per_s": None, "left_s": None}
 
 
 async def test_following_goes_on_when_the_guard_is_away_for_a_while(monkeypatch: pytest.MonkeyPatch):

@@ -216,7 +216,7 @@ async def test_whoever_changes_between_plan_and_deletion_is_skipped_and_the_jour
         w.hub.add(Server("runs", "lab", True, None, long_ago, long_ago))
         await w.pruning.apply(plan.digest, 7, "ada", "")
         run = await w.until(plan.digest, PruneState.DONE)
-        assert (run.done, run.skipped) == (1, 6)
+        assert (run.done, run.skipped, run.gone) == (1, 5, 1)
         found.update({item.deletion.user: item.outcome.detail for item in await w.pruning.items(plan.digest)})
 
     await run_in(w, steps)
@@ -1340,7 +1340,7 @@ async def test_nobody_is_brought_back_while_somebody_may_still_be_being_deleted_
         u5 = ("u5", w.hub._users["u5"].created)
         w.hub.fault = lambda request: HubUnreachable("The hub doesn't answer.") if request.call == "get-user" else None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(PruneStore, "deletions_intended", lambda store, since: (u5,))
+            patch.setattr(PruneStore, "deletions_intended", lambda store, digest: (u5,))
             with pytest.raises(HubUnreachable):
                 await w.pruning.restore(digest, run.done, "bob", "", token="a token")
         w.hub.fault = None
@@ -1381,3 +1381,118 @@ async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(w
 
     await run_in(w, steps)
     assert w.there() == set()
+
+
+async def test_whoever_else_deletes_users_of_a_paused_plan_the_plan_doesnt_claim_them(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(8):
+        w.user(f"u{number}")
+
+    async def steps() -> None:
+        first = await w.apply()
+        while len(w.asked_to_delete()) < 2:
+            await w.clock.sleep(0.1)
+        await w.pruning.pause(first.digest, "ada", "")
+        await w.clock.sleep(10)
+        done = (await w.pruning.run(first.digest)).done
+        other = await w.pruning.plan(replace(STALE, names=("u[567]",)), "bob")
+        await w.pruning.apply(other.digest, 3, "bob", "")
+        await w.until(other.digest, PruneState.DONE)
+        del w.hub._users["u4"]
+        run = await w.pruning.cancel(first.digest, "ada", "")
+        assert (run.done, run.gone) == (done, 0)
+        with pytest.raises(HubGuardError, match=f"deleted {done} users, not 8"):
+            await w.pruning.restore(first.digest, 8, "bob", "", token="a token")
+
+    await run_in(w, steps)
+    assert len(set(w.asked_to_delete()) - {"u5", "u6", "u7"}) < 4
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+async def test_users_who_are_gone_when_a_plan_goes_on_are_neither_kept_nor_its_own(
+    world: MakeWorld, with_database: bool
+):
+    w = await world(prune={"rate": 1.0}, with_database=with_database)
+    for number in range(8):
+        w.user(f"u{number}")
+    w.user("stays", 1)
+
+    async def steps() -> None:
+        first = await w.apply()
+        while len(w.asked_to_delete()) < 2:
+            await w.clock.sleep(0.1)
+        await w.pruning.pause(first.digest, "ada", "")
+        await w.clock.sleep(10)
+        done = (await w.pruning.run(first.digest)).done
+        other = await w.pruning.plan(replace(STALE, names=("u[67]",)), "bob")
+        await w.pruning.apply(other.digest, 2, "bob", "")
+        await w.until(other.digest, PruneState.DONE)
+        for name in ("u3", "u4", "u5"):
+            w.hub._users.pop(name, None)
+        w.user("u5", 0)
+        run = await w.pruning.resume(first.digest, "ada", "")
+        assert (run.done, run.gone, run.skipped) == (done, 4, 0), "known at once, and it doesn't pause for them"
+        run = await w.until(first.digest, PruneState.DONE)
+        assert (run.gone, run.skipped, run.done) == (4, 1, 3)
+        details = {
+            item.deletion.user: item.outcome.detail for item in await w.pruning.items(first.digest, state="gone")
+        }
+        assert set(details) == {"u3", "u4", "u6", "u7"}
+        assert set(details.values()) == {"gone, and this plan didn't delete them"}
+
+    await run_in(w, steps)
+    assert w.there() == {"stays", "u5"}
+
+
+async def test_a_plan_pauses_when_somebody_else_deletes_several_of_its_users(world: MakeWorld):
+    w = await world(prune={"rate": 1.0})
+    for number in range(100):
+        w.user(f"u{number:02}")
+    for number in range(400):
+        w.user(f"busy{number}", 1)
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(5.5)
+        for number in range(20, 60, 2):
+            del w.hub._users[f"u{number}"]
+        run = await w.until(plan.digest, PruneState.PAUSED, for_s=60)
+        assert "somebody else deleted 3 users of this plan" in run.why
+        assert run.gone == 3
+        assert run.done <= 25 + 3
+        await w.pruning.resume(plan.digest, "ada", "")
+        run = await w.until(plan.digest, PruneState.DONE, PruneState.PAUSED)
+        assert (run.state, run.gone, run.done) == (PruneState.DONE, 20, 80)
+
+    await run_in(w, steps)
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+async def test_incident_a_fall_of_the_population_stops_a_plan_within_seconds(world: MakeWorld, with_database: bool):
+    """Somebody deleted 33 of 100 users while a plan was under way, and it deleted 41 more before the next look."""
+    w = await world(prune={"rate": 1.0}, with_database=with_database)
+    for number in range(60):
+        w.user(f"u{number:02}")
+    for number in range(40):
+        w.user(f"busy{number:02}", 1)
+
+    async def falls() -> None:
+        plan = await w.apply()
+        await w.clock.sleep(4.5)
+        for number in range(33):
+            del w.hub._users[f"busy{number:02}"]
+        before = len(w.asked_to_delete())
+        run = await w.until(plan.digest, PruneState.PAUSED, for_s=90)
+        assert len(w.asked_to_delete()) - before <= 7
+        assert "HubGuard didn't delete the others" in run.why
+        await w.clock.sleep(90)
+        other = await w.pruning.plan(STALE, "ada")
+        with pytest.raises(HubGuardError, match="Braked"):
+            await w.pruning.apply(other.digest, len(other.deletions), "ada", "")
+        await w.guard.mandate.resume("ada", "they are meant to be gone")
+        await w.clock.sleep(90)
+        await w.pruning.resume(plan.digest, "ada", "")
+        run = await w.until(plan.digest, PruneState.DONE)
+        assert run.done == 60
+
+    await run_in(w, falls)

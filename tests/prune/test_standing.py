@@ -30,6 +30,9 @@ class Review:
     def __init__(self) -> None:
         self.meanwhile = lambda: None
 
+    async def count_users(self) -> int:
+        return 1
+
     async def cautions(self) -> tuple[()]:
         self.meanwhile()
         return ()
@@ -54,7 +57,7 @@ class Scene:
         store.begin_prune(plan.digest, "ada", "", "/undo", "0" * 64, now)
         self.review = Review()
         mandate: Any = SimpleNamespace(holds_lease=True, journal=journal)
-        snapshots: Any = SimpleNamespace(counting=False, brake=None)
+        snapshots: Any = SimpleNamespace(counting=False, brake=None, why_fallen=lambda users: "")
         settings: Any = SimpleNamespace(delete_users=True)
         review: Any = self.review
         self.standing = Standing(plan, frozenset(), mandate, review, snapshots, settings, clock)

@@ -188,22 +188,25 @@ def test_use_is_the_last_of_all_servers_and_stops_are_those_that_were_seen_done(
     assert (store.uses("bob"), store.uses("\0")) == ({}, {})
 
 
-def test_an_intent_to_delete_is_known_by_user_creation_and_time(store: PruneStore) -> None:
+def test_an_intent_to_delete_is_known_by_plan_user_creation_and_time(store: PruneStore) -> None:
     lease = store.journal.take_lease(HUB, "one", "", 1, NOW, 1e6)
     assert lease is not None
-    action = Action("ann", "", NOW, None, PruneReason.INACTIVE, kind=ActionKind.DELETE_USER)
+    digest = "d" * 64
+    action = Action("ann", "", NOW, None, PruneReason.INACTIVE, kind=ActionKind.DELETE_USER, plan=digest)
     store.journal.intend(HUB, lease, action, "ada", after(10), asked=True, armed=False)
-    assert store.deletion_intended("ann", NOW, after(10))
-    assert not store.deletion_intended("ann", NOW, after(11))
-    assert not store.deletion_intended("ann", after(1), after(0))
-    assert not store.deletion_intended("bob", NOW, after(0))
-    other = Action("bob", "", None, None, PruneReason.INACTIVE, kind=ActionKind.DELETE_USER)
+    assert store.intended_by("ann", NOW, after(10)) == {digest}
+    assert store.intended_by("ann", NOW, after(11)) == frozenset()
+    assert store.intended_by("ann", after(1), after(0)) == frozenset()
+    assert store.intended_by("bob", NOW, after(0)) == frozenset()
+    other = replace(action, user="bob", started=None)
     store.journal.intend(HUB, lease, other, "ada", after(20), asked=True, armed=False)
+    store.journal.intend(HUB, lease, replace(action, user="carl", plan=None), "ada", after(20), asked=True, armed=False)
+    assert store.intended_by("carl", NOW, after(0)) == {None}
     store.journal.intend(
         HUB, lease, Action("ann", "", NOW, NOW, Reason.IDLE.value), "ada", after(21), asked=True, armed=False
     )
-    assert store.deletions_intended(after(10)) == (("ann", NOW), ("bob", None))
-    assert store.deletions_intended(after(11)) == (("bob", None),)
+    assert store.deletions_intended(digest) == (("ann", NOW), ("bob", None))
+    assert store.deletions_intended("f" * 64) == ()
 
 
 def test_who_was_brought_back_is_counted_and_told(store: PruneStore) -> None:

@@ -223,7 +223,7 @@ def _objections(after: Watch, seen: Look, caution: Caution) -> dict[BrakeReason,
     if total is None:
         objections[BrakeReason.POPULATION] = None
     elif population.has_fallen(total, caution.population_fall):
-        objections[BrakeReason.POPULATION] = _fallen(population.reference or 0, total)
+        objections[BrakeReason.POPULATION] = fallen(population.reference or 0, total)
     down = after.proxy_down
     if seen.proxy_answered is False and down is not None and down.is_outage(seen.now, caution.outage_s):
         objections[BrakeReason.PROXY_DOWN] = _proxy_down(down.since)
@@ -277,7 +277,8 @@ def _still_checking(count: int | None) -> tuple[str, str]:
     )
 
 
-def _fallen(reference: int, total: int) -> tuple[str, str]:
+def fallen(reference: int, total: int) -> Words:
+    """What is said of a hub with ``total`` users that had ``reference`` of them."""
     return (
         f"the hub has {_number(total, 'user')} and had {reference:,}, and HubGuard didn't delete the others",
         "It ends when they are back. If they are meant to be gone, resume.",
