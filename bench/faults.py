@@ -3,9 +3,9 @@
 A real hub (SQLite, an external configurable-http-proxy, little servers) with HubGuard's service and its default settings,
 which has been told to repair nothing. In each round every fault is made once, at a random moment between two looks; times
 count from the fault until ``GET api/v1/drift``, asked five times a second, has it. What is raised has been seen in three
-looks and for 15 s; an orphan that the hub's own spawner reports is raised at once. A start counts as stuck after
-``pending_limit_s``, here 60 s: that is taken off. ``orm-dangling`` is made once, at the end: the database's rows are counted
-through every ten minutes only.
+looks and for 15 s; an orphan that the hub's own spawner reports is raised a minute and a half later. A start counts as
+stuck after ``pending_limit_s``, here 60 s: that is taken off. ``orm-dangling`` is made once, at the end: the database's rows
+are counted through every ten minutes only.
 
 Not among them: ``server-ghost``, which a stop that changed nothing makes of a ``server-dead``, and ``activity-frozen``, which
 is told from how long nobody's activity has advanced.

@@ -74,6 +74,14 @@ class HubFailed(HubError):
         self.status = status
 
 
+class NamedServersOff(HubFailed):
+    """The hub runs named servers and refuses all that is done to them: they are switched off in its config (400)."""
+
+
+class UserNotDeleted(HubFailed):
+    """The hub failed while it deleted a user (500). Its authenticator has its own code there, so the hub may be well."""
+
+
 class HubGarbled(HubError):
     """The hub answered 2xx with something that its API doesn't allow: no JSON, or a wrong shape."""
 

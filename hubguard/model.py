@@ -203,6 +203,7 @@ class Cause(str, Enum):
     CAME_BACK = "came-back"  # the stop had begun, and the same run is ready again
     GONE = "gone"  # skipped: somebody else has removed what was to be acted on
     CHANGED_NOTHING = "changed-nothing"  # the hub took the stop, and the same run was ready all along
+    SWITCHED_OFF = "switched-off"  # skipped: the hub does this to no named server, by its settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,8 @@ class FindingKind(str, Enum):
     NOBODY = "nobody"  # a rule, a protection or an exemption is about users that the hub doesn't have
     PRUNE_HELD = "prune-held"  # a scheduled pruning removes nobody until a person has looked
     USERS_KEPT = "users-kept"  # inactive users aren't deleted until somebody accepts what goes with them
+    NAMED_SERVERS_OFF = "named-servers-off"  # named servers are due, and the hub lets nobody stop any
+    NOT_DELETED = "not-deleted"  # the hub fails to delete users
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,24 +262,33 @@ ERRORS_AMONG = 10
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How actions ended, counted since the guard started."""
+    """How actions ended, counted since the guard started.
+
+    ``not_deleted`` counts those among ``failed`` that were to delete a user. An authenticator has its own code there, so
+    they say nothing of how well the hub takes anything else, and are in no ratio.
+    """
 
     done: int = 0
     skipped: int = 0
     failed: int = 0
     unverified: int = 0
+    not_deleted: int = 0
 
     @property
     def error_ratio(self) -> float | None:
         """The share of what was sent that failed or couldn't be verified; None before anything was sent."""
-        sent = self.done + self.failed + self.unverified
-        return (self.failed + self.unverified) / sent if sent else None
+        sent, bad = self._sent_and_bad()
+        return bad / sent if sent else None
 
     @property
     def mostly_failed(self) -> bool:
         """Whether enough was sent to judge by, and most of it failed or couldn't be verified."""
-        sent = self.done + self.failed + self.unverified
-        return sent >= ERRORS_AMONG and (self.failed + self.unverified) / sent > ERRORS_MOST
+        sent, bad = self._sent_and_bad()
+        return sent >= ERRORS_AMONG and bad / sent > ERRORS_MOST
+
+    def _sent_and_bad(self) -> tuple[int, int]:
+        bad = self.failed + self.unverified - self.not_deleted
+        return self.done + bad, bad
 
 
 Key = tuple[str, str]

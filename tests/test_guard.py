@@ -890,3 +890,63 @@ async def test_users_whom_pruning_protects_are_kept_by_culling(world: MakeWorld)
         w.hub.add_user(User(name, False, (), ("user",), at, at))
     await w.for_s(90)
     assert [request.user for request in w.hub.requests if request.call == "delete"] == ["gone"]
+
+
+# -- what the hub refuses, or fails at -----------------------------------------------------------------------------------
+
+
+def culling_findings(w: World, kind: FindingKind) -> list[str]:
+    return [finding.detail for finding in w.guard.parts.culling.status().findings if finding.kind is kind]
+
+
+async def test_named_servers_that_the_hub_lets_nobody_stop_are_told_once_and_no_sign_of_failing(world: MakeWorld):
+    """A hub whose named servers were switched off (allow_named_servers) while some ran answers each stop with 400."""
+    w = await world()
+    for number in range(30):
+        w.server(f"u{number:02}", 700, name="gpu")
+    w.server("ann", 700)
+    w.hub.named_servers = False
+    await w.for_s(1800)
+    assert w.stopped().count("ann") == 1
+    assert len(w.stopped()) < 15, "those that went out before the first answer, and no more within the hour"
+    (told,) = culling_findings(w, FindingKind.NAMED_SERVERS_OFF)
+    assert told.startswith("30 named servers can't be stopped, since the hub has named servers switched off: u00/gpu, ")
+    assert "JupyterHub.allow_named_servers" in told
+    status = w.guard.parts.culling.status()
+    assert status.recent.error_ratio == 0.0
+    assert status.oldest_overdue is None
+    assert len([entry for entry in w.entries("finding") if "named servers" in (entry.detail or "")]) == 1
+    assert w.status.mode is Mode.ACTING
+    w.hub.named_servers = True  # and the hub was restarted, unnoticed by a guard that runs elsewhere
+    await w.for_s(4200)
+    assert await w.hub.list_servers() == ()
+    assert culling_findings(w, FindingKind.NAMED_SERVERS_OFF) == []
+
+
+async def test_users_whom_the_hub_fails_to_delete_are_tried_ever_less_and_stopping_goes_on(world: MakeWorld):
+    """An authenticator whose delete_user raises makes the hub answer 500, after it has stopped the user's server."""
+    w = await world({**GONE, "HubGuardCull": {**GONE["HubGuardCull"], "idle_timeout_s": 600.0, "every_s": 900.0}})
+    at = w.clock.now() - timedelta(hours=1)
+    for number in range(20):
+        w.hub.add_user(User(f"gone{number:02}", False, (), ("user",), at, at))
+        w.hub.undeletable.add(f"gone{number:02}")
+    await w.for_s(120)
+    assert len(deleted(w)) == 20, "no breaker opens: the hub itself is well"
+    w.server("ann", 700)
+    await w.for_s(1800)
+    assert w.stopped() == ["ann"]
+    status = w.guard.parts.culling.status()
+    assert status.recent.error_ratio == 0.0
+    assert not status.recent.mostly_failed
+    await w.for_s(8 * 3600)
+    tries = [deleted(w).count(f"gone{number:02}") for number in range(20)]
+    assert max(tries) < 12
+    assert sum(tries) < 7 * 20, "of 34 cycles"
+    (told,) = culling_findings(w, FindingKind.NOT_DELETED)
+    assert told.startswith("The hub fails to delete 20 users: gone00, gone01, gone02 and 17 more.")
+    assert "delete_user" in told
+    assert len([entry for entry in w.entries("finding") if "fails to delete" in (entry.detail or "")]) == 1
+    w.hub.undeletable.clear()
+    await w.for_s(86400)
+    assert culling_findings(w, FindingKind.NOT_DELETED) == []
+    assert await w.hub.count_users() == 0

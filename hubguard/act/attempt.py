@@ -16,6 +16,7 @@ from hubguard.errors import (
     HubUnreachable,
     JournalError,
     LeaseLost,
+    NamedServersOff,
     ProxyError,
     Unrecordable,
 )
@@ -42,11 +43,15 @@ STOPS_SLOWLY = "it stops slowly"
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request went out, or may have. ``failed``: it was answered no. ``refused``: the hub doesn't take our token."""
+    """A request went out, or may have. ``failed``: it was answered no. ``refused``: the hub doesn't take our token.
+
+    ``switched_off``: the hub does this for nobody, by its settings.
+    """
 
     remark: str
     failed: bool
     refused: bool = False
+    switched_off: bool = False
 
 
 class _LookAgain(Exception):
@@ -121,7 +126,12 @@ class Attempt:
             if isinstance(error, (HubError, BackendError)):
                 # Without an answer the request may have arrived: only a re-read tells, and none is sent again without one.
                 failed = not isinstance(error, HubUnreachable)
-                return Sent(str(error), failed=failed, refused=isinstance(error, HubRefused))
+                return Sent(
+                    str(error),
+                    failed=failed,
+                    refused=isinstance(error, HubRefused),
+                    switched_off=isinstance(error, NamedServersOff),
+                )
             log.exception("What came of acting on %s is unknown", self._action.label)
             return Sent(f"a defect in HubGuard: {named(error)}", failed=False)
 

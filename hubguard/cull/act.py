@@ -10,8 +10,8 @@ from typing import Any
 from hubguard.act.attempt import STOPS_SLOWLY, UNVERIFIED_A_PLACE, Attempt, Sent, named
 from hubguard.act.delete import UserDeleter
 from hubguard.act.verify import Verifier
-from hubguard.cull.decide.judge import CullPolicy, grounds, grounds_of_user, still_due, user_still_due
-from hubguard.cull.model import Known, Plan
+from hubguard.cull.decide.judge import SPARED, CullPolicy, grounds, grounds_of_user, still_due, user_still_due
+from hubguard.cull.model import Known, Plan, Reason
 from hubguard.errors import JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, Server
@@ -49,6 +49,7 @@ class Executor:
         self._attempt_for = attempt_for
         self._settle = settle
         self._attempts: list[Attempt] = []
+        self._switched_off = False
         self._verifier = Verifier(hub, clock, verify_s=verify_s, running=running)
         self._deleter = UserDeleter(hub, clock, verify_s=verify_s)
 
@@ -98,6 +99,7 @@ class Executor:
                 self._attempts.append(attempt)
                 sent = await self._look_and_send(action, attempt)
                 if isinstance(sent, Sent):
+                    self._switched_off = self._switched_off or sent.switched_off
                     work.end(sent.remark if sent.refused else "")
                     work.verify(index, self._verify(action, attempt, sent), room)
                     handed_over = True
@@ -121,6 +123,8 @@ class Executor:
             if user is not None:
                 attempt.grounds = grounds_of_user(user, self._policy, now, known.clock_from)
             return user_still_due(action, user, self._policy, exemptions, now, known.clock_from)
+        if action.name and self._switched_off:
+            return SPARED[Reason.SWITCHED_OFF]
         server = await self._hub.get_server(action.user, action.name)
         known = await self._known_now(action, server)
         now = self._clock.now()
@@ -140,6 +144,8 @@ class Executor:
         try:
             if sent.refused:
                 outcome = Outcome(OutcomeKind.FAILED, sent.remark)
+            elif sent.switched_off:
+                outcome = Outcome(OutcomeKind.SKIPPED, sent.remark, Cause.SWITCHED_OFF)
             elif action.kind is ActionKind.DELETE_USER:
                 outcome = await self._deleter.verify(action.user, action.started, sent)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -16,7 +16,18 @@ from hubguard.cull.decide import rules
 from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hooked
-from hubguard.cull.model import CycleReport, Decision, Known, Plan, Protected, Standing, Surplus, Verdict, Wish
+from hubguard.cull.model import (
+    CycleReport,
+    Decision,
+    Known,
+    Plan,
+    Protected,
+    Reason,
+    Standing,
+    Surplus,
+    Verdict,
+    Wish,
+)
 from hubguard.cull.nobody import Nobodies
 from hubguard.cull.settings import HubGuardCull
 from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalError, ProxyError
@@ -27,6 +38,7 @@ from hubguard.journal.model import ArmedBy, Event
 from hubguard.model import (
     Action,
     ActionKind,
+    Cause,
     Finding,
     FindingKind,
     Order,
@@ -55,6 +67,13 @@ RECENT_S = 3600.0
 OVERDUE_S = 1800.0
 """Seconds (and at least three cycles) after which a server that is due becomes a finding: once, nobody noticed for 29
 hours."""
+
+NAMED_SERVERS_OFF_S = 3600.0
+"""Seconds after which a hub that has named servers switched off is asked again to stop one. They are only switched on with
+a restart of the hub, which an external guard doesn't notice."""
+
+NAMED = 3
+"""Maximum servers or users that a finding names."""
 
 REMEMBERED_NOTES = 5000
 """Journal notes read at startup, so that a restart doesn't announce the same servers again."""
@@ -104,6 +123,7 @@ class Cycles:
         self._findings = Findings()
         self._one_at_a_time = asyncio.Lock()
         self._announced: set[Run] | None = None
+        self._switched_off_at: datetime | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -162,8 +182,10 @@ class Cycles:
 
     async def _run(self, order: Order, policy: CullPolicy, *, dry_run: bool, width: int) -> CycleReport:
         journal, began_at, why_observing = self._mandate.journal, self._clock.now(), self._mandate.why_observing
+        usual = policy == self.policy
         if not order.asked:
             policy = self._as_armed(policy)
+            policy = replace(policy, named_servers_off=self._named_servers_off(began_at))
         situation = await self._snapshots.look(
             journal, users=policy.users, inactive_since=_inactive_since(policy, began_at), whole=order.asked
         )
@@ -182,7 +204,7 @@ class Cycles:
             skipped_why=why_not,
             user_verdicts=decision.user_verdicts,
         )
-        if not dry_run and policy == self.policy:
+        if not dry_run and usual:
             self.under_way = report
             if situation.snapshot.complete and judgement.brake is None:
                 self.last_good_at = report.ended_at
@@ -213,6 +235,10 @@ class Cycles:
             await self._findings.update(journal, self._found(report, policy, wanted=wanted), report.ended_at)
         return report
 
+    def _named_servers_off(self, now: datetime) -> bool:
+        at = self._switched_off_at
+        return at is not None and timedelta() <= now - at < timedelta(seconds=NAMED_SERVERS_OFF_S)
+
     def _as_armed(self, policy: CullPolicy) -> CullPolicy:
         """``policy`` without what the idle culler never did whose entry alone arms this guard."""
         handover = self._mandate.handover
@@ -228,14 +254,14 @@ class Cycles:
         exemptions = await journal.exemptions(situation.at)
         failures = await journal.failures(situation.at - timedelta(seconds=HISTORY_S))
         known = known_of(situation, failures, exemptions)
-        decision = decide(situation, policy, known, exemptions)
+        decision = decide(situation, policy, known, exemptions, failures)
         if self._hook is not None:
             concerned = [verdict for verdict in decision.verdicts if hook_decides(verdict)]
             answers = await self._hook.ask(concerned, situation.at)
             for verdict in concerned:
                 said, error = answers[verdict.server.key]
                 known[verdict.server.run] = replace(known[verdict.server.run], hook=said, hook_error=error)
-            decision = decide(situation, policy, known, exemptions)
+            decision = decide(situation, policy, known, exemptions, failures)
         return decision, {verdict.server.run: verdict.known for verdict in decision.verdicts}
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -245,6 +271,8 @@ class Cycles:
         if report.skipped_why:
             await self._announce(journal, report.verdicts, report.skipped_why, complete=complete)
         self._count(report.outcomes)
+        if any(outcome.cause is Cause.SWITCHED_OFF for _, outcome in report.outcomes):
+            self._switched_off_at = report.ended_at
         self._snapshots.learn(report.outcomes)
         await self._snapshots.conclude(journal)
         self.recent = await journal.tally(report.ended_at - timedelta(seconds=RECENT_S))
@@ -296,6 +324,11 @@ class Cycles:
             skipped=self.tally.skipped + by[OutcomeKind.SKIPPED],
             failed=self.tally.failed + by[OutcomeKind.FAILED],
             unverified=self.tally.unverified + by[OutcomeKind.UNVERIFIED],
+            not_deleted=self.tally.not_deleted
+            + sum(
+                outcome.kind is OutcomeKind.FAILED and action.kind is ActionKind.DELETE_USER
+                for action, outcome in outcomes
+            ),
         )
 
     # -- findings -------------------------------------------------------------------------------------------------
@@ -311,7 +344,31 @@ class Cycles:
             findings.append(Finding(FindingKind.NOT_CULLING, late.due_at, text, *late.server.key))
         if policy.users and policy.users_wait:
             findings.append(Finding(FindingKind.USERS_KEPT, now, policy.users_wait))
-        return findings
+        return [*findings, *self._refused(report)]
+
+    def _refused(self, report: CycleReport) -> list[Finding]:
+        """What the hub refuses to do, or fails at, so that a person is needed; one finding for each kind."""
+        now, found = report.ended_at, []
+        skipped = {
+            (action.user, action.name) for action, outcome in report.outcomes if outcome.cause is Cause.SWITCHED_OFF
+        }
+        stuck = [v.server.label for v in report.verdicts if v.reason is Reason.SWITCHED_OFF or v.server.key in skipped]
+        if stuck:
+            text = (
+                f"{count(len(stuck), 'named server')} can't be stopped, since the hub has named servers switched off:"
+                f" {_some(stuck)}. Set JupyterHub.allow_named_servers to True and restart the hub until they are stopped,"
+                " or end what runs them yourself, for example with `docker` or `kubectl`; the hub then notices by itself."
+            )
+            found.append(Finding(FindingKind.NAMED_SERVERS_OFF, now, text))
+        failed = {a.user: o.detail for a, o in report.outcomes if a.kind is ActionKind.DELETE_USER and _not_done(o)}
+        users = sorted({v.user.name for v in report.user_verdicts if v.failures} | failed.keys())
+        if users:
+            text = (
+                f"The hub fails to delete {count(len(users), 'user')}: {_some(users)}. HubGuard tries each again within a"
+                " day. The hub's log says what fails; often it is delete_user of its authenticator."
+            )
+            found.append(Finding(FindingKind.NOT_DELETED, now, text))
+        return found
 
     def _width(self, wish: Wish) -> int:
         """How many servers are worked on at once: not so many that a second look grows old while it waits for its turn."""
@@ -384,6 +441,15 @@ class _KnownNow:
         return replace(surplus, count=len(of_rule)) if len(of_rule) > surplus.most else None
 
 
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
+
+
+def _not_done(outcome: Outcome) -> bool:
+    return outcome.kind in {OutcomeKind.FAILED, OutcomeKind.UNVERIFIED}
+
+
 def _decides(rule: str, server: Server, policy: CullPolicy, now: datetime) -> bool:
     first, certain = rules.first_match(policy.rules, server, now)
     return certain and first is not None and first.name == rule
@@ -435,7 +501,7 @@ def caution_of(section: HubGuardCull) -> Caution:
 def oldest_overdue(report: CycleReport) -> Verdict | None:
     """The server that has been due for longest and wasn't stopped in this cycle; None where there is none.
 
-    One that the operator's own function wants kept isn't late.
+    One that the operator's own function wants kept isn't late, and neither is one that the hub lets nobody stop.
     """
     done = {
         (action.user, action.name, action.started)
@@ -449,6 +515,7 @@ def oldest_overdue(report: CycleReport) -> Verdict | None:
         and verdict.due_at is not None
         and verdict.due_at < report.ended_at
         and verdict.known.hook is not False
+        and verdict.reason is not Reason.SWITCHED_OFF
         and verdict.server.run not in done
     ]
     return min(late, key=lambda verdict: verdict.due_at or report.ended_at, default=None)

@@ -43,6 +43,7 @@ class Reason(str, Enum):
     STUCK = "pending-stuck"  # pending for longer than its limit
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it
+    SWITCHED_OFF = "named-servers-off"  # the hub has named servers switched off, and lets nobody stop any
     STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
 
 
@@ -106,7 +107,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class UserVerdict:
-    """The decision about one user, who may be deleted: STOP, KEEP, WAIT (a server still runs), EXEMPT or UNKNOWN."""
+    """The decision about one user, who may be deleted: STOP, KEEP, WAIT (a server runs, a back-off), EXEMPT or UNKNOWN.
+
+    ``failures`` counts the tries so far.
+    """
 
     user: User
     standing: Standing
@@ -114,6 +118,7 @@ class UserVerdict:
     idle_since: datetime | None
     due_at: datetime | None
     rule: str | None = None
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,9 @@ def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, o
         what = "interrupt its start" if verdict.server.pending else "stop it"
         again = f" The next try is {_when(verdict.not_before, now)}." if verdict.not_before else ""
         return f"Due, but {tries} to {what} failed.{again}"
+    if reason is Reason.SWITCHED_OFF:
+        off = "the hub has named servers switched off (JupyterHub.allow_named_servers) and lets nobody stop it"
+        return f"{_measure(verdict, policy, now)}; {off}. Switch them on again, or end what runs it yourself."
     if reason is Reason.HOOK:
         answer = f"gave no answer: {known.hook_error.rstrip('. ')}" if known.hook_error else "says to keep it"
         return f"Due, but the hook (HubGuardCull.hook) {answer}; asked again in the next cycle."

@@ -45,6 +45,8 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.NOBODY: "Unknown user",
     FindingKind.PRUNE_HELD: "Pruning waits",
     FindingKind.USERS_KEPT: "Users kept",
+    FindingKind.NAMED_SERVERS_OFF: "Named servers off",
+    FindingKind.NOT_DELETED: "Users not deleted",
 }
 
 

@@ -22,6 +22,8 @@ from hubguard.errors import (
     HubGarbled,
     HubRefused,
     HubUnreachable,
+    NamedServersOff,
+    UserNotDeleted,
 )
 from hubguard.hub.api import FOUND_AT_MOST, HubAPI
 from hubguard.hub.http import (
@@ -54,6 +56,7 @@ from hubguard.hub.models import (
 )
 from hubguard.hub.nouns import TokenOwner
 from hubguard.hub.routes import read_hub_routes
+from hubguard.inhub.scopes import DELETE_USERS
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane
 
@@ -69,6 +72,9 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 
 GROUP_ROLES_LAST_S = 300.0
 """Seconds for which the roles of groups are known. Listing groups makes the hub read all their members."""
+
+NAMED_SERVERS_OFF = "Named servers are not enabled"
+"""What a hub with named servers switched off says (5.2 to 6.1) when it is asked to do anything to one, even to stop it."""
 
 OVERLAP = 2
 """Users of a page that are read again with the next one, 1 % of 200: one may have left in between."""
@@ -188,7 +194,7 @@ class HTTPHubAPI(OverHTTP, HubAPI):
     @override
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:
         what = f"delete the user {printable(name)}"
-        await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, "delete:users", known=(204, 404)), confirm)
+        await self._once(_Call("DELETE", f"/users/{_quoted(name)}", what, DELETE_USERS, known=(204, 404)), confirm)
 
     @override
     async def tokens_of(self, user: str) -> tuple[int, datetime | None]:
@@ -425,6 +431,16 @@ class HTTPHubAPI(OverHTTP, HubAPI):
                     f"The hub was asked to {call.what}, and its answer isn't JSON{said}. Is {self._api_url} the API's URL?"
                 )
             return answer
+        if status == 400 and NAMED_SERVERS_OFF in said:
+            return NamedServersOff(
+                f"The hub refused to {call.what}: named servers are switched off (JupyterHub.allow_named_servers).",
+                status=status,
+            )
+        if status == 500 and call.scope == DELETE_USERS:
+            return UserNotDeleted(
+                f"The hub failed to {call.what} ({status}{said}). Its authenticator may refuse that: see the hub's log.",
+                status=status,
+            )
         hint = f" Redirects aren't followed. Is {self._api_url} the API's URL?" if 300 <= status < 400 else ""
         return HubFailed(f"The hub failed to {call.what} ({status}{said}).{hint}", status=status)
 

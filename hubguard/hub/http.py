@@ -31,6 +31,7 @@ from hubguard.errors import (
     ProxyError,
     ProxyFailed,
     ProxyUnreachable,
+    UserNotDeleted,
 )
 from hubguard.pacing.budget import Slot
 
@@ -252,7 +253,7 @@ def tell(slot: Slot, error: HubError | ProxyError | None) -> None:
     if isinstance(error, HubBusy) and error.retry_after_s is not None:
         slot.retry_after(error.retry_after_s)
     overload = isinstance(error, (HubBusy, HubUnreachable, ProxyUnreachable)) or (
-        isinstance(error, (HubFailed, ProxyFailed)) and error.status >= 500
+        isinstance(error, (HubFailed, ProxyFailed)) and error.status >= 500 and not isinstance(error, UserNotDeleted)
     )
     slot.failed(overload=overload)
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from hubguard.journal import tables
 from hubguard.journal.database import Database
 from hubguard.journal.model import Entry, Event
-from hubguard.model import Action, Grounds, Outcome, OutcomeKind, Tally
+from hubguard.model import Action, ActionKind, Grounds, Outcome, OutcomeKind, Tally
 from hubguard.words import as_json
 
 # A detail is a line; what a hub may send in place of one shouldn't fill the disk.
@@ -155,14 +155,16 @@ class Entries:
         """How many actions have ended since ``since``, that moment included, by how they ended."""
         # Every kind is named so that the index by outcome and time is used.
         kinds = [kind.value for kind in OutcomeKind]
+        of_users = sa.func.sum(sa.case((_entry.c.action == ActionKind.DELETE_USER.value, 1), else_=0))
         query = (
-            sa.select(_entry.c.outcome, sa.func.count())
+            sa.select(_entry.c.outcome, sa.func.count(), of_users)
             .where(_entry.c.outcome.in_(kinds), _entry.c.at >= since)
             .group_by(_entry.c.outcome)
         )
         with self.reading() as connection:
-            counts = {row[0]: row[1] for row in connection.execute(query)}
-        return Tally(**{kind: counts.get(kind, 0) for kind in kinds})
+            rows = connection.execute(query).all()
+        not_deleted = sum(int(row[2]) for row in rows if row[0] == OutcomeKind.FAILED.value)
+        return Tally(**{row[0]: row[1] for row in rows}, not_deleted=not_deleted)
 
 
 def one_at_a_time(connection: Connection) -> None:

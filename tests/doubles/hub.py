@@ -12,7 +12,7 @@ from enum import Enum
 from types import TracebackType
 from urllib.parse import unquote
 
-from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable
+from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable, NamedServersOff, UserNotDeleted
 from hubguard.hub.api import FOUND_AT_MOST
 from hubguard.hub.http import tell
 from hubguard.hub.nouns import TokenOwner
@@ -82,7 +82,8 @@ class MemoryHub:
     when it is stopped, and the rest is the test's to change. ``backends`` holds (user, name) of every process that is
     alive, whatever the hub believes. ``prefixes`` has the path of each service's route, by name. ``takes_s`` is how long each
     answer takes, ``start_s`` how long a start, ``skew_s`` how far its clock is ahead. ``tokens`` has what tokens_of tells,
-    by user, ``groups`` are those that have no member, too, and ``started_in_s`` is how long its own start took.
+    by user, ``named_servers`` False: they are switched off. ``undeletable`` are those whom its authenticator fails to delete.
+    ``groups`` are those that have no member, too, and ``started_in_s`` is how long its own start took.
     """
 
     slow_stop_timeout_s = 10.0
@@ -106,6 +107,8 @@ class MemoryHub:
         self.start_s = 0.0
         self.tokens: dict[str, tuple[int, datetime | None]] = {}
         self.groups: set[str] = set()
+        self.named_servers = True
+        self.undeletable: set[str] = set()
         self.started_in_s: float | None = None
         self.hub_version = "6.1.1"
         self._token = ""
@@ -172,6 +175,8 @@ class MemoryHub:
     ) -> bool:
         """See HubAPI."""
         async with self._asked("stop", user, name, remove=remove, confirm=confirm):
+            if name and not self.named_servers:
+                raise NamedServersOff(f"The hub refused to stop {user}/{name}: named servers are off.", status=400)
             record = self._settled().get((user, name))
             if record is None:
                 return True
@@ -262,11 +267,13 @@ class MemoryHub:
                 await self._stop(default)
             if default is not None and default.server.pending == "stop":
                 raise HubFailed(f"The hub failed to delete the user {name} (400): a server is stopping.", status=400)
+            if name in self.undeletable:
+                raise UserNotDeleted(f"The hub failed to delete the user {name} (500).", status=500)
             user = self._shown_users().get(name)
             if user is None:
                 return
             if user.servers:
-                raise HubFailed(f"The hub failed to delete the user {name} (500).", status=500)
+                raise UserNotDeleted(f"The hub failed to delete the user {name} (500).", status=500)
             del self._users[name]
             self.tokens.pop(name, None)
             for key in [key for key in self._records if key[0] == name]:

@@ -700,6 +700,26 @@ async def test_a_stop_that_leaves_its_backend_alive_has_made_an_orphan_and_says_
     await play(act)
 
 
+async def test_a_stop_isnt_called_failed_by_the_spawners_word_alone_that_its_backend_was_still_there(play: Play):
+    """A batch queue's poll calls a job alive for a minute after a good stop, and nothing lists its jobs."""
+
+    async def act(scene: Scene) -> None:
+        await stuck(scene)
+        plan = await scene.plan()
+        look = scene.repairer._look
+
+        async def with_that_word(keys: Sequence[Key]) -> tuple[Drift, ...]:
+            gone = not scene.hub._records[("ann", "")].active
+            return (drift_of(DriftKind.SERVER_ORPHAN, "ann", backend=None),) if gone else await look(keys)
+
+        scene.repairer._look = with_that_word
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.DONE
+        assert "may only have needed a moment longer" in outcome.detail
+
+    await play(act)
+
+
 async def test_a_repair_is_never_blamed_on_anothers_orphan(play: Play):
     async def act(scene: Scene) -> None:
         await stuck(scene, "u17")

@@ -1117,6 +1117,26 @@ async def test_what_the_hub_says_outlived_its_server_is_suspected_and_ends_when_
     assert s.told("finding") == s.told("cleared") == {}
 
 
+async def test_a_job_that_a_batch_queue_completes_for_a_minute_after_a_good_stop_is_no_orphan():
+    s = await Scene().guards(only_look())
+    s.server("bob")
+
+    async def story() -> None:
+        await s.clock.sleep(5)
+        s.engine.add("ann")
+        s.guard.parts.drifts.tell_outlived("ann", "", "SlurmSpawner.poll() still found it after the stop")
+        for _ in range(6):
+            await s.clock.sleep(11)
+            assert (DriftKind.SERVER_ORPHAN, True) not in of_ann(s), "it may still be ending"
+        assert of_ann(s) == [(DriftKind.SERVER_ORPHAN, False)]
+        s.engine.kill("ann")
+        await s.clock.sleep(60)
+        assert of_ann(s) == []
+
+    await s.live(story)
+    assert s.told("finding") == s.told("cleared") == {}
+
+
 async def test_what_the_hub_says_outlived_its_server_is_raised_by_the_first_look_that_shows_it_and_ends_with_it():
     s = await Scene().guards(only_look())
     s.server("bob")
@@ -1125,7 +1145,7 @@ async def test_what_the_hub_says_outlived_its_server_is_raised_by_the_first_look
         await s.clock.sleep(5)
         s.engine.add("ann")
         s.guard.parts.drifts.tell_outlived("ann", "", "pid 4711 lives on")
-        await s.clock.sleep(45)
+        await s.clock.sleep(130)
         assert of_ann(s) == [(DriftKind.SERVER_ORPHAN, True)]
         s.engine.kill("ann")
         await s.clock.sleep(100)

@@ -361,12 +361,14 @@ def test_a_backend_that_still_ends_when_the_spawner_has_spoken_is_suspected_only
 
 def test_the_backend_that_the_spawner_spoke_of_is_raised_by_the_first_look_that_shows_it_later_and_takes_over():
     before = looks(outlived())
-    going, ended = follow(before, outlived(10, backends=(backend(),)), POLICY)
+    early, _ = follow(before, outlived(80, backends=(backend(),)), POLICY)
+    assert [(drift.subject, drift.raised_at) for drift in early] == [("ann:1", None)]
+    going, ended = follow(early, outlived(90, backends=(backend(),)), POLICY)
     assert ended == ()
     (drift,) = going
     assert (drift.subject, drift.backend, drift.since) == ("ann:1", backend(), ago(5))
     assert drift.raised_at is not None
-    assert looks(outlived(backends=(backend(),), told_s=-15))[0].raised_at == NOW
+    assert looks(outlived(backends=(backend(),), told_s=-95))[0].raised_at == NOW
 
 
 def test_a_backend_that_is_named_stays_the_only_one_while_backends_can_not_be_read():

@@ -131,7 +131,7 @@ async def test_what_is_only_reported_is_repaired_when_asked_for_and_the_hub_besi
     await hub.kill_server("ann")
     assert (await hub.api("DELETE", "users/dan/server")).status == 204
     await route(hub, "DELETE", "/user/cat")
-    found = await drift(hub, ("server-dead", "ann"), ("server-orphan", "dan"), ("route-missing", "cat"))
+    found = await drift(hub, ("server-dead", "ann"), ("server-orphan", "dan"), ("route-missing", "cat"), timeout_s=150)
     assert [one["remedy"] for one in found] == ["stop-server", "end-backend", "check-routes"]
     assert str(dan[1]) in found[1]["backend"]["name"]
     await looks(hub, 1)

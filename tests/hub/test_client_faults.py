@@ -25,6 +25,8 @@ from hubguard.errors import (
     HubGarbled,
     HubRefused,
     HubUnreachable,
+    NamedServersOff,
+    UserNotDeleted,
 )
 from hubguard.hub import client as hub_client
 from hubguard.hub import models
@@ -301,8 +303,28 @@ async def test_any_other_failure_has_its_status_and_the_hubs_own_words(fake, cal
     async with client(fake.url) as hub:
         error = await fails(hub, call, HubFailed, "<b>not</b> enabled")
         assert error.status == status
-        assert hub.budget.use().concurrency == (5 if status >= 500 else 10)
+        of_a_well_hub = status < 500 or (call, status) == ("delete", 500)
+        assert hub.budget.use().concurrency == (10 if of_a_well_hub else 5)
     assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize("call", [usual("stop"), usual("start")])
+async def test_a_hub_that_has_named_servers_switched_off_says_so_in_a_way_that_can_be_told(fake, call):
+    fake.says(400, json={"status": 400, "message": "Named servers are not enabled."})
+    async with client(fake.url) as hub:
+        error = await fails(hub, call, NamedServersOff, "switched off .JupyterHub.allow_named_servers")
+    assert error.status == 400
+    assert len(fake.asked) == 1
+
+
+async def test_an_authenticator_that_fails_to_delete_users_opens_no_breaker(fake):
+    fake.says(500, json={"status": 500, "message": "Internal Server Error"})
+    async with client(fake.url, budget={"breaker_failures": 3}) as hub:
+        for _ in range(9):
+            await fails(hub, "delete", UserNotDeleted, "see the hub's log")
+        fake.says(503)
+        await fails(hub, "delete", HubBusy, "too busy")
+    assert len(fake.asked) == 10
 
 
 async def test_the_breaker_opens_on_a_failing_hub_and_then_sends_nothing(fake):

@@ -26,7 +26,7 @@ class CullPolicy:
 
     ``rules`` are in order, as :func:`hubguard.cull.decide.rules.parse` reads them. ``users_wait`` is why nobody is deleted
     although users are due, or "". ``reach`` and ``user_reach`` limit whose servers are stopped and who is deleted; None:
-    nothing does.
+    nothing does. ``named_servers_off``: the hub refuses to stop any named server.
     """
 
     idle_timeout_s: float
@@ -49,15 +49,23 @@ class CullPolicy:
     users_wait: str = ""
     reach: Reach | None = None
     user_reach: Reach | None = None
+    named_servers_off: bool = False
 
 
 def decide(
-    situation: Situation, policy: CullPolicy, known: Mapping[Run, Known], exemptions: Sequence[Exemption]
+    situation: Situation,
+    policy: CullPolicy,
+    known: Mapping[Run, Known],
+    exemptions: Sequence[Exemption],
+    failures: Mapping[Run, Failures] | None = None,
 ) -> Decision:
-    """What is to be done about ``situation``: a verdict for every server and user, and the plan that follows from them."""
+    """What is to be done about ``situation``: a verdict for every server and user, and the plan that follows from them.
+
+    ``failures`` are those of users, by (name, "", created).
+    """
     snapshot, now = situation.snapshot, situation.at
     verdicts = judge_all(snapshot.servers, policy, known, now)
-    user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from)
+    user_verdicts = judge_users(snapshot.users or (), policy, exemptions, now, situation.clock_from, failures)
     return Decision(verdicts, user_verdicts, plan(verdicts, policy, now, user_verdicts))
 
 
@@ -161,10 +169,13 @@ def not_before(run: Run, failures: Failures, policy: CullPolicy) -> datetime:
 
     The draw comes from the run and the count, so that it stays the same from cycle to cycle and over a restart.
     """
-    seed = hashlib.sha256(repr((*run, failures.count)).encode()).digest()
-    draw = int.from_bytes(seed[:7], "big") / (1 << 56)
-    wait_s = backoff_s(failures.count, draw, base_s=policy.retry_base_s, max_s=policy.retry_max_s)
+    wait_s = backoff_s(failures.count, _draw(run, failures), base_s=policy.retry_base_s, max_s=policy.retry_max_s)
     return failures.last_at + timedelta(seconds=wait_s)
+
+
+def _draw(run: Run, failures: Failures) -> float:
+    seed = hashlib.sha256(repr((*run, failures.count)).encode()).digest()
+    return int.from_bytes(seed[:7], "big") / (1 << 56)
 
 
 def judge_all(
@@ -244,15 +255,36 @@ def judge_users(
     exemptions: Sequence[Exemption],
     now: datetime,
     clock_from: datetime | None = None,
+    failures: Mapping[Run, Failures] | None = None,
 ) -> tuple[UserVerdict, ...]:
     """A verdict for every user, nearest to being deleted first; those that never will be come last, by name.
 
     An exemption of any server of a user's keeps the user, too: a server goes with its user. No inactivity counts from
-    before ``clock_from``.
+    before ``clock_from``. ``failures`` are by (name, "", created).
     """
     kept = {e.user for e in exemptions if e.covers(e.user, e.server or "", now)}
-    verdicts = [_judge_user(user, policy, user.name in kept, now, clock_from) for user in users]
+    verdicts = [
+        _put_off(_judge_user(user, policy, user.name in kept, now, clock_from), failures or {}, now) for user in users
+    ]
     return tuple(sorted(verdicts, key=_user_nearness))
+
+
+USER_RETRY_S, LONGEST_USER_RETRY_S = 3600.0, 86400.0
+"""Bounds of the back-off after the first failure to delete a user, and after many. What raises in the hub's authenticator
+does so until somebody mends it."""
+
+
+def _put_off(verdict: UserVerdict, failures: Mapping[Run, Failures], now: datetime) -> UserVerdict:
+    """``verdict`` on a user as WAIT while the back-off after earlier tries lasts."""
+    run = (verdict.user.name, "", verdict.user.created)
+    failed = failures.get(run)
+    if failed is None or verdict.standing is not Standing.STOP:
+        return verdict
+    verdict = replace(verdict, failures=failed.count)
+    wait_s = backoff_s(failed.count, _draw(run, failed), base_s=USER_RETRY_S, max_s=LONGEST_USER_RETRY_S)
+    if now < failed.last_at + timedelta(seconds=wait_s):
+        return replace(verdict, standing=Standing.WAIT, reason=Reason.BACKING_OFF)
+    return verdict
 
 
 def plan(
@@ -292,7 +324,7 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, known: 
         return f"the hub is in the middle of something with it ({server.pending})"
     if verdict.reason is Reason.RULE:
         return f'the rule "{verdict.rule}" says never'
-    return _SPARED.get(verdict.reason, f"it is no longer due ({verdict.reason.value})")
+    return SPARED.get(verdict.reason, f"it is no longer due ({verdict.reason.value})")
 
 
 def user_still_due(
@@ -348,12 +380,13 @@ def grounds_of_user(user: User, policy: CullPolicy, now: datetime, clock_from: d
     return Grounds(policy.user_idle_timeout_s, verdict.idle_since)
 
 
-_SPARED: dict[Reason, str] = {
+SPARED: dict[Reason, str] = {
     Reason.ACTIVE: "it was used in the meantime",
     Reason.EXEMPTION: "somebody has asked to keep it",
     Reason.HOOK: "the hook didn't say to stop it",
     Reason.CANT_TELL: "the hub doesn't tell what a rule asks for",
     Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
+    Reason.SWITCHED_OFF: "the hub has named servers switched off, and refuses to stop any (JupyterHub.allow_named_servers)",
 }
 
 _SPARED_USER: dict[Reason, str] = {
@@ -431,6 +464,8 @@ def _switched_off(server: Server, policy: CullPolicy) -> Reason | None:
 def _unless_put_off(due: Verdict, policy: CullPolicy, now: datetime) -> Verdict:
     """``due`` as STOP, or as WAIT where a back-off or the operator's hook stands in the way."""
     failures, known = due.known.failures, due.known
+    if due.server.name and policy.named_servers_off:
+        return replace(due, standing=Standing.WAIT, reason=Reason.SWITCHED_OFF)
     if failures is not None and now < (again_at := not_before(due.server.run, failures, policy)):
         return replace(due, standing=Standing.WAIT, reason=Reason.BACKING_OFF, not_before=again_at)
     if known.hook is False or known.hook_error:

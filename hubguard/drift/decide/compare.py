@@ -23,8 +23,9 @@ DriftKey = tuple[DriftKind, str | None, str | None, str]
 TWO_RUNS = timedelta(seconds=60)
 """Backends of one server whose starts are further apart than this belong to different runs. Clocks differ by less."""
 
-SURELY_STOPPED_S = 10.0
-"""Seconds after a stop from which a live backend counts as an orphan: before, it may still be ending."""
+SURELY_STOPPED_S = 90.0
+"""Seconds after a stop from which a live backend that the spawner reported counts as an orphan. Before, it may still be
+ending: a batch queue calls a job COMPLETING for a minute after a good stop."""
 
 HEARD_S = 600.0
 """Seconds for which a spawner's report alone, which no look at the backends confirms, is a suspicion. It never is more."""
@@ -37,8 +38,8 @@ class Difference:
     """One difference as one look shows it; the first five fields mean what they mean in a Drift.
 
     ``words`` returns what people read of it. ``since`` is set if it was reported before this look. ``surely``: it was both
-    reported and seen, and needs no second look. ``heard``: it was only reported, so it is never raised. ``backend`` is the
-    one concerned.
+    reported and seen later, and needs no second look. ``heard``: it was only reported, or seen too soon after that, so it
+    isn't raised. ``backend`` is the one concerned.
     """
 
     kind: DriftKind
@@ -276,7 +277,8 @@ class Comparison:
             surely = report is not None and self._after(report[0], SURELY_STOPPED_S)
             for backend in orphans:
                 words = partial(self._words.orphan, server, backend, report)
-                yield Difference(kind, *key, backend.id, started, words, surely=surely, backend=backend)
+                ending = report is not None and not surely
+                yield Difference(kind, *key, backend.id, started, words, surely=surely, heard=ending, backend=backend)
                 listed.add(key)
         for key, report in self.world.outlived.items():
             if key not in listed and key not in self._unsure and self._still_outlives(key, report[0]):
