@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 REBIND_S = 2.0
-"""Between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
+"""Seconds between two tries to listen on a port that is taken: after kill -9 of a hub, by the guard of the former hub."""
 
 PARENT_CHECK_S = 1.0
 """Seconds between checks whether the hub that started this process still runs."""
@@ -63,22 +63,22 @@ PARENT_CHECK_S = 1.0
 
 def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circumstances]:
     """The settings from a former culler, the hub's config and our own file, the later over the earlier. Never raises."""
-    told = place.registration
+    registration = place.registration
     circumstances = Circumstances()
     layers: list[Mapping[str, Mapping[str, object]]] = []
-    errors = [ConfigError(setting, text) for setting, text in told.get("errors", ())]
+    errors = [ConfigError(setting, text) for setting, text in registration.get("errors", ())]
     try:
-        handover = handover_from(told.get("handover"))
+        handover = handover_from(registration.get("handover"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         handover = Handover(why=f"What the include found of other cullers can't be read ({type(error).__name__}).")
     circumstances = _beside_cullers(handover)
     if handover.replaced:
         layers.append(handover.settings)
-    interval_s = told.get("hub", {}).get("activity_interval")
+    interval_s = registration.get("hub", {}).get("activity_interval")
     if interval_s is not None:
         layers.append({"HubGuardCull": {"hub_activity_interval_s": float(interval_s)}})
-    layers.append(told.get("sections", {}))
-    environ = {**os.environ, **told.get("environ", {})}
+    layers.append(registration.get("sections", {}))
+    environ = {**os.environ, **registration.get("environ", {})}
     if config_file is None and environ.get("HUBGUARD_CONFIG"):
         # Set for the hub's process: a managed service doesn't inherit it, and learns of it by the include alone.
         config_file = Path(environ["HUBGUARD_CONFIG"])
@@ -88,9 +88,9 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
         except ConfigError as error:
             errors.append(error)
     settings = load(*layers, environ=environ)
-    start_s = told.get("spawner", {}).get("start_s") or 0.0
+    start_s = registration.get("spawner", {}).get("start_s") or 0.0
     settings.cull.pending_limit_s = max(settings.cull.pending_limit_s, min(float(start_s), DAY_S))
-    may_delete_users = _may_delete_users(told.get("scopes"))
+    may_delete_users = _may_delete_users(registration.get("scopes"))
     notes = [*circumstances.notes, *settings.notes]
     if settings.cull.users and not may_delete_users:
         notes.append(
@@ -98,7 +98,7 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
             " the include."
         )
     circumstances = replace(
-        circumstances, notes=tuple(notes), may_delete_users=may_delete_users, without_include=not told
+        circumstances, notes=tuple(notes), may_delete_users=may_delete_users, without_include=not registration
     )
     return replace(settings, errors=(*errors, *settings.errors)), circumstances
 
@@ -192,11 +192,11 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
     """
     hub = HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s)
     hub.through_groups = _roles_matter(settings)
-    told, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
+    registration, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
     url = settings.guard.hub_db_url
     arguments: Mapping[str, Any] = {}
     if url == "hub":
-        of_hub = told.get("hub", {})
+        of_hub = registration.get("hub", {})
         url = str(of_hub.get("db_url") or "")
         arguments = {**arguments_of(url, of_hub.get("db_environ", {})), **of_hub.get("db_arguments", {})}
     database = None
@@ -205,16 +205,16 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
             database = SQLHubDB(url, arguments=arguments)
         except HubGuardError as error:
             log.warning("The hub's database isn't read: %s", error)
-    api_url = told.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")
-    token = told.get("proxy", {}).get("auth_token") or environ.get("CONFIGPROXY_AUTH_TOKEN")
+    api_url = registration.get("proxy", {}).get("api_url") or environ.get("CONFIGPROXY_API_URL")
+    token = registration.get("proxy", {}).get("auth_token") or environ.get("CONFIGPROXY_AUTH_TOKEN")
     proxy = canary = None
     if api_url and token and settings.guard.read_proxy:
         try:
             proxy = HTTPProxyAPI(api_url, token, budget)
             # The same after a restart, so that one that was left behind isn't joined by another each time.
             name = hashlib.sha256(place.api_url.encode()).hexdigest()[:12]
-            public_url = told.get("proxy", {}).get("public_url")
-            hosts = bool(told.get("hub", {}).get("subdomain_host"))
+            public_url = registration.get("proxy", {}).get("public_url")
+            hosts = bool(registration.get("hub", {}).get("subdomain_host"))
             canary = HTTPCanary(api_url, token, budget, name=name, public_url=public_url or None, hosts=hosts)
         except ConfigError as error:
             log.warning("The proxy isn't read: %s", error)
@@ -286,15 +286,15 @@ async def serve(place: Place, config_file: Path | None) -> int:
 
 
 def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, Backends | None]:
-    """What really runs the servers, and the settings, with an error more where that can't be had as they want it."""
-    told = place.registration
-    spawner = told.get("spawner", {})
+    """What really runs the servers, and the settings, with an error more if that can't be had as they want it."""
+    registration = place.registration
+    spawner = registration.get("spawner", {})
     where = BackendPlace(
-        api_url=str(told.get("hub", {}).get("api_url") or place.api_url).rstrip("/"),
+        api_url=str(registration.get("hub", {}).get("api_url") or place.api_url).rstrip("/"),
         base_url=place.base_url,
         spawner=tuple(str(name) for name in spawner.get("classes", ())),
         settings=spawner.get("settings", {}),
-        environ={**os.environ, **told.get("environ", {})},
+        environ={**os.environ, **registration.get("environ", {})},
     )
     if settings.drift.backend == "auto" and not where.spawner:
         return settings, ByTheHub(where, hub.spawner_class)
@@ -333,19 +333,19 @@ async def _bind(server: HTTPServer, place: Place, bind_ip: str) -> None:
     parts = urlsplit(place.url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     address = bind_ip or parts.hostname or "127.0.0.1"
-    told = False
+    said = False
     while True:
         try:
             server.add_sockets(bind_sockets(port, address))
         except OSError as error:
-            if not told:
+            if not said:
                 log.error(
                     "Can't listen on %s port %d (%s). The page is missing until that works; the rest goes on.",
                     address,
                     port,
                     error.strerror,
                 )
-            told = True
+            said = True
             await asyncio.sleep(REBIND_S)
         else:
             log.info("Listening on %s port %d, pages at %s", address, port, place.prefix)

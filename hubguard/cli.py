@@ -295,7 +295,7 @@ def _stance(arguments: argparse.Namespace, context: Context) -> int:
         journal.close()
     if stance.held:
         # Armed or not, nothing is sent.
-        context.say("acting is on hold: nothing is sent until you resume")
+        context.say(f"{stance.sentence} Nothing is sent until someone resumes.")
     else:
         context.say(f"not on hold, {_armed_words(stance, context.configured.guard.armed)}")
     if arguments.command == "resume":
@@ -328,8 +328,8 @@ def _journal(arguments: argparse.Namespace, context: Context) -> int:
     journal = open_journal(context.journal)
     try:
         users = spellings(arguments.user) if arguments.user else (None,)
-        found = (journal.entries(limit=arguments.limit, user=user, plan=arguments.plan or None) for user in users)
-        entries = next((entries for entries in found if entries), ())
+        by_user = (journal.entries(limit=arguments.limit, user=user, plan=arguments.plan or None) for user in users)
+        entries = next((entries for entries in by_user if entries), ())
     finally:
         journal.close()
     for entry in entries:

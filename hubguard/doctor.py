@@ -302,7 +302,7 @@ async def _servers(hub: HubAPI) -> list[Check]:
 
 
 async def _cullers(registration: Mapping[str, Any], hub: HubAPI) -> list[Check]:
-    """Who else culls, or may. ``registration`` is what the include told the service, empty for a command."""
+    """Who else culls, or may. ``registration`` is what the include passed to the service, empty for a command."""
     try:
         services = await hub.list_services()
     except HubRefused:

@@ -62,7 +62,7 @@ class Parts:
 
     def there(self) -> tuple[Part, ...]:
         """Those that this guard has."""
-        return tuple(part for one in fields(self) if (part := getattr(self, one.name)) is not None)
+        return tuple(part for field in fields(self) if (part := getattr(self, field.name)) is not None)
 
 
 class Guard:

@@ -131,28 +131,29 @@ class HandingOver:
 
     def status(self, mode: Mode, why: str) -> HandoverStatus:
         """Who culls while the guard is in ``mode``, which it is in because of ``why``. Never raises."""
-        mandate, found = self._mandate, self._found
-        none: tuple[Report | None, ...] = (None,) * len(found.cullers)
+        mandate, takeover = self._mandate, self._found
+        none: tuple[Report | None, ...] = (None,) * len(takeover.cullers)
         reports = none if mandate.handover is None else mandate.handover.reports
         others = [
             OtherCuller(
                 culler.name,
                 known=True,
-                replaced=found.replaced,
-                runs=(None if report is None else report.runs) if found.replaced else True,
-                detail=report.why if report is not None else found.why,
+                replaced=takeover.replaced,
+                runs=(None if report is None else report.runs) if takeover.replaced else True,
+                detail=report.why if report is not None else takeover.why,
                 command=culler.command,
                 reach=culler.reach,
             )
-            for culler, report in zip(found.cullers, reports, strict=True)
+            for culler, report in zip(takeover.cullers, reports, strict=True)
         ]
         others += [
-            OtherCuller(one.name, known=False, replaced=False, runs=None, detail=one.why) for one in found.suspects
+            OtherCuller(suspect.name, known=False, replaced=False, runs=None, detail=suspect.why)
+            for suspect in takeover.suspects
         ]
         culls = Culls.HUBGUARD if mode is Mode.ACTING else Culls.NOBODY
         if any(other.known and other.runs for other in others):
             culls = Culls.OTHER
-        settings = found.settings if found.replaced else {}
+        settings = takeover.settings if takeover.replaced else {}
         return HandoverStatus(
             culls,
             mandate.armed_by,
@@ -163,5 +164,5 @@ class HandingOver:
                 for section, values in settings.items()
                 for name, value in values.items()
             ),
-            found.api_url,
+            takeover.api_url,
         )

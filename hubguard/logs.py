@@ -94,5 +94,5 @@ class Tidy(logging.Filter):
 def tidy(*handlers: logging.Handler) -> None:
     """What these handlers write is tidy from now on."""
     for handler in handlers:
-        if not any(isinstance(one, Tidy) for one in handler.filters):
+        if not any(isinstance(known, Tidy) for known in handler.filters):
             handler.addFilter(Tidy())

@@ -49,8 +49,8 @@ class Server:
 
     ``pending`` is the hub's word (spawn, stop, check, rename) or None. ``started`` and ``last_activity`` are None where
     the hub doesn't know them. One *run* of a server is identified by ``run``: it changes when the server is restarted.
-    ``groups`` and ``roles`` are its user's, in name order, and None where the hub doesn't tell them (a missing scope).
-    ``options`` is what it was started with (``user_options``), and None where the hub doesn't tell.
+    ``groups`` and ``roles`` are its user's, in name order, and None if the hub doesn't show them (a missing scope).
+    ``options`` is what it was started with (``user_options``), and None if the hub doesn't show them.
     """
 
     user: str
@@ -117,7 +117,7 @@ class Route:
     """A route in the proxy's table. ``path`` begins with a slash and has none at its end, except ``/`` itself.
 
     ``user`` and ``server`` are those that the hub has put into the route's data, and None for a route of something else.
-    ``last_activity`` is when the proxy last saw traffic on it, or when it was added, whichever is later; None: not told.
+    ``last_activity`` is when the proxy last saw traffic on it, or when it was added, whichever is later; None: unknown.
     ``hub``: it is the hub's own.
     """
 
@@ -232,7 +232,7 @@ class FindingKind(str, Enum):
         "came-back"  # it was seen gone after a stop, or the stop was accepted, and it is ready again: the same run
     )
     ACTIVITY_FROZEN = "activity-frozen"
-    CANT_TELL = "cant-tell"  # nothing tells a quiet hub from one whose activity is frozen
+    CANT_TELL = "cant-tell"  # a quiet hub can't be distinguished from one whose activity is frozen
     NOT_CULLING = "not-culling"  # servers are long overdue
     RULE = "rule"  # a rule of the policy can't match, or is shadowed by another
     NOBODY = "nobody"  # a rule, a protection or an exemption is about users that the hub doesn't have

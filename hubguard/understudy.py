@@ -157,30 +157,30 @@ def write(file: Path, value: Claim | Report) -> None:
 
 def read_claim(folder: Path) -> Claim | None:
     """HubGuard's claim; None if there is none that can be read."""
-    found = _read(folder / CLAIM)
+    claim = _read(folder / CLAIM)
     try:
-        return Claim(Word(found["word"]), str(found["why"]), float(found["at_s"])) if found else None
+        return Claim(Word(claim["word"]), str(claim["why"]), float(claim["at_s"])) if claim else None
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def read_report(folder: Path, number: int) -> Report | None:
     """The last report of the understudy with that ``number``; None if there is none that can be read."""
-    found = _read(folder / report_file(number))
+    report = _read(folder / report_file(number))
     try:
-        if not found:
+        if not report:
             return None
-        return Report(float(found["until_s"]), bool(found["runs"]), str(found["why"]), float(found["at_s"]))
+        return Report(float(report["until_s"]), bool(report["runs"]), str(report["why"]), float(report["at_s"]))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LONGEST_VALUE = 60
-"""Characters of a refused value that its message shows."""
+"""Maximum characters of a refused value that its message shows."""
 
 
 class Malformed(ValueError):

@@ -71,7 +71,7 @@ class Circumstances:
 
     ``holder`` names this guard among others, ``address`` is that of its pages, and ``generation`` when the hub that runs it
     was started. ``observe_only``: see Mandate. ``handover`` is what becomes of the hub's idle cullers. ``may_delete_users``:
-    the hub lets this service do that. ``without_include``: nothing is known of other cullers yet. ``notes`` go to the
+    the hub lets this service do that. ``without_include``: other cullers are unknown so far. ``notes`` go to the
     Overview. ``features`` says for each hub scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the
     hub checks its routes, None if unknown. ``config_facts`` is what the hub's config says, None if unknown.
     """

@@ -108,7 +108,9 @@ def test_a_wrong_setting_is_named_before_anything_is_done(run, hubless, tmp_path
 
 def test_hold_and_resume_work_with_hub_proxy_and_guard_down(run, begun, tmp_path: Path):
     unless = " (HubGuard.armed in the guard's config takes precedence)\n"
-    assert run("hold", "an exam").out == "acting is on hold: nothing is sent until you resume\n"
+    held = run("hold", "an exam").out
+    assert held.startswith("On hold (")
+    assert held.endswith(": an exam). Nothing is sent until someone resumes.\n")
     journal = open_journal("sqlite:///hubguard.sqlite")
     assert journal.stance().held
     assert journal.stance().held_why == "an exam"

@@ -176,7 +176,7 @@ async def test_a_hold_stops_even_what_a_person_asks_for(world: MakeWorld):
         await asyncio.gather(task, return_exceptions=True)
         return report.skipped_why
 
-    assert await w.clock.run(ask()) == "acting is on hold"
+    assert await w.clock.run(ask()) == "HubGuard is on hold (bob: an exam)"
     assert w.stopped() == []
     assert w.status.mode is Mode.HELD
 

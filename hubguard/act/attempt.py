@@ -29,14 +29,14 @@ LOOK_LASTS_S = 15.0
 """Seconds for which a second look counts. A request that waits longer for its turn looks again."""
 
 COMMIT_LASTS_S = 2.0
-"""A request whose intent took longer to write down gives its turn back."""
+"""Maximum seconds to write an intent down. A request that waits longer gives its turn back."""
 
 LOOKS = 5
 """Maximum second looks at one server in one cycle, before it waits for the next."""
 
 UNVERIFIED_A_PLACE = 5
-"""How many stops may be under way, not yet verified, for each one that may be sent at once. Most are verified within a
-second; where none can be, those behind them needn't wait for each of them, and the hub isn't given all of them at once."""
+"""Maximum stops that wait for verification, for each one that may be sent at once. Most are verified within a second. If none
+can be, the ones behind them don't wait for each, and the hub doesn't get all of them at once."""
 
 STOPS_SLOWLY = "it stops slowly"
 
@@ -133,7 +133,7 @@ class Attempt:
                     switched_off=isinstance(error, NamedServersOff),
                 )
             log.exception("What came of acting on %s is unknown", self._action.label)
-            return Sent(f"a defect in HubGuard: {named(error)}", failed=False)
+            return Sent(f"unexpected error (a bug in HubGuard): {named(error)}", failed=False)
 
     async def confirm(self) -> None:
         """The intent is committed under our lease. What it raises keeps the request from going out, and is for make."""
@@ -163,7 +163,9 @@ def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
     if isinstance(error, HubGuardError):
         return Outcome(OutcomeKind.SKIPPED, f"not tried, since it couldn't be read again: {error}", Cause.NOT_TRIED), ""
     log.error("Nothing was sent for %s", action.label, exc_info=error)
-    return Outcome(OutcomeKind.SKIPPED, f"not tried, a defect in HubGuard: {named(error)}", Cause.NOT_TRIED), ""
+    return Outcome(
+        OutcomeKind.SKIPPED, f"not tried: unexpected error (a bug in HubGuard): {named(error)}", Cause.NOT_TRIED
+    ), ""
 
 
 def named(error: Exception) -> str:

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 class Handover:
     """HubGuard's place in the folder that it shares with the understudies of the cullers that it replaces.
 
-    See :mod:`hubguard.understudy`. ``told`` is what the include found and did. ``reports`` are what the understudies said
-    last, in the order of the cullers, None for one that has said nothing.
+    ``takeover`` is what the include found and did. ``reports`` are what the understudies said last, in the order of the
+    cullers, None for one that has said nothing.
     """
 
-    def __init__(self, told: TakenOver, clock: Clock) -> None:
-        self.told = told
-        self.names = tuple(culler.name for culler in told.cullers)
+    def __init__(self, takeover: TakenOver, clock: Clock) -> None:
+        self.takeover = takeover
+        self.names = tuple(culler.name for culler in takeover.cullers)
         self.reports: tuple[Report | None, ...] = (None,) * len(self.names)
-        self._folder = Path(told.folder)
+        self._folder = Path(takeover.folder)
         self._clock = clock
         self._said = ""
 
@@ -57,7 +57,7 @@ class Handover:
         return f"{self.name} hasn't handed over yet"
 
     def show(self, word: Word, why: str) -> None:
-        """Tell the understudies what HubGuard can do now, and read what they said. Never raises."""
+        """Show the understudies what HubGuard can do now, and read what they said. Never raises."""
         try:
             understudy.write(self._folder / understudy.CLAIM, Claim(word, why, self._clock.monotonic_s()))
             said = ""

@@ -166,5 +166,5 @@ class LeaseKeeper:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the lease in the journal runs out unless renewed; None where nobody has ever held it."""
+        """When the lease in the journal runs out unless renewed; None if nobody has ever held it."""
         return self.seen.expires_at if self.seen else None

@@ -13,15 +13,16 @@ from hubguard.pacing.clock import Clock
 
 FIRST_REREAD_S = 0.5
 LONGEST_REREAD_S = 8.0
-"""Between two re-reads after a stop: most servers are gone within a second, slow ones take ten and more."""
+"""Seconds between two re-reads after a stop, at first and at most. Most servers are gone within a second; slow ones take ten
+or more."""
 
 TOGETHER_S = 0.5
-"""Re-reads that are due so soon are done at once, so that one list serves them all."""
+"""Seconds within which re-reads that are due are done together, so that one list serves them all."""
 
 USERS_A_PAGE = 200
 READS_A_PAGE = 10
-"""A list is asked for where that many single reads for each of its pages would be: that long a page blocks the hub's
-only event loop (6.1: 30 to 45 ms for 200 users), and whoever asks it meanwhile."""
+"""HubGuard reads the list instead of single servers from this many reads on for each of its pages, of this many users. A page
+keeps the hub's event loop busy for 30 to 45 ms (6.1), about as long as ten single reads."""
 
 
 class Verifier:

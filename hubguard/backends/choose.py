@@ -46,7 +46,7 @@ def open_backends(setting: str, place: Place) -> Backends | None:
 class ByTheHub(Backends):
     """Backends by the class of the hub's spawner, which the hub is asked for at the first look; until then, "http".
 
-    For a service that no include has told anything. Not at its start: what the budget has learned isn't in force by then.
+    For a service without the include. Not at its start: what the budget has learned isn't in force by then.
     """
 
     def __init__(self, place: Place, spawner_class: Callable[[], Awaitable[str | None]]) -> None:
@@ -66,7 +66,7 @@ class ByTheHub(Backends):
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """Raises HubError, too, where the hub can't be asked; the next look asks it again."""
+        """Raises HubError, too, if the hub doesn't answer; the next look asks it again."""
         if self._chosen is None:
             name = await self._spawner_class()
             self._chosen = _by_spawner(replace(self._place, spawner=() if name is None else (name,)))

@@ -1,4 +1,4 @@
-"""What a hub tells a server by its environment, and what that proves."""
+"""What a hub passes to a server in its environment, and what that proves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hubguard.model import Key
 class Claim:
     """Whose API a server has to speak to, and which server it is. ``api_url`` has no trailing slash; "" for none.
 
-    ``port`` is where it has to listen; None: it isn't told. ``service``: this is the environment of a service, which a hub
+    ``port`` is where it has to listen; None: unknown. ``service``: this is the environment of a service, which a hub
     makes as it makes a server's (6.1), with the account that the service runs as for the user.
     """
 
@@ -41,7 +41,7 @@ class Claim:
 
 
 def claim_from(environ: Mapping[str, str]) -> Claim | None:
-    """What a hub told the server with this environment; None if it names no user."""
+    """What a hub passed to the server with this environment; None if it names no user."""
     user = environ.get("JUPYTERHUB_USER")
     if not user:
         return None

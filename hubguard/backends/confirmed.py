@@ -1,4 +1,4 @@
-"""Whatever looks at the backends, a server is called gone only where it doesn't answer at its target, either.
+"""Whatever looks at the backends, a server is called gone only if it doesn't answer at its target, either.
 
 What carries a server's name may not be what serves (sudo, ``docker run`` and other wrappers pass no environment on), and
 servers that outlive a change of the hub's URL or network look like another hub's.

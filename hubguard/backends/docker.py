@@ -53,7 +53,7 @@ _ALIVE: Mapping[str, bool | None] = {
 def open_backends(place: Place) -> Backends:
     """The containers of the engine that DOCKER_HOST names, by default the one at unix:///var/run/docker.sock.
 
-    With DOCKER_TLS_VERIFY or DOCKER_CERT_PATH it is spoken to by TLS. Never raises: what is wrong is told by ``look``.
+    With DOCKER_TLS_VERIFY or DOCKER_CERT_PATH it is spoken to by TLS. Never raises: ``look`` reports what is wrong.
     """
     return DockerBackends(place)
 
@@ -84,7 +84,7 @@ class DockerBackends(Backends):
 
     A look is one list of all containers; details are read of those that are new, or have started, stopped or grown older by
     as much as the list tells. A backend's id has the container's and the time of its start: DockerSpawner starts a stopped
-    container again, and that is another run. A container is proved by the API URL in its environment; and where that URL
+    container again, and that is another run. A container is proved by the API URL in its environment; and if that URL
     could be another hub's, too (http://hub:8081), by its network.
     """
 
@@ -117,7 +117,7 @@ class DockerBackends(Backends):
         if _SWARM in self._place.spawner:
             raise BackendError(
                 "The hub's SwarmSpawner has its servers on all nodes of a swarm, of which this engine is one, so containers"
-                ' tell nothing here. Set HubGuardDrift.backend to "http".'
+                ' show nothing here. Set HubGuardDrift.backend to "http".'
             )
         rows = _rows(await self._read("/containers/json?all=1", "list its containers"))
         self._seen = {row.id: self._seen[row.id] for row in rows if row.id in self._seen}
@@ -302,7 +302,7 @@ class DockerBackends(Backends):
         if answer.denied:
             problem += "; HubGuard's user isn't in the group docker, which it lets in"
         raise BackendError(
-            f"The Docker engine at {self._where} {problem}. What its containers do isn't known until then."
+            f"The Docker engine at {self._where} {problem}. What its containers do is unknown until then."
         )
 
     def _client(self) -> HTTPClient:
@@ -357,7 +357,7 @@ def _is_unique(api_url: str) -> bool:
 
 
 def _named(expected: Sequence[Expected]) -> tuple[dict[str, Key], dict[str, Key]]:
-    """The servers by the id, and where that isn't kept by the name, of the container that their spawners' state names."""
+    """The servers by the id, or if that isn't kept by the name, of the container that their spawners' state names."""
     by_id: dict[str, Key] = {}
     by_name: dict[str, Key] = {}
     for ready in expected:

@@ -96,10 +96,10 @@ class KubernetesBackends(Backends):
             pods = None
         if pods is None:
             raise BackendError(
-                f"The Kubernetes API server took more than {LOOK_TIMEOUT_S:g} s to list the pods, so nothing is known of"
-                " them. It is overloaded, or the network to it is."
+                f"The Kubernetes API server took more than {LOOK_TIMEOUT_S:g} s to list the pods, so their state is"
+                " unknown. It is overloaded, or the network to it is."
             )
-        return self._told(pods, expected, account.namespace)
+        return self._to_backends(pods, expected, account.namespace)
 
     @override
     async def end(self, backend: Backend) -> None:
@@ -135,7 +135,7 @@ class KubernetesBackends(Backends):
         if client is not None:
             await client.close()
 
-    def _told(self, pods: Sequence[Pod], expected: Sequence[Expected], namespace: str) -> tuple[Backend, ...]:
+    def _to_backends(self, pods: Sequence[Pod], expected: Sequence[Expected], namespace: str) -> tuple[Backend, ...]:
         backends, others = [], []
         for pod in pods:
             if pod.user is None or pod.api_url not in (None, self._api_url):
@@ -165,17 +165,17 @@ class KubernetesBackends(Backends):
             name, elsewhere = state.get("pod_name"), state.get("namespace")
             if elsewhere and elsewhere != namespace:
                 where = f"in the namespace {elsewhere}, which isn't read"
-                backends.append(self._untold(ready, f"{elsewhere}/{name}", f"pod {name}", where))
+                backends.append(self._unknown(ready, f"{elsewhere}/{name}", f"pod {name}", where))
                 continue
             other = by_name.get(str(name)) if ready.state is not None else by_key.get(ready.key)
             if other is not None:
                 # This hub's API URL may have changed since it started: so it isn't gone, but whose it is is unknown.
                 url, user = other.api_url or "not to be seen", other.user or "nobody in particular"
                 whose = f"its JUPYTERHUB_API_URL is {url}, and it is for {user}; {other.detail}"
-                backends.append(self._untold(ready, other.uid, f"pod {other.name}", whose))
+                backends.append(self._unknown(ready, other.uid, f"pod {other.name}", whose))
         return tuple(sorted(backends, key=lambda backend: (*backend.key, backend.id)))
 
-    def _untold(self, ready: Expected, id_: str, name: str, detail: str) -> Backend:
+    def _unknown(self, ready: Expected, id_: str, name: str, detail: str) -> Backend:
         return Backend(self.kind, id_, ready.user, ready.server, None, name, detail=detail)
 
     def _proof(self, pod: Pod, namespace: str) -> str:

@@ -268,6 +268,6 @@ def _time(model: Mapping[str, Any], key: str) -> datetime | None:
 
 def _garbled(what: str) -> BackendError:
     return BackendError(
-        f"The answer of the Kubernetes API server {what}, so nothing is known of the pods."
+        f"The answer of the Kubernetes API server {what}, so the state of the pods is unknown."
         " Is it the API server that KUBERNETES_SERVICE_HOST leads to?"
     )

@@ -13,7 +13,7 @@ class Backend:
     """What runs, or ran, a server: a process, unit, container or pod; or what answers in its place (``kind`` "http").
 
     ``id`` names it for good: a later one by the same name has another. ``name`` is how people find it ("pid 4711", "container
-    jupyter-ann"). ``alive`` None: unknown. ``proof`` is one clause on why it is this hub's, "" where that isn't
+    jupyter-ann"). ``alive`` None: unknown. ``proof`` is one clause on why it is this hub's, "" if that isn't
     proved: then it is never ended. ``detail`` is one clause on its state. ``command`` ends it, and nothing else, when a
     person types it; "" if there is no such command.
     """

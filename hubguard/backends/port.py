@@ -15,8 +15,8 @@ from hubguard.model import Key
 class Place:
     """Which hub the backends must belong to, and what is known of how it makes them.
 
-    ``api_url`` is the URL of the hub's API as its servers are told it (JUPYTERHUB_API_URL in their environment), no slash at
-    the end; ``base_url`` the hub's, with a slash at both ends. ``spawner`` names the class of the hub's spawner and those
+    ``api_url`` is the URL of the hub's API as its servers have it (JUPYTERHUB_API_URL in their environment), no slash at the
+    end; ``base_url`` the hub's, with a slash at both ends. ``spawner`` names the class of the hub's spawner and those
     that it is derived from, nearest first ("dockerspawner.dockerspawner.DockerSpawner"); ``settings`` are those of its
     traits that tell its backends apart (``network_name``, ``unit_name_template``, ``namespace``, ...), for as much as the
     include could pass on: texts, numbers and True or False. ``environ`` is for finding an engine (DOCKER_HOST,
@@ -35,7 +35,7 @@ class Expected:
     """A server that the hub calls ready, and what is known of where it is.
 
     ``target`` is the URL at which it is reached (scheme, host, port), ``state`` what its spawner keeps in the hub's database;
-    each None if it isn't known.
+    each None if unknown.
     """
 
     user: str

@@ -353,7 +353,7 @@ def _listening_sockets() -> dict[int, set[str]]:
 
 
 def _claim(environ: Mapping[str, str]) -> Claim | None:
-    """What a hub told a server by its environment; None if it isn't a server's."""
+    """What a hub passed to a server in its environment; None if it isn't a server's."""
     claim = claim_from(environ)
     return None if claim is None or claim.service or not claim.api_url else claim
 

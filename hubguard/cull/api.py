@@ -20,12 +20,12 @@ from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import Operation, Param, Refused
 
 SERVER_FILTERS = (
-    Param("q", str, "Part of the user's or server's name, whatever the case.", default="", high=255),
+    Param("q", str, "Part of the user's or server's name, in any case.", default="", high=255),
     Param("standing", str, "Only servers with this standing.", choices=tuple(kind.value for kind in Standing)),
     Param(
         "sort",
         str,
-        "The order; with - the other way round. What has no such time comes last.",
+        "The order; with - in front, reversed. Servers without such a time come last.",
         default="due",
         choices=tuple(sign + name for name in cull_shapes.SORTS for sign in ("", "-")),
     ),
@@ -44,7 +44,7 @@ class ServersApi(CullApi):
 
     operations = {
         "get": Operation(
-            "The servers that run, nearest to being stopped first, each with why or why not.",
+            "The running servers, nearest to their stop first, each with why or why not.",
             cull_shapes.ServerShape,
             "read",
             query=(OFFSET, LIMIT, *SERVER_FILTERS),
@@ -74,7 +74,7 @@ class ServerApi(CullApi):
     }
 
     async def get(self, user: str, name: str) -> None:
-        """404 where it doesn't run as of the last cycle, or there was none yet; it says when and why it was stopped."""
+        """404 if it doesn't run as of the last cycle, or there was none yet; the message says when and why it was stopped."""
         last = self.culling.status().newest
         user = meant_by(last, user)
         row = cull_shapes.find(last, user, name)
@@ -106,9 +106,9 @@ def absent_words(last: CycleReport | None, user: str, name: str, entries: Iterab
 
 
 def not_running(label: str, *, known: bool) -> str:
-    """What is said of a server that the last cycle didn't show, or where there was none yet (``known`` False)."""
+    """What is said of a server that the last cycle didn't show, or if there was none yet (``known`` False)."""
     if not known:
-        return f"Nothing is known of {label} yet: HubGuard hasn't read the hub's servers so far."
+        return f"{label} is unknown: HubGuard hasn't read the hub's servers yet."
     return f"{label} isn't running, as of HubGuard's last look at the hub."
 
 
@@ -117,11 +117,11 @@ class CyclesApi(CullApi):
 
     operations = {
         "post": Operation(
-            "Run one cycle now, and act by it even when only observing; answers when it is over.",
+            "Run one cycle now and act on it even while only observing; returns when it has ended.",
             cull_shapes.CycleShape,
             "act and read",
             body=(
-                Param("dry_run", bool, "Decide, and do nothing.", default=False),
+                Param("dry_run", bool, "Decide, and change nothing.", default=False),
                 Param("idle_timeout_s", float, "The idle limit in this cycle, in seconds.", above=0, high=YEAR_S),
                 Param("rate", float, "Requests to the hub per second; only lowers the budget.", low=0.1, high=1000),
                 Param("concurrency", int, "Servers stopped at once; only lowers the budget.", low=1, high=500),
@@ -142,29 +142,32 @@ class ExemptionsApi(CullApi):
 
     operations = {
         "get": Operation(
-            "What is to be kept, until when, and who asked for it; newest first.",
+            "What is kept, until when, and who asked for it; newest first.",
             Exemption,
             "read",
             query=(
                 OFFSET,
                 LIMIT,
                 Param("user", str, "Only this user's.", high=255),
-                Param("ended", bool, "Also those that are over.", default=False),
+                Param("ended", bool, "Also those that have ended.", default=False),
             ),
             listed=True,
             paged=True,
         ),
         "post": Operation(
-            "Keep a server, or all of a user's, until a time, whoever asks to stop it.",
+            "Keep a server, or all of a user's, until a time.",
             Exemption,
             "act",
             body=(
                 Param("user", str, "Whose servers.", high=255, low=1, required=True),
                 Param(
-                    "server", str, "Which; empty for the default server. Left out or null: all of the user's.", high=255
+                    "server",
+                    str,
+                    "Its name; empty for the default server. Left out or null: all of the user's.",
+                    high=255,
                 ),
                 Param("until", datetime, "Until when; a date alone means to the end of that day, in UTC."),
-                Param("for_s", float, "For how many seconds from now, in place of until.", above=0, high=YEAR_S),
+                Param("for_s", float, "Seconds from now, instead of until.", above=0, high=YEAR_S),
                 WHY,
             ),
             fails=(409,),
@@ -195,7 +198,7 @@ class ExemptionApi(CullApi):
 
     operations = {
         "delete": Operation(
-            "End an exemption that is in force; it stays in the list of those that are over.",
+            "End an exemption that is in force; it stays in the list of those that have ended.",
             Exemption,
             "act",
             query=(WHY,),
@@ -204,7 +207,7 @@ class ExemptionApi(CullApi):
     }
 
     async def delete(self, number: str) -> None:
-        """It is over, and the journal has it. 404 where none of that number is in force."""
+        """It has ended, and the journal has it. 404 if none of that number is in force."""
         why = self.query()["why"]
         assert self.who is not None
         self.write_json_to_readers(await self.culling.end_exemption(exemption_id(number), self.who.actor, why))

@@ -152,8 +152,8 @@ def _past(context: Context, user: str, server: str | None) -> tuple[Entry, ...]:
     """What the journal has of that server, or of all of the user's (``server`` None), newest first."""
     journal = open_journal(context.journal)
     try:
-        found = (journal.entries(limit=PAST, user=spelling, server=server) for spelling in spellings(user))
-        return next((entries for entries in found if entries), ())
+        by_spelling = (journal.entries(limit=PAST, user=spelling, server=server) for spelling in spellings(user))
+        return next((entries for entries in by_spelling if entries), ())
     finally:
         journal.close()
 
@@ -252,8 +252,8 @@ def _meant(context: Context, journal: Journal, user: str) -> str:
         near = nearest(user, seen)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise HubGuardError(
-            f"Nothing was changed: HubGuard has seen no server of {user}, and the hub can't be asked for that name.{meant}"
-            " With the guard running and its JUPYTERHUB_API_TOKEN, this command asks"
+            f"Nothing was changed: HubGuard has seen no server of {user}, and this command can't ask the hub.{meant}"
+            " It can if the guard is running and JUPYTERHUB_API_TOKEN is that of its service"
         )
     return user
 

@@ -34,7 +34,7 @@ from hubguard.errors import BudgetExhausted, HubError, HubGuardError, JournalErr
 from hubguard.hub.api import HubAPI
 from hubguard.hub.names import resolved, unknown, who
 from hubguard.journal.asynchronous import AsyncJournal
-from hubguard.journal.model import ArmedBy, Event
+from hubguard.journal.model import ArmedBy, Event, Stance
 from hubguard.model import (
     Action,
     ActionKind,
@@ -59,10 +59,10 @@ from hubguard.words import count
 log = logging.getLogger(__name__)
 
 HISTORY_S = 7 * 86400.0
-"""How far back failures count for the back-off of a run; longer than the longest back-off there can be."""
+"""Seconds for which failures count for the back-off of a run; longer than the longest back-off there can be."""
 
 RECENT_S = 3600.0
-"""What counts as recent, where errors are compared with successes."""
+"""Seconds that count as recent when errors are compared with successes."""
 
 OVERDUE_S = 1800.0
 """Seconds (and at least three cycles) after which a server that is due becomes a finding: once, nobody noticed for 29
@@ -133,7 +133,7 @@ class Cycles:
     async def meant(self, user: str, server: str | None) -> tuple[str, str | None]:
         """Who and which server of theirs is meant by what somebody typed, by the hub, or else by what was seen of it.
 
-        Raises UnknownUser, and HubGuardError if there is no such server, or nothing tells.
+        Raises UnknownUser, and HubGuardError if there is no such server, or neither source is available.
         """
         try:
             user = await who(self._hub, user)
@@ -142,13 +142,13 @@ class Cycles:
             name = self.seen_as(user)
             if name is None:
                 raise HubGuardError(
-                    f"The hub can't be asked for a user {user}, and HubGuard has seen no server of theirs. Nothing was"
-                    f" changed. {error}"
+                    f"Nothing was changed: the hub can't be reached to look up the user {user}, and HubGuard has seen no"
+                    f" server of theirs. {error}"
                 ) from error
             return name, server
         if there is None or not server:
             return user, server
-        names = [one.name for one in there.servers if one.name]
+        names = [theirs.name for theirs in there.servers if theirs.name]
         if (name := resolved(server, names)) is None:
             raise HubGuardError(
                 f"{unknown(server_label(user, server), [server_label(user, n) for n in names], 'server')}"
@@ -194,7 +194,7 @@ class Cycles:
         decision, known = await self._decide(journal, situation, policy)
         judgement = await self._snapshots.judge(journal, due=decision.due, keep=not dry_run)
         stance = await journal.stance()
-        why_not = _why_not_to_act(judgement.brake, stance.held, why_observing, asked=order.asked, dry_run=dry_run)
+        why_not = _why_not_to_act(judgement.brake, stance, why_observing, asked=order.asked, dry_run=dry_run)
         report = CycleReport(
             began_at,
             self._clock.now(),
@@ -244,13 +244,13 @@ class Cycles:
         handover = self._mandate.handover
         if handover is None or self._mandate.armed_by is not ArmedBy.CULLER:
             return policy
-        users = policy.users and handover.told.deletes_users
+        users = policy.users and handover.takeover.deletes_users
         return replace(policy, users=users, interrupt_spawns=False)
 
     async def _decide(
         self, journal: AsyncJournal, situation: Situation, policy: CullPolicy
     ) -> tuple[Decision, Mapping[Run, Known]]:
-        """What is to be done, and what is known of each run; the operator's own function is asked about what is due."""
+        """What to do, and what is known of each run. The operator's own function decides about what is due."""
         exemptions = await journal.exemptions(situation.at)
         failures = await journal.failures(situation.at - timedelta(seconds=HISTORY_S))
         known = known_of(situation, failures, exemptions)
@@ -285,8 +285,8 @@ class Cycles:
     ) -> None:
         """The journal says once for each run what would have been done to it."""
         if self._announced is None:
-            told = await journal.entries(event=Event.ANNOUNCED, limit=REMEMBERED_NOTES)
-            self._announced = {(entry.user or "", entry.server or "", entry.started) for entry in told}
+            announced = await journal.entries(event=Event.ANNOUNCED, limit=REMEMBERED_NOTES)
+            self._announced = {(entry.user or "", entry.server or "", entry.started) for entry in announced}
         due = {verdict.server.run: verdict for verdict in verdicts if verdict.standing is Standing.STOP}
         news = [
             Action(verdict.server.user, verdict.server.name, verdict.server.started, None, verdict.reason.value)
@@ -378,7 +378,7 @@ class Cycles:
 
 
 class _KnownNow:
-    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are asked again.
+    """What is known of a server at its second look: its exemptions, the proxy's table and the hook are read again.
 
     So is how many servers its user has, if that is why it is to be stopped; how many all have stays as it was.
     """
@@ -499,7 +499,7 @@ def caution_of(section: HubGuardCull) -> Caution:
 
 
 def oldest_overdue(report: CycleReport) -> Verdict | None:
-    """The server that has been due for longest and wasn't stopped in this cycle; None where there is none.
+    """The server that has been due for longest and wasn't stopped in this cycle; None if there is none.
 
     One that the operator's own function wants kept isn't late, and neither is one that the hub lets nobody stop.
     """
@@ -521,11 +521,11 @@ def oldest_overdue(report: CycleReport) -> Verdict | None:
     return min(late, key=lambda verdict: verdict.due_at or report.ended_at, default=None)
 
 
-def _why_not_to_act(brake: Brake | None, held: bool, why_observing: str, *, asked: bool, dry_run: bool) -> str:
+def _why_not_to_act(brake: Brake | None, stance: Stance, why_observing: str, *, asked: bool, dry_run: bool) -> str:
     if dry_run:
         return "this was a dry run"
-    if held:
-        return "acting is on hold"
+    if stance.held:
+        return stance.clause
     if brake is not None:
         return brake.why
     if why_observing and not asked:

@@ -18,7 +18,7 @@ from hubguard.model import User
 
 Hook = Callable[..., "bool | Awaitable[bool]"]
 """Called with those of these keywords that it names: ``server`` and ``user`` (the nouns of hubguard.model), ``groups`` (a
-tuple, None where the hub doesn't tell), ``inactive`` (a timedelta) and ``inactive_limit`` (seconds). It returns whether to
+tuple, None if the hub doesn't show them), ``inactive`` (a timedelta) and ``inactive_limit`` (seconds). It returns whether to
 stop the server."""
 
 PATIENCE_S = 10.0
@@ -70,17 +70,17 @@ class Hooked:
     async def ask(self, verdicts: Iterable[Verdict], now: datetime) -> dict[tuple[str, str], tuple[bool | None, str]]:
         """By (user, name): its answer and "", or None and why there is none."""
 
-        async def one(verdict: Verdict) -> tuple[bool | None, str]:
+        async def answer_to(verdict: Verdict) -> tuple[bool | None, str]:
             async with self._places:
                 return await self._ask(verdict, now)
 
         asked = list(verdicts)
-        answers = await asyncio.gather(*map(one, asked))
+        answers = await asyncio.gather(*map(answer_to, asked))
         return {verdict.server.key: answer for verdict, answer in zip(asked, answers, strict=True)}
 
     async def _ask(self, verdict: Verdict, now: datetime) -> tuple[bool | None, str]:
         keywords = _about(verdict, now)
-        self._hanging = [one for one in self._hanging if not one.done()]
+        self._hanging = [call for call in self._hanging if not call.done()]
         if len(self._hanging) >= HANGING:
             # Each more would cost its patience: for three hundred servers most of an hour.
             return None, "it hasn't answered for other servers yet"

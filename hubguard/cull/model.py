@@ -18,7 +18,7 @@ class Standing(str, Enum):
     WAIT = "wait"  # it is due, but something stands in the way for now (pending, back-off)
     KEEP = "keep"  # it isn't due yet; ``due_at`` says when it would be
     EXEMPT = "exempt"  # the policy never stops it
-    UNKNOWN = "unknown"  # the hub doesn't tell enough to decide
+    UNKNOWN = "unknown"  # the hub doesn't report enough to decide
 
 
 class Reason(str, Enum):
@@ -28,7 +28,7 @@ class Reason(str, Enum):
     TOO_OLD = "too-old"  # running for longer than the max age
     SURPLUS = "surplus"  # one of those idle for longest, beyond as many as a rule allows
     ACTIVE = "active"  # neither idle nor old enough yet
-    PENDING = "pending"  # the hub is in the middle of something with it
+    PENDING = "pending"  # the hub is busy with it
     NOT_READY = "not-ready"
     BACKING_OFF = "backing-off"  # earlier tries failed; the next isn't due yet
     ADMIN = "admin"  # servers of admins are left alone by policy
@@ -39,7 +39,7 @@ class Reason(str, Enum):
     RULE = "rule"  # a rule of the policy says never; it keeps the users that it is about, too
     EXEMPTION = "exemption"  # somebody has asked to keep it, and until when
     HOOK = "hook"  # the operator's own function says no, or failed
-    CANT_TELL = "cant-tell"  # a rule asks for what the hub doesn't tell (groups, roles, options)
+    CANT_TELL = "cant-tell"  # a rule depends on what the hub doesn't show (groups, roles, options)
     STUCK = "pending-stuck"  # pending for longer than its limit
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it
@@ -65,7 +65,7 @@ class Known:
     the last real use by HubGuard's own record, ``pending_since`` since when HubGuard has seen it pending as it is
     now. ``clock_from``: no idle clock counts from before that. ``restores`` are the times (from, to) in which a
     proxy's lost table was filled again: the hub's and the proxy's times within these aren't use. ``hook`` is the
-    answer of the operator's own function: True for stop, False for keep, None where there is no such function;
+    answer of the operator's own function: True for stop, False for keep, None if there is no such function;
     ``hook_error`` is one line on why it has none. ``surplus``: it is one too many.
     """
 
@@ -86,7 +86,7 @@ class Verdict:
     """The decision about one server, with what it rests on.
 
     ``idle_since`` is the time that idleness is counted from, by ``evidence``; ``due_at`` when the server is or would be
-    stopped by the nearest limit, ``not_before`` the end of a back-off; each None where it doesn't apply. ``rule`` names the
+    stopped by the nearest limit, ``not_before`` the end of a back-off; each None if it doesn't apply. ``rule`` names the
     rule whose limits apply, None for those of the settings; ``idle_timeout_s`` and ``max_age_s`` are these limits, 0 for
     off. ``known`` is what else it rests on.
     """

@@ -34,25 +34,28 @@ class Nobodies:
     async def found(self, exemptions: Sequence[Exemption], there: Iterable[str], now: datetime) -> list[Finding]:
         """One finding for each that is about nobody. ``there`` are users of the hub. It doesn't raise HubGuardError."""
         there = frozenset(there)
-        found = []
+        findings = []
         for whose, globs in self._named.items():
             if await self._nobody(whose, globs, there, now):
                 near = tuple(dict.fromkeys(name for glob in globs for name in nearest(glob, there)))
                 meant = f" Did you mean {' or '.join(near)}?" if near else ""
                 text = f"{whose}, and the hub has none of these: {', '.join(globs)}.{meant}"
-                found.append(Finding(FindingKind.NOBODY, now, text))
-        of_nobody = [one for one in exemptions if await self._nobody(one.id, (one.user,), there, now)]
-        found += [
+                findings.append(Finding(FindingKind.NOBODY, now, text))
+        of_nobody = [
+            exemption for exemption in exemptions if await self._nobody(exemption.id, (exemption.user,), there, now)
+        ]
+        findings += [
             Finding(
                 FindingKind.NOBODY,
                 now,
-                f"Exemption {one.id} keeps {kept_label(one.user, one.server)}, and the hub has no such user.",
-                one.user,
-                one.server,
+                f"Exemption {exemption.id} keeps {kept_label(exemption.user, exemption.server)},"
+                " and the hub has no such user.",
+                exemption.user,
+                exemption.server,
             )
-            for one in of_nobody
+            for exemption in of_nobody
         ]
-        return found
+        return findings
 
     async def _nobody(self, what: object, globs: tuple[str, ...], there: frozenset[str], now: datetime) -> bool:
         asked = self._asked.get(what)

@@ -89,8 +89,8 @@ def empty_words(status: Status, last: CycleReport | None, *, total: int) -> str:
     """Why a table of servers is empty."""
     if last is None:
         return {
-            Mode.TROUBLED: "HubGuard is in trouble and hasn't read the hub's servers. The Overview says what is wrong.",
-            Mode.STANDBY: "Another guard acts for this hub, and knows its servers. This one only stands by.",
+            Mode.TROUBLED: "HubGuard isn't working and hasn't read the hub's servers. The Overview says what is wrong.",
+            Mode.STANDBY: "Another guard is in charge of this hub and knows its servers. This one is standing by.",
         }.get(
             status.mode,
             "HubGuard hasn't read the hub's servers yet. This page updates by itself.",
@@ -208,7 +208,7 @@ class EndExemption(CullPage):
     needs = ("act", "read")
 
     async def get(self, number: str) -> None:
-        """The question. 404 where it is over."""
+        """The question. 404 if it has ended."""
         wanted = exemption_id(number)
         exemption = next((each for each in await self.culling.exemptions() if each.id == wanted), None)
         if exemption is None:

@@ -1,4 +1,4 @@
-"""Servers and cycles as the API gives them."""
+"""Servers and cycles as the API returns them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hubguard.wire import extended
 
 @dataclass(frozen=True, slots=True)
 class FactShape:
-    """Something that a decision rests on: what it is, and how it stands, in words."""
+    """Something that a decision is based on: what it is, and its state in words."""
 
     what: str
     text: str
@@ -30,11 +30,11 @@ class FactShape:
 class ServerShape:
     """A server as of the last cycle, and what is to happen to it.
 
-    ``idle_since``, by ``evidence``, and ``idle_s`` are null where the hub tells no times; ``due_at`` where nothing would
-    ever stop it. ``rule`` names the rule whose limits apply, null for those of the settings; 0 is off. ``active_at`` is its
-    last real use by HubGuard's own record. ``outcome`` is what came of acting on it in the last cycle, or null.
-    ``explanation`` is one sentence, ``facts`` what it rests on. ``not_acting`` says why HubGuard stops nothing at all right
-    now, "" while it acts.
+    ``idle_since``, by ``evidence``, and ``idle_s`` are null if the hub reports no times; ``due_at`` if nothing would ever
+    stop it. ``rule`` names the rule whose limits apply, null for those of the settings; 0 is off. ``active_at`` is its last
+    real use by HubGuard's own record. ``outcome`` is what came of acting on it in the last cycle, or null. ``explanation``
+    is one sentence, ``facts`` what it is based on. ``not_acting`` says why HubGuard stops nothing at all right now, ""
+    while it acts.
     """
 
     user: str
@@ -77,7 +77,7 @@ class CountsShape:
 
 @dataclass(frozen=True, slots=True)
 class ActionShape:
-    """One planned action. ``outcome`` is null where nothing was sent; ``detail`` is one line on what came of it.
+    """One planned action. ``outcome`` is null if nothing was sent; ``detail`` is one line on what came of it.
     ``cause`` is the part of it that code may act on, "" for none.
 
     With the kind delete-user, ``user`` is deleted, and ``name`` is empty.
@@ -153,7 +153,7 @@ class Running:
 
 
 LONG_OVERDUE_S = 1800.0
-"""With a server due for longer than this while armed, ``/health`` says that it isn't culling."""
+"""Seconds for which a server may be due while armed, before ``/health`` says that HubGuard isn't culling."""
 
 
 SORTS = ("due", "name", "idle", "started")
@@ -173,16 +173,16 @@ def running(report: CycleReport | None) -> list[Running]:
 
 
 def find(report: CycleReport | None, user: str, name: str) -> Running | None:
-    """That server, where it still runs as of ``report``; else None."""
+    """That server if it still runs as of ``report``; else None."""
     return next((row for row in running(report) if row.verdict.server.key == (user, name)), None)
 
 
 def chosen(
     rows: Sequence[Running], *, q: str = "", standing: Standing | None = None, sort: str = "due"
 ) -> list[Running]:
-    """``rows`` whose user or server name contains ``q`` (whatever the case) and that have ``standing``, in order.
+    """``rows`` whose user or server name contains ``q`` (in any case) and that have ``standing``, in order.
 
-    ``sort`` is one of SORTS, with ``-`` in front for the other way round; what has no such time comes last.
+    ``sort`` is one of SORTS, with ``-`` in front to reverse it; servers without such a time come last.
     """
     wanted = q.casefold()
     kept = [
@@ -218,7 +218,7 @@ def counts(rows: Sequence[Running]) -> CountsShape:
 
 
 def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
-    """One server as the API gives it, as of ``status.at``."""
+    """One server as the API returns it, as of ``status.at``."""
     verdict, seen = row.verdict, row.verdict.server
     idle_s = (status.at - verdict.idle_since).total_seconds() if verdict.idle_since else None
     explanation = cull_words.explain(verdict, policy, status.at, status.mode, row.outcome)
@@ -289,7 +289,9 @@ def users_due(report: CycleReport | None) -> int:
         for action, outcome in report.outcomes
         if action.kind is ActionKind.DELETE_USER and outcome.kind is OutcomeKind.DONE
     }
-    return sum(one.standing is Standing.STOP and one.user.name not in deleted for one in report.user_verdicts)
+    return sum(
+        verdict.standing is Standing.STOP and verdict.user.name not in deleted for verdict in report.user_verdicts
+    )
 
 
 def overdue_s(culled: CullStatus, now: datetime) -> float | None:
@@ -306,7 +308,7 @@ def is_late(status: Status, culled: CullStatus) -> bool:
 
 
 def oldest_overdue(status: Status, culled: CullStatus, policy: CullPolicy) -> OverdueShape | None:
-    """The longest overdue server as the API gives it; None if none is overdue."""
+    """The longest overdue server as the API returns it; None if none is overdue."""
     oldest, late_s = culled.oldest_overdue, overdue_s(culled, status.at)
     if oldest is None or oldest.due_at is None or late_s is None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from hubguard.cull.decide.judge import SURPLUS_IDLE_S, CullPolicy, surplus_words
+from hubguard.cull.decide.judge import SURPLUS_IDLE_S, CullPolicy, busy_words, surplus_words
 from hubguard.cull.decide.rules import Rule
 from hubguard.cull.model import Reason, Standing, Verdict
 from hubguard.journal.model import Entry, Event, Exemption
@@ -39,10 +39,10 @@ _WHEN_DUE: dict[Mode, str] = {
     Mode.STARTING: "judged again when HubGuard has started",
     Mode.ACTING: "{done} in the next cycle",
     Mode.OBSERVING: "would be {done} now, if armed",
-    Mode.HELD: "would be {done} now, but acting is on hold",
+    Mode.HELD: "would be {done} now, but HubGuard is on hold",
     Mode.BRAKED: "would be {done} now, but HubGuard is braked",
-    Mode.STANDBY: "left to the guard that holds the lease",
-    Mode.TROUBLED: "would be {done} now, but HubGuard is in trouble",
+    Mode.STANDBY: "left to the guard in charge",
+    Mode.TROUBLED: "would be {done} now, but HubGuard isn't working",
 }
 
 
@@ -67,9 +67,9 @@ _JUST_NOW: dict[Evidence, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a server has its standing, what happens next and when. ``sentence`` says it all; ``facts`` is what it rests on.
+    """Why a server has its standing, what happens next and when. ``sentence`` says it all; ``facts`` is what it is based on.
 
-    ``facts`` holds (what, text) pairs in reading order; what isn't known is left out.
+    ``facts`` holds (what, text) pairs in reading order; what is unknown is left out.
     """
 
     sentence: str
@@ -103,10 +103,9 @@ def _sentence(verdict: Verdict, policy: CullPolicy, now: datetime, mode: Mode, o
             if verdict.server.pending == "spawn"
             else "only a start is interrupted"
         )
-        return f"{_measure(verdict, policy, now)}; HubGuard leaves it as it is, since {off}."
+        return f"{_measure(verdict, policy, now)}; HubGuard leaves it as it is, because {off}."
     if reason is Reason.PENDING:
-        doing = f"the hub is in the middle of something with it ({verdict.server.pending})"
-        return f"Due, but {doing}; judged again in the next cycle."
+        return f"Due, but {busy_words(verdict.server.pending)}; judged again in the next cycle."
     if reason is Reason.NOT_READY:
         return "Due, but the hub doesn't call it ready; judged again in the next cycle."
     if reason is Reason.BACKING_OFF:
@@ -148,11 +147,11 @@ def _unknown(verdict: Verdict, policy: CullPolicy) -> str:
         rule = _rule(verdict, policy)
         if rule is None:
             return "the idle culler that HubGuard replaces is limited to some groups, and the hub doesn't show groups"
-        untold = " and ".join(rule.untold(verdict.server) if rule is not None else ()) or "something"
-        return f'the rule "{verdict.rule}" asks for {untold}, which the hub doesn\'t tell HubGuard'
+        hidden = " and ".join(rule.hidden(verdict.server)) or "something"
+        return f'the rule "{verdict.rule}" depends on {hidden}, which the hub doesn\'t show HubGuard'
     if verdict.idle_since is None:
-        return "the hub tells neither when it was last used nor when it started"
-    return "the hub doesn't tell when it started, and the maximum age counts from there"
+        return "the hub reports neither when it was last used nor when it started"
+    return "the hub doesn't report when it started, and the maximum age counts from then"
 
 
 def _rule(verdict: Verdict, policy: CullPolicy) -> Rule | None:
@@ -181,7 +180,7 @@ def _not_yet(verdict: Verdict, now: datetime, mode: Mode) -> str:
         and verdict.due_at
         and verdict.idle_since == verdict.due_at - timedelta(seconds=SURPLUS_IDLE_S)
     ):
-        at_s, rule = SURPLUS_IDLE_S, f", since {surplus_words(surplus, verdict.server.user)}{rule}"
+        at_s, rule = SURPLUS_IDLE_S, f", because {surplus_words(surplus, verdict.server.user)}{rule}"
     begin = f"Idle for {duration(idle_s)}{_IDLE_SINCE[evidence]}" if idle_s >= IN_USE_S else _JUST_NOW[evidence]
     return f"{begin}; {would} when idle for {limit(at_s)}{rule}{when}."
 
@@ -294,7 +293,7 @@ def planned(stops: int, interrupts: int, deletions: int) -> str:
 
 
 def report_text(report: Mapping[str, Any]) -> str:
-    """A cycle's report, in the form in which the API gives it, as lines for a terminal."""
+    """A cycle's report, as the API returns it, as lines for a terminal."""
     actions = report["actions"]
     kinds = [action["kind"] for action in actions]
     numbers = (
@@ -310,7 +309,7 @@ def report_text(report: Mapping[str, Any]) -> str:
     ]
     lines += [f"  {_action_text(action)}" for action in actions]
     if report["left_out"]:
-        lines.append(f"{count(report['left_out'], 'action')} more over the cap, left to the next cycle.")
+        lines.append(f"{count(report['left_out'], 'action')} more over the cap, left for the next cycle.")
     return "\n".join(lines)
 
 
@@ -345,7 +344,7 @@ _STOPS = {ActionKind.STOP_SERVER.value: "stopped it", ActionKind.INTERRUPT_SPAWN
 
 
 def server_text(server: Mapping[str, Any]) -> str:
-    """Why, or why not, as the API tells it of one server, as lines for a terminal."""
+    """Why, or why not: one server, as the API returns it, as lines for a terminal."""
     lines = [f"{kept_label(server['user'], server['name'])}: {STANDING_WORDS[Standing(server['standing'])].lower()}"]
     lines += [server["explanation"], server["not_acting"]]
     width = max((len(fact["what"]) for fact in server["facts"]), default=0)

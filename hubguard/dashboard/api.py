@@ -60,7 +60,7 @@ class JournalApi(Api):
     }
 
     async def get(self) -> None:
-        """A list, with a ``Link`` to older entries where there may be some."""
+        """A list, with a ``Link`` to older entries if there may be some."""
         asked = self.query()
         event = asked.pop("event", None)
         entries = tuple[Entry, ...]()
@@ -76,7 +76,7 @@ _SAYS = {
     "arm": f"Arm HubGuard. {ARMING_COVERS} {NEEDS_NO_ARMING}",
     "observe": f"Only observe from now on; what is under way is finished. {NEEDS_NO_ARMING}",
     "hold": "Send nothing more that changes the hub, whoever asks, until resumed.",
-    "resume": "The hold is over, and what a brake objects to is accepted, where it is acceptable: status tells.",
+    "resume": "The hold has ended, and what a brake objects to is accepted if that is acceptable; status shows it.",
 }
 
 

@@ -31,7 +31,7 @@ def registry(state: Callable[[], State]) -> CollectorRegistry:
 
 
 class GuardCollector(Collector):
-    """The guard in numbers. What isn't known yet has no sample, rather than a 0."""
+    """The guard in numbers. What is unknown has no sample, rather than a 0."""
 
     def __init__(self, state: Callable[[], State]) -> None:
         self._state = state
@@ -76,7 +76,7 @@ class GuardCollector(Collector):
         if culled.last_cycle is not None:
             due_at = culled.oldest_overdue.due_at if culled.oldest_overdue else None
             late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0
-            text = "For how long the server has been due that has been for longest; 0 where none is overdue"
+            text = "Seconds for which the longest overdue server has been due; 0 if none is overdue"
             yield _gauge("hubguard_oldest_overdue_seconds", text, late_s)
             yield from _of_cycle(culled.last_cycle, status.at)
         if status.budget is not None:
@@ -128,7 +128,7 @@ def _of_budget(use: BudgetUse) -> Iterator[Metric]:
 def _of_drift(report: DriftReport) -> Iterator[Metric]:
     yield from _time("hubguard_last_drift_look_time_seconds", "When all sources were last compared", report.world.at)
     complete = {reading.source.value: reading.complete for reading in report.world.readings}
-    text = "1 when the last look for drift had all that this source tells; nothing is concluded from one that is 0"
+    text = "1 when the last look for drift read all of this source; nothing is concluded from one that is 0"
     yield _labelled("hubguard_drift_source_complete", text, "source", complete)
     counts = Counter((drift.kind, drift.raised_at is not None) for drift in report.drifts)
     family = GaugeMetricFamily(

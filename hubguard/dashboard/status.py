@@ -38,7 +38,7 @@ class StatusShape:
 
     ``brake`` is set while HubGuard is braked; if it is ``acceptable``, a person can resume. ``clock_from``: idle
     clocks restarted then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
-    ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null where nothing was.
+    ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null if nothing was.
     ``findings`` are what an operator should look at, most recent last. ``handover`` says who
     culls, by whose word, and what was taken over from an idle culler.
     """
@@ -73,11 +73,11 @@ class StatusShape:
 
 @dataclass(frozen=True, slots=True)
 class HealthShape:
-    """Whether HubGuard works. ``ok`` is false while it starts, is in trouble, or hasn't had a good cycle for long; while
+    """Whether HubGuard works. ``ok`` is false while it starts, isn't working, or hasn't had a good cycle for long; while
     it is armed and a server has been due for over half an hour; or when most of what it sent in the last hour failed.
 
-    ``last_good_cycle_age_s`` is null before the first one, ``oldest_overdue_s`` where no server is overdue, ``error_ratio``
-    where nothing was sent in the last hour.
+    ``last_good_cycle_age_s`` is null before the first one, ``oldest_overdue_s`` if no server is overdue, ``error_ratio`` if
+    nothing was sent in the last hour.
     """
 
     ok: bool
@@ -89,7 +89,7 @@ class HealthShape:
 
 
 STALE_CYCLE_S = 900.0
-"""Without a good cycle for this long, or for three times as long as cycles are apart, ``/health`` says so."""
+"""Seconds since the last good cycle, and at least three times the time between cycles, after which ``/health`` says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def state_of(guard: Guard) -> State:
 
 
 def describe(state: State) -> StatusShape:
-    """The state as the API gives it: numbers instead of every server."""
+    """The state as the API returns it: numbers instead of every server."""
     status, culled = state.guard, state.cull
     numbers = counts(running(culled.newest))
     acting = culled.under_way is not None and not culled.under_way.skipped_why

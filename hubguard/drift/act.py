@@ -238,7 +238,7 @@ class Repairer:
         if not server.ready or server.started is None or not began_before(backend, server.started):
             return may_belong
         seen = await self._backends.look([Expected(*backend.key, started=server.started)])
-        if not any(_runs(one, backend, server.started) for one in seen):
+        if not any(_runs(other, backend, server.started) for other in seen):
             return may_belong
         now = await self._hub.get_server(*backend.key)
         same = now is not None and now.ready and same_run(now.started, server.started)
@@ -499,16 +499,16 @@ def _command(backend: Backend) -> str:
 
 def _is_alive(backend: Backend, seen: Sequence[Backend], whole: bool) -> tuple[bool | None, str]:
     """Whether that very backend is alive by this look, None if unknown, and why or how."""
-    same = next((one for one in seen if one.id == backend.id), None)
+    same = next((other for other in seen if other.id == backend.id), None)
     if same is not None:
         return same.alive, same.detail
-    if whole or any(one.key == backend.key and one.alive is False for one in seen):
+    if whole or any(other.key == backend.key and other.alive is False for other in seen):
         return False, ""
     return None, "it isn't listed, and the list is incomplete"
 
 
 def _runs(backend: Backend, other: Backend, run: datetime) -> bool:
-    """Whether ``one`` is alive, isn't ``other``, and belongs to the server's run that was started then."""
+    """Whether ``backend`` is alive, isn't ``other``, and belongs to the server's run that was started then."""
     alive = backend.alive is True and backend.key == other.key and backend.id != other.id
     return alive and backend.started is not None and not began_before(backend, run)
 

@@ -150,8 +150,8 @@ class WorldObserver:
             lists.append((answer, recent.servers))
         # A list from the future is from before our clock was put back, nobody knows by how much.
         ages = [((self._clock.now() - reading.at).total_seconds(), servers) for reading, servers in lists]
-        young = [one for one in ages if 0 <= one[0] <= RECENT_S]
-        return min(young, key=lambda one: one[0])[1] if young else None
+        young = [(age_s, servers) for age_s, servers in ages if 0 <= age_s <= RECENT_S]
+        return min(young, key=lambda pair: pair[0])[1] if young else None
 
     async def _list(self) -> Read[tuple[Server, ...]]:
         whole = await read(self._clock, Source.HUB_API, self._hub.list_servers())
@@ -200,7 +200,7 @@ class WorldObserver:
         """The backends, and whether these are all. Raises BackendError, whatever they do, within BACKENDS_S."""
         if self._given_up:
             raise BackendError("The last look at the backends still hangs, so there is no other.")
-        asking = asyncio.ensure_future(_told(backends, expected))
+        asking = asyncio.ensure_future(_look_at(backends, expected))
         patience = asyncio.ensure_future(self._clock.sleep(BACKENDS_S))
         try:
             await asyncio.wait({asking, patience}, return_when=asyncio.FIRST_COMPLETED)
@@ -241,9 +241,9 @@ class WorldObserver:
 
     def _learn_hub_route(self, routes: Mapping[str, Route] | None) -> None:
         """Keep where the hub's own route is, so that it is missed there: JupyterHub.hub_routespec may name any path."""
-        found = [path for path, route in (routes or {}).items() if route.hub]
-        if found and self._hub_route not in found:
-            self._hub_route = min(found)
+        paths = [path for path, route in (routes or {}).items() if route.hub]
+        if paths and self._hub_route not in paths:
+            self._hub_route = min(paths)
 
     async def _orm_counts(self, state: HubState | None) -> ORMCounts | None:
         now_s = self._clock.monotonic_s()
@@ -254,7 +254,7 @@ class WorldObserver:
         return self._orm
 
 
-async def _told(backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
+async def _look_at(backends: Backends, expected: Sequence[Expected]) -> tuple[tuple[Backend, ...], bool]:
     try:
         answer, whole = tuple(await backends.look(expected)), bool(backends.whole)
     except HubGuardError:

@@ -355,8 +355,8 @@ def describe_plan(plan: RepairPlan) -> PlanShape:
 def why_no_look(status: Status) -> str:
     """Why no look has been taken yet, and what that means."""
     return {
-        Mode.TROUBLED: "HubGuard is in trouble and hasn't looked for drift. The Overview says what is wrong.",
-        Mode.STANDBY: "Another guard is in charge of this hub and looks for drift. This one is on standby.",
+        Mode.TROUBLED: "HubGuard isn't working and hasn't looked for drift. The Overview says what is wrong.",
+        Mode.STANDBY: "Another guard is in charge of this hub and looks for drift. This one is standing by.",
     }.get(
         status.mode,
         "HubGuard hasn't looked at the sources yet, so drift is unknown. The first look comes soon after the start.",

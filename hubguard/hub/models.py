@@ -113,7 +113,7 @@ def read_group_roles(items: Any) -> dict[str, tuple[str, ...]]:
     """The roles of each group of a page, by the group's name. Raises HubRefused if the hub leaves them out."""
     if not isinstance(items, list):
         raise _garbled(f"it gave {_short(items)} where a list of groups belongs")
-    found = {}
+    by_group = {}
     for item in items:
         name = read_text(item, "name")
         roles = _read_names(item, "roles", f"group {name}")
@@ -122,8 +122,8 @@ def read_group_roles(items: Any) -> dict[str, tuple[str, ...]]:
                 f"The hub doesn't show the roles of the group {name}: the token lacks the scope read:roles:groups. Give it to"
                 " HubGuard's role; without it, roles that come through a group are unknown."
             )
-        found[name] = roles
-    return found
+        by_group[name] = roles
+    return by_group
 
 
 def with_group_roles(user: User, by_group: Mapping[str, tuple[str, ...]] | None) -> User:

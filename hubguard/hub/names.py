@@ -67,12 +67,12 @@ def unknown(typed: str, known: Iterable[str], noun: str = "user") -> str:
 
 async def who(hub: HubAPI, typed: str) -> str:
     """The name of the hub's user who is meant by ``typed``. Raises UnknownUser, and HubError if the hub doesn't say."""
-    found = await hub.find_users(typed)
-    if len(found) == FOUND_AT_MOST:
+    names = await hub.find_users(typed)
+    if len(names) == FOUND_AT_MOST:
         for name in spellings(typed):
-            if name in found or await hub.get_user(name) is not None:
+            if name in names or await hub.get_user(name) is not None:
                 return name
-    if (meant := resolved(typed, found)) is None:
+    if (meant := resolved(typed, names)) is None:
         pieces = dict.fromkeys((typed[:PIECE], typed[-PIECE:], typed[:1]))
         raise UnknownUser(unknown(typed, {name for piece in pieces for name in await hub.find_users(piece)}))
     return meant
@@ -81,7 +81,7 @@ async def who(hub: HubAPI, typed: str) -> str:
 async def nobody_of(hub: HubAPI, globs: Iterable[str], there: Iterable[str]) -> bool:
     """Whether none of ``globs`` fits a user of the hub; ``there`` are some of them. Raises HubError.
 
-    False also where that isn't certain: with too many users to look through.
+    False also if that isn't certain: with too many users to look through.
     """
     wanted = tuple(globs)
     if any(fits(glob, name) for name in there for glob in wanted):
@@ -89,7 +89,7 @@ async def nobody_of(hub: HubAPI, globs: Iterable[str], there: Iterable[str]) -> 
     for glob in wanted:
         # The longest piece that stands in every name that it fits.
         piece = max(re.split(r"\*|\?|\[.*?\]", glob), key=len)
-        found = await hub.find_users(piece) if piece else ()
-        if not piece or len(found) == FOUND_AT_MOST or any(fits(glob, name) for name in found):
+        names = await hub.find_users(piece) if piece else ()
+        if not piece or len(names) == FOUND_AT_MOST or any(fits(glob, name) for name in names):
             return False
     return True

@@ -39,7 +39,7 @@ SLACK_S = 0.4
 """Seconds beyond those of a transaction, after which a failure means that nobody answers."""
 
 TRY_AGAIN_S = 2.0
-"""Seconds that a database which doesn't answer isn't asked again: who waits for it is told at once."""
+"""Seconds for which a database that doesn't answer isn't asked again: whoever waits for it gets an error at once."""
 
 ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "postgresql": {

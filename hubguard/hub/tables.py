@@ -94,7 +94,7 @@ def groups_and_roles(connection: Connection, ids: Iterable[int]) -> tuple[Names,
 
 
 def known_revision(db: ReadOnly, connection: Connection) -> str:
-    """The revision of the hub's tables. Raises HubDBError for one that isn't known."""
+    """The revision of the hub's tables. Raises HubDBError for an unknown one."""
     rows = connection.execute(sa.select(_revision.c.version_num)).all()
     revision = ", ".join(str(row[0]) for row in rows)
     if revision not in REVISIONS:

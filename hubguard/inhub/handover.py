@@ -151,29 +151,29 @@ class Handover:
         return asdict(self)
 
 
-def from_dict(told: Mapping[str, Any] | None) -> Handover:
+def from_dict(data: Mapping[str, Any] | None) -> Handover:
     """What :meth:`Handover.to_dict` returned; None: there is nothing to hand over. Raises KeyError or TypeError."""
-    if not told:
+    if not data:
         return Handover()
     cullers = tuple(
-        Culler(one["name"], tuple(one["command"]), _reach(one["reach"]) or (), _reach(one["user_reach"]))
-        for one in told["cullers"]
+        Culler(culler["name"], tuple(culler["command"]), _reach(culler["reach"]) or (), _reach(culler["user_reach"]))
+        for culler in data["cullers"]
     )
-    suspects = tuple(Suspect(one["name"], Kind(one["kind"]), one["why"]) for one in told["suspects"])
+    suspects = tuple(Suspect(suspect["name"], Kind(suspect["kind"]), suspect["why"]) for suspect in data["suspects"])
     return Handover(
         cullers,
         suspects,
-        bool(told["replaced"]),
-        str(told["why"]),
-        told["settings"],
-        str(told["api_url"]),
-        tuple(told["notes"]),
-        str(told["folder"]),
+        bool(data["replaced"]),
+        str(data["why"]),
+        data["settings"],
+        str(data["api_url"]),
+        tuple(data["notes"]),
+        str(data["folder"]),
     )
 
 
-def _reach(told: Iterable[Iterable[str]] | None) -> Reach | None:
-    return None if told is None else tuple(tuple(filters) for filters in told)
+def _reach(data: Iterable[Iterable[str]] | None) -> Reach | None:
+    return None if data is None else tuple(tuple(filters) for filters in data)
 
 
 # -- deciding -----------------------------------------------------------------------------------------------------------
@@ -181,31 +181,31 @@ def _reach(told: Iterable[Iterable[str]] | None) -> Reach | None:
 
 def decide(services: Sequence[Service], hub: Hub) -> Handover:
     """What becomes of the cullers among ``services``, which are all but HubGuard's own. ``folder`` isn't filled in yet."""
-    found = [service for service in services if runs_a_culler(service.command)]
+    culling = [service for service in services if runs_a_culler(service.command)]
     suspects = tuple(
-        suspect for service in services if service not in found and (suspect := _suspect(service)) is not None
+        suspect for service in services if service not in culling and (suspect := _suspect(service)) is not None
     )
-    cullers = tuple(_culler(service) for service in found)
+    cullers = tuple(_culler(service) for service in culling)
     seen = Handover(cullers, suspects)
-    others = [one for one in suspects if one.kind is Kind.LIKELY and one.name not in hub.beside]
+    others = [suspect for suspect in suspects if suspect.kind is Kind.LIKELY and suspect.name not in hub.beside]
     if others:
-        beside = ", ".join(repr(one.name) for one in others)
-        why = " ".join(f"{_capital(one.why)}." for one in others)
+        beside = ", ".join(repr(suspect.name) for suspect in others)
+        why = " ".join(f"{_capital(suspect.why)}." for suspect in others)
         return replace(seen, why=f"{why} If that isn't a culler, name it in c.HubGuard.act_beside = [{beside}].")
-    if not found:
+    if not culling:
         return seen
-    if why := _why_it_stays(found, hub):
+    if why := _why_it_stays(culling, hub):
         return replace(seen, why=why)
-    taken = [_without_users(service, hub) for service in found]
-    settings = taken[0].settings if len(found) == 1 else _together(found, taken)
-    notes = [note for one in taken for note in one.notes]
+    taken = [_without_users(service, hub) for service in culling]
+    settings = taken[0].settings if len(culling) == 1 else _together(culling, taken)
+    notes = [note for takeover in taken for note in takeover.notes]
     for culler in cullers:
         if culler.reach:
             notes.append(
                 f"HubGuard stops only what the role of {culler.name} allows:"
                 f" {', and '.join(' or '.join(filters) for filters in culler.reach)}."
             )
-    (api_url,) = {_api_url(service) for service in found}
+    (api_url,) = {_api_url(service) for service in culling}
     return replace(seen, replaced=True, settings=settings, api_url=api_url, notes=tuple(notes))
 
 
@@ -217,7 +217,7 @@ def reach_of(scopes: Iterable[str], needed: Sequence[str] = NEEDED) -> Reach | N
         if name in held:
             continue
         filters = sorted(scope.removeprefix(f"{name}!") for scope in held if scope.startswith(f"{name}!"))
-        filters = [one for one in filters if one.startswith(("user=", "group=", "server="))]
+        filters = [filter_ for filter_ in filters if filter_.startswith(("user=", "group=", "server="))]
         if not filters:
             return None
         if tuple(filters) not in reach:
@@ -261,19 +261,19 @@ def _suspect(service: Service) -> Suspect | None:
     return Suspect(service.name, Kind.LIKELY, f"{rights}, and little else: it may be a culler")
 
 
-def _why_it_stays(found: Sequence[Service], hub: Hub) -> str:
+def _why_it_stays(culling: Sequence[Service], hub: Hub) -> str:
     """Why these cullers go on themselves, as a sentence; "" if HubGuard can take their place."""
     if hub.wanted != "take over":
         return f"HubGuard.on_idle_culler is {hub.wanted!r}."
     if why := why_unreachable(hub.api_url, hub.internal_ssl):
         return why
-    for service in found:
+    for service in culling:
         if why := _why_one_stays(service, hub):
-            return f"{service.name}: {why}" if len(found) > 1 else _capital(why)
-    if len({_api_url(service) for service in found}) > 1:
+            return f"{service.name}: {why}" if len(culling) > 1 else _capital(why)
+    if len({_api_url(service) for service in culling}) > 1:
         return "The cullers reach the hub by different URLs (--url)."
-    if len(found) > 1:
-        return _why_not_together(found, hub)
+    if len(culling) > 1:
+        return _why_not_together(culling, hub)
     return ""
 
 
@@ -368,30 +368,30 @@ def _covers(ours: frozenset[str], scope: str, theirs: Reach) -> bool:
 # -- several cullers become rules -----------------------------------------------------------------------------------------
 
 
-def _why_not_together(found: Sequence[Service], hub: Hub) -> str:
+def _why_not_together(culling: Sequence[Service], hub: Hub) -> str:
     """Why these cullers can't become rules, of which each server has the first that matches it; "" if they can."""
-    name = " and ".join(service.name for service in found)
+    name = " and ".join(service.name for service in culling)
     cannot = f"{name} can't be replaced together:"
     if hub.has_rules:
         return f"{cannot} HubGuardCull.rules is set, which would come on top of theirs."
-    values = [settings_from(service.command).settings["HubGuardCull"] for service in found]
-    if any(one.get("users") for one in values):
+    values = [settings_from(service.command).settings["HubGuardCull"] for service in culling]
+    if any(cull.get("users") for cull in values):
         return f"{cannot} one has --cull-users."
-    if len({one["remove_named_servers"] for one in values if one["named_servers"]}) > 1:
+    if len({cull["remove_named_servers"] for cull in values if cull["named_servers"]}) > 1:
         return f"{cannot} --remove-named-servers differs."
-    if any(len(reach_of(service.scopes or ()) or ()) > 1 for service in found):
+    if any(len(reach_of(service.scopes or ()) or ()) > 1 for service in culling):
         return f"{cannot} the filters of one role's scopes differ."
     in_order = sorted(values, key=_limits)
-    if sorted(map(_age, values)) != [_age(one) for one in in_order]:
+    if sorted(map(_age, values)) != [_age(cull) for cull in in_order]:
         return f"{cannot} one stops servers earlier when idle, another earlier by age."
     return ""
 
 
-def _together(found: Sequence[Service], taken: Sequence[TakenOver]) -> dict[str, dict[str, object]]:
+def _together(culling: Sequence[Service], taken: Sequence[TakenOver]) -> dict[str, dict[str, object]]:
     """One rule for each kind of filter of each culler, strictest limits first. No server without a rule is stopped."""
-    values = [one.settings["HubGuardCull"] for one in taken]
+    values = [takeover.settings["HubGuardCull"] for takeover in taken]
     rules: list[dict[str, object]] = []
-    for service, cull in sorted(zip(found, values, strict=True), key=lambda pair: _limits(pair[1])):
+    for service, cull in sorted(zip(culling, values, strict=True), key=lambda pair: _limits(pair[1])):
         if not (cull["default_servers"] or cull["named_servers"]):
             continue
         limits: dict[str, object] = {"idle_timeout_s": cull["idle_timeout_s"], "max_age_s": cull["max_age_s"]}
@@ -400,18 +400,18 @@ def _together(found: Sequence[Service], taken: Sequence[TakenOver]) -> dict[str,
         for matches in _matches(reach_of(service.scopes or ()) or ()):
             number = sum(str(rule["name"]).startswith(service.name) for rule in rules)
             rules.append({"name": f"{service.name} ({number + 1})" if number else service.name, **matches, **limits})
-    concurrency = [one.settings.get("HubGuardBudget", {}).get("concurrency") for one in taken]
+    concurrency = [takeover.settings.get("HubGuardBudget", {}).get("concurrency") for takeover in taken]
     settings: dict[str, dict[str, object]] = {
         "HubGuardCull": {
             "idle_timeout_s": 0.0,
             "max_age_s": 0.0,
             "rules": rules,
-            "every_s": min(float(str(one["every_s"])) for one in values),
-            "remove_named_servers": any(one["remove_named_servers"] for one in values if one["named_servers"]),
+            "every_s": min(float(str(cull["every_s"])) for cull in values),
+            "remove_named_servers": any(cull["remove_named_servers"] for cull in values if cull["named_servers"]),
         }
     }
     if None not in concurrency:
-        settings["HubGuardBudget"] = {"concurrency": max(int(str(one)) for one in concurrency)}
+        settings["HubGuardBudget"] = {"concurrency": max(int(str(count)) for count in concurrency)}
     return settings
 
 
@@ -421,12 +421,12 @@ def _matches(reach: Reach) -> list[dict[str, object]]:
     matches: list[dict[str, object]] = []
     (filters,) = reach
     for kind in ("user", "group"):
-        names = [glob.escape(one.partition("=")[2]) for one in filters if one.startswith(f"{kind}=")]
+        names = [glob.escape(filter_.partition("=")[2]) for filter_ in filters if filter_.startswith(f"{kind}=")]
         if names:
             matches.append({f"{kind}s": names})
-    for one in filters:
-        if one.startswith("server="):
-            user, _, server = one.partition("=")[2].partition("/")
+    for filter_ in filters:
+        if filter_.startswith("server="):
+            user, _, server = filter_.partition("=")[2].partition("/")
             matches.append({"users": [glob.escape(user)], "servers": [glob.escape(server)]})
     return matches
 

@@ -159,31 +159,31 @@ def _hand_over(app: Any) -> handover.Handover:
         handover.scopes_of(app._service_map.get(SERVICE)),
         bool(getattr(app, "internal_ssl", False)),
     )
-    found = handover.decide([handover.service_of(service) for service in there.values()], hub)
-    if found.replaced:
+    takeover = handover.decide([handover.service_of(service) for service in there.values()], hub)
+    if takeover.replaced:
         try:
             folder = tempfile.mkdtemp(prefix="hubguard-")
         except OSError as error:
             why = f"No folder for temporary files can be written ({error.strerror})."
-            found = replace(found, replaced=False, settings={}, api_url="", notes=(), why=why)
+            takeover = replace(takeover, replaced=False, settings={}, api_url="", notes=(), why=why)
         else:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            found = replace(found, folder=folder)
-    if found.replaced:
-        for number, culler in enumerate(found.cullers):
-            part = understudy.Part(found.folder, number, os.getpid(), understudy.Terms(), culler.command)
+            takeover = replace(takeover, folder=folder)
+    if takeover.replaced:
+        for number, culler in enumerate(takeover.cullers):
+            part = understudy.Part(takeover.folder, number, os.getpid(), understudy.Terms(), culler.command)
             # Its entry stays as it is: its role names it, and its token and environment are what the original needs.
             there[culler.name].command = understudy.command_for(part, sys.executable)
         app.log.warning(
             "HubGuard replaces the idle culler %s once it has shown that it can do its work. Until then, and whenever"
             " HubGuard fails, the culler runs.",
-            found.name,
+            takeover.name,
         )
-    elif found.why:
+    elif takeover.why:
         app.log.warning(
-            "HubGuard only observes. %s", f"{found.name} culls. {found.why}" if found.cullers else found.why
+            "HubGuard only observes. %s", f"{takeover.name} culls. {takeover.why}" if takeover.cullers else takeover.why
         )
-    return found
+    return takeover
 
 
 def hub_for_handover(
@@ -192,10 +192,10 @@ def hub_for_handover(
     """What decides about the handover at a hub with that ``config``, where HubGuard's service has the scopes ``ours``."""
 
     def value(section: str, name: str, default: Any) -> Any:
-        found = config.get(section, {}).get(name, default)
-        if isinstance(found, DeferredConfigString):
-            found = _from_command_line(found)
-        return default if isinstance(found, LazyConfigValue) else found
+        setting = config.get(section, {}).get(name, default)
+        if isinstance(setting, DeferredConfigString):
+            setting = _from_command_line(setting)
+        return default if isinstance(setting, LazyConfigValue) else setting
 
     users = value("HubGuardCull", "users", None)
     beside = value("HubGuard", "act_beside", ())

@@ -21,10 +21,10 @@ CALL_S = 9.0
 """Maximum seconds for a call. A database server is given up before that; this is for a disk that hangs."""
 
 SLOW_S = 2.0
-"""Seconds after which a call that fails shows that the journal is in trouble: others then fail at once."""
+"""Seconds after which a call that fails shows that the journal doesn't answer: others then fail at once."""
 
 TRY_AGAIN_S = 2.0
-"""Seconds between two calls that find out whether the trouble is over."""
+"""Seconds between two calls that find out whether the journal answers again."""
 
 BEAT_S = 3.0
 """Seconds between two looks at whether the journal still answers."""
@@ -122,7 +122,7 @@ class AsyncJournal(AsyncStore[Journal]):
         """``function(*args, **kwargs)`` in the journal's thread; a cancelled caller leaves it running to its end.
 
         Raises JournalError within 10 s if the database doesn't answer. Then the call had no effect and won't have one,
-        unless the error says that this isn't known.
+        unless the error says that this is unknown.
         """
         began_s = time.monotonic()
         if self.silent:

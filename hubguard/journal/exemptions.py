@@ -47,7 +47,7 @@ class Exemptions(Entries):
     def end_exemption(self, exemption_id: int, actor: str, why: str, now: datetime) -> Exemption:
         """That exemption is over from now on; the exemption as it is now. An entry, released, says so.
 
-        Raises NoSuchExemption, and changes nothing, where there is none in force: then somebody has ended it, its time has
+        Raises NoSuchExemption, and changes nothing, if there is none in force: then somebody has ended it, its time has
         passed, or there is none of that id. Of several that end it at once one does.
         """
         same = _exemption.c.id == exemption_id

@@ -60,7 +60,7 @@ def newest_revision() -> str:
 def revisions(url: str) -> tuple[str | None, str]:
     """(the revision that the database at ``url`` is at, the newest known here). Changes nothing.
 
-    The first is None where there are no tables of HubGuard's yet. Raises JournalError when the database can't be read.
+    The first is None if there are no tables of HubGuard's yet. Raises JournalError when the database can't be read.
     """
     database = Database(url)
     try:

@@ -56,7 +56,16 @@ class Stance:
     @property
     def sentence(self) -> str:
         """``On hold (Ann: exam week).``, for people; "" if acting isn't on hold."""
-        return f"On hold ({self.held_by or 'someone'}: {self.held_why or 'no reason given'})." if self.held else ""
+        return f"On hold{self._by_and_why}." if self.held else ""
+
+    @property
+    def clause(self) -> str:
+        """``HubGuard is on hold (Ann: exam week)``, to stand in a sentence; "" if acting isn't on hold."""
+        return f"HubGuard is on hold{self._by_and_why}" if self.held else ""
+
+    @property
+    def _by_and_why(self) -> str:
+        return f" ({self.held_by or 'someone'}: {self.held_why or 'no reason given'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class ArmedBy(str, Enum):
 
 
 class Event(str, Enum):
-    """What an entry of the journal tells."""
+    """What an entry of the journal records."""
 
     INTENT = "intent"  # about to be sent
     OUTCOME = "outcome"  # what came of an intent

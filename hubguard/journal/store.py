@@ -67,7 +67,7 @@ class Journal(Exemptions):
     def take_lease(
         self, hub: str, holder: str, address: str, generation: float, now: datetime, ttl_s: float
     ) -> Lease | None:
-        """The lease on ``hub``, ours for ``ttl_s`` seconds; None when another one holds it.
+        """The lease on ``hub``, ours for ``ttl_s`` seconds; None if another guard holds it.
 
         It is taken when nobody holds it, when it was released or has run out, and when ``generation`` is greater than
         the holder's (a newer hub started us). Then the fence has risen by 1, and an entry says so. One that is ours
@@ -113,7 +113,7 @@ class Journal(Exemptions):
             connection.execute(sa.update(_lease).where(_is_held(hub, lease)).values(holder="", expires_at=now))
 
     def lease(self, hub: str) -> Lease | None:
-        """Who has the lease, run out or not (see ``expires_at``); None when nobody ever had, or it was released."""
+        """Who has the lease, even if it has run out (``expires_at``); None if nobody ever had it, or it was released."""
         with self.reading() as connection:
             row = connection.execute(sa.select(_lease).where(_lease.c.hub == hub)).one_or_none()
         if row is None or not row.holder:
@@ -161,12 +161,11 @@ class Journal(Exemptions):
     ) -> int:
         """The intent is on disk; its id. Only then may the request go out.
 
-        ``detail`` says what ``action`` doesn't, for people; ``grounds`` is what it rests on.
-        ``armed`` is what the settings say; None leaves it to the stance, and ``by_default`` is what holds until people have
-        set that. ``asked``: a person wants this one by name,
-        so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out, ActingRefused when acting
-        is on hold, or is neither armed nor asked for. From these checks until the commit nobody can take the lease
-        or put acting on hold: whoever does so afterwards finds this intent in the journal.
+        ``detail`` says what ``action`` doesn't, for people; ``grounds`` is what it is based on. ``armed`` is what the
+        settings say; None leaves it to the stance, and ``by_default`` is in effect until people have set that. ``asked``: a
+        person wants this one by name, so it needs no arming. Raises LeaseLost unless the lease is ours and hasn't run out,
+        and ActingRefused if acting is on hold, or HubGuard is neither armed nor asked. From these checks until the commit
+        nobody can take the lease or put acting on hold: whoever does so afterwards finds this intent in the journal.
         """
         with self.writing() as connection:
             # A change that changes nothing: it checks the row and locks it in one statement, on every database.
@@ -218,7 +217,7 @@ class Journal(Exemptions):
     def failures(self, since: datetime) -> dict[tuple[str, str, datetime | None], Failures]:
         """By run (user, server, started): its outcomes failed or unverified since its last done, and since ``since``.
 
-        A run without any isn't in it. Skipped outcomes count for nothing.
+        A run without any isn't in it. Skipped outcomes don't count.
         """
         run = (_entry.c.user_name, _entry.c.server_name, _entry.c.started)
         failed = sa.and_(
@@ -257,15 +256,15 @@ class Journal(Exemptions):
     def forget(self, before: datetime) -> int:
         """Entries older than ``before`` are gone; how many. An intent goes with its outcome, and an open one never.
 
-        So are exemptions that were over by then. The entries go a few hundred at a time, so that others get their turn in
-        between, and about 5,000 at the most: while this returns more than 0, call it again.
+        Exemptions that had ended by then are gone, too. The entries go a few hundred at a time, so that others get their
+        turn in between, and about 5,000 at the most: while this returns more than 0, call it again.
         """
         self._forget_exemptions(before)
         gone = 0
         with self.reading() as connection:
             old = list(itertools.islice(_ids_to_forget(connection, before), _FORGET_AT_MOST))
         for start in range(0, len(old), _FORGET_AT_ONCE):
-            ids = {one for group in old[start : start + _FORGET_AT_ONCE] for one in group}
+            ids = {id_ for group in old[start : start + _FORGET_AT_ONCE] for id_ in group}
             with self.writing() as connection:
                 gone += connection.execute(sa.delete(_entry).where(_entry.c.id.in_(ids))).rowcount
         return gone
@@ -282,7 +281,7 @@ class Journal(Exemptions):
                 connection.execute(sa.insert(_memory).values(key=key, value=text, at=now))
 
     def recall(self, key: str) -> tuple[dict[str, Any], datetime] | None:
-        """What was last remembered under ``key``, and when; None where that is nothing, or can't be read any more."""
+        """What was last remembered under ``key``, and when; None if that is nothing, or can't be read any more."""
         with self.reading() as connection:
             row = connection.execute(sa.select(_memory).where(_memory.c.key == key)).one_or_none()
         if row is None:
@@ -294,7 +293,7 @@ class Journal(Exemptions):
         return (value, row.at) if isinstance(value, dict) else None
 
     def _lease_row(self, connection: Connection, hub: str, now: datetime) -> Any:
-        """The row of that hub; where there was none there is now one that nobody holds."""
+        """The row of that hub; if there was none, there is now one that nobody holds."""
         query = sa.select(_lease).where(_lease.c.hub == hub)
         row = connection.execute(query).one_or_none()
         if row is None:

@@ -51,7 +51,7 @@ def exemption_text(exemption: Exemption) -> str:
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """A journal entry as the API gives it."""
+    """A journal entry as the API returns it."""
     plain: dict[str, Any] = as_json(entry)
     return plain
 

@@ -76,7 +76,7 @@ class Slot:
     """The right to send one request, from ``async with budget.slot(...)``; it ends with the block.
 
     Say in the block when the request goes out, and what came of it; only the first word counts. A block that ends without
-    a word on what came of it was given up: it tells nothing about the hub.
+    a word on what came of it was given up: it says nothing about the hub.
     """
 
     def __init__(self, budget: Budget, turn: _Turn) -> None:
@@ -149,9 +149,9 @@ class Budget:
         """``async with budget.slot(lane, safe=...) as slot``: waits for its turn, then holds a place until the block ends.
 
         ``safe``: it changes nothing, and may be sent to find out whether ``to`` answers again. Entering raises
-        BudgetExhausted where its breaker is open: always for what isn't safe, and for what is until a probe is due.
+        BudgetExhausted if its breaker is open: always for what isn't safe, and for what is until a probe is due.
         ``kind`` names requests that usually take equally long: when these take longer and longer, that halves the
-        concurrency as an overload does. None: how long it takes tells nothing.
+        concurrency as an overload does. None: how long it takes means nothing.
         """
         return Slot(self, _Turn(lane, safe, to, kind, (self._whole, *_lowered_to.get())))
 
@@ -226,7 +226,7 @@ class Budget:
         self._dispatch()
 
     def try_again(self, to: Destination) -> None:
-        """Somebody has evidence that ``to`` is back: where its breaker is open, one probe may go now, and decides.
+        """Somebody has evidence that ``to`` is back: if its breaker is open, one probe may go now, and decides.
 
         It is evidence until a request that went out later fails; a destination that is left alone by Retry-After stays so.
         """
@@ -394,7 +394,7 @@ class Budget:
 class _Side:
     """What a destination has to itself: its breaker, until when it wants to be left alone, and how fast it usually is.
 
-    ``back_at_s`` is when somebody had evidence that it is back, and infinite where there is none.
+    ``back_at_s`` is when somebody had evidence that it is back, and infinite if there is none.
     """
 
     def __init__(self, breaker: Breaker) -> None:
@@ -404,7 +404,7 @@ class _Side:
         self.latencies: defaultdict[str, Latency] = defaultdict(Latency)
 
     def probe_in_s(self, now_s: float) -> float:
-        """Seconds until the open breaker lets a probe go; 0 where it may go now."""
+        """Seconds until the open breaker lets a probe go; 0 if it may go now."""
         return self.breaker.probe_in_s(now_s) if self.back_at_s == math.inf else 0.0
 
 

@@ -72,7 +72,7 @@ class Rate:
 class Concurrency:
     """How many may be in flight: halved when there is too much, one more when all of a full round went well (AIMD).
 
-    ``limit`` stays between 1 and ``cap``. What was already out at the last halving tells nothing new, so that
+    ``limit`` stays between 1 and ``cap``. What was already out at the last halving says nothing new, so that
     one overload that fails ten requests at once counts once. Growth has to be earned: a round is as many successes as
     the limit is high, and in it the limit must have been what held requests back.
     """
@@ -137,7 +137,7 @@ class Spread:
         self._last_s = float("-inf")
 
     def wait_s(self, now_s: float, limit: int) -> float:
-        """Seconds until the next may go, where ``limit`` may be in flight; 0 when it may go now, or none is done yet."""
+        """Seconds until the next may go if ``limit`` may be in flight; 0 if it may go now, or none is done yet."""
         if self._takes_s is None:
             return 0.0
         gap_s = min(self.LONGEST_S, self.SHARE * self._takes_s / limit)
@@ -205,7 +205,7 @@ def cycle_in_s(
     """Seconds from now until the next cycle: ``every_s`` plus or minus 10 %, and not while the hub does its own check.
 
     ``hub_checks_at_s`` is a moment, on the clock of ``now_s``, at which the hub checks its routes and takes over activity,
-    None if that isn't known; it does so every ``hub_check_every_s``, 0 for never. The quiet zone reaches ``q`` = 5 s to
+    None if unknown; it does so every ``hub_check_every_s``, 0 for never. The quiet zone reaches ``q`` = 5 s to
     both sides of each such moment, but no further than a tenth of either interval; what falls into it comes ``2 * q``
     later, which is behind it, and as spread as before. So the result is in ``[0.9 * every_s, 1.1 * every_s + 2 * q]``.
     """
@@ -278,7 +278,7 @@ class Breaker:
     def restore(self, *, opened: bool, failures: int, probe_in_s: float, stays_s: float, now_s: float) -> None:
         """Go on as one did before a restart: open with a probe due in ``probe_in_s``, or with ``failures`` in a row.
 
-        It stays closed with those failures, however many: one more opens it. Where this one isn't closed any more, it knows
+        It stays closed with those failures, however many: one more opens it. If this one isn't closed any more, it knows
         better, and nothing happens.
         """
         if self.state != "closed":

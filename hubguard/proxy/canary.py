@@ -393,9 +393,9 @@ class _Wire(asyncio.Protocol):
 
 
 async def _in_time(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What ``work`` gives. Raises asyncio.TimeoutError where that takes longer.
+    """What ``work`` gives. Raises asyncio.TimeoutError if that takes longer.
 
-    A cancellation is never lost, as it is by asyncio.wait_for of Python 3.10 and 3.11 where it comes just as all is done.
+    A cancellation is never lost, as it is by asyncio.wait_for of Python 3.10 and 3.11 if it comes just as all is done.
     """
     task = asyncio.ensure_future(work)
     try:

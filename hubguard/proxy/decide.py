@@ -244,7 +244,7 @@ def missing(table: Mapping[str, Route], expected: Mapping[str, Key | None]) -> t
 
 
 def compared(before: Watched, lacking: tuple[str, ...], now: datetime) -> Watched:
-    """What is known after the table was compared at ``now`` with what belongs into it: where nothing lacks, it is whole."""
+    """What is known after the table was compared at ``now`` with what belongs in it: if nothing is missing, it is whole."""
     after = replace(before, status=replace(before.status, missing=lacking))
     if lacking or before.lost_from is None:
         return after

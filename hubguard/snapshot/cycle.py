@@ -86,8 +86,8 @@ class Snapshots:
     known of each server that was there. ``counting``: users are being counted, so nobody else may be deleted, from the start
     of a look until it is judged.
 
-    ``restores`` gives the times (from, to) in which a
-    table that the proxy had lost was filled again. ``generation`` is the start of the hub that runs this guard.
+    ``restores`` returns the times (from, to) in which a table that the proxy had lost was filled again, oldest first.
+    ``generation`` is the start of the hub that runs this guard.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class Snapshots:
     ) -> Situation:
         """A new snapshot, and what is known beside it; to be judged next. Raises JournalError.
 
-        ``users``: also those who were last active before ``inactive_since``, or all. ``whole``: the hub's API is asked for
-        the list even if its database would do.
+        ``users``: also those who were last active before ``inactive_since``, or all. ``whole``: the list is read from
+        the hub's API even if its database would do.
         """
         await self.begin(journal)
         self.counting = True
@@ -214,7 +214,7 @@ class Snapshots:
         snapshot = await self._observer.look(
             users=users,
             inactive_since=inactive_since,
-            # Only the hub's API tells what is in the middle of something.
+            # Only the hub's API shows what is pending.
             whole=whole
             or bool(open_intents)
             or bool(self._stuck(self._clock.now()))
@@ -242,7 +242,7 @@ class Snapshots:
         return Situation(self._looked.now, snapshot, self.seen, self._restores, clock_from)
 
     def _stuck(self, now: datetime) -> tuple[Seen, ...]:
-        """What was pending for too long when it was last seen. Only the hub's API tells whether it still is."""
+        """What was pending for too long when it was last seen. Only the hub's API shows whether it still is."""
         limit = timedelta(seconds=self._caution.pending_limit_s)
         return tuple(
             seen for seen in self.seen.values() if seen.pending_since is not None and now - seen.pending_since >= limit
@@ -253,8 +253,8 @@ class Snapshots:
     ) -> None:
         """Intents without an outcome, left by a guard that ended in between, are settled by what the snapshot shows.
 
-        A server that is in the middle of something stays open: its end isn't known yet. What only a look at all sources
-        can tell is left to that.
+        An intent for a server that is pending stays open: its outcome is unknown yet. What only a look at all sources can
+        show is left to that.
         """
         servers = {server.key: server for server in snapshot.servers}
         for intent in open_intents:
@@ -280,7 +280,7 @@ class Snapshots:
         try:
             user = await self._hub.get_user(intent.user or "")
         except Exception as error:
-            log.warning("What became of deleting %s isn't known yet: %s", intent.user, error)
+            log.warning("It is unknown yet whether %s is deleted: %s", intent.user, error)
             return None
         if user is None or not same_run(user.created, intent.started):
             return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
@@ -393,7 +393,7 @@ class Snapshots:
                 gone = await journal.forget(before)
                 await AsyncActivity(journal).forget(before)
             except JournalError as error:
-                # What this cycle did is told all the same.
+                # What this cycle did is reported all the same.
                 log.warning("The journal keeps what is old for another day: %s", error)
                 return
             if gone:
@@ -419,7 +419,7 @@ def _answered(snapshot: Snapshot, source: Source) -> bool | None:
     return None if reading is None else reading.complete
 
 
-def _same_pace(one: tuple[PaceState, datetime | None], other: tuple[PaceState, datetime | None]) -> bool:
-    if one[0] != other[0] or one[1] is None or other[1] is None:
-        return one == other
-    return abs(one[1] - other[1]) < timedelta(seconds=1)
+def _same_pace(learned: tuple[PaceState, datetime | None], before: tuple[PaceState, datetime | None]) -> bool:
+    if learned[0] != before[0] or learned[1] is None or before[1] is None:
+        return learned == before
+    return abs(learned[1] - before[1]) < timedelta(seconds=1)

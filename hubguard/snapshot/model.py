@@ -14,8 +14,8 @@ from hubguard.model import Reading, Route, Server, Source, User
 class Snapshot:
     """What HubGuard believes at one moment. ``servers`` is sorted by (user, name); ``readings`` has one row a source.
 
-    ``users_total`` is how many users the hub has, None where it wasn't told. ``users`` holds those who may be deleted, by
-    name, and None where nobody asked for them. ``routes`` is the proxy's table by path, None where it couldn't be read.
+    ``users_total`` is how many users the hub has, None if unknown. ``users`` holds those who may be deleted, in no order,
+    and None if they weren't read. ``routes`` is the proxy's table by path, None if it couldn't be read.
     """
 
     taken_at: datetime
@@ -26,12 +26,12 @@ class Snapshot:
     routes: Mapping[str, Route] | None = field(default=None, hash=False)
 
     def reading(self, source: Source) -> Reading | None:
-        """The reading of ``source``, or None where it wasn't asked."""
+        """The reading of ``source``, or None if it wasn't read."""
         return next((r for r in self.readings if r.source is source), None)
 
     @property
     def complete(self) -> bool:
-        """True when the hub answered in full. Its database and the proxy only spare it questions, and may be missing."""
+        """True when the hub answered in full. Its database and the proxy only save it requests, and may be missing."""
         return all(r.complete for r in self.readings if r.source is Source.HUB_API)
 
 

@@ -45,8 +45,8 @@ class Observer:
         """A snapshot of the servers that the hub calls active, and with ``users`` of those inactive since then (or all).
 
         Never raises for a source that fails: its reading is then incomplete and says why, and its part of the snapshot is
-        empty or None. ``readings[...].at`` is the time before the source was asked, so that an age is never understated.
-        ``whole``: the hub's API is asked for the list even where its database would do.
+        empty or None. ``readings[...].at`` is the time before the source was read, so that an age is never understated.
+        ``whole``: the list is read from the hub's API even if its database would do.
         """
         taken_at = self._clock.now()
         servers: tuple[Server, ...] = ()
@@ -70,7 +70,7 @@ class Observer:
         inactive: tuple[User, ...] | None = None
         if users and all(reading.complete for reading in readings if reading.source is Source.HUB_API):
             inactive, failed = await self._inactive(inactive_since)
-            readings = [failed if failed and one.source is Source.HUB_API else one for one in readings]
+            readings = [failed if failed and reading.source is Source.HUB_API else reading for reading in readings]
         routes = None
         if self._proxy is not None:
             of_proxy = await read(self._clock, Source.PROXY, self._proxy.routes())
@@ -80,7 +80,7 @@ class Observer:
         return Snapshot(taken_at, servers, tuple(readings), users_total, inactive, routes)
 
     def _as_first_seen(self, servers: tuple[Server, ...]) -> tuple[Server, ...]:
-        """Each with its start as it was first told: what is known of a run is found by that, whichever source it is from."""
+        """Each with its start as first reported: a run is known by that, whichever source reports it."""
         same = []
         for server in servers:
             first = self._starts.get(server.key)
@@ -92,7 +92,7 @@ class Observer:
         return tuple(same)
 
     async def _inactive(self, since: datetime | None) -> tuple[tuple[User, ...] | None, Reading | None]:
-        """Those users, or None and the reading that says why; from the hub's database where that tells."""
+        """Those users, or None and the reading that says why; from the hub's database if it can be read."""
         if self._database is not None:
             answer = await read(self._clock, Source.HUB_DB, self._database.inactive_users(since or self._clock.now()))
             if answer.value is not None:
@@ -101,9 +101,9 @@ class Observer:
         return listed.value, None if listed.reading.complete else listed.reading
 
     async def routes(self) -> Mapping[tuple[str, str], Route] | None:
-        """The proxy's routes by (user, name) of the server, as of two seconds ago at most; None where it doesn't tell.
+        """The proxy's routes by (user, name) of the server, as of two seconds ago at most; None if they can't be read.
 
-        There are none where HubGuard has no access to the proxy.
+        Without access to the proxy, there are none.
         """
         if self._proxy is None:
             return {}

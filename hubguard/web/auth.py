@@ -41,16 +41,16 @@ HUB_PRUNE_SCOPES = frozenset({"delete:users", "admin:users"})
 """With one of these, unfiltered, one may delete anyone by hand."""
 
 KNOWN_S = 300.0
-"""How long reading goes on by what the hub said last about a token, before it is asked again."""
+"""Seconds for which the hub's last answer about a token allows reading, before HubGuard asks again."""
 
 DENIED_S = 30.0
-"""The same where it said no."""
+"""Seconds for which a refused token stays refused, before HubGuard asks again."""
 
 HUB_DOWN_S = 3600.0
-"""How long known logins may go on reading while the hub gives no answer."""
+"""Seconds for which known logins may continue to read while the hub doesn't answer."""
 
 LOOKUP_S = 10.0
-"""The longest that the hub may take to say whose token it is."""
+"""Maximum seconds for the hub to say whose token it is."""
 
 KNOWN_MOST = 10_000
 """Maximum tokens whose owner is remembered."""
@@ -65,7 +65,7 @@ _PLAUSIBLE = re.compile(r"[!-~]{1,2048}")
 # Anything else can't be passed on in a header, and would look like a hub in trouble.
 
 _UNTOLD = (
-    "The hub doesn't tell who you are. Nothing is known of it being wrong with you: try again when it answers."
+    "The hub doesn't answer, so HubGuard can't check who you are. Your login may be fine: try again when the hub answers."
     " `hubguard hold` on the machine works without it."
 )
 
@@ -334,7 +334,7 @@ class HubLogin(AuthPort):
                 slot.succeeded()
                 return answer
         except BudgetExhausted as error:
-            raise HubUnreachable(f"The hub can't be asked who you are: {error}") from error
+            raise HubUnreachable(f"HubGuard can't check who you are: {error}") from error
 
     async def _send(self, request: Callable[[], Awaitable[Any]]) -> Any:
         try:

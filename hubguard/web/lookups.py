@@ -77,60 +77,60 @@ class Lookups:
     async def turn(self, peer: str, standing: Standing) -> AsyncIterator[None]:
         """While the block lasts, one lookup for the caller at ``peer`` may be made. Raises TooMany."""
         self._number += 1
-        one = _Waiting(peer, standing, self._number, asyncio.get_running_loop().create_future())
-        self._admit(one)
+        lookup = _Waiting(peer, standing, self._number, asyncio.get_running_loop().create_future())
+        self._admit(lookup)
         try:
-            await asyncio.wait({one.granted}, timeout=LONGEST_WAIT_S)
-            if not one.granted.done():
+            await asyncio.wait({lookup.granted}, timeout=LONGEST_WAIT_S)
+            if not lookup.granted.done():
                 raise TooMany
-            one.granted.result()
+            lookup.granted.result()
             yield
         finally:
-            if one in self._waiting:
-                self._waiting.remove(one)
-            elif one.granted.done() and one.granted.exception() is None:
+            if lookup in self._waiting:
+                self._waiting.remove(lookup)
+            elif lookup.granted.done() and lookup.granted.exception() is None:
                 self._in_flight[standing is Standing.KNOWN] -= 1
             self._dispatch()
 
     def denied(self, peer: str) -> None:
         """The hub didn't know what the caller at ``peer`` came with."""
         if len(self._denials) >= PEERS_MOST:
-            self._denials = {peer: told for peer, told in self._denials.items() if self._score(peer) > 0}
+            self._denials = {peer: denied for peer, denied in self._denials.items() if self._score(peer) > 0}
         self._denials[peer] = (self._score(peer) + 1, self._monotonic_s())
 
     def _score(self, peer: str) -> float:
         count, at_s = self._denials.get(peer, (0.0, 0.0))
         return max(0.0, count - DENIALS_FORGIVEN_PER_S * (self._monotonic_s() - at_s))
 
-    def _rank(self, one: _Waiting) -> tuple[Standing, float, int]:
-        return one.standing, self._score(one.peer), one.number
+    def _rank(self, lookup: _Waiting) -> tuple[Standing, float, int]:
+        return lookup.standing, self._score(lookup.peer), lookup.number
 
-    def _admit(self, one: _Waiting) -> None:
-        known = one.standing is Standing.KNOWN
+    def _admit(self, lookup: _Waiting) -> None:
+        known = lookup.standing is Standing.KNOWN
         alike = [other for other in self._waiting if (other.standing is Standing.KNOWN) == known]
-        if not known and sum(other.peer == one.peer for other in alike) >= WAITING_PER_PEER:
+        if not known and sum(other.peer == lookup.peer for other in alike) >= WAITING_PER_PEER:
             raise TooMany
-        self._waiting.append(one)
+        self._waiting.append(lookup)
         if len(alike) >= WAITING_MOST:
-            last = max([*alike, one], key=self._rank)
+            last = max([*alike, lookup], key=self._rank)
             self._waiting.remove(last)
-            if last is one:
+            if last is lookup:
                 raise TooMany
             last.granted.set_exception(TooMany())
         self._dispatch()
 
-    def _may_go(self, one: _Waiting) -> bool:
-        if one.standing is Standing.KNOWN:
+    def _may_go(self, lookup: _Waiting) -> bool:
+        if lookup.standing is Standing.KNOWN:
             return self._in_flight[True] < KNOWN_AT_ONCE
-        slowed_down = one.standing is Standing.STRANGER and self._score(one.peer) >= DENIALS_FREE
+        slowed_down = lookup.standing is Standing.STRANGER and self._score(lookup.peer) >= DENIALS_FREE
         return not slowed_down and self._in_flight[False] < STRANGERS_AT_ONCE
 
     def _dispatch(self) -> None:
-        for one in sorted(self._waiting, key=self._rank):
-            if self._may_go(one):
-                self._waiting.remove(one)
-                self._in_flight[one.standing is Standing.KNOWN] += 1
-                one.granted.set_result(None)
+        for lookup in sorted(self._waiting, key=self._rank):
+            if self._may_go(lookup):
+                self._waiting.remove(lookup)
+                self._in_flight[lookup.standing is Standing.KNOWN] += 1
+                lookup.granted.set_result(None)
         if self._waiting and self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._ring)
 

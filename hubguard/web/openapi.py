@@ -29,7 +29,7 @@ BY_THE_HUB = "the token of HubGuard's own service"
 """What an operation needs that only the hub itself calls."""
 
 MANY = 100_000
-"""The longest list of values that a request may bring."""
+"""Maximum values in one list of a request."""
 
 
 class Refused(HTTPError):
@@ -203,7 +203,7 @@ def _unknown(name: str, known: Mapping[str, Param]) -> Refused:
 
 
 LONGEST_NAME = 255
-"""Characters of a name. The journal keeps no longer one."""
+"""Maximum characters of a name. The journal keeps no longer one."""
 
 PATH_NAME = Param("address", str, "A name in the address.", high=LONGEST_NAME)
 """What a name in the address may be."""

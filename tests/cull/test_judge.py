@@ -348,7 +348,7 @@ def action() -> Action:
         (server(started=ago(3)), "restarted"),
         (server(started=None), "restarted"),
         (server(last_activity=ago(1)), "used in the meantime"),
-        (server(pending="stop"), "(stop)"),
+        (server(pending="stop"), "(pending: stop)"),
         (server(ready=False), "no longer due"),
     ],
 )
@@ -533,7 +533,7 @@ def test_a_stop_never_turns_into_an_interruption_at_its_second_look():
     policy = replace(POLICY, interrupt_spawns=True)
     starting = server(ready=False, pending="spawn")
     told = still_due(action(), starting, policy, Known(pending_since=ago(9000)), NOW)
-    assert told == "the hub is in the middle of something with it (spawn)"
+    assert told == "the hub is busy with it (pending: spawn)"
 
 
 # -- users -------------------------------------------------------------------------------------------------------------------

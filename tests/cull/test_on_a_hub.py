@@ -192,7 +192,7 @@ async def test_a_server_that_starts_is_not_stopped_by_the_databases_word(testbed
     assert server is not None
     assert server["pending"] == "spawn"
     assert not [path for method, path in requests(hub) if method == "DELETE"]
-    assert "in the middle of something with it (spawn)" in (await journal(hub, user="late", event="note"))[0]["detail"]
+    assert "the hub is busy with it (pending: spawn)" in (await journal(hub, user="late", event="note"))[0]["detail"]
     await gone(hub, "late")
     assert await outcomes(hub) == [("late", "stop-server", "done")]
 

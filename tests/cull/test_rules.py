@@ -143,7 +143,7 @@ def test_what_the_hub_does_not_tell_is_neither_a_match_nor_none(what: str):
     untold = replace(ADA, **{what: None})
     fields: dict[str, object] = {what: {"cpus": 4} if what == "options" else "user"}
     assert matches(untold, **fields) is None
-    assert rule(**fields).untold(untold) == (what,)
+    assert rule(**fields).hidden(untold) == (what,)
     assert matches(untold, users="bob", **fields) is False
     assert matches(untold, hours="01:00-02:00", **fields) is False
 
@@ -326,7 +326,7 @@ def test_a_rule_that_asks_nothing_does_not_pass_silently():
 
 def test_a_rule_whose_last_day_has_passed_is_told():
     (told,) = doubts([rule(until="2026-03-03", groups="x")], NOW)
-    assert told == 'The rule "rules[0]" has been over since 2026-03-04 00:00:00 UTC.'
+    assert told == 'The rule "rules[0]" expired at 2026-03-04 00:00:00 UTC.'
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -124,11 +124,11 @@ def test_a_skewed_clock_gives_no_negative_age() -> None:
         (says(server(5, admin=True)), "Never stopped: servers of admins are left alone (HubGuardCull.admin_servers)."),
         (
             says(server(None, started=None)),
-            "Left alone: the hub tells neither when it was last used nor when it started.",
+            "Left alone: the hub reports neither when it was last used nor when it started.",
         ),
         (
             says(server(125, ready=False, pending="stop")),
-            "Due, but the hub is in the middle of something with it (stop); judged again in the next cycle.",
+            "Due, but the hub is busy with it (pending: stop); judged again in the next cycle.",
         ),
         (says(server(125, ready=False)), "Due, but the hub doesn't call it ready; judged again in the next cycle."),
         (
@@ -167,7 +167,7 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(server(125), ruled({"name": "class", "groups": "a", "profiles": "b", "never": True})),
-            'Left alone: the rule "class" asks for groups and options, which the hub doesn\'t tell HubGuard.',
+            'Left alone: the rule "class" depends on groups and options, which the hub doesn\'t show HubGuard.',
         ),
         (
             says(server(125), known=Known(exemption=KEPT)),
@@ -203,17 +203,17 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(server(5, started=None), CullPolicy(0, 3600)),
-            "Left alone: the hub doesn't tell when it started, and the maximum age counts from there.",
+            "Left alone: the hub doesn't report when it started, and the maximum age counts from then.",
         ),
         (
             says(STUCK, known=LONG),
             "Pending (spawn) for 45 min, over the limit of 30 min; HubGuard leaves it as it is, "
-            "since HubGuardCull.interrupt_spawns is off.",
+            "because HubGuardCull.interrupt_spawns is off.",
         ),
         (
             says(replace(STUCK, pending="stop"), ruled(interrupt_spawns=True), known=LONG),
             "Pending (stop) for 45 min, over the limit of 30 min; HubGuard leaves it as it is, "
-            "since only a start is interrupted.",
+            "because only a start is interrupted.",
         ),
         (
             says(STUCK, ruled(interrupt_spawns=True), known=LONG),
@@ -221,7 +221,7 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
         ),
         (
             says(STUCK, ruled(interrupt_spawns=True), Mode.HELD, known=LONG),
-            "Pending (spawn) for 45 min, over the limit of 30 min; would be interrupted now, but acting is on hold.",
+            "Pending (spawn) for 45 min, over the limit of 30 min; would be interrupted now, but HubGuard is on hold.",
         ),
         (
             says(
@@ -373,8 +373,10 @@ def test_a_report_reads_the_same_from_the_api_and_the_command() -> None:
     assert told.startswith("30 servers seen, ")
     assert "failed (idle): the hub said 500" in told
     assert "would be stopped (idle)" in told
-    held = cull_words.report_text(words.as_json(shapes.cycle(report_of((), skipped_why="acting is on hold"))))
-    assert "Nothing was done: acting is on hold." in held
+    held = cull_words.report_text(
+        words.as_json(shapes.cycle(report_of((), skipped_why="HubGuard is on hold (ann: an exam)")))
+    )
+    assert "Nothing was done: HubGuard is on hold (ann: an exam)." in held
 
 
 @pytest.mark.parametrize(
@@ -448,7 +450,7 @@ def test_each_kind_of_action_has_words_of_its_own_in_journal_and_report() -> Non
         "  the start of ann  interrupting: done (idle)",
         "  the user ann  would be deleted (idle)",
         "  the user ann  deleting: done (idle)",
-        "3 actions more over the cap, left to the next cycle.",
+        "3 actions more over the cap, left for the next cycle.",
     ]
 
 

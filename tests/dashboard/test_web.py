@@ -98,10 +98,10 @@ async def test_with_the_hub_down_pages_and_api_say_so(site: Site) -> None:
     page, api = await site.ask("", login="actor"), await site.ask("api/v1/status", "actor")
     assert (page.status, api.status) == (503, 503)
     assert (page.headers["Retry-After"], api.headers["Retry-After"]) == ("5", "5")
-    assert "The hub doesn&#39;t tell who you are" in page.text
+    assert "HubGuard can&#39;t check who you are" in page.text
     assert page.headers["Content-Type"].startswith("text/html")
     assert api.json["status"] == 503
-    assert "The hub doesn't tell" in api.json["message"]
+    assert "can't check who you are" in api.json["message"]
 
 
 # -- logins and forgery ----------------------------------------------------------------------------------------------

@@ -291,7 +291,9 @@ class FakeAuth:
     async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
         self.lookups.append(fresh)
         if self.down:
-            raise HubUnreachable("The hub doesn't tell who you are: try again when it answers.")
+            raise HubUnreachable(
+                "The hub doesn't answer, so HubGuard can't check who you are: try again when it answers."
+            )
         header = handler.request.headers.get("Authorization", "")
         return CALLERS.get(header.partition(" ")[2] if header else handler.get_cookie("login") or "")
 

@@ -97,11 +97,11 @@ async def test_what_is_ticked_is_planned_counted_repaired_and_told(browser: Brow
         await expect(items.nth(1)).to_contain_text("eve: have the hub stop it")
         count = page.get_by_label("type the number of repairs: 2")
         await count.fill("3")
-        await page.get_by_label("Reason (for the journal").fill("drill")
+        await page.get_by_label("Why (for the journal").fill("drill")
         await page.get_by_role("button", name="Repair", exact=True).click()
         await expect(page.get_by_role("alert")).to_contain_text("Nothing was done: the plan has 2 repairs, not 3.")
         assert guard.drifts.asked == []
-        await expect(page.get_by_label("Reason (for the journal")).to_have_value("drill")
+        await expect(page.get_by_label("Why (for the journal")).to_have_value("drill")
         await count.fill("2")
         await page.get_by_role("button", name="Repair", exact=True).click()
         await expect(page.get_by_role("status").first).to_contain_text("2 repairs requested.")

@@ -264,7 +264,7 @@ async def test_logins_with_made_up_codes_get_no_more_of_the_hub_than_made_up_tok
 async def test_a_login_with_the_hub_down_says_so(site: Site) -> None:
     site.hub.fault = 502
     status, _, text = await site.log_in()
-    assert (status, "hub doesn't tell who you are" in text) == (503, True)
+    assert (status, "HubGuard can't check who you are" in text) == (503, True)
 
 
 async def test_a_login_that_somebody_else_began_is_refused(site: Site) -> None:

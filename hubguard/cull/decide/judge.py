@@ -111,7 +111,7 @@ def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Ve
     """What is to happen to ``server`` at ``now``. ``known`` is of this very run.
 
     What protects a server counts in this order: the switches for admins and kinds, an exemption, a rule. A start that has
-    been pending for too long is ended, where the policy says so, however idle the server is. A time in the future (a skewed
+    been pending for too long is interrupted if the policy says so, however idle the server is. A time in the future (a skewed
     clock) makes a server look busy, never idle.
     """
     rule, certain = first_match(policy.rules, server, now)
@@ -222,18 +222,18 @@ def surplus_of(
             may_go = not kept and _switched_off(server, policy) is None
             members[rule.name].append((_idle_since(server, of_run)[0] if may_go else None, server))
     beyond: dict[Run, Surplus] = {}
-    for name, found in members.items():
+    for name, of_rule in members.items():
         rule = limited[name]
         by_user: dict[str, list[tuple[datetime | None, Server]]] = defaultdict(list)
-        for member in found:
+        for member in of_rule:
             by_user[member[1].user].append(member)
         if rule.max_servers:
             for of_user in by_user.values():
                 surplus = Surplus(name, len(of_user), rule.max_servers)
                 beyond |= dict.fromkeys(_longest_idle(of_user, len(of_user) - rule.max_servers), surplus)
         if rule.max_servers_in_all:
-            staying = [member for member in found if member[1].run not in beyond]
-            surplus = Surplus(name, len(found), rule.max_servers_in_all, in_all=True)
+            staying = [member for member in of_rule if member[1].run not in beyond]
+            surplus = Surplus(name, len(of_rule), rule.max_servers_in_all, in_all=True)
             beyond |= dict.fromkeys(_longest_idle(staying, len(staying) - rule.max_servers_in_all), surplus)
     return beyond
 
@@ -306,7 +306,7 @@ def plan(
 def still_due(action: Action, server: Server | None, policy: CullPolicy, known: Known, now: datetime) -> str | None:
     """The second look: None when ``server``, as just read again, is to be stopped as ``action`` has it; else why not.
 
-    ``known`` is what is known of it by now. Earlier failures no longer count: the plan was made with them.
+    ``known`` is what is known of it now. Earlier failures no longer count: the plan was made with them.
     """
     if server is None:
         return "it is no longer running"
@@ -321,7 +321,7 @@ def still_due(action: Action, server: Server | None, policy: CullPolicy, known: 
     if interrupting and server.pending != "spawn":
         return "its start is no longer pending"
     if server.pending is not None and verdict.reason in {Reason.PENDING, Reason.STUCK}:
-        return f"the hub is in the middle of something with it ({server.pending})"
+        return busy_words(server.pending)
     if verdict.reason is Reason.RULE:
         return f'the rule "{verdict.rule}" says never'
     return SPARED.get(verdict.reason, f"it is no longer due ({verdict.reason.value})")
@@ -366,6 +366,11 @@ def grounds(server: Server, policy: CullPolicy, known: Known, now: datetime) -> 
     return Grounds(verdict.idle_timeout_s, verdict.idle_since, evidence, verdict.rule)
 
 
+def busy_words(pending: str | None) -> str:
+    """Why a pending server is left alone, as a clause."""
+    return f"the hub is busy with it (pending: {pending})"
+
+
 def surplus_words(surplus: Surplus, user: str) -> str:
     """``ann has 4 servers, 3 are allowed``, or how many the rule covers; as a clause."""
     who = "the rule covers" if surplus.in_all else f"{user} has"
@@ -384,7 +389,7 @@ SPARED: dict[Reason, str] = {
     Reason.ACTIVE: "it was used in the meantime",
     Reason.EXEMPTION: "somebody has asked to keep it",
     Reason.HOOK: "the hook didn't say to stop it",
-    Reason.CANT_TELL: "the hub doesn't tell what a rule asks for",
+    Reason.CANT_TELL: "the hub doesn't show what a rule depends on",
     Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
     Reason.SWITCHED_OFF: "the hub has named servers switched off, and refuses to stop any (JupyterHub.allow_named_servers)",
 }
@@ -395,7 +400,7 @@ _SPARED_USER: dict[Reason, str] = {
     Reason.PROTECTED: "the user is protected",
     Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
     Reason.RULE: "a rule says never",
-    Reason.CANT_TELL: "the hub doesn't say whether the user is protected",
+    Reason.CANT_TELL: "the hub doesn't show whether the user is protected",
     Reason.STORAGE: "the user's storage would be deleted, too, and nobody has acknowledged that",
 }
 
@@ -440,7 +445,7 @@ def _due(
     max_age_s: float,
     surplus: Surplus | None = None,
 ) -> tuple[datetime | None, Reason]:
-    """The nearest of the limits that are on and whose time is known; (None, NO_TIMES) where there is none."""
+    """The nearest of the limits that are on and whose time is known; (None, NO_TIMES) if there is none."""
     limits = []
     if idle_timeout_s > 0 and idle_since is not None:
         limits.append((idle_since + timedelta(seconds=idle_timeout_s), Reason.IDLE))
@@ -462,7 +467,7 @@ def _switched_off(server: Server, policy: CullPolicy) -> Reason | None:
 
 
 def _unless_put_off(due: Verdict, policy: CullPolicy, now: datetime) -> Verdict:
-    """``due`` as STOP, or as WAIT where a back-off or the operator's hook stands in the way."""
+    """``due`` as STOP, or as WAIT if a back-off or the operator's hook stands in the way."""
     failures, known = due.known.failures, due.known
     if due.server.name and policy.named_servers_off:
         return replace(due, standing=Standing.WAIT, reason=Reason.SWITCHED_OFF)

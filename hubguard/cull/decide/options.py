@@ -65,14 +65,14 @@ def wanted(item: object) -> Wanted:
         return Wanted(item)
     bounds = []
     for part in item.split(","):
-        found = _COMPARISON.fullmatch(part.strip())
-        bound = quantity(found[2]) if found else None
-        if found is None or bound is None:
+        match = _COMPARISON.fullmatch(part.strip())
+        bound = quantity(match[2]) if match else None
+        if match is None or bound is None:
             raise ValueError(
                 f"{part.strip()!r} is no comparison such as '>= 16' or '> 2, <= 8'; for a text that begins so, write"
                 " its first sign in brackets, such as '[<]none>'"
             )
-        bounds.append((found[1], bound))
+        bounds.append((match[1], bound))
     return Wanted(item, bounds=tuple(bounds))
 
 
@@ -82,10 +82,10 @@ def quantity(value: object) -> float | None:
         return None
     if not isinstance(value, str):
         return _plain(value)
-    found = _QUANTITY.fullmatch(value)
-    if found is None:
+    match = _QUANTITY.fullmatch(value)
+    if match is None:
         return None
-    number, unit = float(found[1]), found[2] or ""
+    number, unit = float(match[1]), match[2] or ""
     return number / 1000 if unit == "m" else number * _UNITS.get(unit[:1], 1.0)
 
 
@@ -155,6 +155,6 @@ def _spelled(value: object) -> str:
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    """``text``, and where it is a whole number with zeros behind its point, that number without them."""
+    """``text``, and if it is a whole number with zeros behind its point, that number without them."""
     whole = re.fullmatch(r"(-?\d+)\.0+", text, re.ASCII)
     return (text, whole[1]) if whole else (text,)

@@ -21,18 +21,18 @@ class Reach:
     def covers(self, server: Server) -> bool | None:
         """Whether ``server`` is within it; None if that depends on groups that the hub doesn't show."""
         user, groups = server.user, server.groups
-        return self._any(lambda one: _fits(one, user, groups, f"{user}/{server.name}"))
+        return self._any(lambda filter_: _fits(filter_, user, groups, f"{user}/{server.name}"))
 
     def covers_user(self, user: User) -> bool | None:
         """Whether ``user`` is within it; None if that depends on groups that the hub doesn't show."""
-        return self._any(lambda one: _fits(one, user.name, user.groups, None))
+        return self._any(lambda filter_: _fits(filter_, user.name, user.groups, None))
 
     def _any(self, fits: Callable[[str], bool | None]) -> bool | None:
         return _some(_every(_some(map(fits, filters)) for filters in way) for way in self.ways)
 
 
-def _fits(one: str, user: str, groups: Iterable[str] | None, server: str | None) -> bool | None:
-    kind, _, value = one.partition("=")
+def _fits(filter_: str, user: str, groups: Iterable[str] | None, server: str | None) -> bool | None:
+    kind, _, value = filter_.partition("=")
     if kind == "user":
         return value == user
     if kind == "server":
@@ -41,10 +41,10 @@ def _fits(one: str, user: str, groups: Iterable[str] | None, server: str | None)
 
 
 def _some(answers: Iterable[bool | None]) -> bool | None:
-    told = list(answers)
-    return True if True in told else None if None in told else False
+    known = list(answers)
+    return True if True in known else None if None in known else False
 
 
 def _every(answers: Iterable[bool | None]) -> bool | None:
-    told = list(answers)
-    return False if False in told else None if None in told else True
+    known = list(answers)
+    return False if False in known else None if None in known else True

@@ -38,9 +38,9 @@ Span = tuple[int, int]
 class Rule:
     """What a rule matches, all of it, and what it sets. ``name`` is what pages call it; no two have the same.
 
-    None (for ``options``: nothing) stands for a criterion that isn't given. One of the globs has to match, case-sensitively;
-    ``servers`` has them for the server's name, ``options`` what may stand at each (dotted) key, a key more than once where
-    each time one has to match. ``without`` has globs by what they are about ("users", "groups", "roles", "servers"), and
+    None (for ``options``: ()) stands for a criterion that isn't given. One of the globs has to match, case-sensitively;
+    ``servers`` has them for the server's name, ``options`` what may stand at each (dotted) key; a key that stands more than
+    once has to match each time. ``without`` has globs by what they are about ("users", "groups", "roles", "servers"), and
     ``without_options`` what none of may match. ``week`` is when it holds: (begin, end) in minutes from Monday 00:00 in
     ``zone``, merged, in order, the end not included; ``begins`` and ``ends`` are the moments between which it holds.
     A limit of None is left to the settings, 0 is off; ``never``: it is never stopped. ``max_servers`` is how many of the
@@ -88,7 +88,7 @@ class Rule:
             return False
         if (self.begins is not None and now < self.begins) or (self.ends is not None and now >= self.ends):
             return False
-        return None if self.untold(server) else True
+        return None if self.hidden(server) else True
 
     def matches_user(self, user: User, now: datetime) -> bool | None:
         """Whether it matches every server of ``user``, whatever server that is, as :meth:`matches` does."""
@@ -113,7 +113,7 @@ class Rule:
         given = (("users", self.users), ("groups", self.groups), ("roles", self.roles), ("servers", self.servers))
         return tuple((what, globs) for what, globs in given if globs is not None)
 
-    def untold(self, server: Server) -> tuple[str, ...]:
+    def hidden(self, server: Server) -> tuple[str, ...]:
         """What it needs and the hub doesn't show of ``server``: groups, roles, options."""
         needed = {what for what, _ in (*self._globs, *self.without)}
         if self.options or self.without_options:
@@ -125,7 +125,7 @@ class Rule:
 def first_match(rules: Sequence[Rule], server: Server, now: datetime) -> tuple[Rule | None, bool]:
     """The first of ``rules`` that matches ``server``, or None, and whether that is certain.
 
-    Not certain: the hub doesn't tell whether this rule matches, and no earlier one does.
+    Not certain: whether this rule matches depends on something that the hub doesn't show, and no earlier one matches.
     """
     for rule in rules:
         matched = rule.matches(server, now)
@@ -153,7 +153,7 @@ def parse(raw: Sequence[Mapping[str, object]]) -> tuple[tuple[Rule, ...], tuple[
 def analyse(rules: Sequence[Rule]) -> tuple[str, ...]:
     """One sentence for each rule that can never match, or that an earlier one leaves nothing to; in their order.
 
-    Only what is certain is told: a rule that isn't named here may still never match. :func:`doubts` has the rest.
+    Only what is certain is here: a rule that isn't named may still never match. :func:`doubts` has the rest.
     """
     sentences = []
     for i, rule in enumerate(rules):
@@ -167,18 +167,18 @@ def analyse(rules: Sequence[Rule]) -> tuple[str, ...]:
 
 
 def doubts(rules: Sequence[Rule], now: datetime) -> tuple[str, ...]:
-    """One sentence for each rule that is hardly meant as it stands: it asks nothing, or is over at ``now``."""
-    told = []
+    """One sentence for each rule that is hardly meant as it stands: it names nothing to match, or has expired by ``now``."""
+    sentences = []
     for rule in rules:
         if rule.unlimited:
             never = ", so that no server is ever stopped by a later rule or the settings" if rule.never else ""
-            told.append(
+            sentences.append(
                 f'The rule "{rule.name}" doesn\'t say what it matches: it applies to every server{never}.'
                 ' If that is meant, say so with users: "*".'
             )
         elif rule.ends is not None and rule.ends <= now:
-            told.append(f'The rule "{rule.name}" has been over since {stamp(rule.ends)}.')
-    return tuple(told)
+            sentences.append(f'The rule "{rule.name}" expired at {stamp(rule.ends)}.')
+    return tuple(sentences)
 
 
 def _any_match(globs: Globs, texts: Iterable[str]) -> bool:
@@ -190,7 +190,7 @@ def _any_fits(items: tuple[Wanted, ...], options: Mapping[str, object], key: str
 
 
 def _texts_of(server: Server) -> dict[str, tuple[str, ...] | None]:
-    """What globs are held against; None: the hub doesn't tell."""
+    """What globs are compared with; None: the hub doesn't show it."""
     return {"users": (server.user,), "groups": server.groups, "roles": server.roles, "servers": (server.name,)}
 
 
@@ -304,7 +304,7 @@ def _parse_one(fields: Mapping[str, object], where: str, taken: set[str]) -> tup
             ConfigError(f"{where}.{limits[0]}", "a rule that says never has no limits; remove one of the two")
         )
     if not errors and not limits and not read.get("never"):
-        errors.append(ConfigError(where, "it sets nothing; add idle_timeout_s, max_age_s or never"))
+        errors.append(ConfigError(where, f"it sets nothing; add {', '.join(_LIMITS)} or never"))
     zone = read.pop("timezone", timezone.utc)
     begins, ends = _moment(read.pop("from", None), zone), _moment(read.pop("until", None), zone, last=True)
     if begins is not None and ends is not None and ends <= begins:

@@ -125,8 +125,8 @@ class Comparison:
             needed = (self._hub, self._table)
         if not self._knows_hub and kind is not DriftKind.ORM_DANGLING:
             return None
-        found = tuple(reading for reading in needed if reading is not None)
-        return found if len(found) == len(needed) else None
+        readings = tuple(reading for reading in needed if reading is not None)
+        return readings if len(readings) == len(needed) else None
 
     def can_tell(self, drift: Drift) -> bool:
         """Whether this look would show ``drift`` if it were still there."""

@@ -23,8 +23,8 @@ Window = tuple[datetime, datetime]
 def trusted(before: Iterable[Window], restores: Iterable[Window], looked_at: datetime | None) -> tuple[Window, ...]:
     """Those of ``restores`` whose times may be discounted, in order: ``before`` were by then, the others are new.
 
-    A new one may where a look ``looked_at``, the last one of which HubGuard keeps a record, was made shortly before it
-    began: all use up to then is on record. None: there was no look.
+    A new one may if the last look on record, at ``looked_at``, was made shortly before it began: all use up to then is on
+    record. None: there was no look.
     """
     known = {begins for begins, _ in before}
     return tuple(
@@ -49,10 +49,10 @@ def follow(
 ) -> dict[tuple[str, str], Seen]:
     """What is now known of each server in ``snapshot``, by (user, name); ``before`` is what was known.
 
-    Times of hub and proxy from within ``restores`` don't count as use, where there is a record from before.
+    Times of hub and proxy from within ``restores`` don't count as use if there is a record from before.
 
     A route that is there again after it was missing has its own time for that, and the hub takes it over with its next
-    update (tried on 5.5 and 6.1): neither counts as use. Whether a server is pending only the hub's API tells; where the
+    update (tried on 5.5 and 6.1): neither counts as use. Only the hub's API shows whether a server is pending; if the
     snapshot is from the hub's database, what was known of it stays. Times after the snapshot's own count as its own.
     """
     routes = None if snapshot.routes is None else by_server(snapshot.routes)
@@ -74,15 +74,15 @@ def pending_from(seen: Mapping[Key, Seen], hub_from: datetime | None) -> dict[Ke
     if hub_from is None:
         return dict(seen)
     return {
-        key: replace(one, pending_since=hub_from)
-        if one.pending_since is not None and one.pending_since < hub_from
-        else one
-        for key, one in seen.items()
+        key: replace(known, pending_since=hub_from)
+        if known.pending_since is not None and known.pending_since < hub_from
+        else known
+        for key, known in seen.items()
     }
 
 
 ALIVE = "only asked whether it is there"
-"""The detail of a complete reading of the hub's API that didn't list its servers, since its database had told them."""
+"""The detail of a complete reading of the hub's API that didn't list its servers, because its database did."""
 
 
 def by_server(routes: Mapping[str, Route]) -> dict[tuple[str, str], Route]:

@@ -1,6 +1,6 @@
 """How much acting is safe now: what HubGuard sees is compared with what it has seen before.
 
-Each cycle :func:`look` takes what was seen and what is remembered. It gives a brake where acting on it may do harm, the
+Each cycle :func:`look` takes what was seen and what is remembered. It returns a brake if acting on it may do harm, the
 moment from which idle clocks count after an outage, and the memory for the next cycle. That memory is a value that goes
 through JSON, so that it outlives the guard. Our own clock may jump: that keeps no brake on, and accepts nothing in a
 person's name.
@@ -45,10 +45,10 @@ class Look:
     """What one cycle saw, before it acts.
 
     ``hub_answered``: the hub's API gave an answer in this cycle. ``proxy_answered`` None means that HubGuard has no access
-    to the proxy, or didn't ask since the hub didn't answer. ``generation`` is the start of the hub that runs us, in seconds
-    since the epoch, 0 where we run by ourselves. ``deleted_users`` counts those that HubGuard has deleted since the last
-    look. ``due`` is how many actions the plan would have without its cap. ``resumed_at`` is when a person last resumed,
-    None for never. ``skew_s`` is by how much our clock is ahead of the hub's, None where that isn't known.
+    to the proxy, or didn't read it because the hub didn't answer. ``generation`` is the start of the hub that runs us, in
+    seconds since the epoch, 0 if we run by ourselves. ``deleted_users`` counts those that HubGuard has deleted since the
+    last look. ``due`` is how many actions the plan would have without its cap. ``resumed_at`` is when a person last
+    resumed, None for never. ``skew_s`` is by how much our clock is ahead of the hub's, None if unknown.
     """
 
     now: datetime
@@ -64,7 +64,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a look comes to. ``brake`` is the most serious objection, None where nothing is in the way of acting.
+    """What a look comes to. ``brake`` is the most serious objection, None if nothing is in the way of acting.
 
     No idle clock counts from before ``clock_from``; None: there was no outage. ``watch`` is for the next look.
     """
@@ -241,7 +241,7 @@ def _whole(seen: Look) -> bool:
 
 
 def _checking(seen: Look) -> int | None:
-    """How many servers a hub that has just started is still checking; None where only the hub's database was read."""
+    """How many servers a hub that has just started is still checking; None if only the hub's database was read."""
     reading = seen.snapshot.reading(Source.HUB_API)
     if not _whole(seen) or reading is None or reading.detail == ALIVE:
         return None
@@ -314,7 +314,7 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
     ready = [server for server in seen.snapshot.servers if server.ready]
     if not ready or not _whole(seen) or caution.hub_activity_interval_s <= 0:
         return ()
-    if _is_told(ready, seen):
+    if _shows_traffic(ready, seen):
         return ()
     # Times that lie ahead are somebody's wrong clock, and don't show that anything advances.
     known = [t for s in ready for t in (s.last_activity, s.started) if t and (t - seen.now).total_seconds() <= AHEAD_S]
@@ -328,7 +328,7 @@ def _findings(after: Watch, seen: Look, caution: Caution) -> tuple[Finding, ...]
     return (Finding(FindingKind.CANT_TELL, newest, detail),)
 
 
-def _is_told(ready: list[Server], seen: Look) -> bool:
+def _shows_traffic(ready: list[Server], seen: Look) -> bool:
     """Whether the proxy shows traffic, or would if it answered and had its table."""
     if seen.snapshot.routes is None:
         return seen.proxy_answered is not None

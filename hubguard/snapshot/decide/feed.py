@@ -1,7 +1,7 @@
 """Whether the hub still takes over activity from the proxy: frozen and quiet look alike in the hub's times alone.
 
-The control is traffic that the proxy has seen and the hub hasn't noticed yet. The hub has to take it over with its next
-update; where most of what was waited for doesn't come, its feed is frozen. Pure, like all of ``decide``.
+The test is traffic that the proxy has seen and the hub hasn't noticed yet. The hub has to take it over with its next
+update; if most of what was waited for doesn't come, its feed is frozen.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Feed:
 def _await(
     old: Awaited | None, server: Server, stamp: datetime | None, now: datetime, clock_s: float
 ) -> Awaited | None:
-    """What is waited for on ``server`` now, or None where there is nothing to remember."""
+    """What is waited for on ``server`` now, or None if there is nothing to remember."""
     hub = server.last_activity or NEVER
     taken_s, odd = (old.taken_s, old.odd) if old is not None else (None, False)
     if old is not None and old.stamp is not None:

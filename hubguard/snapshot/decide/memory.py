@@ -34,7 +34,7 @@ class Down:
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """How many users there were: the highest number since ``turned_at``, and of the span before that; None: not known.
+    """How many users there were: the highest number since ``turned_at``, and of the span before that; None: unknown.
 
     ``shown`` is the number that people were last shown as too low, None while none is.
     """
@@ -81,7 +81,7 @@ class Watch:
     """What HubGuard remembers from one look to the next; ``Watch()`` before the first.
 
     ``gap_s`` is the time between looks, as of the last one that the hub answered, and ``hub_seen_at`` the time of that.
-    ``since`` tells when each objection was first raised. ``cap_accepted``: a person has let the plan be larger than its cap.
+    ``since`` is when each objection was first raised. ``cap_accepted``: a person has let the plan be larger than its cap.
     """
 
     looked_at: datetime | None = None
@@ -103,7 +103,7 @@ class Watch:
 
     @staticmethod
     def from_dict(data: Mapping[str, object]) -> Watch:
-        """What :meth:`to_dict` gave, after JSON. Anything else is ``Watch()``: HubGuard begins to watch again."""
+        """What :meth:`to_dict` returned, after JSON. Anything else is ``Watch()``: HubGuard begins to watch again."""
         try:
             return _watch(data)
         except (KeyError, TypeError, ValueError, AttributeError):
