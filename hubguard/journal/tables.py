@@ -78,7 +78,10 @@ class Name(TypeDecorator[str]):
 
 
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-ON_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+ON_MYSQL: dict[str, Any] = {
+    **{"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},
+    **{"mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"},
+}
 
 metadata = sa.MetaData()
 

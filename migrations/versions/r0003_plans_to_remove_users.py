@@ -10,7 +10,10 @@ branch_labels = None
 depends_on = None
 
 # Repeated here, not imported: what this revision creates must stay the same when the declared tables change.
-ON_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+ON_MYSQL = {
+    **{"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},
+    **{"mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"},
+}
 moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 name = sa.String(255).with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 very_long_text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")

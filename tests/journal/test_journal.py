@@ -1439,6 +1439,7 @@ def test_a_guard_frozen_inside_a_transaction_does_not_keep_the_lease_locked_for_
         ("guard:s3cret@host/journal", "isn't a database URL"),
         ("postgres://guard:s3cret@host/journal", "can't be used"),
         ("sqlite+s3crt://", "can't be used"),
+        ("sqlite:///journal.sqlite?timeout=s3cret", "can't be used"),
         ("mysql://guard:s3cret@host/journal", "mysql.pymysql"),
         ("oracle+cx_oracle://guard:s3cret@host/journal", "isn't installed"),
     ],

@@ -442,6 +442,33 @@ async def test_names_of_canaries_are_quoted(fake):
     await canary.remove()
 
 
+@pytest.mark.parametrize(("url", "host"), [("http://[::1]:8001", b"[::1]:8001"), ("http://proxy:8001", b"proxy:8001")])
+def test_the_host_that_it_asks_is_written_as_http_has_it(url, host):
+    head = HTTPCanary(url, TOKEN, plenty(), name="x")._request("GET", b"")
+    assert b"\r\nHost: " + host + b"\r\n" in head
+
+
+async def test_whose_the_public_port_is_is_asked_again_once_the_proxys_connection_has_ended(fake, monkeypatch):
+    """Another program may have taken the port while the proxy was away."""
+    server, canary, _ = fake
+    asked = []
+
+    async def status(url: str, host: str | None) -> int:
+        asked.append("canary" if canary.path in url else "health")
+        return 503 if canary.path in url else 200
+
+    monkeypatch.setattr(canary, "_public_url", "http://127.0.0.1:1")
+    monkeypatch.setattr(canary, "_status", status)
+    await canary.plant()
+    assert [await canary.public(), await canary.public()] == [True, True]
+    assert asked == ["health", "canary", "health"]
+    server.says = [None, plain(200, ours(canary))]
+    assert (await canary.check()).fresh
+    asked.clear()
+    assert await canary.public() is True
+    assert asked == ["health", "canary"]
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8001", "ftp://host", "http://u:p@host"])
 def test_what_is_no_url_is_refused(url):
     with pytest.raises(ConfigError, match="CONFIGPROXY_API_URL"):

@@ -219,6 +219,17 @@ def test_a_lost_table_is_read_and_the_hub_asked_for_what_is_missing():
     assert (command.do, state.watched.status.state) == (Do.WAIT, WatchState.FINE)
 
 
+@pytest.mark.parametrize(
+    ("seen", "watches"),
+    [(THERE, True), (Sighting(Verdict.THERE, fresh=True), False), (SILENT, False), (DEAD, False)],
+)
+def test_only_a_connection_that_outlived_a_look_shows_by_its_end_that_the_proxy_is_gone(seen, watches):
+    """One that ends each time it was used would have a look follow the other without a pause."""
+    state, _ = step(State(), THERE, now(0))
+    _, command = step(state, seen, now(1))
+    assert (command.do, command.watch_connection) == (Do.WAIT, watches)
+
+
 def test_a_table_that_is_whole_all_the_same_is_not_restored():
     state, _ = step(lost_at(1), THERE, now(1))
     state, command = step(state, Compared((), 1), now(1))

@@ -313,6 +313,34 @@ def test_nobody_accepts_a_fall_that_another_brake_has_hidden():
     assert world.reason is None
 
 
+def test_nobody_accepts_how_far_the_number_fell_behind_another_brake():
+    world = World(users=1000)
+    world.look()
+    world.users = 700
+    world.look_on(60)
+    assert world.reason is BrakeReason.POPULATION
+    world.users = 50
+    world.look_on(60, skew_s=100.0)
+    assert world.reason is BrakeReason.CLOCK
+    judged = world.look_on(60, resumed_at=world.now)
+    assert world.reason is BrakeReason.POPULATION
+    assert judged.brake is not None
+    assert "and had 700" in judged.brake.why
+
+
+def test_a_brake_lasts_since_its_own_begin_whatever_came_up_behind_it():
+    world = World("ann", users=1000)
+    world.look()
+    world.look_on(60, skew_s=100.0)
+    world.pending = {"ann": "check"}
+    judged = world.look_on(60, skew_s=100.0)
+    assert judged.brake is not None
+    assert (judged.brake.reason, judged.brake.since) == (BrakeReason.CLOCK, second(60))
+    judged = world.look_on(60)
+    assert judged.brake is not None
+    assert (judged.brake.reason, judged.brake.since) == (BrakeReason.CHECKING, second(120))
+
+
 def test_a_word_given_while_the_hub_is_silent_for_a_moment_is_not_lost():
     world = World(users=1000)
     world.look()
