@@ -1,4 +1,4 @@
-"""Writes docs/reference/settings.md from the code: every setting and every fixed limit. Run: python docs/make.py."""
+"""Writes what the docs repeat of the code: every setting and fixed limit, and every file. Run: python docs/make.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hubguard import config, words
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "settings.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+FILES = "\n## Every file\n"
 UNITS = {
     "HubGuardBudget.rate": "requests per second",
     "HubGuardPrune.rate": "users per second",
@@ -130,5 +132,26 @@ def _row(name: str, default: str, counts: str, text: str) -> str:
     return f"| `{name}` | `{default}` | {counts} | {text.replace('|', '/')} |"
 
 
+def architecture() -> str:
+    """docs/architecture.md, with the first sentences of all modules at its end."""
+    lines = [
+        ARCHITECTURE.read_text().split(FILES)[0],
+        "## Every file",
+        "",
+        "`python docs/make.py` takes these from the first lines of the modules, and a test compares the two. Paths are below",
+        "`hubguard/`.",
+        "",
+        "| file | what is in it |",
+        "| --- | --- |",
+    ]
+    for file in sorted((ROOT / "hubguard").rglob("*.py")):
+        text = ast.get_docstring(ast.parse(file.read_text())) or ""
+        if file.name not in {"__init__.py", "__main__.py"}:
+            sentence = " ".join(text.partition("\n\n")[0].split()).replace("``", "`").replace("|", "/")
+            lines.append(f"| `{file.relative_to(ROOT / 'hubguard')}` | {sentence} |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    ARCHITECTURE.write_text(architecture())

@@ -345,9 +345,10 @@ def test_every_default_in_an_example_is_the_one_in_the_code():
         assert float(value) == default_of(name.strip().removeprefix("c.")), line
 
 
-def test_the_page_of_defaults_is_the_one_the_code_makes():
+def test_what_the_code_makes_of_the_docs_is_there():
     made = make_docs()
     assert made.PAGE.read_text() == made.page(), "run: python docs/make.py"
+    assert made.ARCHITECTURE.read_text() == made.architecture(), "run: python docs/make.py"
 
 
 def test_every_default_has_a_sentence_that_says_what_it_is():

@@ -1,4 +1,4 @@
-"""``hubguard cull``, ``explain`` and ``keep``."""
+"""The commands of culling: cull, explain and keep."""
 
 from __future__ import annotations
 
