@@ -14,7 +14,7 @@ from doubles.drift import report_with
 from doubles.guard import guard_with, made_up
 
 from hubguard.dashboard.metrics import registry
-from hubguard.dashboard.status import state_of
+from hubguard.dashboard.shapes import state_of
 from hubguard.guard import Guard
 from hubguard.model import Tally
 

@@ -22,7 +22,7 @@ from hubguard.cull.hook import Hooked, load_hook
 from hubguard.cull.model import Known
 from hubguard.dashboard.api import stance_api
 from hubguard.dashboard.metrics import registry
-from hubguard.dashboard.status import state_of
+from hubguard.dashboard.shapes import state_of
 from hubguard.guard import Guard
 from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING, Server, Tally
 from hubguard.snapshot.decide import brake

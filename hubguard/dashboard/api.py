@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from typing_extensions import override
 
-from hubguard.dashboard import status as dashboard_status
+from hubguard.dashboard import shapes as dashboard_status
 from hubguard.dashboard.metrics import registry
 from hubguard.guard import Guard
 from hubguard.hub.names import spellings

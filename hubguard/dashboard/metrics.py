@@ -13,7 +13,7 @@ from typing_extensions import override
 
 import hubguard
 from hubguard.cull.model import CycleReport, Standing
-from hubguard.dashboard.status import State
+from hubguard.dashboard.shapes import State
 from hubguard.drift.model import DriftKind, DriftReport
 from hubguard.model import FindingKind, OutcomeKind, Tally
 from hubguard.pacing.model import BudgetUse

@@ -9,7 +9,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from hubguard.cull import shapes as cull_shapes
-from hubguard.dashboard import status as dashboard_status
+from hubguard.dashboard import shapes as dashboard_status
 from hubguard.dashboard.api import EVENTS
 from hubguard.drift import words as drift_words
 from hubguard.errors import HubGuardError, JournalError

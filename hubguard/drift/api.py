@@ -6,6 +6,7 @@ import hmac
 from typing import Any
 
 from hubguard.drift import beliefs, routes
+from hubguard.drift import shapes as drift_shapes
 from hubguard.drift import words as drift_words
 from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind, DriftReport
@@ -22,7 +23,7 @@ KIND = Param(
     choices=tuple(kind.value for kind in DriftKind),
     many=True,
 )
-STATES = tuple(state.value for state in drift_words.DriftState)
+STATES = tuple(state.value for state in drift_shapes.DriftState)
 VERDICTS = tuple(verdict.value for verdict in routes.RouteVerdict)
 
 
@@ -49,7 +50,7 @@ class DriftApi(LookedApi):
     operations = {
         "get": Operation(
             "Where hub, database, proxy and backends differ: the raised first, oldest first; then the suspected.",
-            drift_words.DriftShape,
+            drift_shapes.DriftShape,
             "read",
             query=(
                 OFFSET,
@@ -67,12 +68,12 @@ class DriftApi(LookedApi):
     def get(self) -> None:
         asked = self.query()
         report = self.report()
-        wanted = drift_words.DriftState(asked["state"]) if asked["state"] else None
+        wanted = drift_shapes.DriftState(asked["state"]) if asked["state"] else None
         kinds = [DriftKind(kind) for kind in asked["kind"]]
-        repairs = drift_words.latest_repairs(report.repaired)
+        repairs = drift_shapes.latest_repairs(report.repaired)
         policy = drift_words.policy_sentences(report, self.site.status())
-        rows = drift_words.select(report.drifts, q=asked["q"], kinds=kinds, state=wanted)
-        self.write_page(rows, asked, lambda row: drift_words.describe_drift(row, repairs, policy))
+        rows = drift_shapes.select(report.drifts, q=asked["q"], kinds=kinds, state=wanted)
+        self.write_page(rows, asked, lambda row: drift_shapes.describe_drift(row, repairs, policy))
 
 
 class ReportApi(FollowedApi):
@@ -81,13 +82,13 @@ class ReportApi(FollowedApi):
     operations = {
         "get": Operation(
             "What the last look found, in numbers: sources, what is unknown, the proxy watch, the last repairs.",
-            drift_words.ReportShape,
+            drift_shapes.ReportShape,
             "read",
         )
     }
 
     def get(self) -> None:
-        self.write_json(drift_words.describe_report(self.drifts.report, self.site.status()))
+        self.write_json(drift_shapes.describe_report(self.drifts.report, self.site.status()))
 
 
 class LooksApi(FollowedApi):
@@ -96,7 +97,7 @@ class LooksApi(FollowedApi):
     operations = {
         "post": Operation(
             "Look at all sources now, and return what that found.",
-            drift_words.ReportShape,
+            drift_shapes.ReportShape,
             "act and read",
             body=(),
             fails=(400, 409),
@@ -107,7 +108,7 @@ class LooksApi(FollowedApi):
         """Needs the right to act, since each look costs the hub something."""
         self.body()
         report = await self.drifts.look()
-        self.write_json(drift_words.describe_report(report, self.site.status()))
+        self.write_json(drift_shapes.describe_report(report, self.site.status()))
 
 
 class RoutesApi(LookedApi):
@@ -152,7 +153,7 @@ class RepairsApi(FollowedApi):
         "post": Operation(
             "Without a digest: plan repairs of these differences; nothing is repaired. With the digest and count of that"
             " plan: apply it (202). The outcomes appear in the report's repaired.",
-            drift_words.PlanShape,
+            drift_shapes.PlanShape,
             "act and read",
             body=(
                 Param("ids", str, "What to repair, by id of the difference.", default=(), low=1, high=16, many=True),
@@ -180,7 +181,7 @@ class RepairsApi(FollowedApi):
         if asked["digest"] is None:
             self._refuse_a_mixture(asked)
             kinds = tuple(DriftKind(kind) for kind in asked["kinds"])
-            self.write_json(drift_words.describe_plan(self.drifts.plan(ids=asked["ids"], kinds=kinds)))
+            self.write_json(drift_shapes.describe_plan(self.drifts.plan(ids=asked["ids"], kinds=kinds)))
             return
         if asked["ids"] or asked["kinds"]:
             raise Refused(400, "digest: names a plan that exists already; leave out ids and kinds")
@@ -190,7 +191,7 @@ class RepairsApi(FollowedApi):
             asked["digest"], asked["count"], Order(self.who.actor, asked["why"], asked=True)
         )
         self.set_status(202)
-        self.write_json(drift_words.describe_plan(plan))
+        self.write_json(drift_shapes.describe_plan(plan))
 
     def _refuse_a_mixture(self, asked: dict[str, Any]) -> None:
         if asked["count"] is not None:

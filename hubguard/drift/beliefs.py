@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from hubguard import words
+from hubguard.drift import shapes as drift_shapes
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import DriftReport, World
 from hubguard.hub.names import resolved
@@ -36,7 +37,7 @@ class BeliefsShape:
     user: str
     name: str
     beliefs: tuple[BeliefShape, ...]
-    drifts: tuple[drift_words.DriftShape, ...]
+    drifts: tuple[drift_shapes.DriftShape, ...]
 
 
 def compare_beliefs(
@@ -46,12 +47,12 @@ def compare_beliefs(
     world = report.world
     user = resolved(user, _known(world)) or user
     key = (user, name)
-    repairs, policy = drift_words.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
+    repairs, policy = drift_shapes.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
     rows = [_hub_belief(world, key), _database_belief(world, key), _proxy_belief(world, key)]
     rows += _backend_beliefs(world, key)
     rows.append(_own_belief(report, key, entries))
     about = tuple(
-        drift_words.describe_drift(drift, repairs, policy)
+        drift_shapes.describe_drift(drift, repairs, policy)
         for drift in report.drifts
         if (drift.user, drift.server or "") == key
     )

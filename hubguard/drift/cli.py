@@ -14,6 +14,7 @@ from urllib.parse import quote
 from hubguard import words
 from hubguard.console import Context, Exit, add_json, count, user_and_server
 from hubguard.drift import beliefs
+from hubguard.drift import shapes as drift_shapes
 from hubguard.drift import words as drift_words
 from hubguard.drift.model import DriftKind
 from hubguard.errors import ConfigError, HubGuardError
@@ -85,7 +86,7 @@ async def show(arguments: argparse.Namespace, context: Context, guard: RunningGu
         context.say(json.dumps({**report, "drift": rows}, indent=2))
     else:
         context.say("\n".join([*map(drift_words.drift_text, rows), *_around(report)]))
-    if any(row["state"] == drift_words.DriftState.RAISED.value for row in rows):
+    if any(row["state"] == drift_shapes.DriftState.RAISED.value for row in rows):
         return Exit.FINDINGS
     blind = not looked or report["servers"] is None or report["routes"] is None
     return Exit.FAILED if blind or not all(source["complete"] for source in report["sources"]) else Exit.FINE
@@ -111,7 +112,7 @@ async def one_server(arguments: argparse.Namespace, context: Context, guard: Run
     user, server = user_and_server(arguments.server)
     answer = await guard.ask("GET", f"api/v1/beliefs/{quote(user, safe='')}/{quote(server or '', safe='')}")
     context.say(json.dumps(answer, indent=2) if arguments.json else beliefs.beliefs_text(answer))
-    raised = any(drift["state"] == drift_words.DriftState.RAISED.value for drift in answer["drifts"])
+    raised = any(drift["state"] == drift_shapes.DriftState.RAISED.value for drift in answer["drifts"])
     return Exit.FINDINGS if raised else Exit.FINE
 
 

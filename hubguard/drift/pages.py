@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from hubguard import words
 from hubguard.drift import beliefs
+from hubguard.drift import shapes as drift_shapes
 from hubguard.drift import words as drift_words
 from hubguard.drift.api import KIND, STATES
 from hubguard.drift.cycle import DriftCycles
@@ -45,11 +46,11 @@ class DriftPage(FollowedPage):
         kind = kind if kind in KIND.choices else ""
         state = state if state in STATES else ""
         drifts = report.drifts if report else ()
-        matching = drift_words.select(
+        matching = drift_shapes.select(
             drifts,
             q=q,
             kinds=[DriftKind(kind)] if kind else (),
-            state=drift_words.DriftState(state) if state else None,
+            state=drift_shapes.DriftState(state) if state else None,
         )
         pages = max(1, -(-len(matching) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
@@ -58,7 +59,7 @@ class DriftPage(FollowedPage):
             **self.common(status),
             "d": drift_words,
             "report": report,
-            "shape": drift_words.describe_report(report, status),
+            "shape": drift_shapes.describe_report(report, status),
             "rows": shown(matching[begin : begin + ROWS], report, status),
             "begin": begin,
             "found": len(matching),
@@ -76,12 +77,12 @@ class DriftPage(FollowedPage):
 
 def shown(
     drifts: Sequence[Drift], report: DriftReport | None, status: Status
-) -> list[tuple[str, drift_words.DriftShape]]:
+) -> list[tuple[str, drift_shapes.DriftShape]]:
     """Each difference with its label."""
     if report is None:
         return []
-    repairs, policy = drift_words.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
-    return [(drift_words.label(drift), drift_words.describe_drift(drift, repairs, policy)) for drift in drifts]
+    repairs, policy = drift_shapes.latest_repairs(report.repaired), drift_words.policy_sentences(report, status)
+    return [(drift_words.label(drift), drift_shapes.describe_drift(drift, repairs, policy)) for drift in drifts]
 
 
 def _by_kind(drifts: tuple[Drift, ...]) -> list[tuple[DriftKind, int]]:

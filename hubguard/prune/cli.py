@@ -1,4 +1,4 @@
-"""``hubguard prune`` by the running guard: who is stale, plans, their outcomes, and the way back."""
+"""The commands of pruning by the running guard: who is stale, plans, their outcomes, and the way back."""
 
 from __future__ import annotations
 

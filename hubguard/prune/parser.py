@@ -1,4 +1,4 @@
-"""The arguments of ``hubguard prune``."""
+"""The arguments of the commands of pruning."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from doubles.hub import Stops
 from simulation.world import BURST, EVERY_S, LIMIT_S, OUTAGE_S, RATE, UPDATE_S, World
 
 from hubguard.cull.words import last_stop
-from hubguard.dashboard.status import describe, health, state_of
+from hubguard.dashboard.shapes import describe, health, state_of
 from hubguard.errors import HubGuardError
 from hubguard.journal.words import entry_sentence
 from hubguard.model import FindingKind, OutcomeKind, User

@@ -1,4 +1,4 @@
-"""``hubguard prune … --offline``: straight in the database of a hub that isn't running, without a guard."""
+"""The commands of pruning with `--offline`: straight in the database of a hub that isn't running, without a guard."""
 
 from __future__ import annotations
 
