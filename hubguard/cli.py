@@ -386,6 +386,7 @@ def _seed(arguments: argparse.Namespace, context: Context) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="watch it work, print what was seen, and exit 0 or 1")
+    parser.add_argument("--port", type=count(1), metavar="PORT", help="port of the hub's pages (default: a free one)")
     parser.set_defaults(run=_demo)
 
 
@@ -397,7 +398,7 @@ def _demo(arguments: argparse.Namespace, context: Context) -> int:
             f"Demo not started: it needs {error.name}. Install it: pip install 'hubguard[demo]'"
         ) from None
 
-    return asyncio.run(run_demo(check=arguments.check))
+    return asyncio.run(run_demo(check=arguments.check, port=arguments.port))
 
 
 CULL, DRIFT, PRUNE = "hubguard.cull.cli", "hubguard.drift.cli", "hubguard.prune.parser"
@@ -418,5 +419,8 @@ COMMANDS: Mapping[str, tuple[str | Callable[[argparse.ArgumentParser], None], st
     "config": (_add_config, "check, show or install the config"),
     "db": (_add_db, "show or upgrade the revision of HubGuard's own database"),
     "seed": (_add_seed, "fill the database of a new hub with made-up users and servers"),
-    "demo": (_add_demo, "start a real hub with a few dozen small servers, guarded by HubGuard"),
+    "demo": (
+        _add_demo,
+        "start a real hub with a few dozen small servers, some of them in trouble, guarded by HubGuard",
+    ),
 }

@@ -1,35 +1,50 @@
-"""``hubguard demo``: a real hub with a few dozen little servers and HubGuard at work on it, to be watched or checked."""
+"""``hubguard demo``: a real hub with some of everything that goes wrong, and HubGuard at work, to be watched or checked."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
 
 import aiohttp
 
 from hubguard.errors import HubGuardError
 from hubguard.staging.hub import TestbedHub
-from hubguard.staging.population import Population, SeededServer, SeededUser
+from hubguard.staging.population import DAY_S, Population, SeededServer, SeededUser
 
 IDLE = tuple(f"idle-{i:02}" for i in range(1, 25))
 WORKING = tuple(f"working-{i:02}" for i in range(1, 9))
-STUCK = "stuck"
+STUCK = "stuck"  # can't be stopped
 NAMED = ("nadia", "experiment")
+KEPT = "exam-01"  # idle, and kept by an exemption
+DEAD = "dora"  # the server's process is killed; a rule gives her server longer than the others
+ORPHAN = "olga"  # the process survives its stop
+STALE = tuple(f"left-{i:02}" for i in range(1, 13))
+PROTECTED = {"scripted": "a token of theirs is in use", "teacher": "the group staff is protected"}
 
-CHECK_S = 90.0
 # Seconds of idleness, requests per second: long enough to log in and watch, and short for a check.
 WATCHED = (60.0, 3.0)
 CHECKED = (20.0, 8.0)
 
+WIPE_FIRST_S = 120.0
+WIPE_AGAIN_S = 240.0
+"""Seconds until the proxy loses its table for the first time, and between the times after that."""
+
 CONFIG = """
-c.JupyterHub.last_activity_interval = 2
+# So that what HubGuard repairs isn't repaired by the hub first.
+c.JupyterHub.last_activity_interval = 10
+c.Spawner.poll_interval = 3600
 c.HubGuard.armed = True
+c.HubGuard.hub_db_url = "hub"
 c.HubGuardCull.idle_timeout_s = {idle_timeout_s}
+c.HubGuardCull.rules = [{{"name": "long experiments", "users": "dora", "idle_timeout_s": 86400}}]
 c.HubGuardCull.every_s = 3
+c.HubGuardDrift.backend = "process"
+c.HubGuardDrift.every_s = 5
+c.HubGuardPrune.delete_users = True
+c.HubGuardPrune.protected_groups = ["staff"]
 c.HubGuardBudget.rate = {rate}
 c.HubGuardBudget.burst = 3
 c.HubGuardBudget.concurrency = 3
@@ -40,22 +55,27 @@ register(c)
 
 
 def population() -> Population:
-    """The demo's people: idle ones, working ones, one whose server can't be stopped, one with a named server too."""
-    servers = [SeededServer(user, shared=False) for user in (*IDLE, *WORKING, NAMED[0])]
+    """The demo's people: a server for each kind of trouble, and users who left long ago."""
+    servers = [SeededServer(user, shared=False) for user in (*IDLE, *WORKING, NAMED[0], KEPT, DEAD)]
     servers.append(SeededServer(STUCK, shared=False, on_stop="poll-raises"))
+    servers.append(SeededServer(ORPHAN, shared=False, on_stop="raises"))
     servers.append(SeededServer(*NAMED, shared=False))
-    users = [SeededUser(user, groups=("idle",)) for user in IDLE] + [
-        SeededUser(user, groups=("busy",)) for user in WORKING
-    ]
+    users = [SeededUser(user, groups=("idle",)) for user in IDLE]
+    users += [SeededUser(user, groups=("busy",)) for user in WORKING]
+    gone = [SeededUser(user, groups=("class-2025",)) for user in STALE]
+    gone.append(SeededUser("scripted", tokens=1, token_used_s=DAY_S))
+    gone.append(SeededUser("teacher", groups=("staff",)))
+    users += [replace(user, idle_for_s=400 * DAY_S, created_s=700 * DAY_S) for user in gone]
     return Population(tuple(users), tuple(servers))
 
 
-async def run_demo(check: bool) -> int:
+async def run_demo(check: bool, port: int | None = None) -> int:
     """Run the demo until Ctrl-C; with ``check``, until it has been seen to work. 0, or 1 where something isn't right.
 
+    ``port`` is where the hub's pages are to be; None: a free port. The other ports are free ones, too.
     Nothing is left running, however it ends.
     """
-    demo = asyncio.ensure_future(_checked() if check else _watched())
+    demo = asyncio.ensure_future(_checked(port) if check else _watched(port))
     asked_to_end = False
 
     def end() -> None:
@@ -82,37 +102,103 @@ async def run_demo(check: bool) -> int:
             loop.remove_signal_handler(sig)
 
 
-def _hub(idle_timeout_s: float, rate: float) -> TestbedHub:
+def _hub(idle_timeout_s: float, rate: float, port: int | None) -> TestbedHub:
     people = population()
     print(f"Starting a hub for {len(people.servers)} little servers; this takes some seconds …", flush=True)
-    return TestbedHub(population=people, config=CONFIG.format(idle_timeout_s=idle_timeout_s, rate=rate))
+    config = CONFIG.format(idle_timeout_s=idle_timeout_s, rate=rate)
+    return TestbedHub(population=people, config=config, external_proxy=True, port=port)
 
 
-async def _watched() -> int:
+async def _watched(port: int | None) -> int:
     idle_timeout_s, rate = WATCHED
-    async with _hub(idle_timeout_s, rate) as hub:
-        working = asyncio.ensure_future(_work(hub))
-        try:
-            await hub.wait_for(_serves(hub), "HubGuard to answer")
-            print(
-                f"HubGuard:  {hub.url}services/hubguard/\n"
-                f"The hub:   {hub.url}hub/admin\n"
-                f"Log in as  {hub.admin}  with password  {hub.password}\n\n"
-                f"{len(IDLE)} servers are idle, and stopped one by one once they have been so for {idle_timeout_s:.0f} s. "
-                f"{len(WORKING) + 1} are at work and stay. The one of {STUCK} can't be stopped: the hub answers 500. "
-                f"{NAMED[0]} has an idle named server, too.\nCtrl-C ends everything.",
-                flush=True,
-            )
-            await working  # until Ctrl-C
-        finally:
-            working.cancel()
+    async with _hub(idle_timeout_s, rate, port) as hub:
+        await break_things(hub)
+        print(tour(hub, idle_timeout_s), flush=True)
+        await asyncio.gather(_work(hub), _wipe_again_and_again(hub))  # until Ctrl-C
     return 0
 
 
-async def _checked() -> int:
-    async with _hub(*CHECKED) as hub:
+def tour(hub: TestbedHub, idle_timeout_s: float) -> str:
+    """Where to look, and for what."""
+    first, again = f"{WIPE_FIRST_S / 60:.0f} minutes", f"{WIPE_AGAIN_S / 60:.0f} minutes"
+    kept, after = " and ".join(PROTECTED), f"{idle_timeout_s:.0f} s"
+    lines = [
+        "",
+        f"HubGuard:  {hub.url}services/hubguard/",
+        f"The hub:   {hub.url}hub/admin",
+        f"Log in as  {hub.admin}  with password  {hub.password}",
+        "",
+        f"  Servers   {len(IDLE)} are idle, and stopped one by one after {after}. Those that are in use stay.",
+        f"            {STUCK}'s can't be stopped: the hub answers 500. {KEPT}'s is kept for an exam by an exemption.",
+        f"  Drift     {DEAD}'s process was killed, and the hub doesn't know: select that difference, and repair it.",
+        f"            {ORPHAN}'s will survive its stop: an orphan. Both stay until you repair them.",
+        f"  Overview  In {first} the proxy loses its table, and every {again} after that. HubGuard has the hub fill it",
+        "            within seconds. A line here says when.",
+        f"  Users     {len(STALE)} users left over a year ago. Make a plan, and apply it. Its undo file brings them back.",
+        f"            {kept} left, too, and are kept.",
+        "",
+        "Ctrl-C ends everything.",
+    ]
+    return "\n".join(lines)
+
+
+async def break_things(hub: TestbedHub) -> None:
+    """Once HubGuard answers: keep one server by an exemption, and kill the process of another."""
+    await hub.wait_for(_serves(hub), "HubGuard to answer")
+    body = {"user": KEPT, "server": "", "for_s": 3600.0, "why": "an exam"}
+    headers = {"Authorization": f"token {hub.token}"}
+
+    async def kept() -> bool:
+        url = f"{hub.url}services/hubguard/api/v1/exemptions"
+        async with aiohttp.ClientSession(headers=headers) as session, session.post(url, json=body) as answer:
+            return answer.status < 300
+
+    await hub.wait_for(kept, "HubGuard to take an exemption")
+    await hub.kill_server(DEAD)
+
+
+async def _wipe_again_and_again(hub: TestbedHub) -> None:
+    wait_s = WIPE_FIRST_S
+    while True:
+        await asyncio.sleep(wait_s)
+        took_s = await wipe(hub)
+        print(
+            f"{time.strftime('%H:%M:%S')}  The proxy was killed and started with an empty table. {took_s:.1f} s later every"
+            " server had its route again.",
+            flush=True,
+        )
+        wait_s = WIPE_AGAIN_S
+
+
+async def wipe(hub: TestbedHub) -> float:
+    """Kill the proxy and start it, so that it knows no server; the seconds until it knew all of them again."""
+    await hub.kill_proxy()
+    await hub.start_proxy()
+    began = time.monotonic()
+
+    async def filled() -> bool:
+        headers = {"Authorization": f"token {hub.proxy_token}"}
+        try:
+            async with (
+                aiohttp.ClientSession(headers=headers) as session,
+                session.get(f"{hub.proxy_api_url}/api/routes") as answer,
+            ):
+                there = {path.rstrip("/") for path in await answer.json()}
+        except aiohttp.ClientError:
+            return False
+        return {f"/user/{user}" + (f"/{name}" if name else "") for user, name in await hub.servers()} <= there
+
+    await hub.wait_for(filled, "the proxy to have its routes again")
+    return time.monotonic() - began
+
+
+async def _checked(port: int | None) -> int:
+    from hubguard.staging.demo_check import Check
+
+    async with _hub(*CHECKED, port) as hub:
         working = asyncio.ensure_future(_work(hub))
         try:
+            await break_things(hub)
             return 0 if await Check(hub).everything() else 1
         finally:
             working.cancel()
@@ -140,126 +226,3 @@ def _serves(hub: TestbedHub) -> Any:
             return False
 
     return serves
-
-
-class Check:
-    """Looks at a running demo from outside, as a person would, and prints what it sees."""
-
-    def __init__(self, hub: TestbedHub) -> None:
-        self.hub = hub
-        self.fine = True
-
-    def saw(self, right: bool, what: str) -> None:
-        """Print one line: what was seen, and whether that is how it should be."""
-        self.fine &= right
-        print(f"  {'ok    ' if right else 'WRONG '} {what}", flush=True)
-
-    async def everything(self) -> bool:
-        """All checks, one after the other; True where all is as it should be."""
-        stopped = {(user, "") for user in IDLE} | {NAMED}
-        await self._wait_until_gone(stopped)
-        await self._left(stopped)
-        await self._api()
-        await self._journal(stopped)
-        await self._drift()
-        await self._pages()
-        print("All is as it should be." if self.fine else "Something isn't as it should be; see above.", flush=True)
-        return self.fine
-
-    async def _wait_until_gone(self, expected: set[tuple[str, str]]) -> None:
-        began, left, shown = time.monotonic(), expected, -1
-        while left and time.monotonic() - began < CHECK_S:
-            left = expected & set(await self.hub.servers())
-            if len(left) != shown:
-                shown = len(left)
-                print(f"  {time.monotonic() - began:5.1f} s  {shown} idle servers left", flush=True)
-            await asyncio.sleep(0.5)
-        self.saw(
-            not left,
-            f"{len(expected) - len(left)} of {len(expected)} idle servers were stopped, a named one among them",
-        )
-
-    async def _left(self, stopped: set[tuple[str, str]]) -> None:
-        # Working servers are looked at again a while after the last idle one: they, too, are older than the timeout now.
-        await asyncio.sleep(5.0)
-        servers = await self.hub.servers()
-        working = {(user, "") for user in (*WORKING, NAMED[0])}
-        ready = {key for key, server in servers.items() if server["ready"]}
-        self.saw(working <= ready, f"{len(working & ready)} of {len(working)} working servers were left alone")
-        self.saw((STUCK, "") in ready, f"the server of {STUCK}, which can't be stopped, is still there")
-        running = stopped & set(servers)
-        self.saw(not running, f"{len(stopped - running)} of {len(stopped)} idle ones are stopped, and have stayed so")
-
-    async def _get(self, path: str) -> Any:
-        headers = {
-            "Authorization": f"token {self.hub.token}",
-            "Accept": "application/jupyterhub-pagination+json, application/json",
-        }
-        url = f"{self.hub.url}services/hubguard/{path}"
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(url, headers=headers, allow_redirects=False) as answer,
-        ):
-            if answer.status != 200:
-                self.saw(False, f"/services/hubguard/{path} answered {answer.status}: {(await answer.text())[:200]}")
-                return None
-            return await answer.json()
-
-    async def _api(self) -> None:
-        status = await self._get("api/v1/status")
-        if status is not None:
-            self.saw(status["mode"] == "acting", f"the API says that HubGuard is {status['mode']}: {status['why']}")
-        shown = await self._get("api/v1/servers")
-        if shown is not None:
-            names = _server_names(_items(shown))
-            expected = {*WORKING, NAMED[0], STUCK}
-            self.saw(
-                names == expected, f"the API lists {len(names)} servers, {len(names & expected)} of which it should"
-            )
-
-    async def _journal(self, stopped: set[tuple[str, str]]) -> None:
-        answer = await self._get("api/v1/journal?limit=1000")
-        if answer is None:
-            return
-        entries = _items(answer)
-        intents = [entry for entry in entries if entry["event"] == "intent"]
-        outcomes = [entry for entry in entries if entry["event"] == "outcome"]
-        done = {(entry["user"], entry["server"] or "") for entry in outcomes if entry["outcome"] == "done"}
-        self.saw(stopped <= done, f"the journal has {len(done & stopped)} verified stops")
-        tried = {(entry["user"], entry["server"] or "") for entry in intents}
-        self.saw(
-            tried <= stopped | {(STUCK, "")}, f"it has no attempt to stop a working server, in {len(intents)} intents"
-        )
-        failed = [entry for entry in outcomes if entry["user"] == STUCK]
-        self.saw(
-            bool(failed) and all(entry["outcome"] != "done" for entry in failed),
-            f"it has {len(failed)} stops of {STUCK}'s server, none of which worked",
-        )
-        answered = {entry["refers_to"] for entry in outcomes}
-        self.saw(all(entry["id"] in answered for entry in intents), "every intent in it has an outcome")
-
-    async def _drift(self) -> None:
-        shown = await self._get("api/v1/drift?state=raised")
-        if shown is not None:
-            kinds = ", ".join(sorted({str(drift["kind"]) for drift in _items(shown)})) or "no drift"
-            self.saw(not _items(shown), f"hub, proxy and backends agree: HubGuard has raised {kinds}")
-
-    async def _pages(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            await self.hub.login(session)
-            for page, words in (("", "HubGuard"), ("servers", WORKING[0]), ("drift", "agree"), ("journal", IDLE[0])):
-                async with session.get(f"{self.hub.url}services/hubguard/{page}") as answer:
-                    text = await answer.text()
-                    self.saw(
-                        answer.status == 200 and words in text,
-                        f"the page /services/hubguard/{page} answered {answer.status} and "
-                        f"{'shows' if words in text else 'lacks'} {quote(words)}",
-                    )
-
-
-def _items(answer: Any) -> list[dict[str, Any]]:
-    return list(answer["items"]) if isinstance(answer, dict) else list(answer)
-
-
-def _server_names(shown: Iterable[dict[str, Any]]) -> set[str]:
-    return {str(server.get("user") or server["server"]["user"]) for server in shown}

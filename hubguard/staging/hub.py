@@ -61,7 +61,8 @@ class TestbedHub:
     ``config`` is added to jupyterhub_config.py, after the testbed's own lines. ``python`` is the interpreter that runs the
     hub; from a checkout, hubguard is made importable for it. ``population`` is seeded before the first start.
     ``external_proxy`` True: the testbed runs the proxy, else the hub does, with a token that only the hub knows.
-    ``hub_prefix`` is the base_url. ``db_url`` None: SQLite in the folder. ``environment`` is added to the hub's.
+    ``hub_prefix`` is the base_url. ``port`` is where the proxy listens for people; None: a free one. ``db_url`` None: SQLite
+    in the folder. ``environment`` is added to the hub's.
 
     The admin ``admin`` and every other name log in with ``password``; ``token`` may do all that an admin may.
     """
@@ -81,6 +82,7 @@ class TestbedHub:
         db_url: str | None = None,
         environment: Mapping[str, str] | None = None,
         start_timeout_s: float = 120.0,
+        port: int | None = None,
     ) -> None:
         self.python = os.path.abspath(python or sys.executable)
         self.external_proxy = external_proxy
@@ -98,13 +100,17 @@ class TestbedHub:
         self._environment = dict(environment or {})
         self._hub: subprocess.Popen[bytes] | None = None
         self._proxy: subprocess.Popen[bytes] | None = None
+        self._wanted_port = port
         self._port = self._hub_port = self._proxy_api_port = 0
 
     async def __aenter__(self) -> TestbedHub:
         try:
+            if self._wanted_port and listens(self._wanted_port):
+                raise HubGuardError(f"Port {self._wanted_port} is taken. Choose another one.")
             await asyncio.to_thread(self._seed)
             for attempt in range(3):
-                self._port, self._hub_port, self._proxy_api_port = free_ports(3)
+                free, self._hub_port, self._proxy_api_port = free_ports(3)
+                self._port = self._wanted_port or free
                 self._write_config()
                 try:
                     if self.external_proxy:
