@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import astuple, dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 from jupyterhub.services.auth import HubOAuth, HubOAuthCallbackHandler
@@ -18,6 +19,7 @@ from tornado.web import HTTPError, RequestHandler
 from typing_extensions import override
 
 from hubguard.errors import BudgetExhausted, HubUnreachable
+from hubguard.hub.http import Answer, HTTPClient, NoAnswer
 from hubguard.pacing.budget import Slot
 from hubguard.web.harden import Hardened
 from hubguard.web.lookups import Lookups, Standing
@@ -51,6 +53,9 @@ HUB_DOWN_S = 3600.0
 
 LOOKUP_S = 10.0
 """Maximum seconds for the hub to say whose token it is."""
+
+LARGEST_MODEL = 4 * 1024 * 1024
+"""Maximum bytes of what the hub says about a token's owner, of which the scopes are the most."""
 
 KNOWN_MOST = 10_000
 """Maximum tokens whose owner is remembered."""
@@ -166,10 +171,31 @@ class PacedOAuth(HubOAuth):
             states.pop(self._begun.popleft(), None)
         return state_id
 
-    def user_for_token(self, token: str, use_cache: bool = True, session_id: str = "", *, sync: bool = True) -> Any:
-        """Awaitable: whose token it is, as the hub says now; None for nobody's. Raises HubUnreachable."""
-        ask: Any = super().user_for_token
-        return self._paced(lambda: ask(token, use_cache=False, session_id=session_id, sync=False))
+    async def user_for_token(
+        self, token: str, use_cache: bool = True, session_id: str = "", *, sync: bool = True
+    ) -> dict[str, Any] | None:
+        """The hub's model of whose token it is now; None only if the hub itself says that it is nobody's.
+
+        Raises HubUnreachable for any other answer: a firewall's page, a redirect or ``null`` say nothing about the token.
+        """
+        answer: Answer = await self._paced(lambda: self._look_up(token))
+        model = answer.json if isinstance(answer.json, dict) else {}
+        if answer.status in {403, 404} and model.get("status") == answer.status and "message" in model:
+            return None
+        named = isinstance(model.get("name"), str) and isinstance(model.get("scopes"), list)
+        if answer.status != 200 or not named:
+            raise HubUnreachable(f"{_UNTOLD} Its answer names nobody.")
+        return model
+
+    async def _look_up(self, token: str) -> Answer:
+        client = HTTPClient(timeout_s=LOOKUP_S, largest=LARGEST_MODEL, token=token)
+        try:
+            answer = await client.exchange("GET", f"{self.api_url.rstrip('/')}/user")
+        finally:
+            await client.close()
+        if isinstance(answer, NoAnswer) or answer.status == 429 or answer.status >= 500:
+            raise HubUnreachable(_UNTOLD)
+        return answer
 
     async def token_for_code(self, code: str, *, sync: bool = True, **more: Any) -> Any:
         """The token of a login at the hub. Raises HubUnreachable, and HTTPError (400) for a code that the hub refuses."""
@@ -199,14 +225,15 @@ class Callback(Hardened, HubOAuthCallbackHandler):
 
     async def get(self) -> None:
         """Like any other lookup, a login waits for its turn."""
-        async with self.login.lookups.turn(_peer(self), Standing.STRANGER):
+        standing = Standing.LOGIN if self.login.began(self) else Standing.STRANGER
+        async with self.login.lookups.turn(_peer(self), standing):
             finished: Any = super().get
             await finished()
 
     async def prepare(self) -> None:
-        """Settle who it is here, since JupyterHub's own way blocks the event loop."""
+        """Settle who it is here, since JupyterHub's own way blocks the event loop. It matters only to a login out of turn."""
         self.current_user = None
-        if self.login.session(self) is not None:
+        if not self.login.began(self) and self.login.session(self) is not None:
             self.current_user = await self.login.caller(self, fresh=False)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
@@ -277,9 +304,9 @@ class HubLogin(AuthPort):
         passed_s, known = self._recalled(key, fresh=fresh)
         if passed_s is None:
             return known
-        peer = _peer(handler)
+        peer, standing = _peer(handler), self._standing(handler, token)
         try:
-            async with self.lookups.turn(peer, self._standing(handler, token)):
+            async with self.lookups.turn(peer, standing):
                 # While it waited, another request may have asked for the same.
                 told_s, known = self._recalled(key, fresh=fresh)
                 if told_s is None:
@@ -289,7 +316,7 @@ class HubLogin(AuthPort):
             if not fresh and known is not None and passed_s < HUB_DOWN_S:
                 return known
             raise
-        if caller is None:
+        if caller is None and standing is Standing.STRANGER:
             self.lookups.denied(peer)
         self._remember(key, token, caller)
         return caller
@@ -311,9 +338,7 @@ class HubLogin(AuthPort):
         model = await self.hub_auth.user_for_token(token, sync=False)
         if model is None:
             return None
-        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-            raise HubUnreachable(f"{_UNTOLD} Its answer names nobody.")
-        scopes = frozenset(scope for scope in model.get("scopes") or () if isinstance(scope, str))
+        scopes = frozenset(scope for scope in model["scopes"] if isinstance(scope, str))
         if not self.hub_auth.check_scopes({self.access_scope}, {"scopes": scopes}):
             scopes = frozenset()
         kind = "service" if model.get("kind") == "service" else "user"
@@ -365,6 +390,12 @@ class HubLogin(AuthPort):
             return None
         return self.hub_auth.get_token(handler) or None
 
+    def began(self, handler: RequestHandler) -> bool:
+        """Whether the request comes back from a login that HubGuard began in that very browser: its cookie is signed here."""
+        state = handler.get_argument("state", "")
+        cookie = handler.get_secure_cookie(self.hub_auth.get_state_cookie_name(state))
+        return cookie is not None and cookie == state.encode()
+
     def login_url(self, handler: RequestHandler) -> str:
         """With PKCE, where this JupyterHub knows it (6.0 and later)."""
         query: dict[str, str] = {}
@@ -390,6 +421,22 @@ def _digest(token: str) -> str:
 
 
 def _peer(handler: RequestHandler) -> str:
-    """The address that the nearest proxy names, which a caller can't choose; without a proxy, that of the connection."""
+    """An address that a caller on another machine can't choose: the connection's, or from this machine the one in a header.
+
+    A connection from this machine is the proxy's, and the last address of X-Forwarded-For is who has connected to it. Callers
+    behind one ingress share that address, and all callers of a proxy on another machine share the proxy's.
+    """
+    # Not remote_ip, which tornado takes from headers that anyone may send.
+    address = getattr(getattr(handler.request.connection, "context", None), "address", None)
+    connected = str(address[0]) if address else ""
     nearest = handler.request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-    return nearest[:64] or str(handler.request.remote_ip)
+    return nearest[:64] if nearest and _is_here(connected) else connected
+
+
+def _is_here(address: str) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    mapped = ip.ipv4_mapped if isinstance(ip, IPv6Address) else None
+    return (mapped or ip).is_loopback

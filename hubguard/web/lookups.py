@@ -12,17 +12,23 @@ from enum import IntEnum
 
 from hubguard.errors import HubUnreachable
 
-STRANGERS_AT_ONCE = 2
-"""Maximum lookups in flight of those that the hub hasn't vouched for."""
-
 KNOWN_AT_ONCE = 4
-"""Maximum lookups in flight of those that it has; these places are theirs alone."""
+"""Maximum lookups in flight of callers with a token that the hub has vouched for recently; these places are theirs alone."""
+
+SIGNED_AT_ONCE = 2
+"""Maximum lookups in flight of logins that HubGuard has set a cookie for; these places are theirs alone."""
+
+LOGINS_AT_ONCE = 2
+"""Maximum lookups in flight of browsers that come back from a login; these places are theirs alone."""
+
+STRANGERS_AT_ONCE = 2
+"""Maximum lookups in flight of anyone else."""
 
 WAITING_MOST = 100
-"""Maximum lookups that wait, of either kind."""
+"""Maximum lookups that wait, of each of these kinds."""
 
 WAITING_PER_PEER = 20
-"""Maximum lookups that wait for strangers at one address."""
+"""Maximum lookups of one kind that wait for one address. Known callers have no such limit."""
 
 LONGEST_WAIT_S = 10.0
 """Maximum seconds that a lookup waits for its turn."""
@@ -51,7 +57,16 @@ class Standing(IntEnum):
 
     KNOWN = 0  # the hub has vouched for this token recently
     SIGNED = 1  # the token comes in a cookie that HubGuard has set
-    STRANGER = 2
+    LOGIN = 2  # a browser comes back from a login that HubGuard began
+    STRANGER = 3
+
+
+_AT_ONCE = {
+    Standing.KNOWN: KNOWN_AT_ONCE,
+    Standing.SIGNED: SIGNED_AT_ONCE,
+    Standing.LOGIN: LOGINS_AT_ONCE,
+    Standing.STRANGER: STRANGERS_AT_ONCE,
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -63,12 +78,15 @@ class _Waiting:
 
 
 class Lookups:
-    """Lets lookups go: known callers first, then addresses with the fewest unknown tokens, then who came first."""
+    """Lets lookups go, each standing in places of its own, so that strangers keep nobody else waiting.
+
+    Strangers at addresses with the fewest unknown tokens go first, then who came first.
+    """
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_s = monotonic_s
         self._waiting: list[_Waiting] = []
-        self._in_flight: Counter[bool] = Counter()  # by whether the caller is known
+        self._in_flight: Counter[Standing] = Counter()
         self._denials: dict[str, tuple[float, float]] = {}  # by address: how many, counted when
         self._number = 0
         self._alarm: asyncio.TimerHandle | None = None
@@ -89,11 +107,11 @@ class Lookups:
             if lookup in self._waiting:
                 self._waiting.remove(lookup)
             elif lookup.granted.done() and lookup.granted.exception() is None:
-                self._in_flight[standing is Standing.KNOWN] -= 1
+                self._in_flight[standing] -= 1
             self._dispatch()
 
     def denied(self, peer: str) -> None:
-        """The hub didn't know what the caller at ``peer`` came with."""
+        """The hub didn't know the token of the stranger at ``peer``."""
         if len(self._denials) >= PEERS_MOST:
             self._denials = {peer: denied for peer, denied in self._denials.items() if self._score(peer) > 0}
         self._denials[peer] = (self._score(peer) + 1, self._monotonic_s())
@@ -103,12 +121,13 @@ class Lookups:
         return max(0.0, count - DENIALS_FORGIVEN_PER_S * (self._monotonic_s() - at_s))
 
     def _rank(self, lookup: _Waiting) -> tuple[Standing, float, int]:
-        return lookup.standing, self._score(lookup.peer), lookup.number
+        score = self._score(lookup.peer) if lookup.standing is Standing.STRANGER else 0.0
+        return lookup.standing, score, lookup.number
 
     def _admit(self, lookup: _Waiting) -> None:
-        known = lookup.standing is Standing.KNOWN
-        alike = [other for other in self._waiting if (other.standing is Standing.KNOWN) == known]
-        if not known and sum(other.peer == lookup.peer for other in alike) >= WAITING_PER_PEER:
+        alike = [other for other in self._waiting if other.standing is lookup.standing]
+        of_peer = sum(other.peer == lookup.peer for other in alike)
+        if lookup.standing is not Standing.KNOWN and of_peer >= WAITING_PER_PEER:
             raise TooMany
         self._waiting.append(lookup)
         if len(alike) >= WAITING_MOST:
@@ -120,16 +139,14 @@ class Lookups:
         self._dispatch()
 
     def _may_go(self, lookup: _Waiting) -> bool:
-        if lookup.standing is Standing.KNOWN:
-            return self._in_flight[True] < KNOWN_AT_ONCE
         slowed_down = lookup.standing is Standing.STRANGER and self._score(lookup.peer) >= DENIALS_FREE
-        return not slowed_down and self._in_flight[False] < STRANGERS_AT_ONCE
+        return not slowed_down and self._in_flight[lookup.standing] < _AT_ONCE[lookup.standing]
 
     def _dispatch(self) -> None:
         for lookup in sorted(self._waiting, key=self._rank):
             if self._may_go(lookup):
                 self._waiting.remove(lookup)
-                self._in_flight[lookup.standing is Standing.KNOWN] += 1
+                self._in_flight[lookup.standing] += 1
                 lookup.granted.set_result(None)
         if self._waiting and self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._ring)

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.hub, pytest.mark.contract]
 SECRET = b"s" * 32
 ANN = {"kind": "user", "name": "ann", "admin": True, "scopes": ["access:services!service=hubguard", "delete:servers"]}
 
+UNKNOWN = {"status": 403, "message": "Forbidden"}
+
 
 class Hub:
     """The one address of a hub that the login needs."""
@@ -81,7 +83,15 @@ def login(hub: Hub) -> HubLogin:
     return login_at(hub.url)
 
 
+class _From:
+    def __init__(self, address: str) -> None:
+        self.address = (address, 40_000)
+
+
 class _Wire(HTTPConnection):
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.context = _From(address)
+
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         pass
 
@@ -120,7 +130,7 @@ async def test_rights_that_were_taken_away_are_gone_with_the_next_change_that_is
     login: HubLogin, hub: Hub
 ) -> None:
     await login.caller(request("hers"), fresh=False)
-    hub.status = 403
+    hub.status, hub.answer = 403, UNKNOWN
     assert await login.caller(request("hers"), fresh=True) is None
     assert await login.caller(request("hers"), fresh=False) is None
 
@@ -128,7 +138,7 @@ async def test_rights_that_were_taken_away_are_gone_with_the_next_change_that_is
 async def test_another_session_of_the_browser_is_another_question(login: HubLogin, hub: Hub) -> None:
     """A logout at the hub ends the session; what was known under it no longer counts."""
     await login.caller(request(cookie="hers"), fresh=False)
-    hub.status = 403
+    hub.status, hub.answer = 403, UNKNOWN
     assert await login.caller(request(cookie="hers", session="s2"), fresh=False) is None
 
 
@@ -165,7 +175,20 @@ async def test_with_the_hub_gone_a_known_login_reads_on_and_changes_nothing(
 
 @pytest.mark.parametrize(
     ("status", "answer"),
-    [(500, "oops"), (503, "busy"), (429, "slow down"), (404, "?"), (200, "not json"), (302, ""), (400, "{}")],
+    [
+        (500, "oops"),
+        (503, "busy"),
+        (429, "slow down"),
+        (404, "?"),
+        (200, "not json"),
+        (200, "null"),
+        (302, ""),
+        (302, "null"),
+        (400, "{}"),
+        (403, "<html>blocked by the firewall</html>"),
+        (403, '{"error": "blocked"}'),
+        (403, '{"status": 404, "message": "Not Found"}'),
+    ],
 )
 async def test_an_answer_that_is_none_names_nobody(login: HubLogin, hub: Hub, status: int, answer: str) -> None:
     hub.status, hub.answer = status, answer
@@ -173,7 +196,19 @@ async def test_an_answer_that_is_none_names_nobody(login: HubLogin, hub: Hub, st
         await login.caller(request("hers"), fresh=False)
 
 
-@pytest.mark.parametrize("answer", [[], {}, {"name": None}, {"name": 5, "scopes": ["admin:servers"]}, 7])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {},
+        {"name": None},
+        {"name": 5, "scopes": ["admin:servers"]},
+        7,
+        None,
+        {"name": "ann"},
+        {"name": "ann", "scopes": 5},
+    ],
+)
 async def test_json_that_names_nobody_does_not_make_a_valid_token_unknown(
     login: HubLogin, hub: Hub, answer: Any
 ) -> None:
@@ -192,7 +227,7 @@ async def test_a_hub_that_hangs_is_given_up(login: HubLogin, hub: Hub, monkeypat
 
 
 async def test_a_flood_of_made_up_tokens_gets_little_of_the_budget(hub: Hub) -> None:
-    hub.status, hub.delay_s = 403, 0.01
+    hub.status, hub.answer, hub.delay_s = 403, UNKNOWN, 0.01
     budget = Budget(rate=1000, burst=1000, concurrency=50)
     login = login_at(hub.url, lane=lambda: budget.slot(Lane.RESERVED, safe=True))
     asked: list[Awaitable[Caller | None]] = [login.caller(request(f"made-up-{i}"), fresh=False) for i in range(30)]
@@ -270,10 +305,10 @@ async def test_tokens_are_neither_logged_nor_in_errors(
     login: HubLogin, hub: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(0)
-    for status, answer in ((200, ANN), (403, ANN), (500, "oops"), (200, "not json")):
+    for status, answer in ((200, ANN), (403, UNKNOWN), (500, "oops"), (200, "not json")):
         hub.status, hub.answer = status, answer
         for handler in (request("sesame"), request(cookie="sesame")):
-            if answer is ANN:
+            if isinstance(answer, dict):
                 await login.caller(handler, fresh=True)
                 continue
             with pytest.raises(HubUnreachable) as raised:
@@ -282,3 +317,23 @@ async def test_tokens_are_neither_logged_nor_in_errors(
             assert "sesame" not in told.replace('request("sesame")', "")
     assert "sesame" not in caplog.text
     assert "ours-0123456789" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("connected", "forwarded", "peer"),
+    [
+        ("127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "made up, 203.0.113.7", "203.0.113.7"),
+        ("::1", "2001:db8::7", "2001:db8::7"),
+        ("::ffff:127.0.0.1", "203.0.113.7", "203.0.113.7"),
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("10.1.2.3", "203.0.113.7", "10.1.2.3"),
+        ("10.1.2.3", "127.0.0.1", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "203.0.113.7", "::ffff:10.1.2.3"),
+    ],
+)
+def test_who_connects_from_another_machine_cannot_choose_its_address(connected: str, forwarded: str, peer: str) -> None:
+    handler = request("x", **{"X-Forwarded-For": forwarded, "X-Real-Ip": "192.0.2.1"})
+    handler.request.connection = _Wire(connected)
+    handler.request.remote_ip = "192.0.2.1"
+    assert auth._peer(handler) == peer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -21,7 +22,7 @@ from hubguard.guard import Guard
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.web import auth
 from hubguard.web.auth import HubLogin
-from hubguard.web.lookups import STRANGERS_AT_ONCE
+from hubguard.web.lookups import DENIALS_FREE, LOGINS_AT_ONCE, WAITING_PER_PEER, Standing
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
@@ -55,7 +56,7 @@ class FakeHub:
         if self.fault:
             return web.json_response({"message": "no"}, status=self.fault)
         model = self.models.get(request.headers["Authorization"].partition(" ")[2])
-        return web.json_response(model) if model else web.json_response({"message": "who?"}, status=403)
+        return web.json_response(model) if model else web.json_response({"status": 403, "message": "who?"}, status=403)
 
     async def token(self, request: web.Request) -> web.Response:
         self.asked.append("token")
@@ -258,7 +259,41 @@ async def test_logins_with_made_up_codes_get_no_more_of_the_hub_than_made_up_tok
 
     told = await asyncio.gather(*(made_up_login() for _ in range(15)))
     assert set(told) == {400}
-    assert site.hub.most_at_once == STRANGERS_AT_ONCE
+    assert site.hub.most_at_once == LOGINS_AT_ONCE
+
+
+async def test_made_up_tokens_from_the_same_ingress_keep_nobody_from_logging_in(site: Site) -> None:
+    """Behind an ingress, everyone comes from one address; a few made-up tokens a second made logins end in 503."""
+    for _ in range(3 * DENIALS_FREE):
+        site.login.lookups.denied("127.0.0.1")
+
+    async def wait() -> None:
+        async with site.login.lookups.turn("127.0.0.1", Standing.STRANGER):
+            pass
+
+    flood = [asyncio.ensure_future(wait()) for _ in range(WAITING_PER_PEER)]
+    status, where, text = await site.log_in()
+    assert (status, where) == (302, f"{PREFIX}servers"), text
+    assert (await site.ask("servers"))[0] == 200
+    assert not any(waiting.done() for waiting in flood)
+    for waiting in flood:
+        waiting.cancel()
+
+
+async def test_a_way_back_of_a_login_that_nobody_began_has_no_place_of_its_own(site: Site) -> None:
+    seen: list[Standing] = []
+    turn = site.login.lookups.turn
+
+    def noted(peer: str, standing: Standing) -> AbstractAsyncContextManager[None]:
+        seen.append(standing)
+        return turn(peer, standing)
+
+    site.login.lookups.turn = noted  # type: ignore[method-assign]
+    await site.ask("oauth_callback?code=x&state=x")
+    await site.ask("oauth_callback?code=x")
+    assert seen == [Standing.STRANGER] * 2
+    await site.log_in()
+    assert seen[2:] == [Standing.LOGIN]
 
 
 async def test_a_login_with_the_hub_down_says_so(site: Site) -> None:

@@ -10,6 +10,7 @@ from hubguard.web import lookups
 from hubguard.web.lookups import (
     DENIALS_FREE,
     KNOWN_AT_ONCE,
+    LOGINS_AT_ONCE,
     PEERS_MOST,
     STRANGERS_AT_ONCE,
     WAITING_MOST,
@@ -68,6 +69,29 @@ async def test_an_address_whose_tokens_the_hub_does_not_know_comes_last(tried: T
     await tried.settle()
     await tried.finish(*busy, *waiting)
     assert tried.begun[2:] == ["signed", "good", "bad"]
+
+
+async def test_made_up_tokens_keep_nobody_at_the_same_address_from_logging_in(tried: Tried) -> None:
+    for _ in range(3 * DENIALS_FREE):
+        tried.lookups.denied("ingress")
+    flood = [tried.ask(f"f{i}", "ingress") for i in range(WAITING_PER_PEER)]
+    logins = [tried.ask(f"login{i}", "ingress", Standing.LOGIN) for i in range(12)]
+    signed = tried.ask("signed", "ingress", Standing.SIGNED)
+    await tried.settle()
+    assert tried.begun == ["login0", "login1", "signed"]
+    told = await tried.finish(*logins, signed)
+    assert told == [None] * 13
+    for asked in flood:
+        asked.cancel()
+
+
+async def test_one_address_cannot_fill_the_places_of_logins_of_all(tried: Tried) -> None:
+    flood = [tried.ask(f"f{i}", "bad", Standing.LOGIN) for i in range(50)]
+    other = tried.ask("good", "elsewhere", Standing.LOGIN)
+    await tried.settle()
+    told = await tried.finish(*flood, other)
+    assert [type(one) for one in told].count(TooMany) == 50 - LOGINS_AT_ONCE - WAITING_PER_PEER
+    assert told[-1] is None
 
 
 async def test_an_address_with_many_unknown_tokens_goes_on_slowly(
