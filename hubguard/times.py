@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import calendar
 import re
-from datetime import datetime, time, timezone
+from datetime import datetime, time, timedelta, timezone
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{3}(\d{3})?)?)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII)
 # Spelled out, since versions of Python differ in what else they take for a time.
@@ -17,7 +19,7 @@ def moment(text: str) -> datetime:
 
     A date alone stands for the last second of that day, so that what lasts until then lasts over the day. Raises ValueError.
     """
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
+    if _DATE.fullmatch(text):
         return datetime.combine(datetime.fromisoformat(text), time(23, 59, 59), timezone.utc)
     if not _TIME.fullmatch(text):
         raise ValueError(f"{text!r} is no time such as 2026-12-01 or 2026-12-01T18:00")
@@ -45,12 +47,31 @@ def ago_s(text: str, now: datetime) -> float:
         return 0.0
     if match := re.fullmatch(r"(\d{1,4}) ?months?", text, re.ASCII):
         return (now - _months_before(now, int(match[1]))).total_seconds()
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text, re.ASCII):
-        seconds = (now - datetime.combine(datetime.fromisoformat(text), time(), timezone.utc)).total_seconds()
+    if _DATE.fullmatch(text):
+        seconds = (now - _start(text)).total_seconds()
         if seconds < 0:
             raise ValueError(f"{text!r} is still to come")
         return float(int(seconds))
     return span_s(re.sub("m$", "min", text))
+
+
+def point(text: str, now: datetime) -> datetime:
+    """The moment that ``text`` names: a date (its start, UTC), a time such as ``2026-06-01T12:00``, or a span before ``now``.
+
+    Raises ValueError.
+    """
+    if _DATE.fullmatch(text):
+        return _start(text)
+    if _TIME.fullmatch(text):
+        return moment(text)
+    try:
+        return now - timedelta(seconds=ago_s(text, now))
+    except OverflowError:
+        raise ValueError(f"{text!r} lies beyond the years that can be counted") from None
+
+
+def _start(text: str) -> datetime:
+    return datetime.combine(datetime.fromisoformat(text), time(), timezone.utc)
 
 
 def _months_before(at: datetime, months: int) -> datetime:

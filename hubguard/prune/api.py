@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from datetime import datetime
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -15,7 +16,8 @@ from hubguard.prune import words as prune_words
 from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.decide.plan import PrunePlanShape, to_shape
 from hubguard.prune.decide.stale import LONGEST_S, checked
-from hubguard.prune.model import PruneReason, PruneRun, PruneVerdict, StaleCriteria
+from hubguard.prune.model import PruneReason, PruneRun, PruneVerdict, StaleCriteria, UsersReport
+from hubguard.times import point
 from hubguard.web.auth import Caller
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
 from hubguard.web.openapi import Operation, Param, Refused
@@ -24,6 +26,8 @@ ITEM_STATES = tuple(prune_words.ITEM_WORDS)
 
 PLANS_LISTED = 1000
 """Maximum plans listed, newest first; the journal has what older ones did."""
+
+_WHEN = "this time, such as 2026-06-01T12:00Z, the start of a date (2026-06-01), or a span ago (90d)."
 
 CRITERIA = (
     Param(
@@ -50,23 +54,38 @@ CRITERIA = (
         high=255,
         many=True,
     ),
+    Param("not_groups", str, "No members of these groups.", low=1, high=255, many=True),
+    Param("not_roles", str, "No users with one of these roles.", low=1, high=255, many=True),
+    Param("created_before", str, f"Only users created before {_WHEN}", low=1, high=40),
+    Param("created_after", str, f"Only users created on or after {_WHEN}", low=1, high=40),
 )
+
+MOMENTS = ("created_before", "created_after")
 
 _COUNT = Param("count", int, "How many users the plan has, as a check.", low=0, high=10_000_000, required=True)
 
 
-def criteria_of(asked: Mapping[str, Any], default: StaleCriteria) -> StaleCriteria:
-    """What a request asks for; what it leaves out is as in ``default``. Raises Refused (400)."""
+def criteria_of(asked: Mapping[str, Any], default: StaleCriteria, now: datetime) -> StaleCriteria:
+    """What a request asks for at ``now``; what it leaves out is as in ``default``. Raises Refused (400)."""
 
     def given(name: str) -> Any:
         value = asked.get(name)
-        return getattr(default, name) if value is None else value
+        if value is None:
+            return getattr(default, name)
+        return moment_of(name, value, now) if name in MOMENTS else value
 
-    wanted = StaleCriteria(**{field.name: given(field.name) for field in fields(StaleCriteria)})
     try:
-        return checked(wanted)
+        return checked(StaleCriteria(**{field.name: given(field.name) for field in fields(StaleCriteria)}))
     except ConfigError as error:
         raise Refused(400, str(error)) from None
+
+
+def moment_of(name: str, text: str, now: datetime) -> datetime:
+    """The moment that ``text`` in the field ``name`` means. Raises ConfigError."""
+    try:
+        return point(text, now)
+    except ValueError:
+        raise ConfigError(name, f"{text!r} is no date such as 2026-06-01, no time and no span such as 90d") from None
 
 
 def asker(who: Caller | None) -> str | None:
@@ -113,8 +132,41 @@ class PruneApi(Api):
 
     pruning: PruneCycles
 
+    def criteria_of(self, asked: Mapping[str, Any]) -> StaleCriteria:
+        """What a request asks for; what it leaves out is as in the settings. Raises Refused (400)."""
+        return criteria_of(asked, self.pruning.default_criteria(), self.site.status().at)
 
-class UsersApi(PruneApi):
+    def write_csv(self, name: str, text: str) -> None:
+        """Answer with a table, to be saved under that name."""
+        self.set_header("Content-Type", "text/csv; charset=utf-8")
+        self.set_header("Content-Disposition", f'attachment; filename="{name}"')
+        self.finish(text)
+
+
+FILTERS = (
+    Param("search", str, "Part of the name, whatever the case.", default="", high=255),
+    Param("stale", bool, "Only who is stale; false: only who is kept."),
+    Param(
+        "reason",
+        str,
+        "Only those with this first reason.",
+        choices=tuple(reason.value for reason in PruneReason),
+    ),
+    *CRITERIA,
+)
+
+
+class JudgedApi(PruneApi):
+    """An endpoint about every user, judged."""
+
+    async def judged(self, asked: Mapping[str, Any]) -> tuple[UsersReport, list[PruneVerdict]]:
+        """The report by the criteria of a request, and those of its users that the request's filters let through."""
+        report = await self.pruning.users(self.criteria_of(asked), caller=asker(self.who))
+        reason = PruneReason(asked["reason"]) if asked["reason"] else None
+        return report, chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
+
+
+class UsersApi(JudgedApi):
     """Every user, judged."""
 
     operations = {
@@ -122,19 +174,7 @@ class UsersApi(PruneApi):
             "Every user, each with why they are stale or kept, as read a few minutes ago at most; idle for longest first.",
             prune_words.UserShape,
             "read",
-            query=(
-                OFFSET,
-                LIMIT,
-                Param("search", str, "Part of the name, whatever the case.", default="", high=255),
-                Param("stale", bool, "Only who is stale; false: only who is kept."),
-                Param(
-                    "reason",
-                    str,
-                    "Only those with this first reason.",
-                    choices=tuple(reason.value for reason in PruneReason),
-                ),
-                *CRITERIA,
-            ),
+            query=(OFFSET, LIMIT, *FILTERS),
             listed=True,
             paged=True,
             fails=(409,),
@@ -144,11 +184,29 @@ class UsersApi(PruneApi):
     @override
     async def get(self) -> None:
         asked = self.query()
-        report = await self.pruning.users(criteria_of(asked, self.pruning.default_criteria()), caller=asker(self.who))
-        reason = PruneReason(asked["reason"]) if asked["reason"] else None
-        rows = chosen(report.verdicts, search=asked["search"], stale=asked["stale"], reason=reason)
+        _, rows = await self.judged(asked)
         now = self.site.status().at
         self.write_page(rows, asked, lambda verdict: prune_words.user_shape(verdict, now))
+
+
+class UsersCsvApi(JudgedApi):
+    """Every user as a table."""
+
+    operations = {
+        "get": Operation(
+            "Every user, each with why they are stale or kept, as CSV; idle for longest first.",
+            None,
+            "read",
+            query=FILTERS,
+            fails=(409,),
+        )
+    }
+
+    async def get(self) -> None:
+        """A file to save."""
+        report, rows = await self.judged(self.query())
+        now, since = self.site.status().at, report.active_since
+        self.write_csv("users.csv", prune_words.users_csv(rows, report.criteria, now, active_since=since))
 
 
 class UserApi(PruneApi):
@@ -166,7 +224,7 @@ class UserApi(PruneApi):
 
     async def get(self, name: str) -> None:
         """404 where the hub knows nobody by that name."""
-        criteria = criteria_of(self.query(), self.pruning.default_criteria())
+        criteria = self.criteria_of(self.query())
         try:
             verdict = await self.pruning.user(name, criteria, caller=asker(self.who))
         except UnknownUser as error:
@@ -207,7 +265,7 @@ class PlansApi(PruneApi):
             "Plans and what came of them, newest first.",
             prune_words.PruneRunShape,
             "read",
-            query=(OFFSET, LIMIT),
+            query=(OFFSET, LIMIT, Param("user", str, "Only plans with a user of this name.", default="", high=255)),
             listed=True,
             paged=True,
         ),
@@ -218,6 +276,9 @@ class PlansApi(PruneApi):
             body=(
                 *CRITERIA,
                 Param("listed", str, "Only these users, by name; an empty list is nobody.", low=1, high=255, many=True),
+                Param(
+                    "ignore_unknown", bool, "Leave out listed names that are no user's, not refuse them.", default=False
+                ),
             ),
             fails=(409,),
             status=201,
@@ -227,15 +288,17 @@ class PlansApi(PruneApi):
     @override
     async def get(self) -> None:
         asked = self.query()
-        runs = await self.pruning.runs(limit=PLANS_LISTED)
+        runs = await self.pruning.runs(limit=PLANS_LISTED, user=asked["user"])
         self.write_page(runs, asked, prune_words.run_shape)
 
     async def post(self) -> None:
         """The plan is in the journal."""
         asked = self.body()
         assert self.who is not None
-        criteria = criteria_of(asked, self.pruning.default_criteria())
-        made = await self.pruning.plan(criteria, self.who.actor, caller=asker(self.who))
+        criteria = self.criteria_of(asked)
+        made = await self.pruning.plan(
+            criteria, self.who.actor, caller=asker(self.who), ignore_unknown=asked["ignore_unknown"]
+        )
         self.set_status(201)
         self.set_header("Location", f"{self.site.prefix}api/v1/plans/{made.digest}")
         self.write_json(to_shape(made))
@@ -288,9 +351,7 @@ class CsvApi(PlanApi):
         """A file to save."""
         await self.known(digest)
         text = prune_words.plan_csv(await self.pruning.plan_of(digest), await self.pruning.items(digest))
-        self.set_header("Content-Type", "text/csv; charset=utf-8")
-        self.set_header("Content-Disposition", f'attachment; filename="plan-{digest[:12]}.csv"')
-        self.finish(text)
+        self.write_csv(f"plan-{digest[:12]}.csv", text)
 
 
 _ACKNOWLEDGED = Param(
@@ -360,7 +421,7 @@ class RestoreApi(PlanApi):
         "post": Operation(
             "Bring back the users that the plan removed, from its undo file, with the rights of the token in this request's"
             " Authorization header; done when this answers. Who is there again is left as they are.",
-            prune_words.PruneRunShape,
+            prune_words.RestoredRunShape,
             "prune and read",
             body=(
                 Param(

@@ -31,11 +31,12 @@ from hubguard.prune.confirm import (
     show_plan,
     to_people,
     typed_count,
+    write_file,
 )
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PrunePlan, PruneState, StaleCriteria
 from hubguard.web.client import Refused, RunningGuard, all_rows, running_guard
-from hubguard.wire import read
+from hubguard.wire import read, to_plain
 
 POLL_S = 2.0
 """Seconds between two reads of a plan's state."""
@@ -85,8 +86,13 @@ async def _plan(arguments: argparse.Namespace, context: Context, guard: RunningG
     criteria = criteria_of(arguments)
     planned: set[str] = set()
     try:
-        plan = prune_plan.from_dict(await guard.ask("POST", "api/v1/plans", criteria, within_s=LONG_S))
+        asked = {**words.as_json(criteria), "ignore_unknown": arguments.ignore_unknown}
+        plan = prune_plan.from_dict(await guard.ask("POST", "api/v1/plans", asked, within_s=LONG_S))
         planned = {deletion.user for deletion in plan.deletions}
+        if arguments.kept is not None:
+            query = urlencode(prune_words.criteria_query(to_plain(plan.criteria)), doseq=True)
+            kept = await guard.read(f"api/v1/users.csv?stale=false&{query}", within_s=LONG_S)
+            write_file(arguments.kept, kept)
         show_plan(arguments, plan, context.say)
     finally:
         await _tell_left_out(guard, criteria, planned)
@@ -166,11 +172,13 @@ async def _turn(arguments: argparse.Namespace, context: Context, guard: RunningG
 
 
 async def _history(arguments: argparse.Namespace, context: Context, guard: RunningGuard) -> int:
-    runs = await all_rows(guard, "api/v1/plans")
+    user = urlencode({"user": arguments.user})
+    runs = await all_rows(guard, f"api/v1/plans?{user}" if arguments.user else "api/v1/plans")
     if arguments.json:
         context.say(json.dumps(runs, indent=2))
     else:
-        context.say("\n".join(map(_history_text, runs)) or "There are no plans yet.")
+        none = f"No plan has a user {arguments.user}." if arguments.user else "There are no plans yet."
+        context.say("\n".join(map(_history_text, runs)) or none)
     return Exit.FINE
 
 
@@ -180,9 +188,7 @@ async def _why(arguments: argparse.Namespace, context: Context, guard: RunningGu
     by = ""
     if not asked and (run := await _reviewed(guard)):
         criteria = (await guard.ask("GET", f"api/v1/plans/{run['digest']}"))["plan"]["criteria"]
-        asked = {
-            name: criteria[name] for name in (*given, "groups", "roles", "names") if criteria[name] or name in given
-        }
+        asked = prune_words.criteria_query(criteria)
         by = f" By the criteria of plan {run['digest'][:12]}: {_criteria_text(criteria)}"
     address = f"api/v1/users/{quote(arguments.user, safe='')}?{urlencode(asked, doseq=True)}".rstrip("?")
     answer = await guard.ask("GET", address, within_s=LONG_S)
@@ -236,6 +242,8 @@ async def _restore(arguments: argparse.Namespace, context: Context, guard: Runni
         context.say(
             f"{restored['restored']:,} of {restored['done']:,} users restored. The journal has the outcome of each."
         )
+        for user in restored["not_back"]:
+            context.say(f"  Not restored: {user['user']}: {user['detail']}")
     return Exit.FINE if restored["restored"] >= restored["done"] else Exit.FAILED
 
 

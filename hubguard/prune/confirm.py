@@ -33,6 +33,10 @@ def criteria_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "groups": arguments.group,
         "roles": arguments.role,
         "names": arguments.name,
+        "not_groups": arguments.not_group,
+        "not_roles": arguments.not_role,
+        "created_before": arguments.created_before,
+        "created_after": arguments.created_after,
         "listed": None if arguments.list is None else names_in(arguments.list),
     }
     return {name: value for name, value in given.items() if value is not None}
@@ -119,9 +123,9 @@ def show_plan(arguments: argparse.Namespace, plan: PrunePlan, say: Say, unseen: 
     ``unseen`` must be acknowledged beside the plan's own cautions, as it stands on this machine.
     """
     if arguments.output is not None:
-        _write(arguments.output, json.dumps(prune_plan.to_dict(plan), indent=1) + "\n")
+        write_file(arguments.output, json.dumps(prune_plan.to_dict(plan), indent=1) + "\n")
     if arguments.csv is not None:
-        _write(arguments.csv, prune_words.plan_csv(plan))
+        write_file(arguments.csv, prune_words.plan_csv(plan))
     if arguments.json:
         say(json.dumps(prune_plan.to_dict(plan), indent=2))
     else:
@@ -130,7 +134,8 @@ def show_plan(arguments: argparse.Namespace, plan: PrunePlan, say: Say, unseen: 
         say(how_to_apply(arguments, every))
 
 
-def _write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """``text`` is in that file, which only its owner may read. Raises HubGuardError."""
     try:
         with open(
             os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8", newline=""

@@ -26,6 +26,7 @@ from hubguard.prune.model import (
     PruneState,
     PruneStatus,
     PruneVerdict,
+    RestoredRun,
     StaleCriteria,
     UsersReport,
 )
@@ -126,22 +127,25 @@ class PruneCycles:
             found = await self._review.user(await who(self._hub, name), criteria, caller)
         return found
 
-    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
+    async def plan(
+        self, criteria: StaleCriteria, actor: str, *, caller: str | None = None, ignore_unknown: bool = False
+    ) -> PrunePlan:
         """Make a plan by a reading of now, and keep it in the journal until it is used or expires. It does nothing.
 
-        ``caller`` is the user who asks, None for a service. Raises HubGuardError if there is nobody to delete.
+        ``caller`` is the user who asks, None for a service. Raises HubGuardError if there is nobody to delete, or if a listed
+        name is no user's, unless ``ignore_unknown``.
         """
         criteria = prune_stale.checked(criteria)
         self._mandate.check()
-        plan = await self._review.plan(criteria, actor, caller)
+        plan = await self._review.plan(criteria, actor, caller, ignore_unknown=ignore_unknown)
         if not plan.deletions:
             raise HubGuardError("No plan made: no user is stale by these criteria.")
         await self._plans.keep(plan)
         return plan
 
-    async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
-        """Return the last plans and what came of them, newest first."""
-        return tuple(map(self._runner.progress.with_pace, await self._plans.runs(limit)))
+    async def runs(self, *, limit: int = 100, user: str = "") -> tuple[PruneRun, ...]:
+        """Return the last plans and what came of them, newest first; with ``user``, those that have a user of that name."""
+        return tuple(map(self._runner.progress.with_pace, await self._plans.runs(limit, user)))
 
     async def run(self, digest: str) -> PruneRun:
         """Return how the plan of that digest stands. Raises HubGuardError if there is none."""
@@ -302,7 +306,7 @@ class PruneCycles:
 
     async def restore(
         self, digest: str, count: int, actor: str, why: str, *, token: str, sha256: str | None = None
-    ) -> PruneRun:
+    ) -> RestoredRun:
         """Restore the users that the plan deleted, from its undo file, with the rights of the asker's ``token``.
 
         ``count`` is how many it deleted, as a check; ``sha256`` is the checksum of their undo file, if they have one. It is

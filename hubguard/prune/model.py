@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum
 
 from hubguard.hub.nouns import Account, ORMCounts
-from hubguard.model import Cause, Finding, Outcome, Tally
+from hubguard.model import Cause, Finding, Outcome, OutcomeKind, Tally
 
 
 class PruneReason(str, Enum):
@@ -31,7 +31,7 @@ class PruneReason(str, Enum):
     TOKEN_USED = "token-used"  # noqa: S105
     CALLER = "caller"
     NO_TIMES = "no-times"  # neither activity nor creation is known
-    CANT_TELL = "cant-tell"  # what a criterion or a protection asks for isn't told (groups, roles)
+    CANT_TELL = "cant-tell"  # what a criterion or a protection asks for isn't told (groups, roles, creation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class StaleCriteria:
     those last active this many seconds ago or longer; 0: none of those who were ever active. ``never_active_for_s``:
     those who never were, and were created that long ago; 0: none of them. ``groups`` and ``roles``: in one of these.
     ``names``: globs, one of which matches the whole name, letter by letter. ``listed``: one of these names, as they
-    are; None: no list is given, and an empty one asks for nobody.
+    are; None: no list is given, and an empty one asks for nobody. ``not_groups`` and ``not_roles``: in none of these.
+    ``created_before`` and ``created_after`` (that moment included): None: whenever they were created.
     """
 
     inactive_for_s: float = 0.0
@@ -49,6 +50,10 @@ class StaleCriteria:
     roles: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     listed: tuple[str, ...] | None = None
+    not_groups: tuple[str, ...] = ()
+    not_roles: tuple[str, ...] = ()
+    created_before: datetime | None = None
+    created_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +270,22 @@ class PruneRun:
 
 
 @dataclass(frozen=True, slots=True)
+class NotBack:
+    """A user who isn't there again after a restore: ``state`` is the outcome's kind, and ``detail`` says why in one line."""
+
+    user: str
+    state: OutcomeKind
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredRun(PruneRun):
+    """A plan after its users were restored, and who of them isn't there again."""
+
+    not_back: tuple[NotBack, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PruneItem:
     """One deletion of a plan, and what came of it: ``outcome`` None means that its turn hasn't come."""
 
@@ -288,7 +309,7 @@ def fate(outcome: Outcome) -> str:
 class UsersReport:
     """Every user, judged. ``verdicts`` is in name order. ``criteria`` is what they were judged by, ``read_at`` when.
 
-    ``source`` is "hub_db" or "hub_api". ``whole``: everybody is in it; else only who isn't active since the nearest limit.
+    ``source`` is "hub_db" or "hub_api". ``active_since``: users active since then aren't in it; None: everybody is.
     ``users_total`` is how many there are. ``notes`` say what is unknown, one sentence each.
     """
 
@@ -297,7 +318,7 @@ class UsersReport:
     verdicts: tuple[PruneVerdict, ...]
     users_total: int
     source: str
-    whole: bool
+    active_since: datetime | None
     storage: Storage
     notes: tuple[str, ...] = ()
     took_s: float = 0.0

@@ -127,9 +127,12 @@ class AccountReader:
             there = {*await self.database.users_made(names)}
         else:
             there = {user.name for user in await self._hub.list_users(inactive_since=since)}
-        doubtful = [name for name in names if name not in there]
-        users = await self._read_each(doubtful)
-        return frozenset(name for name, user in zip(doubtful, users, strict=True) if user is None)
+        return await self.absent([name for name in names if name not in there])
+
+    async def absent(self, names: Sequence[str]) -> frozenset[str]:
+        """Those of ``names`` that the hub knows no user by. Raises HubGuardError."""
+        users = await self._read_each(names)
+        return frozenset(name for name, user in zip(names, users, strict=True) if user is None)
 
     async def one(self, name: str, *, tokens: bool = True) -> Account | None:
         """That user as they are now, by every source there is; None where the hub knows nobody by that name.

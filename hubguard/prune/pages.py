@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from typing_extensions import override
 
@@ -15,7 +17,7 @@ from hubguard.hub.names import UnknownUser
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
 from hubguard.prune import words as prune_words
-from hubguard.prune.api import asker, chosen, counted, nobody
+from hubguard.prune.api import MOMENTS, asker, chosen, counted, moment_of, nobody
 from hubguard.prune.cycle import PruneCycles
 from hubguard.prune.decide.stale import LONGEST_S
 from hubguard.prune.model import PruneReason, StaleCriteria, UsersReport
@@ -23,6 +25,7 @@ from hubguard.status import Status
 from hubguard.times import DAY_S
 from hubguard.web.openapi import Refused
 from hubguard.web.page import ROWS, Page, whole
+from hubguard.wire import to_plain
 
 SORTS = ("idle", "name")
 
@@ -43,7 +46,11 @@ class PrunePage(Page):
         return {**super().common(status), "pr": prune_words}
 
     def criteria(self, given: dict[str, str]) -> StaleCriteria:
-        """What ``given`` asks for, field by field; what is empty or makes no sense is as in the settings."""
+        """What ``given`` asks for, field by field; what is empty, or a limit that makes no sense, is as in the settings.
+
+        Raises ConfigError for a moment of creation that can't be read.
+        """
+        now = self.site.status().at
         default = self.pruning.default_criteria()
         shown = fields_of(default)
         texts = {name: given.get(name, "").strip() or shown[name] for name in shown}
@@ -54,6 +61,10 @@ class PrunePage(Page):
             groups=_several(texts["group"], default.groups, shown["group"]),
             roles=_several(texts["role"], default.roles, shown["role"]),
             names=_several(texts["name"], default.names, shown["name"]),
+            not_groups=_several(texts["not_group"], default.not_groups, shown["not_group"]),
+            not_roles=_several(texts["not_role"], default.not_roles, shown["not_role"]),
+            created_before=_moment("created_before", texts, now),
+            created_after=_moment("created_after", texts, now),
         )
 
     def asked_fields(self) -> dict[str, str]:
@@ -61,7 +72,7 @@ class PrunePage(Page):
         return {name: text for name in FIELDS if (text := self.asked(name).strip())}
 
 
-FIELDS = ("inactive", "never", "group", "role", "name")
+FIELDS = ("inactive", "never", "group", "role", "name", "not_group", "not_role", *MOMENTS)
 """The criteria as an address and a form have them; limits in days, several values with commas between them."""
 
 
@@ -73,6 +84,9 @@ def fields_of(criteria: StaleCriteria) -> dict[str, str]:
         "group": ", ".join(criteria.groups),
         "role": ", ".join(criteria.roles),
         "name": ", ".join(criteria.names),
+        "not_group": ", ".join(criteria.not_groups),
+        "not_role": ", ".join(criteria.not_roles),
+        **dict.fromkeys(MOMENTS, ""),
     }
 
 
@@ -85,6 +99,10 @@ def _seconds(text: str, default_s: float, shown: str) -> float:
     except ValueError:
         return default_s
     return days * DAY_S if math.isfinite(days) and 0 <= days * DAY_S <= LONGEST_S else default_s
+
+
+def _moment(name: str, texts: Mapping[str, str], now: datetime) -> datetime | None:
+    return moment_of(name, texts[name], now) if texts[name] else None
 
 
 def _several(text: str, default: tuple[str, ...], shown: str) -> tuple[str, ...]:
@@ -123,9 +141,13 @@ class UsersPage(PrunePage):
         begin = (number - 1) * ROWS
         stale_total = sum(verdict.stale for verdict in verdicts)
         filters = {**given, "search": search, "show": show, "sort": "" if sort == "idle" else sort}
+        csv = {**prune_words.criteria_query(to_plain(report.criteria)), "search": search} if report else {}
+        csv |= {} if stale is None else {"stale": str(stale).lower()}
+        csv |= {} if reason is None else {"reason": reason.value}
         live = {
             **self.common(status),
             "report": report,
+            "csv": f"{self.here('api/v1/users.csv')}?{urlencode(csv, doseq=True)}",
             "trouble": trouble,
             "rows": matching[begin : begin + ROWS],
             "begin": begin,

@@ -11,7 +11,7 @@ from pathlib import Path
 from hubguard.console import Context, add_config, add_json, bounded, count
 from hubguard.errors import ConfigError
 from hubguard.prune import cli
-from hubguard.times import DAY_S, ago_s
+from hubguard.times import DAY_S, ago_s, point
 
 LONGEST_S = 3660 * DAY_S
 """Maximum of a limit, as in the settings: ten years."""
@@ -72,7 +72,9 @@ def add_prune(parser: argparse.ArgumentParser) -> None:
         _add_dry_run(turn)
         add_json(turn)
 
-    add_json(action("history", "list plans, newest first, with who applied them, their outcome and their undo file"))
+    history = action("history", "list plans, newest first, with who applied them, their outcome and their undo file")
+    history.add_argument("--user", default="", help="only plans with a user of this name")
+    add_json(history)
 
     why = action("why", "explain why a user would be deleted or is kept, by a fresh reading")
     why.add_argument("user", metavar="USER")
@@ -94,6 +96,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, metavar="FILE", help="write the plan to a file, for review and apply"
     )
     plan.add_argument("--csv", type=Path, metavar="FILE", help="also write its users to a table")
+    plan.add_argument("--kept", type=Path, metavar="FILE", help="also write who is kept, and why, to a table (CSV)")
     add_json(plan)
     _add_offline(plan)
     plan.add_argument(
@@ -147,9 +150,22 @@ def _add_criteria(plan: argparse.ArgumentParser) -> None:
         ("--group", "only members of this group; can be repeated, then of any of them"),
         ("--role", "only users with this role; can be repeated"),
         ("--name", "only users whose name matches this glob, for example 'guest-*'; can be repeated"),
+        ("--not-group", "no members of this group; can be repeated"),
+        ("--not-role", "no users with this role; can be repeated"),
     ):
-        plan.add_argument(option, action="append", metavar=option.strip("-").upper(), help=text)
+        plan.add_argument(option, action="append", metavar=option.strip("-").rpartition("-")[2].upper(), help=text)
+    created = bounded(
+        partial(point, now=datetime.now(timezone.utc)),
+        noun="date such as 2026-06-01 (its start, UTC), a time such as 2026-06-01T12:00, or a span such as 90d or 6months",
+    )
+    for option, text in (("--created-before", "created before"), ("--created-after", "created on or after")):
+        plan.add_argument(
+            option, type=created, metavar="WHEN", help=f"only users {text} this date (its start, UTC), or this long ago"
+        )
     plan.add_argument("--list", type=Path, metavar="FILE", help="only users named in this file, one per line")
+    plan.add_argument(
+        "--ignore-unknown", action="store_true", help="leave out names in the list that are no user's, not refuse them"
+    )
 
 
 def _add_limits(plan: argparse.ArgumentParser) -> None:

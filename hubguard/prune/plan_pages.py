@@ -37,10 +37,10 @@ class PlansPage(PrunePage):
 
     @override
     async def get(self) -> None:
-        status = self.site.status()
+        status, user = self.site.status(), self.asked("user").strip()
         runs, trouble = tuple[PruneRun, ...](), ""
         try:
-            runs = await self.pruning.runs(limit=PLANS_LISTED)
+            runs = await self.pruning.runs(limit=PLANS_LISTED, user=user)
         except HubGuardError as error:
             trouble = str(error)
         pages = max(1, -(-len(runs) // ROWS))
@@ -50,6 +50,7 @@ class PlansPage(PrunePage):
             "runs": runs[(number - 1) * ROWS : number * ROWS],
             "marks": MARKS,
             "trouble": trouble,
+            "user": user,
             "number": number,
             "pages": pages,
         }

@@ -53,9 +53,9 @@ class Plans:
         while len(self._read) > PLANS_KEPT:
             del self._read[next(iter(self._read))]
 
-    async def runs(self, limit: int) -> tuple[PruneRun, ...]:
-        """How the last ``limit`` plans stand, newest first."""
-        return await self._store.prune_runs(limit=limit)
+    async def runs(self, limit: int, user: str = "") -> tuple[PruneRun, ...]:
+        """How the last ``limit`` plans stand, newest first; with ``user``, those that have a user of that name."""
+        return await self._store.prune_runs(limit=limit, user=user)
 
     async def run(self, digest: str) -> PruneRun:
         """The state of the plan with that digest."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from hubguard.errors import HubError, HubRefused
+from hubguard.errors import HubError, HubGuardError, HubRefused
 from hubguard.hub.api import HubAPI
+from hubguard.hub.names import spellings
 from hubguard.hub.nouns import Account
 from hubguard.inhub.named_users import unpacked
 from hubguard.journal.asynchronous import AsyncJournal
@@ -145,7 +146,7 @@ class Review:
             verdicts=verdicts,
             users_total=read.users_total,
             source=read.source.value,
-            whole=read.since is None,
+            active_since=read.since,
             storage=storage,
             notes=tuple(notes),
             took_s=read.took_s,
@@ -249,11 +250,22 @@ class Review:
     # -- planning -------------------------------------------------------------------------------------------------
 
     async def plan(
-        self, criteria: StaleCriteria, actor: str, caller: str | None, *, cap: int | None = None
+        self,
+        criteria: StaleCriteria,
+        actor: str,
+        caller: str | None,
+        *,
+        cap: int | None = None,
+        ignore_unknown: bool = False,
     ) -> PrunePlan:
-        """A plan by a reading of now, of ``cap`` users at most; it may have none. Raises HubGuardError."""
+        """A plan by a reading of now, of ``cap`` users at most; it may have none. Raises HubGuardError.
+
+        So it does if a listed name is no user's, unless ``ignore_unknown``.
+        """
         async with self._reading:
             self._read = read = await self._reader.read(stale.since(criteria, self._clock.now()))
+        if not ignore_unknown and (unknown := await self._unknown(criteria.listed or (), read)):
+            raise HubGuardError(prune_plan.unmatched_refusal(unknown))
         storage = await self._storage(0.0)
         try:
             startup_s = await self._hub.startup_s()
@@ -285,6 +297,14 @@ class Review:
             startup_s=startup_s,
             rows_known=of_database,
         )
+
+    async def _unknown(self, listed: Sequence[str], read: AccountsRead) -> tuple[str, ...]:
+        unknown = prune_plan.unmatched(listed, {account.name for account in read.accounts})
+        if read.since is None:
+            return unknown
+        # Who was active recently wasn't read.
+        spelled = [spelling for name in unknown for spelling in spellings(name)]
+        return prune_plan.unmatched(unknown, {*spelled} - await self._reader.absent(spelled))
 
     # -- the second look ------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ PRUNE = Room(
     api={
         "api/v1/users": api.UsersApi,
         "api/v1/users/{user}": api.UserApi,
+        "api/v1/users.csv": api.UsersCsvApi,
         "api/v1/plans": api.PlansApi,
         "api/v1/plans/{digest}": api.OnePlanApi,
         "api/v1/plans/{digest}.csv": api.CsvApi,

@@ -109,10 +109,16 @@ class PruneStore:
             runs = _runs(connection, _prune.c.digest == digest)
         return runs[0] if runs else None
 
-    def prune_runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
-        """The plans that were made last, newest first, at most ``limit``."""
+    def prune_runs(self, *, limit: int = 100, user: str = "") -> tuple[PruneRun, ...]:
+        """The plans that were made last, newest first, at most ``limit``.
+
+        With ``user``, only those that have a user of that name, whatever the case of its letters from a to z.
+        """
+        # Names stand in the plan's text as JSON.
+        named = sa.func.lower(_prune.c.plan).contains(f'"user":{json.dumps(user)}'.lower(), autoescape=True)
+        where = named if user else None
         with self.journal.reading() as connection:
-            return _runs(connection, limit=limit)
+            return _runs(connection, where, limit=limit)
 
     def prunes_under_way(self) -> tuple[PruneRun, ...]:
         """Those that are running or paused, newest first."""

@@ -16,12 +16,13 @@ from hubguard.model import Cause, Outcome, OutcomeKind
 from hubguard.pacing.clock import Clock
 from hubguard.prune import undo_file
 from hubguard.prune.decide import stale
-from hubguard.prune.model import PrunePlan, PruneRun, PruneState, UndoFacts, UndoHead
+from hubguard.prune.model import NotBack, PrunePlan, PruneRun, PruneState, RestoredRun, UndoFacts, UndoHead
 from hubguard.prune.observe import AccountReader
 from hubguard.prune.plans import why_held
 from hubguard.prune.restore import Restorer
 from hubguard.prune.settings import HubGuardPrune
 from hubguard.prune.store import AsyncPrunes
+from hubguard.wire import extended
 
 UNDO_FOLDER = "hubguard-undo"
 
@@ -74,8 +75,8 @@ class Undo:
 
     async def restore(
         self, plan: PrunePlan, run: PruneRun, count: int, actor: str, why: str, *, token: str, sha256: str | None
-    ) -> PruneRun:
-        """Restore the users that ``plan`` deleted, and return how it stands now.
+    ) -> RestoredRun:
+        """Restore the users that ``plan`` deleted, and return how it stands now and who isn't back.
 
         Users that an earlier request restored count as restored. The journal has each user as soon as the outcome is known.
         Raises HubGuardError too if no user could be tried, for example because a right is missing.
@@ -101,7 +102,12 @@ class Undo:
         untried = [outcome.detail for _, outcome in outcomes if outcome.cause is Cause.NOT_TRIED]
         if untried and len(untried) == len(outcomes):
             raise HubGuardError(f"Nobody was restored: {untried[0]}")
-        return await record.end()
+        not_back = [
+            NotBack(name, done.kind, done.detail) for name, done in outcomes if done.kind is not OutcomeKind.DONE
+        ]
+        for name in sorted(deleted - {user.name for user in chosen}):
+            not_back.append(NotBack(name, OutcomeKind.SKIPPED, "the undo file doesn't have them"))
+        return extended(RestoredRun, await record.end(), not_back=tuple(not_back))
 
     async def _deleted_by(self, journal: AsyncJournal, plan: PrunePlan) -> frozenset[str]:
         """The users that the plan deleted, including those of unknown outcome who are gone."""

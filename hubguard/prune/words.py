@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, time, timezone
+from typing import Any
 
 from hubguard import words
 from hubguard.hub.nouns import AccountServer
@@ -15,12 +16,14 @@ from hubguard.model import Cause, OutcomeKind
 from hubguard.prune.decide.plan import PrunePlanShape
 from hubguard.prune.model import (
     Deletion,
+    NotBack,
     PruneItem,
     PrunePlan,
     PruneReason,
     PruneRun,
     PruneState,
     PruneVerdict,
+    RestoredRun,
     StaleCriteria,
     StorageFate,
 )
@@ -41,7 +44,7 @@ REASON_WORDS: Mapping[PruneReason, str] = {
     PruneReason.TOKEN_USED: "Token used recently",
     PruneReason.CALLER: "Makes the plan",
     PruneReason.NO_TIMES: "No known activity",
-    PruneReason.CANT_TELL: "Groups or roles unknown",
+    PruneReason.CANT_TELL: "Needed facts unknown",
 }
 
 STATE_WORDS: Mapping[PruneState, str] = {
@@ -83,7 +86,7 @@ _KEPT: Mapping[PruneReason, str] = {
     PruneReason.TOKEN_USED: "one of their tokens was used recently",
     PruneReason.CALLER: "they make this plan",
     PruneReason.NO_TIMES: "neither their activity nor their creation is known",
-    PruneReason.CANT_TELL: "their groups or roles are unknown, and the criteria or protections need them",
+    PruneReason.CANT_TELL: "their groups, roles or creation are unknown, and the criteria or protections need them",
 }
 
 
@@ -107,7 +110,7 @@ def _clause(reason: PruneReason, verdict: PruneVerdict, now: datetime) -> str:
         if verdict.idle_since is not None and verdict.due_at is None:
             kind = "never" if _never_active(verdict) else "ever"
             return f"the criteria leave out users who were {kind} active"
-        return "their groups, roles and name don't match the criteria"
+        return "their groups, roles, name or creation don't match the criteria"
     return _KEPT[reason]
 
 
@@ -152,11 +155,31 @@ def criteria_sentence(criteria: StaleCriteria) -> str:
         parts.append(f"in the group {' or '.join(criteria.groups)}")
     if criteria.roles:
         parts.append(f"with the role {' or '.join(criteria.roles)}")
+    if criteria.not_groups:
+        parts.append(f"not in the group {' or '.join(criteria.not_groups)}")
+    if criteria.not_roles:
+        parts.append(f"without the role {' or '.join(criteria.not_roles)}")
+    if criteria.created_before is not None:
+        parts.append(f"created before {_moment(criteria.created_before)}")
+    if criteria.created_after is not None:
+        parts.append(f"created on or after {_moment(criteria.created_after)}")
     if criteria.names:
         parts.append(f"named like {' or '.join(criteria.names)}")
     if criteria.listed is not None:
         parts.append(f"among {words.count(len(criteria.listed), 'user')} listed by name")
     return f"{'; '.join(parts)}."
+
+
+def _moment(at: datetime) -> str:
+    """A day by its date, as its start in UTC; any other moment to the second."""
+    at = at.astimezone(timezone.utc)
+    return f"{at:%Y-%m-%d}" if at.time() == time() else words.stamp(at)
+
+
+def criteria_query(criteria: Mapping[str, Any]) -> dict[str, Any]:
+    """The criteria, as JSON has them, as a request for users takes them: without a list, which is too long for one."""
+    limits = ("inactive_for_s", "never_active_for_s")
+    return {name: value for name, value in criteria.items() if name != "listed" and (value or name in limits)}
 
 
 def plan_sentence(plan: PrunePlan) -> str:
@@ -255,6 +278,13 @@ class PruneRunShape(PruneRun):
     settled: int = field()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredRunShape(PruneRunShape):
+    """How a plan stands after users were restored; ``not_back`` has those who aren't there again, each with why."""
+
+    not_back: tuple[NotBack, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PruneStandingShape:
     """A plan, and how it stands."""
@@ -289,7 +319,8 @@ def item_shape(item: PruneItem) -> PruneItemShape:
 
 def run_shape(run: PruneRun) -> PruneRunShape:
     """How a plan stands, as the API returns it."""
-    return extended(PruneRunShape, run, sentence=run_sentence(run), settled=run.settled)
+    shape = RestoredRunShape if isinstance(run, RestoredRun) else PruneRunShape
+    return extended(shape, run, sentence=run_sentence(run), settled=run.settled)
 
 
 # -- for a spreadsheet ----------------------------------------------------------------------------------------------------
@@ -314,8 +345,7 @@ def plan_csv(plan: PrunePlan, items: Sequence[PruneItem] = ()) -> str:
     rows = items or [PruneItem(index, deletion) for index, deletion in enumerate(plan.deletions)]
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    # A name that was asked for may hold a line break.
-    writer.writerow([" ".join(f"# Criteria: {criteria_sentence(plan.criteria)}".split())])
+    writer.writerow([_comment(f"Criteria: {criteria_sentence(plan.criteria)}")])
     writer.writerow(CSV_HEADER)
     for item in rows:
         values = to_plain(item_shape(item))
@@ -323,6 +353,37 @@ def plan_csv(plan: PrunePlan, items: Sequence[PruneItem] = ()) -> str:
             [_cell(_server_names(values[name]) if name == "servers" else values[name]) for name in CSV_HEADER]
         )
     return out.getvalue()
+
+
+USERS_HEADER = (
+    *("user", "verdict", "reasons", "sentence", "idle_since", "due_at", "created", "last_activity", "id", "admin"),
+    *("groups", "roles", "tokens", "token_used_at", "shares"),
+)
+
+
+def users_csv(
+    verdicts: Iterable[PruneVerdict], criteria: StaleCriteria, now: datetime, *, active_since: datetime | None = None
+) -> str:
+    """Users as CSV, each with why they are stale or kept: comments, a header, and one line for each.
+
+    The comments begin with ``#`` and hold the criteria. ``active_since``: users active since then weren't read, and a second
+    comment says that they are kept; None: everybody was. Cells are as in :func:`plan_csv`.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([_comment(f"Criteria: {criteria_sentence(criteria)}")])
+    if active_since is not None:
+        writer.writerow([_comment(f"Users active since {words.stamp(active_since)} are kept, too, and aren't listed.")])
+    writer.writerow(USERS_HEADER)
+    for verdict in verdicts:
+        values = {**to_plain(user_shape(verdict, now)), "verdict": "stale" if verdict.stale else "kept"}
+        writer.writerow([_cell(values[name]) for name in USERS_HEADER])
+    return out.getvalue()
+
+
+def _comment(text: str) -> str:
+    """One line, though a name that was asked for may hold a line break."""
+    return " ".join(f"# {text}".split())
 
 
 def _server_names(names: Sequence[str] | None) -> list[str] | None:

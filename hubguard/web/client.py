@@ -99,10 +99,10 @@ class RunningGuard:
 
 
 async def all_rows(guard: RunningGuard, path: str) -> list[dict[str, Any]]:
-    """All rows of a list, in the guard's order. Raises as :meth:`RunningGuard.ask` does."""
+    """All rows of a list, whose ``path`` may have a query, in the guard's order. Raises as :meth:`RunningGuard.ask` does."""
     rows: list[dict[str, Any]] = []
     while True:
-        page = await guard.ask("GET", f"{path}?offset={len(rows)}&limit={PAGE}")
+        page = await guard.ask("GET", f"{path}{'&' if '?' in path else '?'}offset={len(rows)}&limit={PAGE}")
         rows += page
         if len(page) < PAGE:
             return rows

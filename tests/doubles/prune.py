@@ -25,11 +25,13 @@ from hubguard.prune.model import (
     PruneState,
     PruneStatus,
     PruneVerdict,
+    RestoredRun,
     StaleCriteria,
     Storage,
     StorageFate,
     UsersReport,
 )
+from hubguard.wire import extended
 
 CRITERIA = StaleCriteria(inactive_for_s=180 * DAY_S, never_active_for_s=180 * DAY_S)
 STALE = (PruneReason.INACTIVE, PruneReason.NEVER_ACTIVE)
@@ -157,7 +159,7 @@ class FakePruning:
             verdicts=tuple(self.verdicts),
             users_total=len(self.verdicts),
             source=self.source,
-            whole=self.whole,
+            active_since=None if self.whole else NOW - days(180),
             storage=self.storage,
             notes=self.notes,
             took_s=0.4,
@@ -170,7 +172,9 @@ class FakePruning:
         self.asked.append(("user", name, criteria, caller))
         return next((one for one in self.verdicts if one.account.name == name), None)
 
-    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
+    async def plan(
+        self, criteria: StaleCriteria, actor: str, *, caller: str | None = None, ignore_unknown: bool = False
+    ) -> PrunePlan:
         self._fail()
         self._check(criteria)
         self.asked.append(("plan", criteria, actor, caller))
@@ -204,7 +208,7 @@ class FakePruning:
         self.states[digest] = run
         return run
 
-    async def runs(self, *, limit: int = 100) -> tuple[PruneRun, ...]:
+    async def runs(self, *, limit: int = 100, user: str = "") -> tuple[PruneRun, ...]:
         self._fail()
         return tuple(reversed(self.states.values()))[:limit]
 
@@ -290,7 +294,7 @@ class FakePruning:
         self.asked.append(("restore", digest, count, actor, why, sha256))
         self.tokens.append(token)
         self.states[digest] = replace(run, restored=count, restored_at=NOW)
-        return self.states[digest]
+        return extended(RestoredRun, self.states[digest], not_back=())
 
     def _fail(self) -> None:
         if self.fails:

@@ -66,11 +66,11 @@ class Pruning(FakePruning):
     ends: tuple[OutcomeKind, ...] = (OutcomeKind.DONE,)
     ends_as: PruneState = PruneState.DONE
 
-    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None) -> PrunePlan:
+    async def plan(self, criteria: StaleCriteria, actor: str, *, caller: str | None = None, **_: Any) -> PrunePlan:
         self.asked.append(("plan", criteria, actor, caller))
         return self.add(frozen(self, criteria))
 
-    async def runs(self, *, limit: int = 100) -> Any:
+    async def runs(self, *, limit: int = 100, user: str = "") -> Any:
         for digest, one in self.states.items():
             if one.state is PruneState.RUNNING:
                 self.asked_how += 1
@@ -151,6 +151,17 @@ async def test_what_is_asked_for_reaches_the_guard_and_what_is_left_out_stays_as
     assert site.guard.pruning.asked[-1][1] == replace(site.guard.pruning.default_criteria(), inactive_for_s=3600.0)
 
 
+async def test_groups_roles_and_creation_that_leave_users_out_reach_the_guard(site: Site, run: Callable[..., Any]):
+    await planned(
+        run, "--not-group", "staff", "--not-group", "ta", "--not-role", "r", "--created-before", "2026-06-01",
+        "--created-after", "2026-05-01T12:00",
+    )  # fmt: skip
+    made = site.guard.pruning.asked[-1][1]
+    assert (made.not_groups, made.not_roles) == (("staff", "ta"), ("r",))
+    assert made.created_before == datetime(2026, 6, 1, tzinfo=timezone.utc)
+    assert made.created_after == datetime(2026, 5, 1, 12, tzinfo=timezone.utc)
+
+
 async def test_lines_of_a_list_that_the_plan_leaves_out_are_told_with_why(
     site: Site, run: Callable[..., Any], tmp_path: Path
 ):
@@ -186,6 +197,15 @@ async def test_a_plan_in_a_file_is_the_plan_and_only_its_owner_reads_it(
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("plan.json", "plan.csv")} == {0o600}
 
 
+async def test_who_is_kept_is_written_to_a_table_with_why(site: Site, run: Callable[..., Any], tmp_path: Path):
+    said = await run("plan", "--kept", "kept.csv", "--group", "a&b", "--created-before", "2026-06-01")
+    assert said.code == 0, said.err
+    comment, _, table = (tmp_path / "kept.csv").read_text().partition("\n")
+    assert "in the group a&b; created before 2026-06-01" in comment
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert {row["user"] for row in rows} == {one.account.name for one in site.guard.pruning.verdicts if not one.stale}
+
+
 async def test_a_plan_that_cannot_be_written_is_told(site: Site, run: Callable[..., Any]):
     said = await run("plan", "-o", "no/such/folder/plan.json")
     assert (said.code, "The plan wasn't written to" in said.err) == (1, True)
@@ -212,6 +232,8 @@ async def test_nobody_to_delete_is_said_and_exits_1(
         (["plan", "--inactive-for", "-1d"], "expected one argument"),
         (["plan", "--inactive-for", "11000d"], "within the last ten years"),
         (["plan", "--inactive-for", "nan"], "span with its unit"),
+        (["plan", "--created-before", "90"], "date such as 2026-06-01"),
+        (["plan", "--created-after", "2026-02-31"], "date such as 2026-06-01"),
         (["plan", "--list", "there-is-none"], "--list: there-is-none can't be read"),
         (["plan", "--hub-db", "sqlite:///x"], "--hub-db: works only with --offline"),
         (["plan", "--housekeeping"], "--housekeeping: works only with --offline"),
@@ -776,6 +798,28 @@ async def test_offline_what_a_plan_was_made_with_is_wanted_again(hub_db: Path, r
     assert said.code == 0, said.err
     assert f"{name}: the hub's config names the user" in said.out
     assert name in users_in(hub_db)
+
+
+async def test_offline_names_that_are_nobodys_are_refused_and_who_is_kept_is_told(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    with closing(sqlite3.connect(hub_db)) as database:
+        stale, kept = (
+            database.execute("SELECT name FROM users WHERE id = ? AND NOT admin", (id_,)).fetchone()[0]
+            for id_ in (10, 25)
+        )
+    (tmp_path / "names").write_text(f"{stale}\n{kept}\nghost\nother\n", "utf-8")
+    said = await run("plan", *offline(hub_db), "--list", "names")
+    assert (said.code, "none of these listed users: ghost, other." in said.err) == (1, True), said.err
+    said = await run("plan", *offline(hub_db), "--list", "names", "--ignore-unknown", "--kept", "kept.csv")
+    assert said.code == 0, said.err
+    assert f"Not in the plan: {kept}. Kept: last active" in said.err
+    comment, _, table = (tmp_path / "kept.csv").read_text().partition("\n")
+    assert comment.startswith("# Criteria: ")
+    rows = {row["user"]: row for row in csv.DictReader(io.StringIO(table, newline=""))}
+    assert stale not in rows
+    assert rows[kept]["reasons"] == "active"
+    assert (tmp_path / "kept.csv").stat().st_mode & 0o777 == 0o600
 
 
 async def test_offline_without_count_or_acknowledgement_nothing_is_done(hub_db: Path, run: Callable[..., Any]):

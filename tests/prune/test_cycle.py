@@ -778,7 +778,7 @@ async def test_everybody_is_judged_with_the_reason_and_what_the_journal_knows_of
 
     async def steps() -> None:
         report = await w.pruning.users(STALE, caller="asks")
-        assert (report.whole, report.source, report.users_total) == (True, "hub_db", 4)
+        assert (report.active_since is None, report.source, report.users_total) == (True, "hub_db", 4)
         reasons = {verdict.account.name: verdict.reason for verdict in report.verdicts}
         assert reasons == {
             "ann": PruneReason.INACTIVE,
@@ -803,7 +803,7 @@ async def test_by_the_api_alone_only_the_inactive_are_read_and_the_report_says_s
 
     async def steps() -> None:
         report = await w.pruning.users(STALE)
-        assert (report.whole, report.source, report.users_total) == (False, "hub_api", 2)
+        assert (report.active_since is None, report.source, report.users_total) == (False, "hub_api", 2)
         assert [verdict.account.name for verdict in report.verdicts] == ["ann"]
         assert report.notes
 
@@ -1496,3 +1496,44 @@ async def test_incident_a_fall_of_the_population_stops_a_plan_within_seconds(wor
         assert run.done == 60
 
     await run_in(w, falls)
+
+
+@pytest.mark.parametrize("with_database", [True, False])
+async def test_listed_names_that_are_nobodys_are_refused_all_at_once_unless_asked_for(
+    world: MakeWorld, with_database: bool
+):
+    w = await world(with_database=with_database)
+    for name in ("ann", "bob"):
+        w.user(name)
+    w.user("busy", 1)
+    listed = replace(STALE, listed=("ann", "Bob", "busy", "ghost", "other"))
+
+    async def steps() -> None:
+        with pytest.raises(HubGuardError, match=r"none of these listed users: ghost, other\."):
+            await w.pruning.plan(listed, "ada")
+        plan = await w.pruning.plan(listed, "ada", ignore_unknown=True)
+        assert [deletion.user for deletion in plan.deletions] == ["ann", "bob"]
+        assert (await w.pruning.plan(replace(listed, listed=("ann", "busy")), "ada")).gain.users_after == 2
+
+    await run_in(w, steps)
+
+
+async def test_restoring_names_who_isnt_back_and_why(world: MakeWorld):
+    w = await world()
+    for name in ("ann", "bob", "carl"):
+        w.user(name)
+
+    async def steps() -> None:
+        plan = await w.apply()
+        await w.until(plan.digest, PruneState.DONE)
+        w.hub.fault = lambda request: (
+            HubFailed("The hub doesn't take the name.", status=400)
+            if (request.call, request.user) == ("create", "bob")
+            else None
+        )
+        run = await w.pruning.restore(plan.digest, 3, "bob", "", token="a token")
+        assert (run.restored, run.done) == (2, 3)
+        assert [(user.user, user.state) for user in run.not_back] == [("bob", OutcomeKind.FAILED)]
+        assert "doesn't take the name" in run.not_back[0].detail
+
+    await run_in(w, steps)

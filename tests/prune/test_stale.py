@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -10,7 +11,7 @@ from builders import DAY_S, NOW, days_ago
 from hubguard.errors import ConfigError
 from hubguard.hub.nouns import Account, AccountServer, UndoServer, UndoUser
 from hubguard.journal.model import Exemption
-from hubguard.prune.decide.plan import freeze, storage
+from hubguard.prune.decide.plan import freeze, from_dict, storage, to_dict
 from hubguard.prune.decide.stale import EPOCH, checked, judge, second_look, since, undo_facts, unsaved
 from hubguard.prune.model import Deletion, Protection, PruneReason, PruneVerdict, StaleCriteria, Use
 
@@ -459,7 +460,10 @@ def test_who_has_an_older_activity_than_was_planned_with_isnt_deleted() -> None:
         ({"servers": (AccountServer("new", active=True),)}, "a server of the user's runs or is pending"),
         ({"servers": (AccountServer("", active=False, pending="spawn"),)}, "a server of the user's runs or is pending"),
         ({"groups": ("course", "staff")}, "the user is in a protected group"),
-        ({"groups": None}, "the user's groups or roles are unknown, and the criteria or protections need them"),
+        (
+            {"groups": None},
+            "the user's groups, roles or creation are unknown, and the criteria or protections need them",
+        ),
         ({"token_used_at": days_ago(1)}, "one of the user's tokens was used recently"),
     ],
 )
@@ -495,3 +499,70 @@ def test_a_time_that_is_off_by_a_second_is_the_same_and_by_more_it_is_not() -> N
     for off_s in (-1.0, 1.0):
         assert look(replace(ANN, created=ANN.created + timedelta(seconds=off_s))) is None
         assert look(replace(ANN, created=ANN.created + timedelta(seconds=1.001 * off_s))) is not None
+
+
+@pytest.mark.parametrize(
+    ("criteria", "matches"),
+    [
+        ({"not_groups": ("course",)}, False),
+        ({"not_groups": ("staff", "other")}, True),
+        ({"not_roles": ("user",)}, False),
+        ({"not_roles": ("grader",)}, True),
+        ({"created_before": days_ago(900)}, False),
+        ({"created_before": days_ago(900, -1)}, True),
+        ({"created_after": days_ago(900)}, True),
+        ({"created_after": days_ago(900, -1)}, False),
+        ({"created_after": days_ago(901), "created_before": days_ago(899)}, True),
+    ],
+)
+def test_who_is_left_out_by_group_role_or_creation_isnt_asked_for(criteria: dict[str, Any], matches: bool) -> None:
+    verdict = judged(ANN, replace(HALF_A_YEAR, **criteria))
+    assert verdict.stale is matches
+    assert verdict.reasons == ((PruneReason.INACTIVE,) if matches else (PruneReason.NOT_ASKED_FOR,))
+
+
+@pytest.mark.parametrize(
+    ("unknown", "criteria"),
+    [
+        ("groups", {"not_groups": ("a",)}),
+        ("roles", {"not_roles": ("a",)}),
+        ("created", {"created_before": NOW}),
+        ("created", {"created_after": days_ago(5000)}),
+    ],
+)
+def test_what_a_criterion_needs_and_nobody_tells_keeps_a_user(unknown: str, criteria: dict[str, Any]) -> None:
+    ann = replace(ANN, **{unknown: None})
+    assert judged(ann, replace(HALF_A_YEAR, **criteria)).reason is PruneReason.CANT_TELL
+    assert judged(ann).stale
+
+
+def test_nobody_is_created_both_before_and_after() -> None:
+    assert checked(replace(HALF_A_YEAR, created_before=NOW, created_after=days_ago(1))).created_before == NOW
+    with pytest.raises(ConfigError, match="created_after"):
+        checked(replace(HALF_A_YEAR, created_before=NOW, created_after=NOW))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"not_groups": ("a",)}, {"not_roles": ("a",)}, {"created_before": NOW}, {"created_after": NOW}],
+)
+def test_every_criterion_is_in_a_plans_digest_and_comes_back_from_its_file(more: dict[str, Any]) -> None:
+    def plan(criteria: StaleCriteria) -> Any:
+        verdicts = judge([ANN], HALF_A_YEAR, NOBODY, (), {}, NOW)
+        kept = storage(("a.B",), {}, False)
+        return freeze(
+            verdicts,
+            criteria,
+            NOW,
+            made_by="x",
+            life_s=60.0,
+            cap=None,
+            users_total=1,
+            storage=kept,
+            cautions=(),
+            lost=(),
+        )
+
+    made = plan(replace(HALF_A_YEAR, **more))
+    assert made.digest != plan(HALF_A_YEAR).digest
+    assert from_dict(json.loads(json.dumps(to_dict(made)))) == made

@@ -215,3 +215,17 @@ def test_who_was_brought_back_is_counted_and_told(store: PruneStore) -> None:
     run = store.note_restored(plan.digest, [("ann", DONE), ("x" * 300, DONE)], 2, "ada", after(50))
     assert (run.restored, run.restored_at) == (2, after(50))
     assert [entry.user for entry in store.journal.entries(event=Event.NOTE, limit=2)] == [None, "ann"]
+
+
+def test_plans_are_found_by_a_user_in_them_whatever_the_case(store: PruneStore) -> None:
+    for number, names in enumerate((("ann", "bob"), ("bobby",), ("Żół_%", 'q"u\\x'))):
+        plan = replace(plan_of(*names), digest=str(number) * 64, made_at=after(number))
+        store.keep_plan(plan, json.dumps(to_dict(plan), separators=(",", ":")))
+
+    def found(user: str) -> list[str]:
+        return [run.digest[0] for run in store.prune_runs(user=user)]
+
+    assert [found(user) for user in ("bob", "BOB", "bobby", "bo", "żół_%", "Żół_%", 'q"u\\x', "Żółx%")] == [
+        ["0"], ["0"], ["1"], [], [], ["2"], ["2"], [],
+    ]  # fmt: skip
+    assert found("") == ["2", "1", "0"]

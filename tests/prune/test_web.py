@@ -10,7 +10,9 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from asked_site import AWKWARD, PREFIX, Site, sites
@@ -108,6 +110,26 @@ async def test_what_a_request_leaves_out_is_as_in_the_settings_and_the_caller_is
     first, second = site.guard.pruning.asked
     assert first == ("users", replace(CRITERIA, groups=("a", "b,c"), never_active_for_s=0.0), "rita")
     assert second == ("users", CRITERIA, None), "a service is no user of the hub"
+
+
+async def test_who_is_kept_and_why_is_a_table_to_save_and_the_page_leads_to_it(site: Site) -> None:
+    answer = await site.ask("api/v1/users.csv?stale=false&search=u-&inactive_for_s=86400", "reader")
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="users.csv"'
+    comment, _, table = answer.text.partition("\n")
+    assert comment.startswith("# Criteria: inactive for 1 d")
+    rows = list(csv.DictReader(io.StringIO(table)))
+    kept = [verdict for verdict in one_of_each() if not verdict.stale]
+    assert {row["user"] for row in rows} == {verdict.account.name for verdict in kept}
+    assert {row["verdict"] for row in rows} == {"kept"}
+    assert all(row["reasons"] and row["sentence"].startswith("Kept: ") for row in rows)
+    page = await site.ask("users?show=kept&search=u-&inactive=1&group=a,b", "reader")
+    link = re.search(r'href="([^"]*users\.csv[^"]*)"', page.text)
+    assert link
+    path = html.unescape(link[1])
+    assert {"stale=false", "search=u-", "inactive_for_s=86400.0", "groups=a", "groups=b"} <= set(
+        path.partition("?")[2].split("&")
+    )
+    assert (await site.ask(path.removeprefix(PREFIX), "reader")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -270,6 +292,35 @@ async def test_a_plan_made_by_the_api_is_frozen_whole_and_listed(site: Site) -> 
     assert whole["plan"] == answer.json
     assert (whole["run"]["state"], whole["run"]["count"]) == ("planned", 20)
     assert [one["digest"] for one in (await site.ask("api/v1/plans", "reader")).json] == [digest]
+
+
+async def test_groups_roles_and_creation_leave_users_out_by_api_and_form(site: Site) -> None:
+    body = {"not_groups": ["staff"], "not_roles": ["ta"], "created_before": "2026-06-01", "created_after": "400d"}
+    assert (await site.post("api/v1/plans", "pruner", body)).status == 201
+    day = datetime(2026, 6, 1, tzinfo=timezone.utc)
+    wanted = replace(
+        CRITERIA, not_groups=("staff",), not_roles=("ta",), created_before=day, created_after=NOW - days(400)
+    )
+    assert changes(site)[-1][1] == wanted
+    form = {"not_group": "staff", "not_role": "ta", "created_before": "2026-06-01", "created_after": "400d"}
+    page = await site.ask(f"users?{urlencode(form)}", "pruner")
+    hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page.text))
+    assert {name: hidden[name] for name in form} == form
+    hidden["_xsrf"] = await site.form_token("pruner")
+    assert (await site.ask("plans/new", login="pruner", method="POST", body=hidden)).status == 303
+    assert changes(site)[-1][1] == wanted
+
+
+async def test_a_date_of_creation_that_cant_be_read_never_widens_a_plan(site: Site) -> None:
+    for text in ("2026-13-01", "soon", "90"):
+        answer = await site.post("api/v1/plans", "pruner", {"created_before": text})
+        assert (answer.status, answer.json["message"].startswith("created_before: ")) == (400, True)
+        form = {"_xsrf": await site.form_token("pruner"), "created_before": text}
+        page = await site.ask("plans/new", login="pruner", method="POST", body=form)
+        assert page.status == 409
+        assert "no date such as 2026-06-01" in page.says
+        assert f'value="{text}"' in page.text
+    assert changes(site) == []
 
 
 async def test_an_empty_list_of_names_asks_for_nobody_and_none_for_everybody(site: Site) -> None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from dataclasses import fields, replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -92,12 +92,14 @@ def test_a_sentence_says_what_wasnt_asked_for() -> None:
     assert said(ANN, StaleCriteria(never_active_for_s=1)) == "Kept: the criteria leave out users who were ever active."
     never = replace(ANN, last_activity=None)
     assert said(never, StaleCriteria(inactive_for_s=1)) == "Kept: the criteria leave out users who were never active."
-    assert said(ANN, replace(ASKED, names=("b*",))) == ("Kept: their groups, roles and name don't match the criteria.")
+    assert said(ANN, replace(ASKED, names=("b*",))) == (
+        "Kept: their groups, roles, name or creation don't match the criteria."
+    )
 
 
 def test_what_cant_be_told_is_said_so() -> None:
     assert said(replace(ANN, groups=None), groups=("staff",)) == (
-        "Kept: their groups or roles are unknown, and the criteria or protections need them."
+        "Kept: their groups, roles or creation are unknown, and the criteria or protections need them."
     )
     assert said(replace(ANN, created=None, last_activity=None)) == (
         "Kept: neither their activity nor their creation is known."
@@ -240,3 +242,14 @@ def test_the_criteria_are_one_line_before_a_table_whatever_they_hold() -> None:
     comment, header = list(csv.reader(io.StringIO(prune_words.plan_csv(odd), newline="")))[:2]
     assert (len(comment), comment[0][:12], header[0]) == (1, "# Criteria: ", "user")
     assert prune_words.plan_csv(odd).splitlines()[1].startswith("user,reason,")
+
+
+def test_the_criteria_say_who_is_left_out_and_when_users_were_created() -> None:
+    day = datetime(2026, 6, 1, tzinfo=timezone.utc)
+    criteria = StaleCriteria(
+        DAY_S, not_groups=("staff", "ta"), not_roles=("grader",), created_before=day, created_after=day.replace(hour=1)
+    )
+    assert prune_words.criteria_sentence(criteria) == (
+        "inactive for 1 d; not in the group staff or ta; without the role grader; created before 2026-06-01; created on or"
+        " after 2026-06-01 01:00:00 UTC."
+    )

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from hubguard.errors import ConfigError
+from hubguard.hub.names import spellings
 from hubguard.hub.nouns import Account, ORMCounts
 from hubguard.prune.decide.risks import OFFLINE_STORAGE, cautions, lost, storage
 from hubguard.prune.decide.stale import checked
@@ -44,6 +45,8 @@ __all__ = [
     "to_dict",
     "to_shape",
     "unacknowledged",
+    "unmatched",
+    "unmatched_refusal",
 ]
 
 NOBODY = PlanProtection()
@@ -54,6 +57,8 @@ VERSION = 1
 
 PAGE = 200
 """Maximum users on a page of the hub's lists."""
+
+_LATER_CRITERIA = frozenset({"not_groups", "not_roles", "created_before", "created_after"})
 
 _COUNTED: Mapping[str, Callable[[Account], int | None]] = {
     "users": lambda account: 1,
@@ -73,6 +78,20 @@ def chosen(verdicts: Iterable[PruneVerdict], cap: int | None) -> list[PruneVerdi
     """The users in a plan, in name order: all who are stale, or the ``cap`` who are idle longest (None: no cap)."""
     stale = sorted((verdict for verdict in verdicts if verdict.stale), key=_longest_idle_first)
     return sorted(stale if cap is None else stale[:cap], key=lambda verdict: verdict.account.name)
+
+
+def unmatched(listed: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    """Those of the names ``listed`` that are nobody's of the users ``known``, as they are or as the hub would have them."""
+    names = frozenset(known)
+    return tuple(name for name in listed if names.isdisjoint(spellings(name)))
+
+
+def unmatched_refusal(names: Sequence[str]) -> str:
+    """Why no plan is made of a list with ``names``, which are nobody's."""
+    return (
+        f"No plan made: the hub has none of these listed users: {', '.join(names)}. Correct the list, or plan without them"
+        " (--ignore-unknown)."
+    )
 
 
 def freeze(
@@ -249,9 +268,13 @@ def from_dict(data: object) -> PrunePlan:
 def digest_of(plan: PrunePlan) -> str:
     """SHA-256 (hex) over all of a plan but the digest itself.
 
-    Times are digested as the first version wrote them, with ``+00:00``: plans of then must keep their digest.
+    Times are digested as the first version wrote them, with ``+00:00``, and criteria that it didn't know only if they are
+    set: plans of then must keep their digest.
     """
     values = to_values(replace(to_shape(plan), digest=""))
+    values["criteria"] = {
+        name: value for name, value in values["criteria"].items() if value or name not in _LATER_CRITERIA
+    }
     text = json.dumps(values, sort_keys=True, default=_digested_time)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

@@ -32,7 +32,8 @@ _NO_USE = Use()
 def checked(criteria: StaleCriteria) -> StaleCriteria:
     """The same criteria with groups, roles, names and list each sorted and without doubles.
 
-    Raises ConfigError, naming the field, where no limit is set, a limit is no number from 0 to ten years, or a text is empty.
+    Raises ConfigError, naming the field, if no limit is set, a limit is no number from 0 to ten years, a text is empty, or
+    nobody can be created both before and after what is set.
     """
     inactive_for_s = _limit("inactive_for_s", criteria.inactive_for_s)
     never_active_for_s = _limit("never_active_for_s", criteria.never_active_for_s)
@@ -41,6 +42,11 @@ def checked(criteria: StaleCriteria) -> StaleCriteria:
             "inactive_for_s",
             "it and never_active_for_s are both 0, so that nobody would be stale; set one of them to the seconds it takes",
         )
+    before, after = criteria.created_before, criteria.created_after
+    if before is not None and after is not None and after >= before:
+        raise ConfigError(
+            "created_after", f"{after:%Y-%m-%d %H:%M} UTC isn't before created_before, so nobody would match"
+        )
     return StaleCriteria(
         inactive_for_s,
         never_active_for_s,
@@ -48,6 +54,10 @@ def checked(criteria: StaleCriteria) -> StaleCriteria:
         roles=_texts("roles", criteria.roles),
         names=_texts("names", criteria.names),
         listed=None if criteria.listed is None else _texts("listed", criteria.listed),
+        not_groups=_texts("not_groups", criteria.not_groups),
+        not_roles=_texts("not_roles", criteria.not_roles),
+        created_before=before,
+        created_after=after,
     )
 
 
@@ -179,7 +189,7 @@ _SPARED: Mapping[PruneReason, str] = {
     PruneReason.SERVER_ACTIVE: "a server of the user's runs or is pending",
     PruneReason.TOKEN_USED: "one of the user's tokens was used recently",
     PruneReason.CALLER: "the user is the one who asks",
-    PruneReason.CANT_TELL: "the user's groups or roles are unknown, and the criteria or protections need them",
+    PruneReason.CANT_TELL: "the user's groups, roles or creation are unknown, and the criteria or protections need them",
     PruneReason.NO_TIMES: "neither the user's activity nor their creation is known",
     PruneReason.ACTIVE: "the user was active in the meantime",
     PruneReason.NOT_ASKED_FOR: "the user is no longer among those that were asked for",
@@ -253,16 +263,28 @@ class _Judging:
             yield PruneReason.CALLER
 
     def _unknown(self, account: Account) -> Iterable[PruneReason]:
-        groups_matter, roles_matter = self._protected_groups or self._groups, self._protected_roles or self._roles
-        if (account.groups is None and groups_matter) or (account.roles is None and roles_matter):
+        criteria = self._criteria
+        groups_matter = self._protected_groups or self._groups or criteria.not_groups
+        roles_matter = self._protected_roles or self._roles or criteria.not_roles
+        creation_matters = criteria.created_before or criteria.created_after
+        if (
+            (account.groups is None and groups_matter)
+            or (account.roles is None and roles_matter)
+            or (account.created is None and creation_matters)
+        ):
             yield PruneReason.CANT_TELL
 
     def _asked_for(self, account: Account) -> bool:
         """Whether they fit all that is set besides the limits, as far as that is known."""
+        criteria, created = self._criteria, account.created
         return (
             (not self._groups or account.groups is None or not self._groups.isdisjoint(account.groups))
             and (not self._roles or account.roles is None or not self._roles.isdisjoint(account.roles))
-            and (not self._criteria.names or self._name(account.name))
+            and (not criteria.names or self._name(account.name))
+            and not {*criteria.not_groups}.intersection(account.groups or ())
+            and not {*criteria.not_roles}.intersection(account.roles or ())
+            and (criteria.created_before is None or created is None or created < criteria.created_before)
+            and (criteria.created_after is None or created is None or created >= criteria.created_after)
             and (self._listed is None or account.name in self._listed)
         )
 

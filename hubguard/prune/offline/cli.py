@@ -20,12 +20,14 @@ from traitlets.config import Config
 from hubguard import words
 from hubguard.console import Context, Exit
 from hubguard.errors import ConfigError, HubGuardError, JournalError
+from hubguard.hub.names import spellings
 from hubguard.inhub.named_users import named_users
 from hubguard.inhub.spawner_settings import setting
 from hubguard.journal.database import Database
 from hubguard.journal.model import Event, Exemption
 from hubguard.journal.store import open_journal
 from hubguard.prune import undo_file
+from hubguard.prune import words as prune_words
 from hubguard.prune.confirm import (
     Progress,
     acknowledge,
@@ -40,9 +42,10 @@ from hubguard.prune.confirm import (
     to_people,
     typed_count,
     with_hub_db,
+    write_file,
 )
 from hubguard.prune.decide import risks, stale
-from hubguard.prune.model import Caution, Protection, StaleCriteria, Use
+from hubguard.prune.model import Caution, Protection, PruneVerdict, StaleCriteria, Use
 from hubguard.prune.offline.apply import Applied, apply_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 from hubguard.prune.offline.plan import plan_offline
@@ -101,13 +104,23 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 
 def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts, hub_at: Mapping[str, Any]) -> int:
-    settings = context.section(HubGuardPrune)
+    settings, now = context.section(HubGuardPrune), _now()
+    criteria = _criteria(arguments, settings)
+
+    def judged(verdicts: Sequence[PruneVerdict]) -> None:
+        kept = {verdict.account.name: verdict for verdict in verdicts if not verdict.stale}
+        if arguments.kept is not None:
+            write_file(arguments.kept, prune_words.users_csv(kept.values(), criteria, now))
+        for name in criteria.listed or ():
+            for verdict in (kept[spelling] for spelling in spellings(name) if spelling in kept):
+                to_people(f"Not in the plan: {name}. {prune_words.verdict_sentence(verdict, now)}")
+
     plan = plan_offline(
         arguments.hub_db,
         Path.cwd(),
-        _criteria(arguments, settings),
+        criteria,
         _protection(context),
-        now=_now(),
+        now=now,
         made_by=context.actor,
         life_s=settings.plan_life_s,
         cap=None,
@@ -116,6 +129,8 @@ def _plan(arguments: argparse.Namespace, context: Context, facts: JournalFacts, 
         uses=facts.uses,
         journal_known=facts.url is not None,
         housekeeping=arguments.housekeeping,
+        ignore_unknown=arguments.ignore_unknown,
+        judged=judged,
     )
     show_plan(arguments, plan, context.say, cautions(arguments.hub_db, Path.cwd(), **hub_at))
     return Exit.FINE

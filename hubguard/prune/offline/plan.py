@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from hubguard.errors import HubGuardError
 from hubguard.hub.accounts import read_accounts
 from hubguard.hub.database import SQLHubDB
 from hubguard.hub.nouns import ORMCounts
 from hubguard.journal.model import Exemption
 from hubguard.journal.tables import metadata as journal_tables
 from hubguard.prune.decide import plan, stale
-from hubguard.prune.model import Protection, PrunePlan, StaleCriteria, Storage, Use
+from hubguard.prune.model import Protection, PrunePlan, PruneVerdict, StaleCriteria, Storage, Use
 from hubguard.prune.offline.database import Database, Tables
 
 _KNOWN_OTHERS: Mapping[str, str] = {
@@ -38,14 +39,18 @@ def plan_offline(
     uses: Mapping[str, Use] | None = None,
     journal_known: bool = True,
     housekeeping: bool,
+    ignore_unknown: bool = False,
+    judged: Callable[[Sequence[PruneVerdict]], None] = lambda verdicts: None,
 ) -> PrunePlan:
     """The plan to delete the users that ``criteria`` select, in the database at ``url``; it changes nothing.
 
     A relative SQLite file is one below ``folder``. It may be made while a hub runs, and is applied when none does. ``cap`` is
     the most users it may have, None: all. ``journal_known``: ``exemptions`` and ``uses`` are what HubGuard's own journal has;
     else that is a caution. ``housekeeping``: it also removes the rows that are of no use to the hub. A plan without anybody
-    in it is one, too. Raises ConfigError for criteria without a limit, HubDBError where the database can't be read, and
-    OfflineRefused where it isn't one of JupyterHub 5 or 6.
+    in it is one, too. ``judged`` is called with the verdicts on all users.
+
+    Raises HubGuardError for a listed name that is no user's, unless ``ignore_unknown``, ConfigError for criteria without a
+    limit, HubDBError where the database can't be read, and OfflineRefused where it isn't one of JupyterHub 5 or 6.
     """
     criteria = stale.checked(criteria)
     database = Database(url, folder)
@@ -54,7 +59,11 @@ def plan_offline(
     # Not by asyncio: at its end it would write out all that came of it, which takes a quarter of the time.
     reading = read_accounts(database.reader, None, None)
     counts = asyncio.run(_counts(url, folder)) if housekeeping else None
+    unknown = plan.unmatched(criteria.listed or (), {account.name for account in reading.accounts})
+    if unknown and not ignore_unknown:
+        raise HubGuardError(plan.unmatched_refusal(unknown))
     verdicts = stale.judge(reading.accounts, criteria, protection, exemptions, uses or {}, now)
+    judged(verdicts)
     highest = max((account.id or 0 for account in reading.accounts), default=0)
     named_servers = any(server.name for verdict in verdicts if verdict.stale for server in verdict.account.servers)
     return plan.freeze(
