@@ -325,6 +325,29 @@ async def test_a_journal_that_takes_no_outcome_ends_the_rest_and_what_was_done_i
     assert len(scene.sent()) < 20
 
 
+async def test_the_end_that_one_stop_comes_upon_is_not_lost_though_one_after_it_has_nothing_to_say(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    scene.idle("ann", "ben", "cas")
+    settle = scene.keeper.settle
+
+    async def full_once(intent: int, outcome: Outcome) -> None:
+        if scene.keeper.intents[intent].user == "ann":
+            raise JournalError("full")
+        await settle(intent, outcome)
+
+    monkeypatch.setattr(scene.keeper, "settle", full_once)
+    scene.hub.turns["ben"] = (5.0, lambda: None)
+    outcomes = await scene.carried_out()
+    assert {user: outcome.kind for user, outcome in outcomes.items()} == {
+        "ann": OutcomeKind.DONE,
+        "ben": OutcomeKind.DONE,
+        "cas": OutcomeKind.SKIPPED,
+    }
+    assert "full" in outcomes["cas"].detail
+    assert scene.sent() == ["ann", "ben"]
+
+
 # -- how many at once -------------------------------------------------------------------------------------------------
 
 

@@ -175,6 +175,34 @@ def test_a_lease_that_ran_out_is_renewed_as_long_as_nobody_took_it(journal: Jour
     assert intend(journal, renewed, now=after(60))
 
 
+def test_a_lease_from_before_another_guard_had_it_is_no_good_though_its_holder_has_it_again(journal: Journal) -> None:
+    stale = taken(journal)
+    journal.release_lease(HUB, taken(journal, "other", after(31)), after(32))
+    lease = taken(journal, now=after(33))
+    assert (lease.holder, stale.fence, lease.fence) == (stale.holder, 1, 3)
+    with pytest.raises(LeaseLost):
+        journal.renew_lease(HUB, stale, after(34), 30)
+    with pytest.raises(LeaseLost):
+        intend(journal, stale, now=after(34))
+    journal.release_lease(HUB, stale, after(34))
+    assert journal.lease(HUB) == lease
+    assert intend(journal, lease, now=after(34))
+
+
+def test_a_lease_that_another_took_and_released_since_it_was_read_is_not_taken_with_the_fence_of_that_one(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where databases don't keep others from writing between the reading and the taking."""
+    journal.release_lease(HUB, taken(journal), NOW)
+    with journal.reading() as connection:
+        seen = journal._lease_row(connection, HUB, NOW)
+    journal.release_lease(HUB, taken(journal, "other", after(1)), after(2))
+    monkeypatch.setattr(journal, "_lease_row", lambda *_: seen)
+    assert take(journal, now=after(3)) is None
+    monkeypatch.undo()
+    assert taken(journal, now=after(3)).fence == 3
+
+
 def test_hubs_have_leases_of_their_own(journal: Journal) -> None:
     taken(journal)
     assert journal.take_lease("another hub", "other", "", 1, NOW, 30) is not None

@@ -23,6 +23,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from hubguard.errors import HubGuardError, OfflineRefused, UndoError
 from hubguard.prune import undo_file
 from hubguard.prune.decide.plan import OFFLINE_STORAGE, from_dict, to_dict
 from hubguard.prune.model import Protection, PrunePlan, StaleCriteria
-from hubguard.prune.offline import Applied, Restored, apply_offline, plan_offline, restore_offline
+from hubguard.prune.offline import Applied, Restored, apply_offline, in_use, plan_offline, restore_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
@@ -224,6 +225,19 @@ def test_restoring_with_tokens_is_the_identity_table_by_table(
     assert len(again.skipped) == len(applied.deleted)
     assert not again.rows
     assert dump(url) == before
+
+
+def test_a_row_that_leads_nowhere_and_goes_with_its_user_is_counted_once(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url, housekeeping=True)
+    leaves = "(SELECT id FROM users WHERE name = '{}')".format(plan.deletions[0].user.replace("'", "''"))
+    execute(url, f"INSERT INTO user_group_map (user_id, group_id) VALUES ({leaves}, 4711)")
+    before = len(dump(url)["user_group_map"])
+    applied = apply(url, plan, tmp_path / "undo")
+    assert plan.deletions[0].user in applied.deleted
+    assert applied.rows["user_group_map"] == before - len(dump(url)["user_group_map"])
 
 
 def test_only_tokens_and_codes_stay_away_unless_asked_for(new_hub: Callable[[], str], tmp_path: Path) -> None:
@@ -494,6 +508,14 @@ def test_a_plan_that_doesnt_fit_is_refused(new_hub: Callable[[], str], tmp_path:
     refused(url, undo, "made for a running hub", replace(plan, offline=False))
     refused(other, undo, "isn't the one that the plan is for", plan)
     refused(url, undo, "acknowledge this by name", acknowledged=())
+    (now,) = {"4621fec11365", "f460b0348206"} - {plan.revision}
+    was = f"UPDATE alembic_version SET version_num = '{plan.revision}'"
+    execute(url, f"UPDATE alembic_version SET version_num = '{now}'")
+    for dry_run in (True, False):
+        refused(url, undo, f"has the revision {now}, and the plan is for {plan.revision}", plan, dry_run=dry_run)
+    execute(url, was, "DROP TABLE user_group_map")
+    with pytest.raises(OfflineRefused, match="lacks the tables user_group_map, and HubGuard changes only"):
+        apply(url, plan, undo)
     execute(other, "UPDATE alembic_version SET version_num = '0eee8c825d24'")
     with pytest.raises(OfflineRefused, match="0eee8c825d24.*JupyterHub 5 and JupyterHub 6"):
         plan_for(other)
@@ -589,6 +611,30 @@ def test_processes_that_cant_be_looked_into_have_to_be_acknowledged(
     says = r"processes-not-seen: .*\(\d+.*\).*: make sure yourself that no hub runs"
     refused(url, undo, says, plan, acknowledged=known)
     assert apply(url, plan, undo).deleted
+
+
+@pytest.mark.parametrize(("count", "named"), [(1, "(0)"), (5, "(0, 1, 2, 3, 4)"), (6, "(0, 1, 2, 3, 4, …)")])
+def test_five_processes_that_cant_be_looked_into_are_named_and_more_are_told(count: int, named: str) -> None:
+    assert in_use._closed_words(range(count)) == f"{count} processes of other accounts {named}"
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_connection_that_closes_within_two_seconds_uses_nothing(monkeypatch: pytest.MonkeyPatch, stays: bool) -> None:
+    clock = {"s": 100.0}
+
+    def sleep(seconds: float) -> None:
+        clock["s"] += seconds
+
+    class Others:
+        def exec_driver_sql(self, statement: str) -> Any:
+            there = [(4711, "ann", "psql", None, None)] if stays or clock["s"] < 101.5 else []
+            return SimpleNamespace(all=lambda: there)
+
+    monkeypatch.setattr(in_use, "time", SimpleNamespace(monotonic=lambda: clock["s"], sleep=sleep))
+    database: Any = SimpleNamespace(kind="postgresql")
+    found = in_use._others(database, Others())  # type: ignore[arg-type]
+    assert found == (["process 4711, psql of the account ann from a local socket"] if stays else [])
+    assert clock["s"] < 103
 
 
 def test_nobody_waits_for_a_writer_where_all_who_could_be_are_seen(

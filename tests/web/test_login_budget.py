@@ -230,6 +230,18 @@ async def test_a_login_that_the_hub_refuses_is_said_and_does_not_look_like_a_hub
     assert site.budget.use().failures == 0
 
 
+async def test_what_is_wrong_between_hubguard_and_the_hub_is_for_its_log_and_not_for_who_logs_in(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nobody(*_: object, **__: object) -> None:
+        return None
+
+    monkeypatch.setattr(site.login.hub_auth, "user_for_token", nobody)
+    status, _, text = await site.log_in()
+    assert status == 500
+    assert text.startswith("The login didn't work; HubGuard's log says more. To log in once more, open ")
+
+
 async def test_logins_that_nobody_finishes_take_little_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "LOGINS_MOST", 5)
     for i in range(20):
