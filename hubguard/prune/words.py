@@ -198,8 +198,9 @@ def gain_sentence(plan: PrunePlan) -> str:
     if gain.pages_after != gain.pages_before:
         parts.append(f"{words.count(gain.pages_after, 'page')} of the hub's list instead of {gain.pages_before:,}")
     if gain.rows is not None:
-        # Neither codes nor OAuth clients are counted, nor what others have of a user's.
-        parts.append(f"at least {words.count(sum(gain.rows.values()), 'row')} fewer in the hub's database")
+        # Online, neither roles, shares, codes nor OAuth clients are counted, nor what others have of a user's.
+        least = "" if plan.offline else "at least "
+        parts.append(f"{least}{words.count(sum(gain.rows.values()), 'row')} fewer in the hub's database")
     if gain.startup_s is not None:
         parts.append(f"the hub's last start took {gain.startup_s:.1f} s")
     return f"{'; '.join(parts)}."

@@ -861,6 +861,27 @@ async def test_offline_all_that_is_missing_is_listed_at_once_and_printed_command
     assert (said.code, users_in(hub_db)) == (0, before), said.err
 
 
+async def test_offline_an_undo_file_that_the_journal_doesnt_know_needs_a_word(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    """It may be forged: nothing else tells what it gives to whom."""
+    assert (await run("plan", *offline(hub_db), "-o", "plan.json")).code == 0
+    quiet(hub_db)
+    cautions = ("--acknowledge", "users-in-config-unknown", *UNSEEN)
+    said = await run("apply", *offline(hub_db), *cautions, "plan.json", "--count", "20", "--json")
+    assert said.code == 0, said.err
+    head, users = undo_file.read(Path(json.loads(said.out)["undo_file"]))
+    forged = [replace(user, roles=("grader",)) if user.name else user for user in users]
+    path = str(undo_file.write(tmp_path / "forged", head, forged).path)
+    quiet(hub_db)
+    said = await run("restore", *offline(hub_db), *UNSEEN, path, "--count", "20")
+    assert (said.code, "undo-file-unknown is required" in said.err) == (2, True), said.err
+    assert len(users_in(hub_db)) == 10
+    said = await run("restore", *offline(hub_db), *UNSEEN, "--acknowledge", "undo-file-unknown", path, "--count", "20")
+    assert said.code == 0, said.err
+    assert len(users_in(hub_db)) == 30
+
+
 async def test_offline_nothing_is_done_while_acting_is_on_hold(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
     config = hub_config(tmp_path)
     assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,9 +33,11 @@ from conftest import HUB_PYTHON
 from offline_hubs import delete, dump, fill
 
 from hubguard.errors import HubGuardError, OfflineRefused, UndoError
+from hubguard.hub.accounts import read_undo_users
+from hubguard.hub.read_only import ReadOnly
 from hubguard.prune import undo_file
-from hubguard.prune.decide.plan import OFFLINE_STORAGE, from_dict, to_dict
-from hubguard.prune.model import Protection, PrunePlan, StaleCriteria
+from hubguard.prune.decide.plan import OFFLINE_STORAGE, digest_of, from_dict, to_dict
+from hubguard.prune.model import Deletion, Protection, PrunePlan, StaleCriteria
 from hubguard.prune.offline import Applied, Restored, apply_offline, in_use, plan_offline, restore_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
 
@@ -240,6 +242,100 @@ def test_a_row_that_leads_nowhere_and_goes_with_its_user_is_counted_once(
     assert applied.rows["user_group_map"] == before - len(dump(url)["user_group_map"])
 
 
+def all_rows_of(plan: PrunePlan) -> int:
+    assert plan.gain.rows is not None
+    useless = asdict(plan.housekeeping).values() if plan.housekeeping is not None else ()
+    return sum(plan.gain.rows.values()) + sum(useless)
+
+
+@pytest.mark.parametrize("housekeeping", [True, False])
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_plan_says_exactly_which_rows_go(
+    new_hub: Callable[[str, int], str], tmp_path: Path, number: int, housekeeping: bool
+) -> None:
+    url = new_hub("sqlite", number)
+    plan = plan_for(url, housekeeping=housekeeping)
+    applied = apply(url, plan, tmp_path / "undo")
+    if not housekeeping:
+        assert plan.gain.rows == applied.rows
+    assert all_rows_of(plan) == sum(applied.rows.values()) > 0
+
+
+def test_tables_that_no_hub_has_made_yet_are_empty(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    """An upgrade from 4.1 leaves a database without the tables of shares: the hub makes them at its next start."""
+    url = new_hub()
+    execute(url, "DROP TABLE share_codes", "DROP TABLE shares")
+    before = dump(url)
+    plan = plan_for(url, housekeeping=True)
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.deleted
+    assert all_rows_of(plan) == sum(applied.rows.values())
+    assert set(restore(url, applied).restored) == set(applied.deleted)
+    assert dump(url) == before
+    execute(url, "DROP TABLE api_tokens")
+    with pytest.raises(OfflineRefused, match="lacks the tables api_tokens") as refused:
+        plan_for(url)
+    assert "upgrade-db" not in str(refused.value)
+
+
+def test_who_is_gone_when_a_plan_is_applied_isnt_said_to_be_kept(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    apply(url, replace_users(plan, plan.deletions[:1]), tmp_path / "undo")
+    again = apply(url, plan, tmp_path / "undo", now=lambda: NOW + timedelta(seconds=1))
+    assert again.gone == (plan.deletions[0].user,)
+    assert plan.deletions[0].user not in {name for name, _ in again.skipped}
+
+
+def replace_users(plan: PrunePlan, deletions: tuple[Deletion, ...]) -> PrunePlan:
+    made = replace(plan, deletions=deletions)
+    return replace(made, digest=digest_of(made))
+
+
+def test_a_role_that_came_through_a_group_comes_back_through_it_alone(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    execute(
+        url,
+        "INSERT INTO roles (name, description, scopes, managed_by_auth) VALUES ('by-group', '', '[]', 0)",
+        "INSERT INTO group_role_map (group_id, role_id, managed_by_auth)"
+        " SELECT groups.id, roles.id, 0 FROM groups, roles WHERE roles.name = 'by-group'",
+    )
+    before = ask(url, "SELECT * FROM user_role_map ORDER BY user_id, role_id")
+    plan = plan_for(url)
+    names = [deletion.user for deletion in plan.deletions]
+    users = read_undo_users(ReadOnly(url, Path(), told_by="x"), names)
+    assert any("by-group" in user.roles for user in users), "as a running guard writes them"
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.undo_file is not None
+    head, _ = undo_file.read(applied.undo_file)
+    written = undo_file.write(tmp_path / "online", head, users)
+    assert restore(url, replace(applied, undo_file=written.path)).restored
+    assert ask(url, "SELECT * FROM user_role_map ORDER BY user_id, role_id") == before
+
+
+def test_no_undo_file_gives_anybody_the_role_of_an_admin(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    assert applied.undo_file is not None
+    ((admin_id,),) = ask(url, "SELECT id FROM roles WHERE name = 'admin'")
+    head, users = undo_file.read(applied.undo_file)
+    forged = []
+    for user in users:
+        rows = dict(user.rows or {})
+        if user.name:
+            own = {"user_id": rows["users"][0]["id"], "role_id": admin_id, "managed_by_auth": False}
+            rows["user_role_map"] = (*rows.get("user_role_map", ()), own)
+        forged.append(replace(user, roles=(*user.roles, "admin") if user.name else (), rows=rows))
+    written = undo_file.write(tmp_path / "forged", head, forged)
+    restored = restore(url, replace(applied, undo_file=written.path))
+    assert restored.restored
+    assert any("no undo file makes one" in note for note in restored.notes)
+    admins = "SELECT users.name FROM users JOIN user_role_map ON user_id = users.id JOIN roles ON role_id = roles.id"
+    assert not {name for (name,) in ask(url, f"{admins} WHERE roles.name = 'admin'")} & set(applied.deleted)
+
+
 def test_only_tokens_and_codes_stay_away_unless_asked_for(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     before = dump(url)
@@ -271,7 +367,9 @@ def test_who_came_back_or_became_an_admin_or_runs_something_is_left_alone(
     )
     before = dump(url)
     applied = apply(url, plan, tmp_path / "undo")
-    assert sorted(name for name, _ in applied.skipped) == sorted(d.user for d in plan.deletions[:4])
+    kept = {deletion.user for deletion in plan.deletions[:4]} - {plan.deletions[2].user}
+    assert {name for name, _ in applied.skipped} == kept
+    assert applied.gone == (plan.deletions[2].user,)
     assert all(why for _, why in applied.skipped)
     assert sorted(applied.deleted) == sorted(d.user for d in plan.deletions[4:])
     restore(url, applied)

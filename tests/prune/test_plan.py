@@ -113,9 +113,7 @@ def test_the_gain_is_in_pages_of_200_and_in_rows_by_table() -> None:
         "users": 2,
         "spawners": 4,
         "api_tokens": 6,
-        "shares": 2,
         "user_group_map": 4,
-        "user_role_map": 2,
     }
     assert gain.startup_s is None
 
@@ -123,7 +121,7 @@ def test_the_gain_is_in_pages_of_200_and_in_rows_by_table() -> None:
 def test_rows_of_a_table_of_which_one_user_doesnt_tell_arent_made_up() -> None:
     gain = planned(user("ann"), user("bob", tokens=None, groups=None)).gain
     assert gain.rows is not None
-    assert set(gain.rows) == {"users", "spawners", "shares", "user_role_map"}
+    assert set(gain.rows) == {"users", "spawners"}
     assert planned(user("ann"), rows_known=False).gain.rows is None
 
 

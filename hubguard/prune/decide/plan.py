@@ -64,11 +64,11 @@ _COUNTED: Mapping[str, Callable[[Account], int | None]] = {
     "users": lambda account: 1,
     "spawners": lambda account: len(account.servers) if account.servers_whole else None,
     "api_tokens": lambda account: account.tokens,
-    "shares": lambda account: account.shares,
     "user_group_map": lambda account: None if account.groups is None else len(account.groups),
-    "user_role_map": lambda account: None if account.roles is None else len(account.roles),
 }
-"""How many rows of each table of the hub go with a user."""
+"""How many rows of each table of the hub go with a user, for tables of which each row goes with one user.
+
+Roles aren't among them, since some come through a group, nor shares, which two users may both lose."""
 
 
 # -- freezing -------------------------------------------------------------------------------------------------------------
@@ -109,6 +109,7 @@ def freeze(
     protection: PlanProtection = NOBODY,
     startup_s: float | None = None,
     rows_known: bool = False,
+    rows: Mapping[str, int] | None = None,
     offline: bool = False,
     database: str = "",
     revision: str = "",
@@ -119,8 +120,8 @@ def freeze(
     It has those that :func:`chosen` gives, for that ``cap``. ``criteria`` are those that were judged by,
     and so is ``protection``.
     ``rows_known``: the accounts are from the hub's database, so that the rows that go can be counted; a table for which one
-    of them doesn't tell is left out. The order of ``verdicts`` makes no difference. ``OFFLINE_STORAGE`` is the storage of
-    an offline plan.
+    of them doesn't tell is left out. ``rows`` are these numbers, if they are known better. The order of ``verdicts`` makes no
+    difference. ``OFFLINE_STORAGE`` is the storage of an offline plan.
     """
     verdicts = list(verdicts)
     deleted = chosen(verdicts, cap)
@@ -139,7 +140,7 @@ def freeze(
             users_after=after,
             pages_before=math.ceil(users_total / PAGE),
             pages_after=math.ceil(after / PAGE),
-            rows=_rows([verdict.account for verdict in deleted]) if rows_known else None,
+            rows=_rows([verdict.account for verdict in deleted]) if rows is None and rows_known else rows,
             startup_s=None if startup_s is None else float(startup_s),
         ),
         storage=storage,

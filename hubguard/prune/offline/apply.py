@@ -33,7 +33,8 @@ ROWS_AT_ONCE = 5_000
 class Applied:
     """What was done to the hub's database, or in a dry run would have been.
 
-    ``deleted`` has the users' names, ``skipped`` those left alone, each with why, both in the plan's order. ``rows`` counts
+    ``deleted`` has the users' names, ``gone`` those of users that somebody else had deleted, and ``skipped`` those left
+    alone, each with why, all in the plan's order. ``rows`` counts
     the rows that went by table (of ``spawners``, also those that lost a server that wasn't there). ``undo_file`` brings it
     all back, ``undo_sha256`` (hex) is its checksum; ``backup`` is the copy of a SQLite database. None: there is none, as in a
     dry run, or where nothing was to be deleted. ``notes`` says what stays behind and what couldn't be seen.
@@ -42,6 +43,7 @@ class Applied:
     deleted: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     rows: Mapping[str, int] = field(hash=False)
+    gone: tuple[str, ...] = ()
     undo_file: Path | None = None
     undo_sha256: str | None = None
     backup: Path | None = None
@@ -94,7 +96,9 @@ def apply_offline(
                 revision=plan.revision, mismatch=("the plan is for", "Make the plan again."), dry_run=dry_run
             ) as (connection, tables, seen):
                 tell("Reading the users again")
-                going, skipped = _look_again(database, connection, tables, plan, protection, exemptions, uses or {}, at)
+                going, skipped, absent = _look_again(
+                    database, connection, tables, plan, protection, exemptions, uses or {}, at
+                )
                 gone = prune_rows.rows_of(connection, tables, going)
                 useless: Rows = {}
                 if plan.housekeeping is not None:
@@ -122,6 +126,7 @@ def apply_offline(
         tuple(going.values()),
         skipped,
         counts,
+        gone=absent,
         undo_file=written.path if written else None,
         undo_sha256=written.sha256 if written else None,
         backup=backup if written else None,
@@ -150,21 +155,26 @@ def _look_again(
     exemptions: Sequence[Exemption],
     uses: Mapping[str, Use],
     at: datetime,
-) -> tuple[dict[int, str], tuple[tuple[str, str], ...]]:
-    """Who still is to be deleted, by id, and who isn't, each with why."""
+) -> tuple[dict[int, str], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Who still is to be deleted, by id; who isn't, each with why; and who isn't there any more."""
     ids = {name: id_ for id_, name in prune_rows.names_by_id(connection, tables["users"]).items()}
     wanted = {ids[deletion.user]: deletion for deletion in plan.deletions if deletion.user in ids}
     accounts = _accounts(database, connection, tables, wanted)
     protection = prune_plan.protected(plan, protection)
-    going, skipped = {}, []
+    going: dict[int, str] = {}
+    skipped: list[tuple[str, str]] = []
+    absent: list[str] = []
     for deletion in plan.deletions:
         account = accounts.get(deletion.user)
+        if account is None or account.id is None:
+            absent.append(deletion.user)
+            continue
         why = stale.second_look(deletion, account, plan.criteria, protection, exemptions, uses.get(deletion.user), at)
-        if why is not None or account is None or account.id is None:
-            skipped.append((deletion.user, why or "there is no such user any more"))
+        if why is not None:
+            skipped.append((deletion.user, why))
         else:
             going[account.id] = deletion.user
-    return going, tuple(skipped)
+    return going, tuple(skipped), tuple(absent)
 
 
 def _accounts(

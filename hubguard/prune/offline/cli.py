@@ -55,8 +55,18 @@ from hubguard.prune.store import PruneStore
 
 T = TypeVar("T", Applied, Restored)
 
+PLANS_LISTED = 1000
+"""Maximum plans, newest first, whose undo files are known."""
+
 UNDO_FILE = "undo-file "
 """Under this and the file's name the journal keeps the checksum of an undo file that was written offline."""
+
+
+UNDO_FILE_UNKNOWN = Caution(
+    "undo-file-unknown",
+    "HubGuard's journal doesn't know this undo file, so it can't tell whether somebody changed it. A changed file may give"
+    " users roles, groups and tokens that they never had.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +194,8 @@ def _apply(arguments: argparse.Namespace, context: Context, facts: JournalFacts,
         make=make,
         text=lambda applied: _applied_text(applied, arguments, (*unseen, *_journal_unknown(facts))),
         summary=lambda applied: (
-            f"Offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept, undo file"
-            f" {applied.undo_file} (SHA-256 {applied.undo_sha256})"
+            f"Offline plan {digest}: {len(applied.deleted):,} deleted, {len(applied.skipped):,} kept,"
+            f" {len(applied.gone):,} already gone, undo file {applied.undo_file} (SHA-256 {applied.undo_sha256})"
         ),
     )
     _make(change, arguments, context, facts, hub_at)
@@ -203,6 +213,7 @@ def _restore(arguments: argparse.Namespace, context: Context, facts: JournalFact
         whose, when = head.database or "a hub", f"{head.made_at:%Y-%m-%d %H:%M} UTC"
         context.say(f"{path} has {words.count(there, 'user')} of {whose}, from {when}.")
     unseen = (*_unseen(arguments, hub_at), *_journal_unknown(facts))
+    unseen += () if sha256 is not None else (UNDO_FILE_UNKNOWN,)
     acknowledged = [caution.name for caution in unseen]
     if not arguments.dry_run:
         acknowledged = acknowledge(unseen, arguments.acknowledge, asks=context.asks)
@@ -394,7 +405,7 @@ def _noted_sha256(facts: JournalFacts, path: Path) -> str | None:
     if facts.url is None:
         return None
     with closing(open_journal(facts.url)) as journal:
-        for run in PruneStore(journal).prune_runs():
+        for run in PruneStore(journal).prune_runs(limit=PLANS_LISTED):
             if run.undo_file is not None and Path(run.undo_file).name == path.name:
                 return run.undo_sha256
         noted = journal.recall(UNDO_FILE + path.name)
@@ -424,10 +435,13 @@ def _now() -> datetime:
 def _applied_text(applied: Applied, arguments: argparse.Namespace, unseen: Sequence[Caution]) -> str:
     hub_db = arguments.hub_db
     would = "would be " if applied.dry_run else ""
-    lines = [f"{words.count(len(applied.deleted), 'user')} {would}deleted, {len(applied.skipped):,} kept."]
+    ends = [f"{words.count(len(applied.deleted), 'user')} {would}deleted", f"{len(applied.skipped):,} kept"]
+    ends += [f"{len(applied.gone):,} already gone"] if applied.gone else []
+    lines = [f"{', '.join(ends)}."]
     if applied.dry_run and applied.deleted:
         lines.append(f"These: {', '.join(applied.deleted)}")
     lines += [f"  {name}: {why}" for name, why in applied.skipped]
+    lines += [f"  {name}: already gone, and this plan didn't delete them" for name in applied.gone]
     lines += rows_text(applied.rows)
     lines += [f"Copy of the database: {applied.backup}"] if applied.backup else []
     if applied.undo_file:

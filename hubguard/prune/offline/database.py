@@ -44,6 +44,9 @@ HUB_TABLES = (
 )
 """The hub's tables, each after those that it points to."""
 
+MADE_AT_START = frozenset({"shares", "share_codes"})
+"""Tables that a hub makes at its start and no revision makes: absent after an upgrade from JupyterHub 4.1, they are empty."""
+
 LOCK_WAIT_S = 1
 """Seconds to wait for a lock; whoever holds one longer uses the database."""
 
@@ -55,7 +58,8 @@ _BUSY, _LOCKED = 5, 6
 class Tables:
     """The hub's tables as this database has them, with all their columns, and which others there are, in name order.
 
-    ``revision`` is the Alembic revision. No column has a type: values are what the driver takes and gives.
+    ``hub`` lacks those of MADE_AT_START that no hub has made yet. ``revision`` is the Alembic revision. No column has a type:
+    values are what the driver takes and gives.
     """
 
     revision: str
@@ -157,7 +161,7 @@ class Database:
             raise self._locked(error) from None
         with transaction:
             tables = self.tables(connection)
-            self._lock(connection)
+            self._lock(connection, tables)
             yield tables
             if not commit:
                 transaction.rollback()
@@ -182,18 +186,21 @@ class Database:
             version = sa.table("alembic_version", sa.column("version_num"))
             versions = [str(row[0]) for row in connection.execute(sa.select(version.c.version_num))]
         revision = ", ".join(versions)
-        missing = [name for name in HUB_TABLES if name not in names]
+        missing = [name for name in HUB_TABLES if name not in {*names, *MADE_AT_START}]
         if revision not in WRITABLE or missing:
             known = " and ".join(f"JupyterHub {REVISIONS[revision]}" for revision in WRITABLE)
             raise self.refused(
                 f"has the revision {revision or '(none)'}"
                 + (f" and lacks the tables {', '.join(missing)}" if missing and revision in WRITABLE else "")
                 + f", and HubGuard changes only those of {known}",
-                "Upgrade the hub's database with `jupyterhub upgrade-db`, or upgrade HubGuard.",
+                "Restore the database from a backup: a hub's has them."
+                if revision in WRITABLE
+                else "Upgrade the hub's database with `jupyterhub upgrade-db`, or upgrade HubGuard.",
             )
         hub = {
             name: sa.table(name, *(sa.column(column["name"]) for column in inspector.get_columns(name)))
             for name in HUB_TABLES
+            if name in names
         }
         return Tables(revision, hub, tuple(sorted(names - set(HUB_TABLES) - {"alembic_version"})))
 
@@ -228,9 +235,9 @@ class Database:
         connection.execute("PRAGMA cache_spill = OFF")
         return connection
 
-    def _lock(self, connection: Connection) -> None:
+    def _lock(self, connection: Connection, tables: Tables) -> None:
         preparer = connection.dialect.identifier_preparer
-        names = [preparer.quote(name) for name in HUB_TABLES]
+        names = [preparer.quote(name) for name in tables.hub]
         try:
             match self.kind:
                 case "postgresql":

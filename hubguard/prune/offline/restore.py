@@ -234,10 +234,13 @@ class _Restoration:
             self.there.ids[name][_called(name, row)] = row["id"]
         self.rows.setdefault(name, []).append(row)
 
-    def put_memberships(self, user: UndoUser, name: str, names: Iterable[str], *, managed: bool) -> None:
-        """Put the user into the groups, or give them the roles, of these names. ``managed``: the table has such a column."""
+    def put_memberships(self, user: UndoUser, name: str, names: Iterable[str]) -> None:
+        """Put the user into the groups, or give them the roles, of these names; roles that came through a group stay out."""
         column, target = prune_rows.MAPS[name][1]
         for wanted in names:
+            if (target, wanted) == ("roles", "admin"):
+                self.out[name, "no admin is ever deleted, so no undo file makes one"] += 1
+                continue
             now_id = self.there.ids[target].get(wanted)
             if now_id is None:
                 self.out[name, f"there is none of the {target} called {wanted} any more"] += 1
@@ -246,9 +249,10 @@ class _Restoration:
             called = [(row, self.there.called(target, row[column])) for row in _of(user, name)]
             was = [row for row, then in called if then == wanted]
             was = was or [row for row, then in called if then is None and row[column] == now_id]
-            rest = was[0] if was else {"managed_by_auth": False} if managed else {}
+            if not was:
+                continue
             ends = {"user_id": self.there.ids["users"][user.name], column: now_id}
-            self.rows.setdefault(name, []).append({**rest, **ends})
+            self.rows.setdefault(name, []).append({**was[0], **ends})
 
     def point_again(self, old: Row, column: str, *, is_there: bool) -> None:
         """Let a spawner that stayed have again what it pointed to by ``column``."""
@@ -293,7 +297,7 @@ def _plan(connection: Connection, tables: Tables, users: Sequence[UndoUser], *, 
             plan.put("spawners", {**row, "server_id": None, "oauth_client_id": client})
     for user in coming:
         for name, wanted in (("user_group_map", user.groups), ("user_role_map", user.roles)):
-            plan.put_memberships(user, name, wanted, managed="managed_by_auth" in tables[name].c)
+            plan.put_memberships(user, name, wanted)
     rest = [
         name
         for name in ("api_tokens", "oauth_codes", "shares", "share_codes")
@@ -376,9 +380,11 @@ def _verify(database: Database, connection: Connection, tables: Tables, plan: _R
             statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
             for user_id, id_ in connection.execute(statement):
                 members.setdefault(user_id, set()).add(id_)
+        planned: dict[int, set[int]] = {}
+        for row in plan.rows.get(name, ()):
+            planned.setdefault(row["user_id"], set()).add(row[column])
         for user_id, user in coming.items():
-            names = user.groups if target == "groups" else user.roles
-            if members.get(user_id, set()) != {ids[target][wanted] for wanted in names if wanted in ids[target]}:
+            if members.get(user_id, set()) != planned.get(user_id, set()):
                 raise database.refused(
                     f"gives {user.name} other {target} than the undo file has",
                     "A trigger may do so, or rows that were there before: find out where they come from.",

@@ -213,21 +213,10 @@ def delete_users(
 
     Raises OfflineRefused where there were others than these.
     """
-    ids: dict[str, set[int]] = {}
-    pointers: set[int] = set()
-    memberships: dict[str, int] = dict.fromkeys(MAPS, 0)
-    for user_id, rows in gone.items():
-        for name, of_table in rows.items():
-            if name in MAPS:
-                memberships[name] += len(of_table)
-            elif name == "spawners":
-                for row in of_table:
-                    (ids.setdefault(name, set()) if row["user_id"] == user_id else pointers).add(row["id"])
-            else:
-                ids.setdefault(name, set()).update(row["id"] for row in of_table)
+    ids, pointers, memberships = _told_apart(gone)
     counts: dict[str, int] = {}
     spawners = tables["spawners"]
-    indexes = _index_pointers(database, connection)
+    indexes = _index_pointers(database, connection, tables)
     for batch in batches(pointers):
         connection.execute(sa.update(spawners).where(these(spawners.c.id, batch)).values(oauth_client_id=None))
     for name in (*_DELETED, *_DELETED_LAST):
@@ -250,7 +239,32 @@ def delete_users(
     return counts
 
 
-def _index_pointers(database: Database, connection: Connection) -> list[str]:
+def counted(gone: Mapping[int, Rows]) -> dict[str, int]:
+    """How many rows :func:`delete_users` counts when it deletes ``gone``, by table."""
+    ids, pointers, memberships = _told_apart(gone)
+    counts = {**memberships, **{name: len(of_table) for name, of_table in ids.items()}}
+    counts["spawners"] = counts.get("spawners", 0) + len(pointers)
+    return {name: number for name, number in counts.items() if number}
+
+
+def _told_apart(gone: Mapping[int, Rows]) -> tuple[dict[str, set[int]], set[int], dict[str, int]]:
+    """The ids of the rows that go, by table; those of spawners that only lose their client; and how many memberships go."""
+    ids: dict[str, set[int]] = {}
+    pointers: set[int] = set()
+    memberships: dict[str, int] = dict.fromkeys(MAPS, 0)
+    for user_id, rows in gone.items():
+        for name, of_table in rows.items():
+            if name in MAPS:
+                memberships[name] += len(of_table)
+            elif name == "spawners":
+                for row in of_table:
+                    (ids.setdefault(name, set()) if row["user_id"] == user_id else pointers).add(row["id"])
+            else:
+                ids.setdefault(name, set()).update(row["id"] for row in of_table)
+    return ids, pointers, memberships
+
+
+def _index_pointers(database: Database, connection: Connection, tables: Tables) -> list[str]:
     """Indexes for the time of the transaction, by their names; none where they aren't needed, or this account may not.
 
     For each row that goes PostgreSQL looks through all tables that may point to it, and the hub's (up to 6) have no indexes
@@ -261,7 +275,7 @@ def _index_pointers(database: Database, connection: Connection) -> list[str]:
     made = []
     try:
         with connection.begin_nested():
-            for name, column in _POINTING:
+            for name, column in ((name, column) for name, column in _POINTING if name in tables.hub):
                 connection.exec_driver_sql(f"CREATE INDEX hubguard_{name}_{column} ON {name} ({column})")
                 made.append(f"hubguard_{name}_{column}")
     except SQLAlchemyError:
@@ -335,10 +349,12 @@ def _sources(tables: Tables) -> dict[str, list[tuple[sa.Select[Any], sa.ColumnEl
         "oauth_clients": [by_spawner(clients.name, "identifier", "oauth_client_id")],
         "api_tokens": [*own("api_tokens", "user_id"), by_spawner("api_tokens", "client_id", "oauth_client_id")],
         "oauth_codes": [*own("oauth_codes", "user_id"), by_spawner("oauth_codes", "client_id", "oauth_client_id")],
-        "shares": [*own("shares", "owner_id", "user_id"), by_spawner("shares", "spawner_id", "id")],
-        "share_codes": [*own("share_codes", "owner_id"), by_spawner("share_codes", "spawner_id", "id")],
     }
-    return {name: of_table for name, of_table in sources.items() if name in tables.hub}
+    if "shares" in tables.hub:
+        sources["shares"] = [*own("shares", "owner_id", "user_id"), by_spawner("shares", "spawner_id", "id")]
+    if "share_codes" in tables.hub:
+        sources["share_codes"] = [*own("share_codes", "owner_id"), by_spawner("share_codes", "spawner_id", "id")]
+    return sources
 
 
 def _names(rows: Sequence[Row], column: str, names: Mapping[int, str]) -> tuple[str, ...]:
