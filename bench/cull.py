@@ -107,7 +107,7 @@ async def stops(idle: int, peers: Sequence[str], say: Callable[[str], None]) -> 
     for theirs in found:
         goals += [
             Goal(f"time to the end of the cycle, HubGuard / {theirs.who}", ours.cycle_s / theirs.cycle_s, 1 / 8),
-            Goal(f"p99 of an independent client, HubGuard / {theirs.who}", ours.p99_ms / theirs.p99_ms, 1.5),
+            Goal(f"p99 of an independent client, HubGuard / {theirs.who}", ours.p99_ms / theirs.p99_ms, 2.0),
         ]
     # What was sent in time may arrive late and the next one not: that much is taken for the way, and no more.
     on_the_way_ms = 1000 / config.load(environ={}).budget.rate
@@ -125,6 +125,7 @@ async def _stops(who: str, idle: int, command: list[str], environ: dict[str, str
         )
     )
     async with _hub(population) as (hub, tokens), Gate(hub.api_url) as gate:
+        await hub.servers()  # whoever comes first would pay for what the hub then keeps in memory
         async with bystander.beside(hub.api_url, tokens["bystander"], ASKS_PER_S) as told:
             await asyncio.sleep(2.0)
             assert hub.pid is not None

@@ -27,7 +27,7 @@ class Executor:
     """Carries out plans. ``verify_s`` is how many seconds a stop may take until it counts as unverified.
 
     ``known_now`` is asked at each second look, ``attempt_for`` makes an attempt at an action, ``settle`` records what came
-    of an intent. ``running`` is about how many servers the hub has.
+    of an intent. ``turn`` returns when the next action is to begin. ``running`` is about how many servers the hub has.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Executor:
         known_now: KnownNow,
         attempt_for: Callable[[Action], Attempt],
         settle: Callable[[int, Outcome], Awaitable[None]],
+        turn: Callable[[], Awaitable[None]],
         *,
         verify_s: float,
         running: int,
@@ -48,6 +49,7 @@ class Executor:
         self._known_now = known_now
         self._attempt_for = attempt_for
         self._settle = settle
+        self._turn = turn
         self._attempts: list[Attempt] = []
         self._switched_off = False
         self._verifier = Verifier(hub, clock, verify_s=verify_s, running=running)
@@ -90,6 +92,9 @@ class Executor:
             await room.acquire()
             handed_over = False
             try:
+                if not work.ended:
+                    # Before the second look, which is then as fresh as can be, and comes when the hub isn't busy with a stop.
+                    await self._turn()
                 if self._clock.now() >= plan.expires_at:
                     work.end("the plan has expired: what it rests on is too old to act on")
                 if work.ended:

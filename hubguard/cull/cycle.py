@@ -218,6 +218,7 @@ class Cycles:
                 ),
                 lambda action: self._mandate.attempt(action, order),
                 self._mandate.settle,
+                self._budget.turn,
                 verify_s=self._section.verify_s,
                 running=len(situation.snapshot.servers),
             )

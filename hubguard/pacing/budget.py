@@ -176,6 +176,16 @@ class Budget:
             stage.over = True
             self._dispatch()
 
+    async def turn(self) -> None:
+        """Returns when the next act is to begin with all that belongs to it, so that acts are spread over the time they take.
+
+        Whoever has many acts to do awaits this before each of them; it reserves nothing of the limits.
+        """
+        stages = [stage for stage in (self._whole, *_lowered_to.get()) if not stage.over]
+        now_s = self._clock.monotonic_s()
+        at_s = max(stage.spread.turn(now_s, stage.places[Destination.HUB].limit) for stage in stages)
+        await self._clock.sleep(at_s - now_s)
+
     def use(self) -> BudgetUse:
         """How it stands now."""
         whole = self._whole

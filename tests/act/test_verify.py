@@ -211,6 +211,20 @@ async def test_a_few_stops_are_read_one_by_one_and_on_a_large_hub_more_of_them()
     assert {user for _, user in large.hub.reads} == set(MANY)
 
 
+async def test_what_was_stopped_apart_is_read_again_as_far_apart_and_not_in_a_heap():
+    scene = Scene(lambda *_: None)
+
+    async def stopped(number: int) -> Outcome:
+        await scene.clock.sleep(number / 8)
+        return await scene.verifier.outcome(stop(f"user-{number}"), "", failed=False)
+
+    async def story() -> list[Outcome]:
+        return await asyncio.gather(*map(stopped, range(6)))
+
+    assert {outcome.kind for outcome in await scene.clock.run(story())} == {OutcomeKind.DONE}
+    assert [at_s for at_s, _ in scene.hub.reads] == [0.5, 0.625, 0.75, 0.875, 1.0, 1.125]
+
+
 async def test_a_server_handed_over_while_others_are_waited_for_is_read_when_it_is_due():
     scene = Scene(lambda user, at_s: None if user == "bo" or at_s >= 50 else server(user, ready=False, pending="stop"))
 

@@ -18,6 +18,7 @@ from hubguard.cull.decide.judge import CullPolicy, judge_all, judge_users, plan
 from hubguard.cull.model import Known, Plan
 from hubguard.errors import HubFailed, HubRefused, JournalError
 from hubguard.model import Action, Cause, Order, Outcome, OutcomeKind, Server, User
+from hubguard.pacing.budget import Budget
 
 LOOK_LASTS_S = 15.0
 UNVERIFIED_A_PLACE = 5
@@ -82,6 +83,7 @@ class Scene:
         self.keeper = Keeper()
         self.known = Known()
         self.before_look: Callable[[Action], Any] = lambda action: None
+        self.turn: Callable[[], Awaitable[None]] = self.at_once
 
     def idle(self, *users: str, stops: Stops = Stops.WORKS, stop_s: float = 0.0) -> None:
         """Idle servers of these users, the first for longest."""
@@ -94,6 +96,12 @@ class Scene:
         for user in users:
             at = self.clock.now() - timedelta(hours=2)
             self.hub.add_user(User(user, False, (), ("user",), at - timedelta(days=1), at))
+
+    async def at_once(self) -> None:
+        """Whoever asks for a turn has it."""
+
+    def at_s(self, call: str) -> list[float]:
+        return [request.at_s for request in self.hub.requests if request.call == call]
 
     async def plan(self) -> Plan:
         now = self.clock.now()
@@ -117,6 +125,7 @@ class Scene:
             known_now,
             lambda action: Attempt(self.keeper, self.clock, action, Order("ann")),  # type: ignore[arg-type]
             self.keeper.settle,
+            self.turn,
             verify_s=VERIFY_S,
             running=10,
         )
@@ -346,6 +355,34 @@ async def test_the_end_that_one_stop_comes_upon_is_not_lost_though_one_after_it_
     }
     assert "full" in outcomes["cas"].detail
     assert scene.sent() == ["ann", "ben"]
+
+
+# -- how far apart ----------------------------------------------------------------------------------------------------
+
+
+async def test_second_looks_and_stops_are_as_far_apart_as_one_takes_also_the_first_of_a_batch(scene: Scene):
+    scene.turn = Budget(rate=1000, burst=1000, concurrency=10, clock=scene.clock).turn
+    scene.idle(*(f"user{number:02}" for number in range(40)))
+    made = await scene.plan()
+    for number in range(40):
+        scene.hub.turns[f"user{number:02}"] = (1.0, lambda: None)  # that long each stop takes
+    began_s = scene.clock.monotonic_s()
+    outcomes = await scene.carried_out(made, concurrency=10)
+    assert {outcome.kind for outcome in outcomes.values()} == {OutcomeKind.DONE}
+    stops = scene.at_s("stop")
+    looks = [request.at_s for request in scene.hub.requests if request.call == "get"][:10]
+    assert (len(stops), len(looks)) == (40, 10)
+    for times in (stops, looks):
+        assert min(later - sooner for sooner, later in itertools.pairwise(times)) >= 0.1
+    assert max(stops) - began_s < 5.5, "hardly slower than ten at a time"
+
+
+async def test_what_is_not_tried_any_more_waits_for_no_turn(scene: Scene):
+    scene.turn = Budget(rate=1000, burst=1000, concurrency=1, clock=scene.clock).turn
+    scene.idle(*(f"user{number:02}" for number in range(40)))
+    scene.hub.fault = fails(("stop", "user00"), error=HubRefused("no"))
+    await scene.carried_out()
+    assert scene.clock.monotonic_s() < 5
 
 
 # -- how many at once -------------------------------------------------------------------------------------------------

@@ -487,3 +487,41 @@ def test_a_clock_that_jumps_back_makes_nobody_wait_longer_than_a_gap():
     spread.goes(1000.0)
     assert spread.wait_s(0.0, 10) <= 0.1
     assert spread.wait_s(2000.0, 10) == 0
+
+
+@given(takes_s=st.floats(0.01, 5), limit=st.integers(5, 50), count=st.integers(2, 200))
+def test_turns_are_half_a_place_further_apart_than_the_places_allow(takes_s: float, limit: int, count: int):
+    spread = Spread()
+    spread.took(takes_s)
+    first, *_, last = (spread.turn(100.0, limit) for _ in range(count + 1))
+    gap_s = (last - first) / count
+    assert first == 100.0
+    assert gap_s == pytest.approx(min(1.0, takes_s / (limit - 0.5)))
+    if gap_s < 1.0:
+        # What began in time for its place to be free ends between two turns.
+        assert takes_s / gap_s % 1 == pytest.approx(0.5)
+
+
+@given(limit=st.integers(1, 50), takes_s=st.floats(0.01, 5))
+def test_turns_cost_a_ninth_of_the_speed_at_most(limit: int, takes_s: float):
+    spread = Spread()
+    spread.took(takes_s)
+    assert spread.turn(0.0, limit) == 0.0
+    assert spread.turn(0.0, limit) <= takes_s / limit / 0.9 + 1e-9
+
+
+def test_the_first_turns_are_apart_before_any_act_is_done():
+    spread = Spread()
+    assert [round(spread.turn(7.0, 10), 3) for _ in range(4)] == [7.0, 7.105, 7.211, 7.316]
+
+
+def test_a_turn_after_a_pause_comes_at_once():
+    spread = Spread()
+    spread.turn(0.0, 10)
+    assert spread.turn(60.0, 10) == 60.0
+
+
+def test_a_clock_that_jumps_back_moves_no_turn_further_away():
+    spread = Spread()
+    spread.turn(1000.0, 10)
+    assert spread.turn(0.0, 10) <= 0.2
