@@ -133,8 +133,8 @@ class Repairer:
             wrong = [drift for drift in await self._look(()) if drift.kind in ROUTE_KINDS]
             return _left(f"{len(wrong)} routes are wrong" if wrong else "")
         if intent.action == ActionKind.END_BACKEND.value:
-            orphan = await self._orphan(key)
-            return _left(f"{_name_of(orphan)} is alive" if orphan is not None else "")
+            meant = [orphan for orphan in await self._orphans(key) if _may_mean(intent, orphan.backend)]
+            return _left(f"{_name_of(meant[0])} is alive" if meant else "")
         if intent.action == ActionKind.START_AND_STOP.value:
             server = await self._hub.get_server(*key)
             if server is None:
@@ -166,7 +166,7 @@ class Repairer:
                     work.end("the plan has expired")
                 if work.ended:
                     return await self._skipped(repair, work)
-                sent = await attempt.make(lambda: self._second_look(repair), lambda: self._send(repair, attempt))
+                sent = await attempt.make(lambda: self._second_look(repair, work), lambda: self._send(repair, attempt))
             if not isinstance(sent, Sent):
                 outcome, end = sent
                 work.end(end)
@@ -182,7 +182,7 @@ class Repairer:
     def _attempt(self, action: Action, work: _Work, repair: Repair) -> Attempt:
         detail = f"for the drift {', '.join(repair.drifts[:NAMED])}"
         if repair.backend is not None:
-            detail = f"{repair.backend.name} ({repair.backend.id}; {repair.backend.proof}), {detail}"
+            detail = f"{repair.backend.name} {_id_in_journal(repair.backend)} {repair.backend.proof}), {detail}"
         attempt = self._mandate.attempt(action, work.order, detail)
         self._attempts.append(attempt)
         return attempt
@@ -204,12 +204,16 @@ class Repairer:
 
     # -- second look ----------------------------------------------------------------------------------------------
 
-    async def _second_look(self, repair: Repair) -> str | None:
-        """Why the repair is no longer due, or None if it is."""
+    async def _second_look(self, repair: Repair, work: _Work) -> str | None:
+        """Why the repair is no longer due, or None if it is. ``work`` then knows the orphans that are there before it."""
         action = repair.action
         if action.kind is ActionKind.CHECK_ROUTES:
             return still_there(repair, await self._look(())) or None
-        gone = still_there(repair, await self._look([(action.user, action.name)]))
+        seen = await self._look([(action.user, action.name)])
+        work.orphans.update(
+            orphan.backend.id for orphan in _orphans_of((action.user, action.name), seen) if orphan.backend
+        )
+        gone = still_there(repair, seen)
         if gone:
             return gone
         # Last: between this read and the request there is only its turn.
@@ -280,7 +284,7 @@ class Repairer:
             outcome = await self._stop_again(repair, sent, work)
         else:
             outcome = await work.verifier.outcome(action, sent.remark, failed=sent.failed)
-            outcome = await self._without_orphan(action, outcome)
+            outcome = await self._without_orphan(action, outcome, work)
         if outcome.kind in {OutcomeKind.FAILED, OutcomeKind.UNVERIFIED}:
             by_hand = _command(repair.backend) if repair.backend is not None else _BY_HAND[action.kind]
             detail = f"{outcome.detail}. Tried: {_TRIED[action.kind]}. By hand: {by_hand}."
@@ -341,7 +345,7 @@ class Repairer:
             return Outcome(OutcomeKind.UNVERIFIED, f"it can't be read again: {unread}" + _also(sent.remark))
         if server is None:
             detail = "the start failed, and the hub let go of it" + _also(sent.remark)
-            return await self._without_orphan(action, Outcome(OutcomeKind.DONE, detail))
+            return await self._without_orphan(action, Outcome(OutcomeKind.DONE, detail), work)
         if as_before:
             return Outcome(OutcomeKind.FAILED, "the start changed nothing" + _also(sent.remark))
         if server.pending not in {None, "spawn"}:
@@ -363,7 +367,7 @@ class Repairer:
             outcome = Outcome(OutcomeKind.FAILED, stopped.remark)
         else:
             outcome = await work.verifier.outcome(stop, stopped.remark, failed=stopped.failed)
-            outcome = await self._without_orphan(stop, outcome)
+            outcome = await self._without_orphan(stop, outcome, work)
         await self._settle(attempt, outcome, work)
         return Outcome(outcome.kind, f"started again, then stopped: {outcome.detail}")
 
@@ -392,7 +396,7 @@ class Repairer:
             return "it was restarted meanwhile"
         return None
 
-    async def _without_orphan(self, action: Action, outcome: Outcome) -> Outcome:
+    async def _without_orphan(self, action: Action, outcome: Outcome, work: _Work) -> Outcome:
         """``outcome``, or that the hub let go of a server whose backend lives on."""
         if outcome.kind is not OutcomeKind.DONE:
             return outcome
@@ -400,9 +404,10 @@ class Repairer:
         rereads = _Rereads(self._clock, max(self._verify_s, SURELY_STOPPED_S))
         while await rereads.next():
             try:
-                orphan = await self._orphan((action.user, action.name), action.started)
+                orphans = await self._orphans((action.user, action.name))
             except HubGuardError as error:
                 return Outcome(OutcomeKind.DONE, f"{outcome.detail}; its backend can't be read again: {error}")
+            orphan = next((left for left in orphans if not _was_left_before(left.backend, action.started, work)), None)
             if orphan is None:
                 return outcome
         if orphan is not None and orphan.backend is None:
@@ -415,14 +420,8 @@ class Repairer:
             OutcomeKind.FAILED, f"the hub let go of it, but {_name_of(orphan)} still runs: it is an orphan now"
         )
 
-    async def _orphan(self, key: Key, run: datetime | None = None) -> Drift | None:
-        """That server's orphan; with ``run``, one that may be of that run. The look returns those of others, too."""
-        for drift in await self._look([key]):
-            if drift.kind is DriftKind.SERVER_ORPHAN and (drift.user, drift.server or "") == key:
-                earlier = run is not None and drift.backend is not None and began_before(drift.backend, run)
-                if not earlier:
-                    return drift
-        return None
+    async def _orphans(self, key: Key) -> list[Drift]:
+        return _orphans_of(key, await self._look([key]))
 
 
 class _Rereads:
@@ -444,7 +443,10 @@ class _Rereads:
 
 @dataclass(slots=True)
 class _Work:
-    """A plan that is being carried out. ``ended`` is why the rest is skipped, ``start_failed`` why its starts are, or ""."""
+    """A plan that is being carried out. ``ended`` is why the rest is skipped, ``start_failed`` why its starts are, or "".
+
+    ``orphans`` are the ids of the backends that were orphans at a second look, so that no request of this plan left them.
+    """
 
     plan: RepairPlan
     order: Order
@@ -453,6 +455,7 @@ class _Work:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     ended: str = ""
     start_failed: str = ""
+    orphans: set[str] = field(default_factory=set)
     one_start: asyncio.Lock = field(default_factory=asyncio.Lock)
     places: asyncio.Semaphore = field(init=False)
     room: asyncio.Semaphore = field(init=False)
@@ -523,6 +526,29 @@ def _subject(drift: Drift) -> str:
     if drift.subject:
         return drift.subject
     return f"{drift.user}/{drift.server}" if drift.server else drift.user or "of the hub"
+
+
+def _orphans_of(key: Key, drifts: Sequence[Drift]) -> list[Drift]:
+    """That server's orphans among ``drifts``: a look returns those of others, too."""
+    return [
+        drift for drift in drifts if drift.kind is DriftKind.SERVER_ORPHAN and (drift.user, drift.server or "") == key
+    ]
+
+
+def _was_left_before(backend: Backend | None, run: datetime | None, work: _Work) -> bool:
+    """Whether ``backend`` surely was an orphan before the stop of that ``run``. None is one that nothing can list."""
+    if backend is None:
+        return False
+    return backend.id in work.orphans or (run is not None and began_before(backend, run))
+
+
+def _id_in_journal(backend: Backend) -> str:
+    return f"({backend.id};"
+
+
+def _may_mean(intent: Entry, backend: Backend | None) -> bool:
+    """Whether ``intent`` may have been to end ``backend``: surely not if its detail names another."""
+    return backend is None or not intent.detail or _id_in_journal(backend) in intent.detail
 
 
 def _name_of(orphan: Drift | None) -> str:

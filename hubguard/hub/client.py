@@ -73,6 +73,9 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 GROUP_ROLES_LAST_S = 300.0
 """Seconds for which the roles of groups are known. Listing groups makes the hub read all their members."""
 
+GROUP_ROLES_FRESH_S = 10.0
+"""Seconds for which they are known when one user or server is read, as before it is stopped or deleted."""
+
 NAMED_SERVERS_OFF = "Named servers are not enabled"
 """What a hub with named servers switched off says (5.2 to 6.1) when it is asked to do anything to one, even to stop it."""
 
@@ -122,6 +125,7 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         self._skew_s: float | None = None
         self.through_groups = False
         self._group_roles: tuple[float, Mapping[str, tuple[str, ...]] | None] | None = None
+        self._unlisted_groups: frozenset[str] = frozenset()
 
     @property
     @override
@@ -163,7 +167,7 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         if answer.status == 404:
             return None
         read = _understood(lambda: read_user(answer.json, of=user))
-        servers = (await self._with_group_roles({user: read}))[user].servers
+        servers = (await self._with_group_roles({user: read}, GROUP_ROLES_FRESH_S))[user].servers
         return next((server for server in servers if server.name == name), None)
 
     @override
@@ -174,22 +178,35 @@ class HTTPHubAPI(OverHTTP, HubAPI):
         if answer.status == 404:
             return None
         read = _understood(lambda: read_user(answer.json, of=name, need_activity=True, stopped=stopped))
-        return (await self._with_group_roles({name: read}))[name]
+        return (await self._with_group_roles({name: read}, GROUP_ROLES_FRESH_S))[name]
 
-    async def _with_group_roles(self, users: dict[str, User]) -> dict[str, User]:
-        if not self.through_groups or all(user.groups == () or user.roles is None for user in users.values()):
+    async def _with_group_roles(
+        self, users: dict[str, User], known_for_s: float = GROUP_ROLES_LAST_S
+    ) -> dict[str, User]:
+        concerned = [user for user in users.values() if user.groups != () and user.roles is not None]
+        if not self.through_groups or not concerned:
             return users
-        now_s = time.monotonic()
-        if self._group_roles is None or now_s - self._group_roles[0] > GROUP_ROLES_LAST_S:
-            what, scopes = "list its groups", "list:groups and read:roles:groups"
-            try:
-                listing = _Call("GET", "/groups", what, scopes, known=(200,), query={})
-                self._group_roles = now_s, await self._all_pages(listing, read_group_roles)
-            except HubRefused as error:
-                log.info("Roles that come through a group are unknown: %s", error)
-                self._group_roles = now_s, None
-        by_group = self._group_roles[1]
+        read_s, by_group = self._group_roles or (float("-inf"), None)
+        groups = frozenset(group for user in concerned for group in user.groups or ())
+        # A group may be newer than the list, which is read for it once: the hub may not show that group to us.
+        new = by_group is not None and not groups <= by_group.keys() | self._unlisted_groups
+        if new or time.monotonic() - read_s > known_for_s:
+            by_group = await self._read_group_roles()
+            self._unlisted_groups = groups - (by_group or {}).keys()
         return {name: with_group_roles(user, by_group) for name, user in users.items()}
+
+    async def _read_group_roles(self) -> Mapping[str, tuple[str, ...]] | None:
+        """The roles of each group, by its name, as the hub has them now; None if it refuses to show them."""
+        listing = _Call(
+            "GET", "/groups", "list its groups", "list:groups and read:roles:groups", known=(200,), query={}
+        )
+        began_s, by_group = time.monotonic(), None
+        try:
+            by_group = await self._all_pages(listing, read_group_roles)
+        except HubRefused as error:
+            log.info("Roles that come through a group are unknown: %s", error)
+        self._group_roles = began_s, by_group
+        return by_group
 
     @override
     async def delete_user(self, name: str, *, confirm: Callable[[], Awaitable[None]] | None = None) -> None:

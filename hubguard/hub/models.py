@@ -127,12 +127,12 @@ def read_group_roles(items: Any) -> dict[str, tuple[str, ...]]:
 
 
 def with_group_roles(user: User, by_group: Mapping[str, tuple[str, ...]] | None) -> User:
-    """``user`` with the roles of their groups, too. ``by_group`` None: unknown, and so are the roles of who is in a group."""
+    """``user`` with the roles of their groups, too; None if a group isn't in ``by_group``, which None leaves all out of."""
     roles = user.roles
-    if user.groups is None or (user.groups and by_group is None):
+    if user.groups is None or not set(user.groups) <= (by_group or {}).keys():
         roles = None
     elif roles is not None:
-        roles = tuple(sorted({*roles, *(role for group in user.groups for role in (by_group or {}).get(group, ()))}))
+        roles = tuple(sorted({*roles, *(role for group in user.groups for role in (by_group or {})[group])}))
     if roles == user.roles:
         return user
     return replace(user, roles=roles, servers=tuple(replace(server, roles=roles) for server in user.servers))

@@ -746,6 +746,32 @@ async def test_a_repair_is_never_blamed_on_anothers_orphan(play: Play):
     await play(act)
 
 
+async def test_an_orphan_that_was_there_before_the_stop_is_not_blamed_on_it(play: Play):
+    async def act(scene: Scene) -> None:
+        scene.dead("ann")
+        plan = await scene.plan(DriftKind.SERVER_DEAD)
+        look = scene.look
+        there = replace(scene.engine.add("bo"), user="ann", started=None)
+        after = [there]
+
+        async def with_orphans(keys: Sequence[Key]) -> tuple[Drift, ...]:
+            found = (drift for drift in await look(keys) if drift.kind is not DriftKind.SERVER_ORPHAN)
+            return (*found, *(drift_of(DriftKind.SERVER_ORPHAN, "ann", subject=o.id, backend=o) for o in after))
+
+        scene.repairer._look = with_orphans
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.DONE, outcome
+        scene.dead("ann")
+        plan = await scene.plan(DriftKind.SERVER_DEAD)
+        scene.told.clear()
+        scene.looked = lambda: scene.asked_to("stop")[1:] and after.append(replace(there, id="another", name="another"))
+        (outcome,) = await scene.repair(plan)
+        assert outcome.kind is OutcomeKind.FAILED
+        assert "another still runs" in outcome.detail
+
+    await play(act)
+
+
 async def test_an_orphan_of_an_earlier_run_is_not_blamed_on_the_stop_of_a_later_one(play: Play):
     async def act(scene: Scene) -> None:
         scene.engine.add("ann", stubborn=True)
@@ -1082,8 +1108,9 @@ async def crash(scene: Scene, plan: RepairPlan, call: str) -> None:
         await asyncio.Event().wait()
         return True
 
-    kept = {name: getattr(owner, name) for owner, name in ((scene.hub, call),)}
-    setattr(scene.hub, call, hang)
+    owner = scene.engine if call == "end" else scene.hub
+    kept = getattr(owner, call)
+    setattr(owner, call, hang)
     task = asyncio.ensure_future(scene.repairer.run(plan, Order("ann", asked=True), concurrency=4, running=1))
     await reached.wait()
     assert {intent.id for intent in scene.open_intents()} == scene.mandate.intents_under_way
@@ -1092,8 +1119,7 @@ async def crash(scene: Scene, plan: RepairPlan, call: str) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not scene.mandate.intents_under_way
-    for name, method in kept.items():
-        setattr(scene.hub, name, method)
+    setattr(owner, call, kept)
 
 
 async def test_an_intent_left_behind_is_settled_by_a_look_and_its_request_is_not_sent_again(play: Play):
@@ -1142,6 +1168,21 @@ async def test_an_orphan_that_ended_after_the_guard_did_is_settled_as_gone(play:
         scene.look_error = lambda _: None
         scene.engine.kill("ann")
         await scene.repairer.settle_left(scene.open_intents())
+        (left,) = scene.entries(Event.OUTCOME)
+        assert (left.outcome, left.detail) == (OutcomeKind.DONE, "found repaired by a later look")
+
+    await play(act)
+
+
+async def test_an_orphan_that_is_gone_is_not_called_alive_by_another_of_the_same_server(play: Play):
+    """A guard that was started again named whichever orphan the server had by then."""
+
+    async def act(scene: Scene) -> None:
+        ended = scene.engine.add("ann")
+        await crash(scene, await scene.plan(), "end")
+        scene.engine.kill("ann")
+        assert scene.engine.add("ann").id != ended.id
+        await scene.another_repairer().settle_left(scene.open_intents())
         (left,) = scene.entries(Event.OUTCOME)
         assert (left.outcome, left.detail) == (OutcomeKind.DONE, "found repaired by a later look")
 

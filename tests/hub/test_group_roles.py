@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from hubguard.hub.client import HTTPHubAPI
+from hubguard.hub import client
+from hubguard.hub.client import GROUP_ROLES_FRESH_S, HTTPHubAPI
 from hubguard.hub.models import with_group_roles
 from hubguard.hub.tables import groups_and_roles
 from hubguard.model import Server, User
@@ -31,24 +32,28 @@ def user(name: str, *groups: str) -> dict[str, Any]:
 
 
 BUDGET = Budget(rate=1000, burst=100, concurrency=10)
-USERS = [user("ada", "staff"), user("bo")]
 
 
 class Hub:
     def __init__(self) -> None:
         self.group_lists, self.allowed = 0, True
+        self.groups_of_bo: list[str] = []
+        self.groups_there = {"staff": ["keeper"]}
 
     async def users(self, request: web.Request) -> web.Response:
-        return self._page(USERS)
+        return self._page(self._users())
 
     async def user(self, request: web.Request) -> web.Response:
-        return web.json_response(next(one for one in USERS if one["name"] == request.match_info["name"]))
+        return web.json_response(next(one for one in self._users() if one["name"] == request.match_info["name"]))
 
     async def groups(self, request: web.Request) -> web.Response:
         self.group_lists += 1
         if not self.allowed:
             return web.json_response({"message": "no"}, status=403)
-        return self._page([{"kind": "group", "name": "staff", "roles": ["keeper"]}])
+        return self._page([{"name": name, "roles": roles} for name, roles in self.groups_there.items()])
+
+    def _users(self) -> list[dict[str, Any]]:
+        return [user("ada", "staff"), user("bo", *self.groups_of_bo)]
 
     def _page(self, items: list[Any]) -> web.Response:
         pages = {"offset": 0, "limit": 200, "total": len(items), "next": None}
@@ -75,6 +80,37 @@ async def test_roles_come_through_groups_in_lists_and_second_looks_and_groups_ar
     assert (await api.get_user("ada")).roles == ("keeper", "user")
     assert [one.roles for one in await api.list_users(inactive_since=None)] == [("keeper", "user"), ("user",)]
     assert there.group_lists == 1
+
+
+async def test_a_group_that_is_newer_than_the_list_of_groups_has_them_read_again_once(hub: tuple[Hub, HTTPHubAPI]):
+    """Its roles counted as none, so that somebody whom a role protects could be deleted."""
+    there, api = hub
+    api.through_groups, there.groups_there = True, {"other": []}
+    assert (await api.get_user("ada")).roles is None
+    assert there.group_lists == 1
+    there.groups_there = {"other": [], "staff": ["keeper"]}
+    there.groups_of_bo = ["late"]
+    assert (await api.get_user("bo")).roles is None
+    assert there.group_lists == 2
+    assert (await api.get_user("ada")).roles == ("keeper", "user")
+    assert (await api.get_user("bo")).roles is None
+    assert [server.roles for server in await api.list_servers()] == [("keeper", "user"), None]
+    assert there.group_lists == 2
+
+
+async def test_a_second_look_uses_no_old_list_of_groups(hub: tuple[Hub, HTTPHubAPI], monkeypatch: pytest.MonkeyPatch):
+    there, api = hub
+    api.through_groups, now_s = True, 1000.0
+    monkeypatch.setattr(client.time, "monotonic", lambda: now_s)
+    await api.list_servers()
+    there.groups_there = {"staff": []}
+    now_s += GROUP_ROLES_FRESH_S + 1
+    assert (await api.get_user("ada")).roles == ("user",)
+    there.groups_there = {"staff": ["keeper"]}
+    now_s += GROUP_ROLES_FRESH_S + 1
+    assert [one.roles for one in await api.list_users(inactive_since=None)] == [("user",), ("user",)]
+    assert (await api.get_server("ada", "")).roles == ("keeper", "user")
+    assert there.group_lists == 3
 
 
 async def test_without_the_scope_the_roles_of_who_is_in_a_group_are_unknown(hub: tuple[Hub, HTTPHubAPI]):
