@@ -280,7 +280,7 @@ async def serve(place: Place, config_file: Path | None) -> int:
             await backends.close()
     for result in results:
         if isinstance(result, Exception):
-            log.error("HubGuard ends by a defect", exc_info=result)
+            log.error("HubGuard ends: unexpected error (a bug in HubGuard)", exc_info=result)
             return 1
     return 0
 
@@ -340,7 +340,7 @@ async def _bind(server: HTTPServer, place: Place, bind_ip: str) -> None:
         except OSError as error:
             if not said:
                 log.error(
-                    "Can't listen on %s port %d (%s). The page is missing until that works; the rest goes on.",
+                    "Can't listen on %s port %d (%s). Until it can, HubGuard's pages aren't available. All else continues.",
                     address,
                     port,
                     error.strerror,

@@ -154,7 +154,7 @@ def _configured(files: Sequence[Path]) -> Configured:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", help="where the proxy reaches us (default: $JUPYTERHUB_SERVICE_URL)")
+    parser.add_argument("--url", help="where the proxy reaches HubGuard (default: $JUPYTERHUB_SERVICE_URL)")
     # Set by the include alone: they say which hub's process runs the guard.
     parser.add_argument("--generation", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--hub-pid", type=int, default=None, help=argparse.SUPPRESS)

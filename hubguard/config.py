@@ -28,7 +28,7 @@ SECTIONS: tuple[type[Section], ...] = (HubGuard, HubGuardCull, HubGuardDrift, Hu
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings as they hold now. With ``errors``, HubGuard acts on nothing.
+    """All settings as they hold now. With ``errors``, HubGuard takes no action.
 
     ``errors`` is in the order of the sections, then by name; the wrong setting itself has its default value here.
     ``notes`` are sentences on settings of older versions, which do nothing.

@@ -186,19 +186,19 @@ class Guard:
     def _mode(self) -> tuple[Mode, str]:
         mandate, brake = self.mandate, self.snapshots.brake
         if self.settings.errors:
-            return Mode.TROUBLED, f"A setting is wrong, so nothing is done. {self.settings.errors[0]}"
+            return Mode.TROUBLED, f"HubGuard takes no action until a setting is corrected. {self.settings.errors[0]}"
         if mandate.trouble:
-            return Mode.TROUBLED, f"The journal can't be used, so nothing is done. {mandate.trouble}"
+            return Mode.TROUBLED, f"HubGuard takes no action: its journal isn't available. {mandate.trouble}"
         if mandate.lease is None:
-            return Mode.STARTING, "HubGuard is starting: its journal is being opened."
+            return Mode.STARTING, "HubGuard is starting and opens its journal."
         if not mandate.holds_lease:
             return Mode.STANDBY, mandate.why_standby
         if mandate.held:
             return Mode.HELD, mandate.stance.sentence
         if self.snapshots.last is None:
-            return Mode.STARTING, "HubGuard is starting: the hub's servers are being read for the first time."
+            return Mode.STARTING, "HubGuard is starting and reads the hub's servers for the first time."
         if brake is not None:
             return Mode.BRAKED, brake.sentence
         if mandate.armed:
-            return Mode.ACTING, "Servers that are due are stopped."
-        return Mode.OBSERVING, f"Nothing is stopped: {mandate.why_observing}."
+            return Mode.ACTING, "HubGuard stops servers that are due."
+        return Mode.OBSERVING, f"HubGuard stops nothing: {mandate.why_observing}."

@@ -90,11 +90,11 @@ class HandingOver:
         """Whether this guard does, or could do, the work of the cullers that it replaces; and why not, as a clause."""
         mandate, cycles = self._mandate, self._cycles
         if mandate.held:
-            return Word.HELD, f"{mandate.stance.held_by or 'someone'}: {mandate.stance.held_why or 'no reason given'}"
+            return Word.HELD, mandate.stance.clause
         if self._settings.errors:
             return Word.UNABLE, f"a setting of HubGuard's is wrong: {self._settings.errors[0]}"
         if mandate.trouble:
-            return Word.UNABLE, f"HubGuard's journal can't be used: {mandate.trouble}"
+            return Word.UNABLE, f"HubGuard's journal isn't available: {mandate.trouble}"
         if mandate.lease is None:
             return Word.STARTING, "HubGuard is starting"
         if not mandate.holds_lease:

@@ -47,7 +47,7 @@ class Reading:
 class Server:
     """A server as the hub's API shows it. ``name`` is ``""`` for the default server.
 
-    ``pending`` is the hub's word (spawn, stop, check, rename) or None. ``started`` and ``last_activity`` are None where
+    ``pending`` is the hub's word (spawn, stop, check, rename) or None. ``started`` and ``last_activity`` are None if
     the hub doesn't know them. One *run* of a server is identified by ``run``: it changes when the server is restarted.
     ``groups`` and ``roles`` are its user's, in name order, and None if the hub doesn't show them (a missing scope).
     ``options`` is what it was started with (``user_options``), and None if the hub doesn't show them.
@@ -99,8 +99,8 @@ def same_run(one: datetime | None, other: datetime | None) -> bool:
 class User:
     """A user as the hub's API shows it. ``servers`` holds those that the hub calls active, in name order.
 
-    ``created`` and ``last_activity`` are None where the hub doesn't know or tell them, ``groups`` and ``roles`` where the
-    hub doesn't tell.
+    ``created`` and ``last_activity`` are None if the hub doesn't know or show them, ``groups`` and ``roles`` if the hub
+    doesn't show them.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Action:
     """One thing to do to one server or user, with its precondition: that very run, still as idle as when decided on.
 
     ``reason`` is a word of the feature that wants it: a Reason of culling, a DriftKind, a PruneReason. A repair's
-    precondition is that the drift is still there; where it is about no single server, ``user`` is "". ``remove`` also
+    precondition is that the drift is still there; if it is about no single server, ``user`` is "". ``remove`` also
     deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on; for a user
     ``started`` is when the user was created. ``plan`` is the digest of the reviewed plan that it belongs to, None: none.
     """
@@ -196,7 +196,7 @@ class OutcomeKind(str, Enum):
 
 
 class Cause(str, Enum):
-    """Why an action ended as it did, where something is decided by it."""
+    """Why an action ended as it did, if something is decided by it."""
 
     NONE = ""  # the kind says all that is needed
     NOT_TRIED = "not-tried"  # skipped and due as before: something kept HubGuard from trying it

@@ -76,8 +76,8 @@ class HubGuard(Section):
     ).tag(config=True)
     act_beside = List(
         Unicode(),
-        help="""Services that may stop servers and beside which HubGuard acts all the same: they aren't cullers, or you want
-        both. HubGuard only observes beside a service that looks like another culler, until it is named here.""",
+        help="""Services that may stop servers and beside which HubGuard acts anyway: they aren't cullers, or you want
+        both. Beside a service that looks like another culler, HubGuard only observes until it is named here.""",
     ).tag(config=True)
     hub_db_url = Unicode(
         "",

@@ -15,7 +15,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d{3}(\d{3})?)?)?([Zz]
 
 
 def moment(text: str) -> datetime:
-    """The time that ``text`` names, in UTC: ``2026-12-01T18:00``, with seconds and a zone where given (else UTC).
+    """The time that ``text`` names, in UTC: ``2026-12-01T18:00``, with seconds and a zone if given (else UTC).
 
     A date alone stands for the last second of that day, so that what lasts until then lasts over the day. Raises ValueError.
     """

@@ -120,7 +120,7 @@ def decide(claim: Claim | None, past: Past, terms: Terms, now_s: float) -> Step:
     age_s = now_s - claim.at_s if claim is not None else 0.0
     if claim is not None and claim.word is Word.HELD:
         # A hold that HubGuard doesn't live to see the end of is still somebody's word.
-        return Step(False, 0 <= age_s <= terms.fresh_s, f"acting is on hold ({claim.why})")
+        return Step(False, 0 <= age_s <= terms.fresh_s, claim.why)
     if claim is not None and claim.word is Word.ABLE and 0 <= age_s <= terms.fresh_s:
         return Step(False, True, "HubGuard culls")
     if claim is None:
@@ -130,7 +130,7 @@ def decide(claim: Claim | None, past: Past, terms: Terms, now_s: float) -> Step:
     else:
         why = claim.why or claim.word.value
     if now_s < past.until_s + terms.margin_s:
-        return Step(False, False, f"{why}; the promise to wait isn't over")
+        return Step(False, False, f"{why}; the promise to wait hasn't expired")
     if claim is None or claim.word is Word.STARTING:
         since_s = past.began_s + terms.grace_s if past.able_s is None else past.able_s + terms.fresh_s
         if now_s < since_s:
@@ -266,7 +266,7 @@ class _Original:
 
 
 def _dying_with_us() -> Any:
-    """What a child runs before its command, so that it doesn't outlive a killed understudy; None where Linux isn't."""
+    """What a child runs before its command, so that it doesn't outlive a killed understudy; None except on Linux."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -320,7 +320,7 @@ def _turn(part: Part, original: _Original, past: Past, last: Report | None) -> t
         if not original.runs and until_s - now_s < part.terms.promise_s * 2 / 3:
             until_s = now_s + part.terms.promise_s
     if last is None or last[1:3] != (original.runs, step.why):
-        culls = "starts, or goes on" if step.runs else "waits" if not original.runs else "is told to end"
+        culls = "starts or continues" if step.runs else "waits" if not original.runs else "is told to end"
         _say(f"{' '.join(part.command)[:200]} {culls}: {step.why}.")
     report = Report(until_s, original.runs, step.why, now_s)
     if last is None or report[:3] != last[:3]:

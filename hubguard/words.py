@@ -57,7 +57,7 @@ def until(at: datetime, now: datetime) -> str:
 
 
 def clock(at: datetime, now: datetime) -> str:
-    """``at 14:05 UTC``, with the date where it isn't today's: ``on 22 Nov at 14:05 UTC``."""
+    """``at 14:05 UTC``, with the date if it isn't today's: ``on 22 Nov at 14:05 UTC``."""
     at = at.astimezone(timezone.utc)
     time = f"at {at:%H:%M} UTC"
     if at.date() == now.astimezone(timezone.utc).date():

@@ -370,7 +370,7 @@ def test_what_is_kept_is_listed_and_ended(run, begun):
     assert [one["user"] for one in kept(run)] == ["bo"]
     again = run("keep", "--end", "1")
     assert again.code == 1
-    assert again.err.startswith("hubguard: Exemption 1 is over already")
+    assert again.err.startswith("hubguard: Exemption 1 has ended already")
     entries = [json.loads(line) for line in run("journal", "--json").out.splitlines()]
     assert [entry["event"] for entry in entries] == ["released", "kept", "kept"]
     assert "it is over" in entries[0]["detail"]

@@ -910,7 +910,9 @@ async def test_named_servers_that_the_hub_lets_nobody_stop_are_told_once_and_no_
     assert w.stopped().count("ann") == 1
     assert len(w.stopped()) < 15, "those that went out before the first answer, and no more within the hour"
     (told,) = culling_findings(w, FindingKind.NAMED_SERVERS_OFF)
-    assert told.startswith("30 named servers can't be stopped, since the hub has named servers switched off: u00/gpu, ")
+    assert told.startswith(
+        "30 named servers can't be stopped, because the hub has named servers switched off: u00/gpu, "
+    )
     assert "JupyterHub.allow_named_servers" in told
     status = w.guard.parts.culling.status()
     assert status.recent.error_ratio == 0.0

@@ -101,7 +101,9 @@ class Attempt:
     async def make(
         self, second_look: Callable[[], Awaitable[str | None]], send: Callable[[], Awaitable[str]]
     ) -> Sent | tuple[Outcome, str]:
-        """What was sent, or the outcome of what wasn't with what ends the whole plan, or "". Never raises Exceptions.
+        """Sent if the request went out, or may have. Otherwise the outcome, and why the rest of the plan is skipped, or "".
+
+        Raises nothing but a cancellation.
 
         ``second_look`` says why it isn't to be done after all, or None. ``send`` awaits :meth:`confirm` when its request is
         about to go out, sends it once, and returns what is worth noting about the answer, or "".
@@ -155,7 +157,9 @@ class Attempt:
 
 def _nothing_sent(action: Action, error: Exception) -> tuple[Outcome, str]:
     if isinstance(error, LeaseLost):
-        return Outcome(OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED), "another guard holds the lease"
+        return Outcome(
+            OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED
+        ), "another guard is in charge of this hub"
     if isinstance(error, Unrecordable):
         return Outcome(OutcomeKind.SKIPPED, f"not tried: {error}", Cause.NOT_TRIED), ""
     if isinstance(error, (JournalError, HubRefused, BudgetExhausted, ProxyError)):

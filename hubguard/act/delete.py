@@ -44,7 +44,7 @@ class UserDeleter:
         self._note_error = note_error
 
     async def send(self, user: str, attempt: Attempt) -> str:
-        """Send the request once, after ``attempt`` has confirmed it; what to say about the answer. Raises HubGuardError."""
+        """Send the request once, when ``attempt`` has confirmed it; a remark on the answer, or "". Raises HubGuardError."""
         try:
             await self._hub.delete_user(user, confirm=attempt.confirm)
         except HubGuardError as error:
@@ -72,7 +72,7 @@ class UserDeleter:
     ) -> Outcome:
         """What came of a request that went out, by re-reads: again and again while the hub doesn't answer.
 
-        ``proof`` tells without asking the hub whether the user is gone; it is tried once, if the hub said that they are.
+        ``proof`` shows, without asking the hub, whether the user is gone; it is tried once, if the hub said that they are.
         """
         if sent.refused:
             return Outcome(OutcomeKind.FAILED, sent.remark)

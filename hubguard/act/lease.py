@@ -121,7 +121,7 @@ class LeaseKeeper:
         detail: str = "",
         grounds: Grounds | None = None,
     ) -> int:
-        """The intent's id, committed under our lease. ``detail`` and ``grounds`` are as in the journal.
+        """The intent's id, committed under our lease. The keywords are as in :meth:`Journal.intend`.
 
         Raises LeaseLost, ActingRefused or JournalError: then nothing may be sent.
         """

@@ -172,19 +172,19 @@ class Mandate:
 
     @property
     def why_standby(self) -> str:
-        """Who holds the lease; "" if this guard does."""
+        """Who is in charge instead of this guard, as a sentence; "" if this guard is."""
         if self.holds_lease:
             return ""
         seen = self._keeper.seen
         if seen is None:
-            return "This guard doesn't hold the lease yet, so it may not act."
+            return "This guard isn't in charge of this hub yet, so it may not act."
         where = f" at {seen.address}" if seen.address else ""
-        return f"Another guard ({seen.holder}{where}) holds the lease and acts for this hub."
+        return f"Another guard ({seen.holder}{where}) is in charge of this hub."
 
     def check(self) -> None:
         """Raises HubGuardError with the reason unless this guard may act for the hub, asked or not."""
         if self._wrong_setting:
-            raise HubGuardError(f"Nothing is done until this setting is right: {self._wrong_setting}")
+            raise HubGuardError(f"HubGuard takes no action until a setting is corrected. {self._wrong_setting}")
         self.journal.check()
         if not self.holds_lease:
             raise HubGuardError(self.why_standby)
@@ -195,7 +195,7 @@ class Mandate:
         It is asked about all that isn't culling: for that, see ``why_observing``.
         """
         if self._wrong_setting:
-            return f"Nothing is done until this setting is right: {self._wrong_setting}"
+            return f"HubGuard takes no action until a setting is corrected. {self._wrong_setting}"
         if not self.holds_lease:
             return self.why_standby
         if self.held:

@@ -44,7 +44,7 @@ class Verifier:
         """What came of ``action``, which was sent. ``remark`` is what the hub said, if anything worth telling.
 
         With ``failed`` (the hub said no) a server that is still as it was is a failure at once. One that was on its way
-        down and is ready again is a failure, too, whatever the hub had answered. Of one server only one at a time.
+        down and is ready again is a failure, too, whatever the hub had answered. Await one outcome at a time for each server.
         """
         now_s = self._clock.monotonic_s()
         case = _Case(action, remark, failed, now_s + self._verify_s, asyncio.get_running_loop().create_future())

@@ -57,7 +57,7 @@ class Confirmed(Backends):
 
     @override
     async def look(self, expected: Sequence[Expected]) -> tuple[Backend, ...]:
-        """Takes as long as ``inner``'s, and as ``http``'s where any seems gone."""
+        """Takes as long as ``inner``'s, and as ``http``'s if any seems gone."""
         reported = await self._inner.look(expected)
         whole = self._inner.whole
         of: dict[Key, list[Backend]] = {}

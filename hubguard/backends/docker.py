@@ -25,10 +25,10 @@ from hubguard.hub.http import Answer, Failure, HTTPClient, NoAnswer, in_words, p
 from hubguard.model import Key
 
 LARGEST_ANSWER = 64 * 1024 * 1024
-"""Bytes. One container takes about 2 KB of a list, so that 5,000 take 10 of these 64 MiB."""
+"""Maximum bytes of an answer. One container takes about 2 KB of a list, so that 5,000 take 10 of these 64 MiB."""
 
 AT_ONCE = 8
-"""Containers whose details are read at the same time: the engine answers each in about a millisecond."""
+"""Maximum containers whose details are read at the same time: the engine answers each in about a millisecond."""
 
 GRACE_S = 10
 """Seconds from SIGTERM to SIGKILL; the engine's own default, which DockerSpawner takes, too."""
@@ -158,7 +158,7 @@ class DockerBackends(Backends):
 
     @override
     async def end(self, backend: Backend) -> None:
-        """It is stopped, and removed only where DockerSpawner itself would do so (``remove``)."""
+        """The container is stopped, and removed only if DockerSpawner itself would do so (``remove``)."""
         container, _, run = backend.id.partition("@")
         if not _CONTAINER_ID.fullmatch(container):
             raise BackendError(f"{backend.id!r} isn't the id of a container, so nothing was ended.")

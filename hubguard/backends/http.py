@@ -27,13 +27,17 @@ from hubguard.pacing.clock import Clock, SystemClock
 from hubguard.pacing.limits import Rate
 
 AT_ONCE = 10
+"""Maximum servers that are asked at the same time."""
+
 PER_S = 50.0
+"""Maximum requests to servers per second."""
+
 PATIENCE_S = 3.0
-"""Seconds for an answer."""
+"""Maximum seconds for an answer."""
 
 FINE_S, FINE_PER_S = 120.0, 10.0
-"""Maximum seconds, plus or minus 20 %, until a server that answered is asked again, and how many such a second are asked on
-average: up to some 250 servers, each is asked at every look (every 30 s)."""
+"""Maximum seconds, plus or minus 20 %, until a server that answered is asked again, and how many such servers a second are
+asked on average. With up to some 250 servers, each is asked at every look (every 30 s)."""
 
 STRANGE = "what answers there doesn't know its prefix (404), and doesn't show whether it is another server"
 

@@ -33,26 +33,26 @@ PAGE = 500
 """Pods in one page, the same as kubectl's."""
 
 MOST_PAGES = 100
-"""Pages of one list; with pages as large as asked for, 50,000 pods."""
+"""Maximum pages of one list; with pages as large as asked for, 50,000 pods."""
 
 LARGEST_ANSWER = 256 * 1024 * 1024
-"""Bytes of one answer. A pod takes some 10 kB, and an API server that lists from its cache gives all of them at once."""
+"""Maximum bytes of an answer. A pod takes some 10 kB, and an API server that lists from its cache returns all at once."""
 
 TRIES = 3
-"""Maximum number of times that a list is begun which the API server can't continue."""
+"""Maximum tries at a list that the API server can't continue."""
 
 LONGEST_WAIT_S = 300.0
-"""The longest Retry-After in seconds that is heeded."""
+"""Maximum seconds of a Retry-After that is heeded."""
 
 LOOK_TIMEOUT_S = 30.0
-"""All pages of a look, in seconds."""
+"""Maximum seconds for all pages of a look."""
 
 POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """What Kubernetes takes as a pod's name: a DNS subdomain."""
 
 
 def open_backends(place: Place) -> KubernetesBackends:
-    """The pods of that hub. It does no I/O yet, and says at the first look where the cluster can't be read."""
+    """The pods of that hub. It does no I/O yet, and says at the first look if the cluster can't be read."""
     return KubernetesBackends(place)
 
 
@@ -234,7 +234,7 @@ class KubernetesBackends(Backends):
         query: Mapping[str, str] | None = None,
         body: Any = None,
     ) -> Answer:
-        """The answer: 200, 202, or 404, 409 and 410 where ``verb`` can do with them. Raises BackendError for all others."""
+        """The answer: 200, 202, or 404, 409 and 410 if ``verb`` can do with them. Raises BackendError for all others."""
         if (wait_s := self._not_before_s - self._clock.monotonic_s()) > 0:
             raise BackendError(
                 f"The Kubernetes API server is too busy and wants to be left alone for another {wait_s:.0f} s."

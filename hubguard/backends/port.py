@@ -32,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A server that the hub calls ready, and what is known of where it is.
+    """A server that the hub calls ready, and where it is reached, as far as that is known.
 
     ``target`` is the URL at which it is reached (scheme, host, port), ``state`` what its spawner keeps in the hub's database;
     each None if unknown.
@@ -81,5 +81,5 @@ class Backends(Protocol):
         ...
 
     async def close(self) -> None:
-        """It isn't used any more."""
+        """Close its connections."""
         ...

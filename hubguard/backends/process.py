@@ -38,7 +38,7 @@ LATEST = timedelta(minutes=10)
 """When a process may have started, counted from the server's start at the hub, for its number alone to identify it."""
 
 FIRST_PERSON = 1000
-"""Accounts of the system have smaller numbers: what can't be read of theirs is no server. So has nobody's, the one below."""
+"""Smallest id of a person's account. Processes of smaller ones that can't be read are no servers, nor are nobody's."""
 NOBODY = 65534
 
 

@@ -1,4 +1,4 @@
-"""Backends that are units of systemd, as SystemdSpawner makes them; by systemctl, and what the units' processes were told."""
+"""Backends that are units of systemd, as SystemdSpawner makes them; by systemctl and their processes' environment."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ class SystemdBackends(Backends):
         return f"its name is by this hub's template, and {proof}" if proof else ""
 
     def _read_claims(self, units: Iterable[_Unit]) -> dict[str, Claim]:
-        """By unit, where its process can be read, and what that was told fits its name. Blocks; run it in a thread."""
+        """By unit, if its process can be read and the claim in its environment fits its name. Blocks; run it in a thread."""
         claims: dict[tuple[str, str, int], Claim] = {}
         for unit in units:
             place = (unit.name, unit.run, unit.pid)
@@ -316,7 +316,7 @@ def _unit(block: str) -> _Unit:
 
 
 def _read_claim(pid: int) -> Claim | None:
-    """What that process was told; None if it can't be read, is gone, or wasn't told to be a server."""
+    """The claim of that process; None if it can't be read, is gone, or isn't a server's."""
     try:
         return claim_from(psutil.Process(pid).environ())
     except (psutil.Error, OSError):
@@ -334,9 +334,9 @@ def _named_by(ready: Expected) -> str | None:
 
 
 def _by_name(unit: str, fits: re.Pattern[str], keys: set[Key]) -> Key | None:
-    """The server that a unit of that name must be for, where its process tells nothing; None if the name doesn't, either.
+    """The server that a unit of that name must be for, if its process shows nothing; None if the name doesn't, either.
 
-    A name tells the user only: of the user's servers, it is the default one, unless just one that is named is expected.
+    A name shows the user only: of the user's servers, it is the default one, unless just one that is named is expected.
     """
     match = fits.fullmatch(unit)
     mangled = match.groupdict().get("user") if match else None

@@ -96,7 +96,7 @@ class Executor:
                     # Before the second look, which is then as fresh as can be, and comes when the hub isn't busy with a stop.
                     await self._turn()
                 if self._clock.now() >= plan.expires_at:
-                    work.end("the plan has expired: what it rests on is too old to act on")
+                    work.end("the plan has expired: its data is too old to act on")
                 if work.ended:
                     work.outcomes[index] = Outcome(OutcomeKind.SKIPPED, f"not tried: {work.ended}", Cause.NOT_TRIED)
                     continue

@@ -356,7 +356,7 @@ class Cycles:
         stuck = [v.server.label for v in report.verdicts if v.reason is Reason.SWITCHED_OFF or v.server.key in skipped]
         if stuck:
             text = (
-                f"{count(len(stuck), 'named server')} can't be stopped, since the hub has named servers switched off:"
+                f"{count(len(stuck), 'named server')} can't be stopped, because the hub has named servers switched off:"
                 f" {_some(stuck)}. Set JupyterHub.allow_named_servers to True and restart the hub until they are stopped,"
                 " or end what runs them yourself, for example with `docker` or `kubectl`; the hub then notices by itself."
             )
@@ -410,7 +410,7 @@ class _KnownNow:
         exemptions = await self._journal.exemptions(now, user=action.user)
         routes = await self._observer.routes()
         if routes is None:
-            raise ProxyError("the proxy can't be read just now, so that nobody's use of their server can be seen")
+            raise ProxyError("the proxy can't be read now, so HubGuard can't see who uses their server")
         route = routes.get((action.user, action.name))
         known = replace(
             known,

@@ -196,7 +196,7 @@ class Keep(CullPage):
         try:
             return moment(date)
         except ValueError:
-            raise Refused(400, "Until a date was chosen, and no date given: go back, and give one.") from None
+            raise Refused(400, "Nothing was changed: no date was given. Go back and enter one.") from None
 
 
 _SPANS = {"day": timedelta(days=1), "week": timedelta(days=7)}
@@ -212,12 +212,12 @@ class EndExemption(CullPage):
         wanted = exemption_id(number)
         exemption = next((each for each in await self.culling.exemptions() if each.id == wanted), None)
         if exemption is None:
-            raise Refused(404, f"Exemption {wanted} isn't in force: it is over, was ended, or never was.")
+            raise Refused(404, f"Exemption {wanted} isn't in force: it has expired, was ended, or never existed.")
         template = self.site.env.get_template("cull/end_exemption.html")
         self.finish(template.render(**self.common(self.site.status()), exemption=exemption))
 
     async def post(self, number: str) -> None:
-        """It is over, and the list of exemptions shows what is left."""
+        """It has ended, and the list of exemptions shows what is left."""
         assert self.who is not None
         await self.culling.end_exemption(exemption_id(number), self.who.actor, self.why())
         self.redirect(self.here("exemptions"), status=303)

@@ -75,8 +75,8 @@ class JournalApi(Api):
 _SAYS = {
     "arm": f"Arm HubGuard. {ARMING_COVERS} {NEEDS_NO_ARMING}",
     "observe": f"Only observe from now on; what is under way is finished. {NEEDS_NO_ARMING}",
-    "hold": "Send nothing more that changes the hub, whoever asks, until resumed.",
-    "resume": "The hold has ended, and what a brake objects to is accepted if that is acceptable; status shows it.",
+    "hold": "Put acting on hold: HubGuard changes nothing at the hub, whoever asks, until someone resumes.",
+    "resume": "End the hold, and accept what a brake objects to if a person may accept it; the status shows that.",
 }
 
 

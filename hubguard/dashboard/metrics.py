@@ -49,13 +49,15 @@ class GuardCollector(Collector):
         yield _labelled("hubguard_mode", "1 for the mode it is in", "mode", {m.value: m is status.mode for m in Mode})
         yield _gauge("hubguard_armed", "1 when it is armed, by people or by its settings", status.armed)
         yield _gauge("hubguard_held", "1 when people have put acting on hold", status.stance.held)
-        yield _gauge("hubguard_settings_errors", "Wrong settings; with any, it acts on nothing", len(status.errors))
+        yield _gauge(
+            "hubguard_settings_errors", "Wrong settings; with any, HubGuard takes no action", len(status.errors)
+        )
         yield _gauge("hubguard_holds_lease", "1 when this guard may act for the hub", status.holds_lease)
         if status.lease is not None:
             yield _gauge("hubguard_lease_fence", "Rises with every change of the guard that acts", status.lease.fence)
         yield from _time("hubguard_start_time_seconds", "When this guard started", status.started_at)
         yield from _time(
-            "hubguard_last_good_cycle_time_seconds", "When a cycle last saw all", culled.last_good_cycle_at
+            "hubguard_last_good_cycle_time_seconds", "When a cycle last read the whole hub", culled.last_good_cycle_at
         )
         yield from _time("hubguard_next_cycle_time_seconds", "When the next cycle is planned", culled.next_cycle_at)
         text = "Actions since this guard started, by how they ended"
@@ -116,7 +118,7 @@ def _of_cycle(report: CycleReport, now: datetime) -> Iterator[Metric]:
 def _of_budget(use: BudgetUse) -> Iterator[Metric]:
     yield _gauge("hubguard_budget_in_flight", "Requests to the hub in flight", use.in_flight)
     yield _gauge("hubguard_budget_concurrency", "Requests in flight that are allowed now", use.concurrency)
-    yield _gauge("hubguard_budget_concurrency_cap", "Requests in flight that are allowed at most", use.concurrency_cap)
+    yield _gauge("hubguard_budget_concurrency_cap", "Maximum requests in flight", use.concurrency_cap)
     yield _gauge("hubguard_budget_rate", "Requests per second that are allowed", use.rate)
     states = {state: state == use.breaker for state in ("closed", "open", "probing")}
     yield _labelled("hubguard_breaker", "1 for the state of the breaker", "state", states)
@@ -131,15 +133,13 @@ def _of_drift(report: DriftReport) -> Iterator[Metric]:
     text = "1 when the last look for drift read all of this source; nothing is concluded from one that is 0"
     yield _labelled("hubguard_drift_source_complete", text, "source", complete)
     counts = Counter((drift.kind, drift.raised_at is not None) for drift in report.drifts)
-    family = GaugeMetricFamily(
-        "hubguard_drifts", "Differences between what is believed and what is, by kind", labels=["kind", "state"]
-    )
+    family = GaugeMetricFamily("hubguard_drifts", "Differences between the sources, by kind", labels=["kind", "state"])
     for kind in DriftKind:
         family.add_metric([kind.value, "raised"], float(counts[kind, True]))
         family.add_metric([kind.value, "suspected"], float(counts[kind, False]))
     yield family
     states = {state.value: state is report.watch.state for state in WatchState}
-    yield _labelled("hubguard_proxy_watch", "1 for how the proxy stands, by HubGuard's watch", "state", states)
+    yield _labelled("hubguard_proxy_watch", "1 for the state of the proxy, by HubGuard's watch", "state", states)
     text = "Routes that the proxy still lacked after it had lost its table, when they were last compared"
     yield _gauge("hubguard_proxy_missing_routes", text, len(report.watch.missing))
 

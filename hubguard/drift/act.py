@@ -223,7 +223,7 @@ class Repairer:
         if server is None:
             return "the hub no longer has it"
         if not same_run(server.started, action.started):
-            return "it was restarted meanwhile"
+            return "it was restarted in the meantime"
         if action.kind is ActionKind.INTERRUPT_SPAWN:
             return None if server.pending == "spawn" else "its start is no longer pending"
         if server.pending is not None:
@@ -393,7 +393,7 @@ class Repairer:
         if server is None:
             return "it is no longer running"
         if not same_run(server.started, stop.started):
-            return "it was restarted meanwhile"
+            return "it was restarted in the meantime"
         return None
 
     async def _without_orphan(self, action: Action, outcome: Outcome, work: _Work) -> Outcome:

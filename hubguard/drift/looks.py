@@ -268,9 +268,9 @@ async def _journal(journal: AsyncJournal, event: Event, at: datetime, drift: Dri
 
 
 def in_a_line(drift: Drift) -> str:
-    """``route-missing: ann/work: expected …; seen: …``, for the journal and errors."""
+    """``route-missing: ann/work: expected …; observed …``, for the journal and errors."""
     about = "/".join(part for part in (drift.user, drift.server) if part) or drift.subject or "the hub"
-    return f"{drift.kind.value}: {about}: expected {drift.expected}; seen: {drift.observed}"
+    return f"{drift.kind.value}: {about}: expected {drift.expected}; observed {drift.observed}"
 
 
 def _is_gone(world: World, key: Key, reported_at: datetime) -> bool:

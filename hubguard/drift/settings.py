@@ -50,9 +50,9 @@ class HubGuardDrift(Section):
     sightings = 3
     """Complete looks in a row that must show a difference before it is drift; until then it is suspected."""
     for_s = 15.0
-    """Seconds for which it must have been seen, too. Longer than a server is between two states on a busy hub."""
+    """Seconds for which a difference must have been seen, too. Longer than a server is between two states on a busy hub."""
     clear_after = 2
-    """Complete looks in a row without a raised drift that end it."""
+    """Complete looks in a row that must not show raised drift before it is resolved."""
 
     def problems(self) -> list[ConfigError]:
         """Every kind in ``repair`` that can't be repaired."""

@@ -68,7 +68,7 @@ class RepairedShape:
 
 @dataclass(frozen=True, slots=True)
 class DriftShape:
-    """One difference between what is believed and what is.
+    """One difference between the sources.
 
     ``user`` and ``server`` are null if it is about no single server. ``subject`` distinguishes several of one kind.
     ``raised_at`` is null while it is only suspected. ``remedy`` is what HubGuard does about it when asked, null if it only

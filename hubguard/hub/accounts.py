@@ -1,6 +1,6 @@
 """Users with all that hangs on them, of the hub's own database: what pruning decides by, and what brings them back.
 
-There is no index by user on spawners, tokens and shares. So where everybody is read, each table is gone through once, by its
+There is no index by user on spawners, tokens and shares. So if everybody is read, each table is gone through once, by its
 own ids, a piece in each transaction: how long one takes doesn't grow with the hub.
 """
 

@@ -177,7 +177,7 @@ class HubAPI(Protocol):
         """The path of the route of each service that has a url, by name, as in the proxy's table. Raises HubError.
 
         Whether the service is up makes no difference to that. With subdomains the routes begin with a host, which the hub
-        doesn't tell here.
+        doesn't show here.
         """
         ...
 

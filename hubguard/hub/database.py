@@ -53,7 +53,7 @@ __all__ = ["REVISIONS", "HubDB", "HubState", "SQLHubDB"]
 T = TypeVar("T")
 
 GIVE_UP_S = 2.0 * SILENT_S
-"""A call that isn't through by then is given up: its thread may hang in a network file system that doesn't answer."""
+"""Seconds after which a call is given up: its thread may hang in a network file system that doesn't answer."""
 
 _RUNNING: sa.Select[Any] = (
     sa.select(

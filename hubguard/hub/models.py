@@ -49,7 +49,7 @@ def read_page(answer: Any, read_items: Callable[[Any], dict[str, T]], *, asked_o
     next_offset = None
     if offset != asked_offset or limit < 1 or len(items) > limit:
         raise _garbled(
-            f"asked for a list from {asked_offset} on, it gave {len(items)} from {offset} on, {limit} at most"
+            f"asked for a list from {asked_offset} on, it returned {len(items)} from {offset} on, {limit} at most"
         )
     if next_page is not None:
         if not isinstance(next_page, dict):
@@ -65,7 +65,7 @@ def read_page(answer: Any, read_items: Callable[[Any], dict[str, T]], *, asked_o
 def read_users(items: Any, *, need_activity: bool = False) -> dict[str, User]:
     """The users of a page by name. ``need_activity`` and what is raised are read_user's."""
     if not isinstance(items, list):
-        raise _garbled(f"it gave {_short(items)} where a list of users belongs")
+        raise _garbled(f"it returned {_short(items)} instead of a list of users")
     named = ((read_text(item, "name"), item) for item in items)
     return {name: read_user(item, of=name, need_activity=need_activity) for name, item in named}
 
@@ -77,7 +77,7 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
     ``need_activity`` also if it leaves out the last activity, which would make everybody look as if never active.
     """
     if not isinstance(user, dict) or user.get("name") != of:
-        raise _garbled(f"asked for the user {of!r}, it gave {_short(user)} without that name")
+        raise _garbled(f"asked for the user {of!r}, it returned {_short(user)} without that name")
     if "servers" not in user:
         raise HubRefused(
             f"The hub doesn't show the servers of {of}: the token lacks the scope read:servers."
@@ -112,7 +112,7 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
 def read_group_roles(items: Any) -> dict[str, tuple[str, ...]]:
     """The roles of each group of a page, by the group's name. Raises HubRefused if the hub leaves them out."""
     if not isinstance(items, list):
-        raise _garbled(f"it gave {_short(items)} where a list of groups belongs")
+        raise _garbled(f"it returned {_short(items)} instead of a list of groups")
     by_group = {}
     for item in items:
         name = read_text(item, "name")
@@ -188,7 +188,7 @@ def read_prefixes(answer: Any) -> dict[str, str]:
 def read_part(answer: Any, key: str) -> Any:
     """What stands under ``key``; it may be anything, but isn't missing."""
     if not isinstance(answer, dict) or key not in answer:
-        raise _garbled(f"it gave {_short(answer)} where one with a {key} belongs")
+        raise _garbled(f"it returned {_short(answer)} without a usable {key}")
     return answer[key]
 
 
@@ -196,7 +196,7 @@ def read_text(answer: Any, key: str) -> str:
     """The text under ``key``, never empty."""
     text = answer.get(key) if isinstance(answer, dict) else None
     if not isinstance(text, str) or not text:
-        raise _garbled(f"it gave {_short(answer)} where one with a {key} belongs")
+        raise _garbled(f"it returned {_short(answer)} without a usable {key}")
     return text
 
 
@@ -242,7 +242,7 @@ def read_skew(header: str | None, sent_at: datetime) -> float | None:
 
 def _services(answer: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(answer, dict) or not all(isinstance(model, dict) for model in answer.values()):
-        raise _garbled(f"it gave {_short(answer)} where its services belong")
+        raise _garbled(f"it returned {_short(answer)} instead of its services")
     return answer
 
 

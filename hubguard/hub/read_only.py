@@ -24,7 +24,7 @@ from hubguard.answers import Answers
 from hubguard.errors import HubDBError
 
 LONGEST_S = 2.0
-"""A transaction that isn't through by then is broken off."""
+"""Maximum seconds for a transaction, which is then broken off."""
 
 LOCK_TIMEOUT_S = 3.0
 """Maximum seconds that a reading waits for whoever writes to SQLite; waiting holds nobody up."""

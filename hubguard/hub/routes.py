@@ -21,7 +21,7 @@ def route_path(base_url: str, user: str, name: str) -> str:
 def read_routes(answer: Any) -> dict[str, Route]:
     """The proxy's whole table by path. Raises ProxyGarbled."""
     if not isinstance(answer, dict):
-        raise _proxy_garbled(f"it gave {_kind(answer)} where its table belongs")
+        raise _proxy_garbled(f"it returned {_kind(answer)} instead of its table")
     return {path: read_route(model, path) for path, model in answer.items()}
 
 
@@ -38,7 +38,7 @@ def read_hub_routes(items: Any) -> dict[str, Route]:
     It leaves out what isn't the hub's. With a proxy that keeps no times, ``last_activity`` is None.
     """
     if not isinstance(items, dict):
-        raise _hub_garbled(f"it gave {_kind(items)} where the table of routes belongs")
+        raise _hub_garbled(f"it returned {_kind(items)} instead of the table of routes")
     routes = {}
     for spec, model in items.items():
         data = model.get("data") if isinstance(model, dict) else None

@@ -125,7 +125,7 @@ def as_time(db: ReadOnly, value: Any) -> datetime | None:
     try:
         at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     except (TypeError, ValueError):
-        raise db.trouble(f"holds {str(value)[:40]!r} where a time belongs", "Nothing is concluded from it.") from None
+        raise db.trouble(f"holds {str(value)[:40]!r} instead of a time", "Nothing is concluded from it.") from None
     return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
 
 

@@ -50,7 +50,8 @@ Problem = tuple[str, str]
 """The setting that is wrong, and what is wrong with it."""
 
 LONGEST = 100_000
-"""Linux lets one environment variable have 131,072 bytes; a longer one keeps the process from starting, and that the hub."""
+"""Maximum bytes of our environment variable. Linux allows 131,072; a longer one keeps the process, and so the hub, from
+starting."""
 
 
 class LateRegistration(str):
@@ -275,7 +276,7 @@ def _sections(app: Any, errors: list[Problem]) -> dict[str, dict[str, Any]]:
 def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
     """Where the proxy's API is and its token, for as much as this kind of proxy has them, and where users reach the proxy.
 
-    ``public_url`` has no path. It is left out where the hub doesn't know either: bind_url says where a proxy that the hub
+    ``public_url`` has no path. It is left out if the hub doesn't know either: bind_url says where a proxy that the hub
     starts itself listens, and nothing of one that others start, unless it names a host.
     """
     names = ("api_url", "auth_token")

@@ -13,7 +13,7 @@ from traitlets.config import Config
 from hubguard.inhub.spawner_settings import setting
 
 LONGEST = 50_000
-"""Half of what one environment variable holds (``late.LONGEST``): the settings need room beside the names."""
+"""Maximum bytes of the names: half of an environment variable (``late.LONGEST``), because the settings need room, too."""
 
 
 def named_users(app: Any) -> list[str] | None:
@@ -53,9 +53,9 @@ def in_roles(roles: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def packed(names: list[str] | None) -> dict[str, Any]:
-    """``named``, the names or None; or, where they are many, ``named`` None and ``named_packed``, a text of them all.
+    """``named``, the names or None; or, if they are many, ``named`` None and ``named_packed``, a text of them all.
 
-    Where even that is too long for an environment variable, both are None: then it is unknown who is named.
+    If even that is too long for an environment variable, both are None: then it is unknown who is named.
     """
     if names is None or len(text := json.dumps(names)) <= LONGEST:
         return {"named": names}
@@ -65,7 +65,7 @@ def packed(names: list[str] | None) -> dict[str, Any]:
 
 
 def unpacked(facts: Mapping[str, Any]) -> frozenset[str] | None:
-    """The users that the hub's config names, by what :func:`packed` made of them; None where that isn't known."""
+    """The users that the hub's config names, by what :func:`packed` made of them; None if unknown."""
     names = facts.get("named")
     if names is None and facts.get("named_packed"):
         names = json.loads(zlib.decompress(base64.b64decode(facts["named_packed"])))

@@ -27,10 +27,10 @@ PROCESS = "hubguard-process"
 ROLE = "hubguard"
 
 ANSWER_WITHIN_S = 5
-"""How long a 6.x hub gives our page in its regular look at the services. A 5.x hub gives it a second at its start."""
+"""Seconds that a 6.x hub gives our page in its regular look at the services. A 5.x hub gives it one at its start."""
 
 SHORTEST_TOKEN = 8
-"""The hub doesn't start with a token of its config that is shorter."""
+"""Minimum characters of a token in the hub's config: with a shorter one, the hub doesn't start."""
 
 log = logging.getLogger("hubguard.inhub")
 
@@ -168,7 +168,7 @@ def _add(levels: list[Config], name: str, items: list[Any], *, first: bool) -> N
 
 
 def _add_scopes(levels: list[Config]) -> None:
-    """Our custom scopes are defined, except where there are such already: those stay as they are."""
+    """Our custom scopes are defined, except if there are such already: those stay as they are."""
     theirs = _effective(levels, "JupyterHub", "custom_scopes", {}) or {}
     ours = {name: dict(scope) for name, scope in CUSTOM_SCOPES.items() if name not in theirs}
     section = _home(levels, "custom_scopes")

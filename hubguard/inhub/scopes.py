@@ -29,7 +29,7 @@ SCOPES: dict[str, Need] = {
     "proxy": Need("having the hub check its routes", False),
     "servers": Need("curing servers that the hub only believes in", False),
     "read:hub": Need("telling which kind of spawner the hub has", False),
-    "read:tokens": Need("sparing users whose tokens are in use, where the hub's database isn't read", False),
+    "read:tokens": Need("sparing users whose tokens are in use, if the hub's database isn't read", False),
     "read:metrics": Need("telling how long the hub takes to start, which pruning shortens", False),
     "access:services!service=hubguard": Need("`hubguard cull --once` through the running guard", False),
 }
@@ -47,7 +47,7 @@ def allows(held: Collection[str], scope: str) -> bool:
 
 
 DELETE_USERS = "delete:users"
-"""Is asked for only where users are to be deleted.
+"""Requested only if users are to be deleted.
 
 By ``HubGuardPrune.delete_users``, ``HubGuardCull.users``, or a culler with --cull-users that is taken over from.
 """

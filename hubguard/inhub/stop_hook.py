@@ -1,4 +1,4 @@
-"""Watches, inside the hub, whether what a stopped server ran in is really gone, and tells HubGuard where it lives on.
+"""Watches, inside the hub, whether what a stopped server ran in is really gone, and reports to HubGuard if it lives on.
 
 After a stop the hub forgets the server, whatever became of its backend, and soon the spawner's state, by which alone the
 backend can be asked for. In between, the hub runs the ``post_stop_hook``: that is the moment to poll once more.
@@ -71,7 +71,7 @@ class _Watch:
         return run_post_stop_hook
 
     async def _look(self, spawner: Any) -> None:
-        """Poll once, for POLL_S at most; where the backend is alive, begin to tell HubGuard."""
+        """Poll once, for POLL_S at most; if the backend is alive, begin to report it to HubGuard."""
         try:
             polling = asyncio.ensure_future(_outcome(spawner.poll()))
             done, _ = await asyncio.wait({polling}, timeout=POLL_S)
@@ -109,7 +109,7 @@ class _Watch:
                 self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=TELLINGS_AT_ONCE)
             await self._client.fetch(request)
         except Exception as error:
-            log.debug("HubGuard couldn't be told that a server of %s lives on: %s", user, type(error).__name__)
+            log.debug("HubGuard got no report that a server of %s lives on: %s", user, type(error).__name__)
 
 
 async def _outcome(made: Any) -> Any:

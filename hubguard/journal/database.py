@@ -39,7 +39,7 @@ Longer than any transaction needs.
 
 _MYSQL_DRIVERS = ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb", "mariadb+mysqldb")
 
-_CONSEQUENCE = "Nothing can be recorded, so HubGuard acts on nothing."
+_CONSEQUENCE = "Nothing can be recorded, so HubGuard takes no action."
 
 IN_DOUBT = "The change may or may not have been recorded: look at the journal before you repeat it."
 """What else is said of a change whose commit got no answer."""
@@ -174,7 +174,7 @@ class Database:
 
     @property
     def file(self) -> Path | None:
-        """The SQLite file; None for other databases, for one in memory, and where the URL is a ``file:`` address."""
+        """The SQLite file; None for other databases, for one in memory, and if the URL is a ``file:`` address."""
         name = self._url.database
         if self.dialect != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
             return None
@@ -182,7 +182,7 @@ class Database:
 
     @property
     def missing(self) -> bool:
-        """Whether there is no such SQLite file. One that can't be looked for counts as there: opening it tells more."""
+        """Whether there is no such SQLite file. One that can't be looked for counts as there: opening it shows more."""
         try:
             return self.file is not None and not self.file.exists()
         except OSError:
@@ -353,7 +353,7 @@ def _meaning(said: str) -> tuple[str, str]:
     for marks, what, hint in _MEANINGS:
         if any(mark in said for mark in marks):
             return what, hint
-    return "gave an error", ""
+    return "returned an error", ""
 
 
 def _prepare_connection(backend: str) -> Any:

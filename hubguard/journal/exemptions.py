@@ -16,7 +16,7 @@ _exemption = tables.exemption
 
 
 class NoSuchExemption(HubGuardError):
-    """There is no exemption of that id in force: it was never made, is over, was ended, or has been forgotten."""
+    """There is no exemption of that id in force: it was never made, has expired, was ended, or has been forgotten."""
 
 
 class Exemptions(Entries):
@@ -25,7 +25,7 @@ class Exemptions(Entries):
     def exempt(self, user: str, server: str | None, until: datetime, actor: str, why: str, now: datetime) -> Exemption:
         """That server, or all of the user's (``server`` None), is to be kept until ``until``; the new exemption.
 
-        Earlier ones for the same go on beside it. An entry, kept, says so. ``until`` must be later than ``now``
+        Earlier ones for the same server stay in force. An entry, kept, says so. ``until`` must be later than ``now``
         (ValueError); how far ahead it may lie is for the caller to say.
         """
         if until <= now:
@@ -45,7 +45,7 @@ class Exemptions(Entries):
             return made
 
     def end_exemption(self, exemption_id: int, actor: str, why: str, now: datetime) -> Exemption:
-        """That exemption is over from now on; the exemption as it is now. An entry, released, says so.
+        """That exemption has ended; the exemption as it is now. An entry, released, says so.
 
         Raises NoSuchExemption, and changes nothing, if there is none in force: then somebody has ended it, its time has
         passed, or there is none of that id. Of several that end it at once one does.
@@ -58,15 +58,24 @@ class Exemptions(Entries):
             row = connection.execute(sa.select(_exemption).where(same)).one_or_none()
             if not ended or row is None:
                 raise _not_in_force(exemption_id, row)
-            over = _to_exemption(row)
-            detail = f"exemption {over.id}, until {_moment(over.until)}, ended" + (f": {one_text(why)}" if why else "")
-            add_entry(
-                connection, now, Event.RELEASED, actor, 0, user_name=over.user, server_name=over.server, detail=detail
+            exemption = _to_exemption(row)
+            detail = f"exemption {exemption.id}, until {_moment(exemption.until)}, ended" + (
+                f": {one_text(why)}" if why else ""
             )
-            return over
+            add_entry(
+                connection,
+                now,
+                Event.RELEASED,
+                actor,
+                0,
+                user_name=exemption.user,
+                server_name=exemption.server,
+                detail=detail,
+            )
+            return exemption
 
     def exemptions(self, now: datetime, *, user: str | None = None, ended: bool = False) -> tuple[Exemption, ...]:
-        """Those in force, newest first; with ``ended`` also those that were ended or are over. ``user`` None: anybody's."""
+        """Those in force, newest first; with ``ended`` also those that have ended. ``user`` None: anybody's."""
         query = sa.select(_exemption)
         if user is not None:
             query = query.where(_exemption.c.user_name == user)
@@ -93,12 +102,12 @@ def _not_in_force(exemption_id: int, row: Any) -> NoSuchExemption:
             f"There is no exemption {exemption_id}: it was never made, or ended long ago and is forgotten. "
             "Nothing was changed; look at those in force."
         )
-    over = (
+    how = (
         f"{row.ended_by} ended it at {_moment(row.ended_at)}"
         if row.ended_at
         else f"it ran until {_moment(row.kept_until)}"
     )
-    return NoSuchExemption(f"Exemption {exemption_id} is over already: {over}. Nothing was changed.")
+    return NoSuchExemption(f"Exemption {exemption_id} has ended already: {how}. Nothing was changed.")
 
 
 def _to_exemption(row: Any) -> Exemption:

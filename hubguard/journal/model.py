@@ -118,7 +118,7 @@ class Entry:
     """One line of the journal. ``refers_to`` is the id of the intent that an outcome belongs to, else None.
 
     ``outcome`` is set for outcomes only. ``started`` is the run of the server that was meant. ``fence`` is 0 for what people
-    did without a lease. ``grounds`` is what an intent and its outcome rest on, None where an earlier version wrote it.
+    did without a lease. ``grounds`` is what an intent and its outcome are based on, None if an earlier version wrote it.
     ``plan`` is the digest of the plan to delete users that it belongs to, None: it belongs to none.
     """
 

@@ -187,7 +187,7 @@ class Budget:
         await self._clock.sleep(at_s - now_s)
 
     def use(self) -> BudgetUse:
-        """How it stands now."""
+        """The state of the budget now."""
         whole = self._whole
         return BudgetUse(
             in_flight=sum(whole.in_flight.values()),

@@ -7,7 +7,7 @@ waits, and nothing here is safe to share between threads.
 from __future__ import annotations
 
 TINY_S = 1e-6
-"""Waits shorter than this are none: after months of uptime a clock tells no finer, and a wait must come to its end."""
+"""Seconds below which a wait counts as none: after months of uptime a clock is no finer, and a wait must come to its end."""
 
 
 class Rate:
@@ -174,7 +174,7 @@ class Spread:
 
 
 class Latency:
-    """Tells when answers of one kind take longer and longer, from two moving averages of how long they took.
+    """Detects that answers of one kind take longer and longer, from two moving averages of how long they took.
 
     It is rising when the last few took over three times as long as usual, and half a second longer. Three times: what a
     load that grows in the ordinary way does to latency isn't a rise. Half a second: the hub has one event loop, so what we

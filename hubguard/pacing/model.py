@@ -1,4 +1,4 @@
-"""How the pace at the hub stands, and what of it outlives a restart."""
+"""The state of the pace at the hub, and what of it outlives a restart."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """How the budget stands: requests in flight, the concurrency allowed now and at most, the rate, and the breaker.
+    """The state of the budget: requests in flight, the concurrency allowed now and at most, the rate, and the breaker.
 
     ``concurrency`` is how many stops and the like may be in flight at the hub; ``in_flight`` counts looking, too, and may
-    be over it. ``breaker`` is the hub's: closed, open or probing. ``requests`` (sent), ``failures`` and ``waited_s``
+    be over it. ``rate`` is in requests per second, ``burst`` in requests.
+    ``breaker`` is the hub's: closed, open or probing. ``requests`` (sent), ``failures`` and ``waited_s``
     (seconds, summed) count since the guard started.
     """
 

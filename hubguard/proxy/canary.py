@@ -34,7 +34,7 @@ PROVED_FOR_S = 600.0
 proxy asks it for what to show of a route that leads nowhere."""
 
 LARGEST_ANSWER = 64 * 1024
-"""Bytes. One route takes about 200 of these 64 KiB."""
+"""Maximum bytes of an answer. One route takes about 200 of these 64 KiB."""
 
 
 class Canary(Protocol):

@@ -18,7 +18,7 @@ from hubguard.journal.store import Journal
 from hubguard.snapshot.model import Evidence, Seen
 
 SEEN_AGAIN_S = 86_400
-"""After this long a server that is still there is marked as seen again, though nothing about it has changed."""
+"""Seconds after which a server that is still there is marked as seen again, even if nothing about it has changed."""
 
 _READ_AT_ONCE = 500
 

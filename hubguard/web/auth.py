@@ -147,7 +147,7 @@ class AuthPort(Protocol):
         ...
 
     def callback(self) -> tuple[type[RequestHandler], dict[str, Any]] | None:
-        """The handler, with its arguments, for ``oauth_callback`` below the prefix; None where there is no such login."""
+        """The handler, with its arguments, for ``oauth_callback`` below the prefix; None if there is no such login."""
         ...
 
 
@@ -237,7 +237,7 @@ class Callback(Hardened, HubOAuthCallbackHandler):
             self.current_user = await self.login.caller(self, fresh=False)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """503 where the hub doesn't answer."""
+        """503 if the hub doesn't answer."""
         unreachable = isinstance((kwargs.get("exc_info") or (None, None))[1], HubUnreachable)
         super().send_error(503 if unreachable else status_code, **kwargs)
 
@@ -261,7 +261,7 @@ class Callback(Hardened, HubOAuthCallbackHandler):
 class HubLogin(AuthPort):
     """The AuthPort over a hub: OAuth logins by cookie, tokens by ``Authorization: token …`` or ``bearer …``.
 
-    ``lane`` gives the budget's slot that each request to the hub passes. ``hub_host`` is set where the hub is at another
+    ``lane`` gives the budget's slot that each request to the hub passes. ``hub_host`` is set if the hub is at another
     host than the service (``JUPYTERHUB_HOST``). ``redirect_uri`` is where the hub sends logins back to;
     "" for what it is without subdomains.
     """
@@ -397,7 +397,7 @@ class HubLogin(AuthPort):
         return cookie is not None and cookie == state.encode()
 
     def login_url(self, handler: RequestHandler) -> str:
-        """With PKCE, where this JupyterHub knows it (6.0 and later)."""
+        """With PKCE, if this JupyterHub knows it (6.0 and later)."""
         query: dict[str, str] = {}
         extra: dict[str, str] = {}
         if getattr(self.hub_auth, "pkce_enabled", False):

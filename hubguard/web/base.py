@@ -67,7 +67,7 @@ class Base(Hardened):
         vars(self).update(parts)
 
     async def head(self, *parts: str) -> None:
-        """As GET; the body is left out on its way. 405 where there is no GET."""
+        """As GET; the body is left out on its way. 405 if there is no GET."""
         answered = self.get(*parts)
         if inspect.isawaitable(answered):
             await answered
@@ -89,7 +89,8 @@ class Base(Hardened):
             if htmx.is_htmx(self):
                 htmx.reload_page(self)
             raise Refused(
-                403, "This didn't come from a page of HubGuard, or its login is over: reload the page, and try again."
+                403,
+                "This didn't come from a page of HubGuard, or the login has expired. Reload the page and try again.",
             )
         reading = self.request.method in {"GET", "HEAD"}
         self.who = await self.site.auth.caller(self, fresh=not reading)
@@ -117,7 +118,7 @@ class Base(Hardened):
         return hmac.compare_digest(given.encode(), wanted.encode())
 
     def _unknown_caller(self) -> None:
-        """To the login where a person opens a page; else 401, since each redirected fetch would start a login."""
+        """To the login if a person opens a page; else 401, since each redirected fetch would start a login."""
         if self.page and self._navigates() and not self.request.headers.get("Authorization"):
             self.redirect(self.site.auth.login_url(self))
             return
@@ -175,7 +176,7 @@ class Base(Hardened):
         elif isinstance(value, HTTPError):
             log.info("%s: %d", where, value.status_code)
         else:
-            log.error("%s ended in a defect of HubGuard", where, exc_info=(typ, value, tb))
+            log.error("%s ended in an unexpected error (a bug in HubGuard)", where, exc_info=(typ, value, tb))
 
 
 class ToPages(Base):

@@ -67,7 +67,7 @@ class RunningGuard:
         within_s: float,
         parse: Callable[[aiohttp.ClientResponse], Awaitable[Any]],
     ) -> Any:
-        guard = f"the guard that holds the lease ({self._lease.holder})"
+        guard = f"the guard in charge ({self._lease.holder})"
         if not self._lease.address:
             raise HubGuardError(f"Another command is running: {guard} has no address. Try again when it has ended.")
         # Encoded by us: a name may hold what looks like a part of the address.

@@ -17,10 +17,10 @@ PAGINATION = "application/jupyterhub-pagination+json"
 YEAR_S = 366 * 86400.0
 
 
-OFFSET = Param("offset", int, "Where the page begins.", default=0, low=0, high=10_000_000)
+OFFSET = Param("offset", int, "Number of items to skip.", default=0, low=0, high=10_000_000)
 
 
-LIMIT = Param("limit", int, "How many at most.", default=100, low=1, high=1000)
+LIMIT = Param("limit", int, "Maximum number of items.", default=100, low=1, high=1000)
 
 
 WHY = Param("why", str, "The reason, for the journal.", default="", high=500)
@@ -57,7 +57,7 @@ class Api(Base):
 
     def write_page(self, rows: Sequence[Any], asked: Mapping[str, Any], shape: Callable[[Any], Any]) -> None:
         """The part of ``rows`` that ``asked`` wants: a plain list with a ``Link`` to the next page, or as the hub
-        paginates where Accept asks for it.
+        paginates if Accept asks for it.
         """
         offset, limit = asked["offset"], asked["limit"]
         items = [shape(row) for row in rows[offset : offset + limit]]

@@ -39,7 +39,7 @@ def ptag(html: str) -> str:
 
 
 def finish_fragment(handler: RequestHandler, env: Environment, template: str, block: str, **values: Any) -> None:
-    """Answer with ``block`` of ``template``, or with 204 where it is what the page shows already."""
+    """Answer with ``block`` of ``template``, or with 204 if the page shows that already."""
     html = render_block(env, template, block, **values)
     tag = ptag(html)
     handler.set_header("HX-PTag", tag)

@@ -60,7 +60,7 @@ class Param:
     many: bool = False
 
     def from_text(self, text: str) -> Any:
-        """The value that ``text`` in a query means, one of them where there may be ``many``. Raises Refused (400)."""
+        """The value that ``text`` in a query means, one of them if there may be ``many``. Raises Refused (400)."""
         try:
             if self.kind is bool:
                 return self._one({"true": True, "false": False}.get(text, text))
@@ -71,7 +71,7 @@ class Param:
     def checked(self, value: Any) -> Any:
         """``value``, as JSON has it, when it is of the right kind and within its bounds. Raises Refused (400).
 
-        A list of such values becomes a tuple, in which none stands twice, where there may be ``many``.
+        A list of such values becomes a tuple, in which none stands twice, if there may be ``many``.
         """
         if not self.many:
             return self._one(value)
@@ -326,10 +326,10 @@ def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str,
     if operation.accepts:
         described["responses"]["202"] = {"description": "It is under way.", "content": content}
     if not operation.answers:
-        described["responses"]["204"] = {"description": "Done; there is nothing to tell."}
+        described["responses"]["204"] = {"description": "Done, without content."}
         del described["responses"]["200"]
     elif operation.needs == "act":
-        described["responses"]["204"] = {"description": "Done; the caller may not read, so there is nothing to tell."}
+        described["responses"]["204"] = {"description": "Done, without content: the caller may not read."}
     if operation.needs == "none":
         described["security"] = []
     if operation.body is not None:

@@ -34,7 +34,7 @@ class Page(Base):
         return self.site.prefix + path + (f"?{urlencode(given)}" if given else "")
 
     def asked(self, name: str) -> str:
-        """The text of a parameter in the query, "" where it isn't given; control characters are dropped."""
+        """The text of a parameter in the query, "" if it isn't given; control characters are dropped."""
         return "".join(char for char in self.get_query_argument(name, "")[:255] if char.isprintable())
 
     def common(self, status: Status) -> dict[str, Any]:
@@ -98,5 +98,5 @@ def row_id(*parts: str) -> str:
 
 
 def whole(text: str) -> int:
-    """The number that ``text`` from an address stands for, 1 where it is none."""
+    """The number that ``text`` from an address stands for, 1 if it is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 1

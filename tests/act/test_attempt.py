@@ -159,7 +159,7 @@ async def test_a_journal_that_takes_two_seconds_is_waited_for_and_a_slower_one_c
 
 
 NOTHING_GOES_ANY_MORE = [
-    (LeaseLost("another guard has it"), "another guard holds the lease"),
+    (LeaseLost("another guard has it"), "another guard is in charge of this hub"),
     (ActingRefused("on hold"), "on hold"),
     (JournalError("the disk is full"), "the disk is full"),
 ]

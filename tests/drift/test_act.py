@@ -902,7 +902,7 @@ async def test_a_server_that_its_user_restarts_between_our_start_and_stop_is_not
         scene.hub.fault = restart
         (outcome,) = await scene.repair(plan)
         assert outcome.kind is OutcomeKind.FAILED
-        assert "restarted meanwhile" in outcome.detail
+        assert "restarted in the meantime" in outcome.detail
         assert not scene.asked_to("stop")
 
     await play(act)

@@ -887,7 +887,7 @@ async def test_an_expired_plan_a_hold_and_a_standby_are_refused_in_words():
             s.guard.parts.drifts.repair(plan.digest, 1, Order("ada", "now", asked=True)),
             s.guard.parts.drifts.look(),
         ):
-            with pytest.raises(HubGuardError, match="Another guard .another. holds the lease"):
+            with pytest.raises(HubGuardError, match="Another guard .another. is in charge"):
                 await refused
         with pytest.raises(HubGuardError, match="Another guard"):
             s.guard.parts.drifts.plan(kinds=(DriftKind.SERVER_DEAD,))

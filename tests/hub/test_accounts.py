@@ -403,7 +403,7 @@ async def test_a_time_that_is_none_makes_the_reading_fail(tmp_path: Path, column
     table, name = column.split(".")
     with changing(url) as connection:
         connection.exec_driver_sql(f"UPDATE {table} SET {name} = 'yesterday'")
-    with opened(url) as db, pytest.raises(HubDBError, match="where a time belongs"):
+    with opened(url) as db, pytest.raises(HubDBError, match="instead of a time"):
         await db.accounts(None)
 
 

@@ -423,7 +423,7 @@ async def test_a_time_that_is_none_makes_the_reading_fail_rather_than_count_as_u
     url = sqlite_url(tmp_path)
     with changing(url) as connection:
         connection.execute(sa.text("UPDATE spawners SET started = :t WHERE name = 'gpu'"), {"t": nonsense})
-    with opened(url) as db, pytest.raises(HubDBError, match="where a time belongs"):
+    with opened(url) as db, pytest.raises(HubDBError, match="instead of a time"):
         await db.read()
 
 

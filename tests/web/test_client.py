@@ -93,7 +93,7 @@ async def test_what_isnt_a_guard_is_named_and_no_traceback(body: bytes) -> None:
         return web.Response(status=502, body=body, content_type="text/html")
 
     async with answering(page) as guard:
-        with pytest.raises(HubGuardError, match=r"^The guard that holds the lease \(hub-1:4711\)"):
+        with pytest.raises(HubGuardError, match=r"^The guard in charge \(hub-1:4711\)"):
             await guard.ask("GET", "api/v1/status")
 
 

@@ -559,7 +559,7 @@ def _deletion(verdict: UserVerdict) -> Action:
 
 
 PLAN_LIFE_S = 600.0
-"""A plan is carried out within ten minutes or not at all: what it rests on is older than that by then."""
+"""Seconds after which a cycle's plan expires: what it is based on is too old by then."""
 
 
 def freeze(actions: Sequence[Action], *, cap: int, now: datetime) -> Plan:

@@ -19,7 +19,7 @@ from hubguard.words import stamp
 
 LONGEST_IDLE_S = 366 * 86400.0
 LONGEST_AGE_S = 10 * LONGEST_IDLE_S
-"""A rule's limits have the range of the settings of the same names."""
+"""Maximum seconds of a rule's limits, as in the settings of the same names."""
 
 MOST_SERVERS = 1_000_000
 """Maximum of max_servers and max_servers_in_all, in servers; no hub runs as many."""
@@ -171,7 +171,7 @@ def doubts(rules: Sequence[Rule], now: datetime) -> tuple[str, ...]:
     sentences = []
     for rule in rules:
         if rule.unlimited:
-            never = ", so that no server is ever stopped by a later rule or the settings" if rule.never else ""
+            never = ", so no later rule or setting ever stops a server" if rule.never else ""
             sentences.append(
                 f'The rule "{rule.name}" doesn\'t say what it matches: it applies to every server{never}.'
                 ' If that is meant, say so with users: "*".'
@@ -225,7 +225,7 @@ def _contradiction(rule: Rule) -> str:
 
 
 def _covers(earlier: Rule, later: Rule) -> bool:
-    """True only where ``earlier`` is certain to match whenever ``later`` does."""
+    """True only if ``earlier`` is certain to match whenever ``later`` does."""
     if earlier.admin not in {None, later.admin} or earlier.named not in {None, later.named}:
         return False
     if not (_all_covered(earlier.groups, later.groups) and _all_covered(earlier.roles, later.roles)):
@@ -459,8 +459,8 @@ def _zone(value: object) -> tzinfo:
         return ZoneInfo(value)
     except (KeyError, ValueError, OSError):
         raise ValueError(
-            f"{_shown(value)} is no time zone that this machine knows; where a right name such as Europe/Berlin isn't "
-            "known, install the package tzdata"
+            f"{_shown(value)} is no time zone that this machine knows; if it doesn't know a valid name such as Europe/Berlin,"
+            " install the package tzdata"
         ) from None
 
 

@@ -14,10 +14,10 @@ from hubguard.snapshot.model import BrakeReason
 T = TypeVar("T")
 
 FEWEST_GONE = 10
-"""Fewer users than this are never a fall of the population, whatever their share."""
+"""Minimum number of users whose disappearance counts as a fall of the population, whatever their share."""
 
 TURN_S = 3600.0
-"""The number of users is compared with the highest of the last one to two of these spans."""
+"""Seconds of a span. The number of users is compared with the highest of the last one to two spans."""
 
 
 @dataclass(frozen=True, slots=True)
