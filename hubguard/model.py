@@ -151,7 +151,7 @@ class Action:
 
     ``reason`` is a word of the feature that wants it: a Reason of culling, a DriftKind, a PruneReason. A repair's
     precondition is that the drift is still there; if it is about no single server, ``user`` is "". ``remove`` also
-    deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it rests on; for a user
+    deletes a named server from the hub. ``started`` and ``last_activity`` are the reading it is based on; for a user
     ``started`` is when the user was created. ``plan`` is the digest of the reviewed plan that it belongs to, None: none.
     """
 

@@ -1,4 +1,4 @@
-"""Where this guard runs: the hub's URLs and token, as the environment gives them."""
+"""Where this guard runs: the hub's URLs and token, as the environment has them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Section(Configurable):
 
     @classmethod
     def note_on_former(cls, name: str) -> str | None:
-        """What to tell an operator who still sets ``name``; None if it was never a setting."""
+        """What an operator who still sets ``name`` should know; None if it was never a setting."""
         setting = f"{cls.__name__}.{name}"
         if name in cls.constants:
             unit = " s" if name.endswith("_s") else ""

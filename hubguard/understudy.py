@@ -11,7 +11,7 @@ The handover, in short:
   before a certain moment (its :class:`Report`). It renews the promise while the claim stays fresh.
 - HubGuard stops servers by itself only while every understudy's promise lasts. So there is a moment in between at which
   nobody culls, and none at which both do: a guard that was frozen finds the promise over when it wakes.
-- Without a fresh claim, or with one that says "unable", the understudy waits until its promise is over, and runs the
+- Without a fresh claim, or with one that says "unable", the understudy waits until its promise has expired, and runs the
   original, again and again, as the hub would.
 - A hold is a person's word, so nobody culls during one, not even if HubGuard dies while it lasts. A brake protects, too:
   HubGuard stays able while it is braked, as long as its looks at the hub are complete.
@@ -42,7 +42,7 @@ FRESH_S = 60.0
 """Seconds after which a claim is stale. The hub starts a guard that has ended again within about 35."""
 
 PROMISE_S = 30.0
-"""Seconds for which the understudy promises not to start the original. It renews the promise when a third is over."""
+"""Seconds for which the understudy promises not to start the original. It renews the promise after a third of that."""
 
 MARGIN_S = 5.0
 """Seconds after the end of a promise for which the original still waits: what HubGuard sent last has to arrive."""
@@ -235,7 +235,7 @@ class _Original:
         return self._process is not None
 
     def look(self) -> None:
-        """Notice that it has ended; kill it if it was told to end long ago."""
+        """Notice that it has ended; kill it if it was asked to end long ago."""
         if self._process is None:
             return
         code = self._process.poll()
@@ -258,7 +258,7 @@ class _Original:
             _say(f"{self._command[0]} can't be started: {error.strerror or error}. It is tried again.")
 
     def end(self) -> None:
-        """Tell it to end, once."""
+        """Ask it to end, once."""
         if self._process is not None and self._kill_s is None:
             self._kill_s = time.monotonic() + END_S
             self._process.terminate()

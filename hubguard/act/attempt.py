@@ -43,9 +43,10 @@ STOPS_SLOWLY = "it stops slowly"
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request went out, or may have. ``failed``: it was answered no. ``refused``: the hub doesn't take our token.
+    """A request went out, or may have. ``remark`` is what to note about the answer, or "".
 
-    ``switched_off``: the hub does this for nobody, by its settings.
+    ``failed``: the answer was no. ``refused``: the hub doesn't take our token. ``switched_off``: the hub does this for
+    nobody, by its settings.
     """
 
     remark: str
@@ -75,7 +76,7 @@ class Ledger(Protocol):
 
 
 class Attempt:
-    """One try at an action. It makes sure that its request rests on a fresh look and is written down before it goes out.
+    """One try at an action. It makes sure that its request is based on a fresh look and is written down before it goes out.
 
     ``intent`` is the id of what was written down, None before. ``detail`` goes into the journal with it,
     and so do ``grounds``, which its second look may set.

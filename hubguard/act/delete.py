@@ -1,4 +1,4 @@
-"""Deleting one user, whoever wants it: one request within an attempt, and the proof that the user is gone.
+"""Deletes one user, for culling or pruning: one request within an attempt, and the proof that the user is gone.
 
 Culling and pruning decide each in its own way who is to go; what is done then is the same.
 """

@@ -1,4 +1,4 @@
-"""Seeing what came of a stop: a re-read of each server, or one list for many at once."""
+"""Verifies stops: a re-read of each server, or one list for many at once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Verifier:
         self._reading: asyncio.Task[None] | None = None
 
     async def outcome(self, action: Action, remark: str, *, failed: bool) -> Outcome:
-        """What came of ``action``, which was sent. ``remark`` is what the hub said, if anything worth telling.
+        """What came of ``action``, which was sent. ``remark`` is what to note about the hub's answer, or "".
 
         With ``failed`` (the hub said no) a server that is still as it was is a failure at once. One that was on its way
         down and is ready again is a failure, too, whatever the hub had answered. Await one outcome at a time for each server.

@@ -83,7 +83,7 @@ class DockerBackends(Backends):
     """Implements Backends.
 
     A look is one list of all containers; details are read of those that are new, or have started, stopped or grown older by
-    as much as the list tells. A backend's id has the container's and the time of its start: DockerSpawner starts a stopped
+    as much as the list shows. A backend's id has the container's and the time of its start: DockerSpawner starts a stopped
     container again, and that is another run. A container is proved by the API URL in its environment; and if that URL
     could be another hub's, too (http://hub:8081), by its network.
     """

@@ -18,7 +18,7 @@ class Place:
     ``api_url`` is the URL of the hub's API as its servers have it (JUPYTERHUB_API_URL in their environment), no slash at the
     end; ``base_url`` the hub's, with a slash at both ends. ``spawner`` names the class of the hub's spawner and those
     that it is derived from, nearest first ("dockerspawner.dockerspawner.DockerSpawner"); ``settings`` are those of its
-    traits that tell its backends apart (``network_name``, ``unit_name_template``, ``namespace``, ...), for as much as the
+    traits that distinguish its backends (``network_name``, ``unit_name_template``, ``namespace``, ...), for as much as the
     include could pass on: texts, numbers and True or False. ``environ`` is for finding an engine (DOCKER_HOST,
     KUBERNETES_SERVICE_HOST).
     """

@@ -49,7 +49,7 @@ def open_backends(place: Place) -> Backends:
 
 @dataclass(slots=True)
 class _Known:
-    """One process, by its number and start. ``readable`` tells whether its environment could be read."""
+    """One process, by its number and start. ``readable``: its environment could be read."""
 
     process: psutil.Process
     began: float

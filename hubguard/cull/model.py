@@ -83,12 +83,12 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision about one server, with what it rests on.
+    """The decision about one server, with what it is based on.
 
     ``idle_since`` is the time that idleness is counted from, by ``evidence``; ``due_at`` when the server is or would be
     stopped by the nearest limit, ``not_before`` the end of a back-off; each None if it doesn't apply. ``rule`` names the
     rule whose limits apply, None for those of the settings; ``idle_timeout_s`` and ``max_age_s`` are these limits, 0 for
-    off. ``known`` is what else it rests on.
+    off. ``known`` is what else it is based on.
     """
 
     server: Server
@@ -150,7 +150,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done in one cycle, and the verdicts that it rests on."""
+    """What is to be done in one cycle, and the verdicts that it is based on."""
 
     verdicts: tuple[Verdict, ...]
     user_verdicts: tuple[UserVerdict, ...]

@@ -149,7 +149,7 @@ class _Hanging:
         self._shares: dict[int, int] = defaultdict(int)
 
     def take(self, kind: str, rows: Iterable[Any], ids: Collection[int] | None = None) -> None:
-        """``kind`` is one of _OF_USERS, and the rows are as its statement gives them for these users; None: for all.
+        """``kind`` is one of _OF_USERS, and the rows are as its statement returns them for these users; None: for all.
 
         A share stands between two, who may be asked for apart: it counts for those it is given for.
         """
@@ -340,7 +340,7 @@ def _everybody(db: ReadOnly, since: datetime | None) -> Iterator[tuple[Sequence[
 def _these(
     db: ReadOnly, names: Sequence[str], kinds: Sequence[str], hanging: _Hanging
 ) -> Iterator[tuple[Sequence[Any], tuple[Names, Names]]]:
-    """The users of these names, as _everybody gives them; what hangs on them is of the same moment, and is taken."""
+    """The users of these names, as _everybody returns them; what hangs on them is of the same moment, and is taken."""
     for batch in _batches(names):
         with db.transaction() as connection:
             rows = [row for row in connection.execute(_THESE_USERS, {"names": batch}) if row[1] in batch]
@@ -377,5 +377,5 @@ def _rows(
 
 
 def _kept(row: Mapping[Any, Any]) -> Mapping[str, object]:
-    """The row by column; some drivers give bytes as a view of them."""
+    """The row by column; some drivers return bytes as a view of them."""
     return {column: bytes(value) if isinstance(value, memoryview) else value for column, value in row.items()}

@@ -36,7 +36,7 @@ class Page(Generic[T]):
 
 
 def read_page(answer: Any, read_items: Callable[[Any], dict[str, T]], *, asked_offset: int) -> Page[T]:
-    """A page of a list, its items as ``read_items`` gives them.
+    """A page of a list, its items as ``read_items`` returns them.
 
     Raises HubGarbled also if the numbers on it would skip or repeat items.
     """

@@ -97,7 +97,7 @@ class ReadOnly:
 
     A relative SQLite file is one below ``folder``. ``place`` names it for people and holds no account, password or option.
     ``told_by`` is the option of a command that is the URL, so that it is read for that command alone; None: it is the setting
-    HubGuard.hub_db_url, HubGuard goes on reading by itself, and knows the hub by its API, too. ``arguments`` are for the
+    HubGuard.hub_db_url, HubGuard continues to read by itself, and knows the hub by its API, too. ``arguments`` are for the
     driver of a database server.
 
     Nothing is connected to yet. Raises HubDBError for a URL that can't be used and for a missing driver.

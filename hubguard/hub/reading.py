@@ -22,7 +22,7 @@ class Read(Generic[T]):
 
 
 async def read(clock: Clock, source: Source, asking: Awaitable[T], detail: str = "") -> Read[T]:
-    """What ``source`` gives, with ``detail`` on a reading that is complete. A HubGuardError makes it an incomplete one.
+    """What ``source`` returns, with ``detail`` on a reading that is complete. A HubGuardError makes it an incomplete one.
 
     ``reading.at`` is the time before it was asked, so that an age is never understated.
     """

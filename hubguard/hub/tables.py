@@ -119,7 +119,7 @@ def as_name(db: ReadOnly, name: Any) -> str:
 
 
 def as_time(db: ReadOnly, value: Any) -> datetime | None:
-    """A time as the driver gives it, UTC-aware: the hub writes UTC, without saying so. Raises HubDBError for no time."""
+    """A time as the driver returns it, UTC-aware: the hub writes UTC, without saying so. Raises HubDBError for no time."""
     if value is None:
         return None
     try:

@@ -262,7 +262,7 @@ def _suspect(service: Service) -> Suspect | None:
 
 
 def _why_it_stays(culling: Sequence[Service], hub: Hub) -> str:
-    """Why these cullers go on themselves, as a sentence; "" if HubGuard can take their place."""
+    """Why these cullers keep running themselves, as a sentence; "" if HubGuard can take their place."""
     if hub.wanted != "take over":
         return f"HubGuard.on_idle_culler is {hub.wanted!r}."
     if why := why_unreachable(hub.api_url, hub.internal_ssl):

@@ -293,7 +293,7 @@ def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
 
 
 def _api_url(app: Any) -> str:
-    """As Spawner.get_env tells it (5.5 and 6.1), without a slash at the end."""
+    """As Spawner.get_env has it (5.5 and 6.1), without a slash at the end."""
     url = str(app.hub.api_url)
     if other := setting(app.config, app.spawner_class, "hub_connect_url"):
         url = other.rstrip("/") + urlsplit(url).path
@@ -302,7 +302,7 @@ def _api_url(app: Any) -> str:
 
 def _spawner(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """The spawner's class with those that it is derived from, nearest first, what tells its backends apart, and ``start_s``:
-    the seconds that the hub gives a start, None if only an instance can tell.
+    the seconds that the hub gives a start, None if only an instance knows.
     """
     kind = app.spawner_class
     parts = [setting(app.config, kind, name) for name in ("start_timeout", "http_timeout")]
@@ -365,7 +365,7 @@ def _environ(app: Any, errors: list[Problem]) -> dict[str, str]:
 
 
 def _do_not_wait(app: Any) -> None:
-    """The hub goes on with its start without waiting for our page.
+    """The hub continues its start without waiting for our page.
 
     A 6.1 hub waits five minutes, without a route to itself, for a page that takes connections and doesn't answer, whatever
     the service's ``timeout``; 5.5 waits for 20 s. It waits for services with a url, next for ours. So ours has none until

@@ -33,7 +33,7 @@ SCOPES: dict[str, Need] = {
     "read:metrics": Need("telling how long the hub takes to start, which pruning shortens", False),
     "access:services!service=hubguard": Need("`hubguard cull --once` through the running guard", False),
 }
-"""In the order in which `hubguard doctor` tells what is missing.
+"""In the order in which `hubguard doctor` lists what is missing.
 
 None is a custom one: with a line after the include that overwrites the custom scopes, the hub wouldn't start for a role that
 names one. ``delete:servers`` allows the same. ``servers`` allows starting them, on a 6.x hub as on a 5.x hub, which doesn't

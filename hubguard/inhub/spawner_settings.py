@@ -1,4 +1,4 @@
-"""What is configured of the hub's spawner that tells its backends from those of others, and what becomes of storage."""
+"""What is configured of the hub's spawner: what distinguishes its backends from others, and what becomes of storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def deleter_of(kind: type) -> str:
 
 
 def settings_of(config: Config, kind: type, traits: Mapping[str, tuple[str, ...]] = TELLING) -> dict[str, object]:
-    """The ``traits`` as they are set for ``kind``, or by default; without those that only an instance can tell.
+    """The ``traits`` as they are set for ``kind``, or by default; without those that only an instance knows.
 
     They are texts, numbers, True or False, and for labels an object of texts.
     """

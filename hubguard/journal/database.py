@@ -357,7 +357,7 @@ def _meaning(said: str) -> tuple[str, str]:
 
 
 def _prepare_connection(backend: str) -> Any:
-    """What every new connection is told before its first use."""
+    """What every new connection is set to before its first use."""
     statements = {
         "postgresql": (
             f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'",

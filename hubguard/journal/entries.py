@@ -124,8 +124,8 @@ class Entries:
     ) -> tuple[Entry, ...]:
         """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
 
-        ``before_id`` goes on after a page: pass the id of its last entry. ``server`` "" is the default server. ``plan`` is a
-        digest or its beginning.
+        ``before_id`` continues after a page: pass the id of its last entry. ``server`` "" is the default server. ``plan``
+        is a digest or its beginning.
         """
         query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
         wanted = {

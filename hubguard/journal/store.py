@@ -272,7 +272,7 @@ class Journal(Exemptions):
     # What a guard wants to know again after a restart
 
     def remember(self, key: str, value: Mapping[str, Any], now: datetime) -> None:
-        """:meth:`recall` gives ``value`` from now on. It must be JSON; what isn't raises TypeError or ValueError."""
+        """:meth:`recall` returns ``value`` from now on. It must be JSON; what isn't raises TypeError or ValueError."""
         text = json.dumps(dict(value), allow_nan=False)
         with self.writing() as connection:
             one_at_a_time(connection)

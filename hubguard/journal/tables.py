@@ -25,7 +25,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """MySQL drops the microseconds unless it is told to keep them."""
+        """MySQL drops the microseconds unless the column asks for them."""
         if dialect.name in ("mysql", "mariadb"):
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(sa.DateTime())
@@ -63,7 +63,7 @@ class Name(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """MySQL would take ``Ann`` for ``ann``, unless it is told not to."""
+        """MySQL would take ``Ann`` for ``ann`` without a binary collation."""
         if dialect.name in ("mysql", "mariadb"):
             return dialect.type_descriptor(mysql.VARCHAR(NAME_LENGTH, charset="utf8mb4", collation="utf8mb4_bin"))
         return dialect.type_descriptor(sa.String(NAME_LENGTH))

@@ -159,7 +159,7 @@ class Budget:
     def lowered(self, *, rate: float | None = None, concurrency: int | None = None) -> Iterator[None]:
         """While the block lasts, its requests also keep to this ``rate`` (per second) and ``concurrency``; None: as is.
 
-        Its requests are those of this task, and of tasks that it starts in the block; others go on as before, and nobody
+        Its requests are those of this task, and of tasks that it starts in the block; others continue as before, and nobody
         waits behind them. It only ever lowers. At most one second's worth of ``rate`` goes out at once.
         """
         whole = self._whole
@@ -202,7 +202,7 @@ class Budget:
         )
 
     def state(self) -> PaceState:
-        """What :meth:`restore` needs to go on from here in another process."""
+        """What :meth:`restore` needs to continue from here in another process."""
         side = self._sides[Destination.HUB]
         breaker = side.breaker
         probe_in_s = {
@@ -220,7 +220,7 @@ class Budget:
         )
 
     def restore(self, state: PaceState, age_s: float) -> None:
-        """Go on as another one was ``age_s`` ago. An open breaker stays open for what is left of its time.
+        """Continue as another budget was ``age_s`` seconds ago. An open breaker stays open for what is left of its time.
 
         This only ever slows down: what this one has learned by itself already isn't forgotten for it.
         """

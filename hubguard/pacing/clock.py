@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time and waits."""
+    """Knows the time and waits."""
 
     def now(self) -> datetime:
         """Wall-clock time, UTC-aware. May jump."""

@@ -105,7 +105,7 @@ class Concurrency:
             self._change(max(1, self.limit // 2), now_s)
 
     def restore(self, limit: int, now_s: float) -> None:
-        """Go on from ``limit`` as it was before a restart, but never above where it is now."""
+        """Continue from ``limit`` as it was before a restart, but never above where it is now."""
         if limit < self.limit:
             self._change(max(1, limit), now_s)
 
@@ -116,7 +116,7 @@ class Concurrency:
 
 
 class Spread:
-    """Spreads what takes long over the time that it takes, so that it doesn't go out, and come back, in heaps.
+    """Spreads what takes long over the time that it takes, so that it doesn't go out, and come back, in bursts.
 
     When several are in flight at once, each for as long as the last ones took, the time that one takes, divided by their
     number, is the distance between two (Little's law). Whoever keeps that distance, or almost, gets as many done, and others
@@ -261,7 +261,7 @@ class Breaker:
         self.stays_s = open_s
 
     def probe_in_s(self, now_s: float) -> float:
-        """Seconds until a probe may go: 0 when one may go now. Without meaning unless it is open.
+        """Seconds until a probe may go: 0 if one may go now. Meaningless unless it is open.
 
         A clock that jumps back makes nobody wait longer than the time it was opened for.
         """
@@ -295,7 +295,7 @@ class Breaker:
             self.state = "open"
 
     def restore(self, *, opened: bool, failures: int, probe_in_s: float, stays_s: float, now_s: float) -> None:
-        """Go on as one did before a restart: open with a probe due in ``probe_in_s``, or with ``failures`` in a row.
+        """Continue as one did before a restart: open with a probe due in ``probe_in_s``, or with ``failures`` in a row.
 
         It stays closed with those failures, however many: one more opens it. If this one isn't closed any more, it knows
         better, and nothing happens.

@@ -1,4 +1,4 @@
-"""A route of HubGuard's own at the proxy, on one kept-alive connection: whether it is there shows how the proxy stands."""
+"""A route of HubGuard's own at the proxy, on one kept-alive connection: whether it is there shows the proxy's state."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class Canary(Protocol):
 class HTTPCanary(Canary):
     """A canary at configurable-http-proxy, the one in Node or the one in Python.
 
-    ``name`` tells it from those of other guards. ``timeout_s`` is for one exchange, with connecting. The token is in no
-    text and no repr of this class.
+    ``name`` distinguishes it from those of other guards. ``timeout_s`` is for one exchange, with connecting. The token is in
+    no text and no repr of this class.
     """
 
     def __init__(
@@ -393,7 +393,7 @@ class _Wire(asyncio.Protocol):
 
 
 async def _in_time(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What ``work`` gives. Raises asyncio.TimeoutError if that takes longer.
+    """What ``work`` returns. Raises asyncio.TimeoutError if that takes longer.
 
     A cancellation is never lost, as it is by asyncio.wait_for of Python 3.10 and 3.11 if it comes just as all is done.
     """

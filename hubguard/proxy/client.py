@@ -46,7 +46,7 @@ class ProxyAPI(Protocol):
     async def routes(self) -> dict[str, Route]:
         """The whole table by path, the routes of others among the hub's own.
 
-        Raises ProxyError when the proxy didn't give it all.
+        Raises ProxyError when the proxy didn't return all of it.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""How the proxy stands, by what a route of HubGuard's own, the canary, shows: there, wiped, gone, hanging or half deaf."""
+"""The state of the proxy, by what a route of HubGuard's own, the canary, shows: there, wiped, gone, hanging or half deaf."""
 
 from __future__ import annotations
 

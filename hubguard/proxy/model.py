@@ -1,4 +1,4 @@
-"""How the watched proxy stands."""
+"""The state of the watched proxy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "/hubguard-canary/"
 
 
 class WatchState(str, Enum):
-    """How the proxy stands, by the watch."""
+    """The state of the proxy, by the watch."""
 
     OFF = "off"  # there is no proxy that can be watched, or it isn't wanted
     STARTING = "starting"
@@ -25,7 +25,7 @@ class WatchState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProxyWatchStatus:
-    """What the proxy watch tells. ``since`` is when that state began, ``why`` one sentence.
+    """What the proxy watch has found. ``since`` is when that state began, ``why`` one sentence.
 
     ``wiped_at`` and ``restored_at`` are of the last time that the table was lost, None for never and for not yet restored;
     ``missing`` are the paths that were still missing when it was last compared, in order.

@@ -373,7 +373,7 @@ class Snapshots:
     # -- remembering ----------------------------------------------------------------------------------------------
 
     async def remember_pace(self, journal: AsyncJournal) -> None:
-        """What the budget has learned is in the journal, if it has changed: a restart goes on from there."""
+        """What the budget has learned is in the journal, if it has changed: a restart continues from there."""
         paced, now = self._budget.state(), self._clock.now()
         # When a probe is due is a moment; how long it is until then is another number each time.
         probe_at = now + timedelta(seconds=paced.probe_in_s)

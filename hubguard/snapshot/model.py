@@ -98,9 +98,9 @@ class BrakeReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Brake:
-    """HubGuard is braked. ``why`` is one clause for people ("the list of servers is incomplete: …"), ``ends`` one sentence.
+    """HubGuard is braked. ``why`` is one clause for people ("the server list is incomplete: …"), ``ends`` one sentence.
 
-    ``since`` is when it began. ``acceptable``: a person who resumes lets HubGuard go on with what it objects to.
+    ``since`` is when it began. ``acceptable``: a person who resumes lets HubGuard continue despite it.
     """
 
     reason: BrakeReason

@@ -43,7 +43,7 @@ class ActivityStore:
     def see(self, rows: Iterable[Seen], now: datetime) -> int:
         """What was seen of those servers is on disk, all or none; how many of them had changed. Others stay as they were.
 
-        The later ``active_at`` stays, with its evidence, whoever saw it; but one later than ``now`` gives way. Of several
+        The later ``active_at`` stays, with its evidence, whoever saw it; but one later than ``now`` is replaced. Of several
         rows for a server the last one counts. A server whose names the journal can't hold is left out.
         """
         seen = {

@@ -126,7 +126,7 @@ def rights(scopes: frozenset[str]) -> Rights:
 
 
 class AuthPort(Protocol):
-    """Tells who sent a request."""
+    """Identifies who sent a request."""
 
     async def caller(self, handler: RequestHandler, *, fresh: bool) -> Caller | None:
         """Who sent it, None for nobody that the hub knows. ``fresh``: the hub is asked now, whatever is known.
@@ -261,7 +261,7 @@ class Callback(Hardened, HubOAuthCallbackHandler):
 class HubLogin(AuthPort):
     """The AuthPort over a hub: OAuth logins by cookie, tokens by ``Authorization: token …`` or ``bearer …``.
 
-    ``lane`` gives the budget's slot that each request to the hub passes. ``hub_host`` is set if the hub is at another
+    ``lane`` returns the budget's slot that each request to the hub passes. ``hub_host`` is set if the hub is at another
     host than the service (``JUPYTERHUB_HOST``). ``redirect_uri`` is where the hub sends logins back to;
     "" for what it is without subdomains.
     """
@@ -345,7 +345,7 @@ class HubLogin(AuthPort):
         return Caller(model["name"], kind, scopes, bool(model.get("admin")) or "admin-ui" in scopes)
 
     async def _paced(self, request: Callable[[], Awaitable[Any]]) -> Any:
-        """What ``request`` to the hub gives, sent when the budget allows. Raises HubUnreachable."""
+        """What ``request`` to the hub returns, sent when the budget allows. Raises HubUnreachable."""
         if self._lane is None:
             return await self._send(request)
         try:

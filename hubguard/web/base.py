@@ -62,7 +62,7 @@ class Base(Hardened):
     may: Rights = Rights(False, False, False)
 
     def initialize(self, site: Site, **parts: Any) -> None:
-        """Take what the route table gives: ``site`` to every handler, and to each its ``parts``, by the names it declares."""
+        """Take what the route table has: ``site`` to every handler, and to each its ``parts``, by the names it declares."""
         self.site = site
         vars(self).update(parts)
 
@@ -103,7 +103,7 @@ class Base(Hardened):
             raise Refused(403, _lacks(self.who, lacking))
 
     def _navigates(self) -> bool:
-        """Whether a person is opening a page, as far as the browser tells: not a script that fetches."""
+        """Whether a person is opening a page, as far as the browser shows: not a script that fetches."""
         mode = self.request.headers.get("Sec-Fetch-Mode", "navigate")
         return self.request.method in {"GET", "HEAD"} and mode == "navigate" and not htmx.is_htmx(self)
 

@@ -27,7 +27,7 @@ WHY = Param("why", str, "The reason, for the journal.", default="", high=500)
 
 
 class Api(Base):
-    """An endpoint. ``operations`` holds, by method, what it takes and gives."""
+    """An endpoint. ``operations`` holds, by method, what it takes and returns."""
 
     operations: ClassVar[dict[str, Operation]] = {}
 

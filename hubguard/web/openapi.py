@@ -1,4 +1,4 @@
-"""What the API takes and gives, declared once: requests are checked by it, and ``openapi.json`` is made from it."""
+"""What the API takes and returns, declared once: requests are checked by it, and ``openapi.json`` is made from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MANY = 100_000
 
 
 class Refused(HTTPError):
-    """A request that gets an answer of its own: ``message`` is one line for whoever sent it, and holds no secret."""
+    """A request that gets an answer of its own: ``message`` is one line for the caller, and holds no secret."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(status)
@@ -221,7 +221,7 @@ class Operation:
 
     ``needs`` is the right it takes: read, act, prune, several as ``act and read``, or none; or BY_THE_HUB.
     ``status`` is that of a good answer. ``accepts``: it may also answer 202, with the same, for what is under way by then.
-    Without ``answers`` it gives 204.
+    Without ``answers`` it returns 204.
     """
 
     summary: str

@@ -21,7 +21,7 @@ ROWS = 100
 
 
 class Page(Base):
-    """A page, or its live part when asked for below ``fragments/``. ``values`` gives what ``template`` shows."""
+    """A page, or its live part when asked for below ``fragments/``. ``values`` returns what ``template`` shows."""
 
     page = True
     needs: tuple[str, ...] = ("read",)

@@ -354,7 +354,7 @@ def user_still_due(
 
 
 def grounds(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Grounds:
-    """What stopping ``server`` rests on at ``now``, earlier failures aside: its limit, rule, evidence, and since when."""
+    """What stopping ``server`` is based on at ``now``, earlier failures aside: its limit, rule, evidence, and since when."""
     verdict = judge(server, policy, replace(known, failures=None), now)
     if verdict.reason is Reason.STUCK:
         return Grounds(policy.pending_limit_s, known.pending_since)
@@ -378,7 +378,7 @@ def surplus_words(surplus: Surplus, user: str) -> str:
 
 
 def grounds_of_user(user: User, policy: CullPolicy, now: datetime, clock_from: datetime | None = None) -> Grounds:
-    """What deleting ``user`` rests on at ``now``."""
+    """What deleting ``user`` is based on at ``now``."""
     (verdict,) = judge_users([user], policy, (), now, clock_from)
     if verdict.reason is Reason.TOO_OLD:
         return Grounds(policy.user_max_age_s, user.created)

@@ -1,6 +1,6 @@
 """Where the sources differ about servers and routes, in a single look: no counting, no memory.
 
-Pending is unknown, and so is all that rests on a source that is missing or incomplete.
+Pending is unknown, and so is all that is based on a source that is missing or incomplete.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Comparison:
         return () if first is None else (first, *self._more_backends.get(key, ()))
 
     def readings(self, kind: DriftKind, subject: str) -> tuple[Reading, ...] | None:
-        """The readings that such a difference rests on; None if one is missing or incomplete: then it is unknown."""
+        """The readings that such a difference is based on; None if one is missing or incomplete: then it is unknown."""
         needed: tuple[Reading | None, ...]
         if kind is DriftKind.ORM_DANGLING:
             needed = (self._db if self.world.orm is not None else None,)

@@ -29,7 +29,7 @@ ROWS: Mapping[str, str] = {
 class Wording:
     """The words for differences of one look.
 
-    The readings are the complete ones. A difference that rests on a reading which is None here has no words. ``limit_s`` is
+    The readings are the complete ones. A difference that needs a reading which is None here has no words. ``limit_s`` is
     how many seconds a server may be pending.
     """
 

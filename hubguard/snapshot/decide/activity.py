@@ -35,7 +35,7 @@ def trusted(before: Iterable[Window], restores: Iterable[Window], looked_at: dat
 
 
 def by_restore(at: datetime, active_at: datetime | None, restores: Iterable[Window]) -> bool:
-    """Whether a time of hub or proxy comes of a table that was filled again, and there is an earlier record to go on from.
+    """Whether a time of hub or proxy comes from a table that was filled again, with an earlier record to continue from.
 
     Filling a table stamps every route in it with that moment, and the hub takes that over.
     """

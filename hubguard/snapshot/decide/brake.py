@@ -22,7 +22,7 @@ AHEAD_S = 60.0
 """Maximum seconds that our clock may be ahead of the hub's. Everyone looks idle for that much longer than they are."""
 
 ACCEPTABLE = frozenset({BrakeReason.POPULATION, BrakeReason.OVER_CAP})
-"""What a person may let HubGuard go on with."""
+"""What a person may let HubGuard continue with."""
 
 
 Words = tuple[str, str]
@@ -78,7 +78,7 @@ class Judgement:
 def look(watch: Watch, seen: Look, caution: Caution) -> Judgement:
     """How much acting is safe after this look. Of several objections the most serious one is the brake.
 
-    A person who resumes lets go on what they were shown, and nothing else: neither what a more serious brake has hidden
+    A person who resumes accepts what they were shown, and nothing else: neither what a more serious brake has hidden
     from the start, nor what comes up later.
     """
     after = _remembered(watch, seen, caution)
