@@ -251,7 +251,7 @@ async def serve(place: Place, config_file: Path | None) -> int:
         # Where the culler reached the hub, HubGuard does: a pod may not reach its own Service.
         place = replace(place, api_url=circumstances.handover.api_url)
     for error in settings.errors:
-        log.error("Nothing is done until this setting is right: %s", error)
+        log.error("HubGuard takes no action until a setting is corrected. %s", error)
     for note in settings.notes:
         log.warning("%s", note)
     budget = make_budget(settings)

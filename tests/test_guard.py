@@ -719,7 +719,7 @@ async def test_a_cull_by_name_that_was_cut_short_does_not_exit_as_if_all_were_do
     w.server("idle", 700)
     w.hub.fault = lambda request: HubRefused("403") if request.call == "get" else None
     report = await w.clock.run(w.guard.once("ada", Wish()))
-    assert exit_code(words.as_json(cull_shapes.cycle(report)), dry_run=False) == 1
+    assert exit_code(words.as_json(cull_shapes.describe_cycle(report)), dry_run=False) == 1
 
 
 async def test_requests_that_a_slow_journal_held_up_do_not_go_out_all_at_once(world: MakeWorld):

@@ -57,11 +57,11 @@ class ServersApi(CullApi):
     def get(self) -> None:
         asked = self.query()
         standing = Standing(asked["standing"]) if asked["standing"] else None
-        rows = cull_shapes.chosen(
-            cull_shapes.running(self.culling.status().newest), q=asked["q"], standing=standing, sort=asked["sort"]
+        rows = cull_shapes.select(
+            cull_shapes.list_running(self.culling.status().newest), q=asked["q"], standing=standing, sort=asked["sort"]
         )
         status = self.site.status()
-        self.write_page(rows, asked, lambda row: cull_shapes.server(row, self.culling.policy, status))
+        self.write_page(rows, asked, lambda row: cull_shapes.describe_server(row, self.culling.policy, status))
 
 
 class ServerApi(CullApi):
@@ -83,7 +83,7 @@ class ServerApi(CullApi):
             for spelling in spellings(user):
                 entries = entries or await self.journal.entries(limit=20, user=spelling, server=name)
             raise Refused(404, absent_words(last, user, name, entries))
-        self.write_json(cull_shapes.server(row, self.culling.policy, self.site.status()))
+        self.write_json(cull_shapes.describe_server(row, self.culling.policy, self.site.status()))
 
 
 def meant_by(last: CycleReport | None, user: str) -> str:
@@ -134,7 +134,7 @@ class CyclesApi(CullApi):
         """The cycle's report, with every action and what came of it."""
         asked = self.body()
         assert self.who is not None
-        self.write_json(cull_shapes.cycle(await self.culling.cycle(self.who.actor, Wish(**asked))))
+        self.write_json(cull_shapes.describe_cycle(await self.culling.cycle(self.who.actor, Wish(**asked))))
 
 
 class ExemptionsApi(CullApi):

@@ -86,7 +86,7 @@ async def _cycle(context: Context, *, policy_known: bool, wish: Wish) -> dict[st
             "is needed, or --timeout: no guard is running, and this command doesn't know the hub's idle timeout. Pass the"
             " hub's jupyterhub_config.py",
         )
-    report: dict[str, Any] = words.as_json(shapes.cycle(await context.cycle_alone(place, context.actor, wish)))
+    report: dict[str, Any] = words.as_json(shapes.describe_cycle(await context.cycle_alone(place, context.actor, wish)))
     return report
 
 

@@ -43,8 +43,8 @@ class Servers(CullPage):
         q, standing, sort = self.asked("q").strip(), self.asked("standing"), self.asked("sort")
         wanted = Standing(standing) if standing in {kind.value for kind in Standing} else None
         sort = sort if sort.removeprefix("-") in cull_shapes.SORTS else "due"
-        rows = cull_shapes.running(last)
-        matching = cull_shapes.chosen(rows, q=q, standing=wanted, sort=sort)
+        rows = cull_shapes.list_running(last)
+        matching = cull_shapes.select(rows, q=q, standing=wanted, sort=sort)
         pages = max(1, -(-len(matching) // ROWS))
         number = min(max(1, whole(self.asked("page"))), pages)
         begin = (number - 1) * ROWS
@@ -67,7 +67,7 @@ class Servers(CullPage):
             "begin": begin,
             "found": len(matching),
             "total": len(rows),
-            "counts": cull_shapes.counts(rows),
+            "counts": cull_shapes.count_standings(rows),
             "empty": empty_words(status, last, total=len(rows)),
             "sort": sort,
             "kept": filters,

@@ -48,8 +48,8 @@ class HubGuardCull(Section):
     users = Bool(
         False,
         help="""Whether users are deleted from the hub, with all they have there, once none of their servers runs and
-        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Users who
-        `HubGuardPrune` protects, or who the hub's config names, are kept. If the spawner deletes storage with the user
+        they have been inactive for `user_idle_timeout_s`. For hubs with temporary users. Users that
+        `HubGuardPrune` protects, or that the hub's config names, are kept. If the spawner deletes storage with the user
         (KubeSpawner: by default), HubGuard deletes nobody until `HubGuardPrune.acknowledged` names the spawner. Set it
         before the include, which then requests the scope for it.""",
     ).tag(config=True)
@@ -81,7 +81,7 @@ class HubGuardCull(Section):
     ).tag(config=True)
     plan_cap = Int(
         1000,
-        help="""Maximum of servers to stop, starts to interrupt and users to delete that may be due at once. With more,
+        help="""Maximum number of servers to stop, starts to interrupt and users to delete that may be due at once. With more,
         HubGuard is braked until fewer are due, or until a person resumes; then each cycle acts on up to this many.
         Range: 1 to a million.""",
     ).tag(config=True, low=1, high=1_000_000)

@@ -14,7 +14,7 @@ from hubguard.journal.model import Exemption
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind
 from hubguard.snapshot.model import Evidence
 from hubguard.status import Mode, Status
-from hubguard.web.sources import SourceShape, source
+from hubguard.web.sources import SourceShape, describe_source
 from hubguard.wire import extended
 
 
@@ -159,7 +159,7 @@ LONG_OVERDUE_S = 1800.0
 SORTS = ("due", "name", "idle", "started")
 
 
-def running(report: CycleReport | None) -> list[Running]:
+def list_running(report: CycleReport | None) -> list[Running]:
     """The servers of ``report`` that still run, nearest to being stopped first; those it has stopped are left out."""
     if report is None:
         return []
@@ -174,10 +174,10 @@ def running(report: CycleReport | None) -> list[Running]:
 
 def find(report: CycleReport | None, user: str, name: str) -> Running | None:
     """That server if it still runs as of ``report``; else None."""
-    return next((row for row in running(report) if row.verdict.server.key == (user, name)), None)
+    return next((row for row in list_running(report) if row.verdict.server.key == (user, name)), None)
 
 
-def chosen(
+def select(
     rows: Sequence[Running], *, q: str = "", standing: Standing | None = None, sort: str = "due"
 ) -> list[Running]:
     """``rows`` whose user or server name contains ``q`` (in any case) and that have ``standing``, in order.
@@ -211,13 +211,13 @@ def _time(verdict: Verdict, by: str) -> datetime | None:
     return verdict.idle_since if by == "idle" else verdict.server.started
 
 
-def counts(rows: Sequence[Running]) -> CountsShape:
+def count_standings(rows: Sequence[Running]) -> CountsShape:
     """How many of ``rows`` have which standing."""
     by = Counter(row.verdict.standing for row in rows)
     return CountsShape(running=len(rows), **{standing.value: by[standing] for standing in Standing})
 
 
-def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
+def describe_server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
     """One server as the API returns it, as of ``status.at``."""
     verdict, seen = row.verdict, row.verdict.server
     idle_s = (status.at - verdict.idle_since).total_seconds() if verdict.idle_since else None
@@ -236,12 +236,12 @@ def server(row: Running, policy: CullPolicy, status: Status) -> ServerShape:
     )
 
 
-def sources(report: CycleReport | None, now: datetime) -> tuple[SourceShape, ...]:
+def describe_sources(report: CycleReport | None, now: datetime) -> tuple[SourceShape, ...]:
     """The readings of ``report``, with their age at ``now``."""
-    return tuple(source(reading, now) for reading in (report.snapshot.readings if report else ()))
+    return tuple(describe_source(reading, now) for reading in (report.snapshot.readings if report else ()))
 
 
-def cycle(report: CycleReport) -> CycleShape:
+def describe_cycle(report: CycleReport) -> CycleShape:
     """A cycle with every action it planned."""
     outcomes = dict(report.outcomes)
 
@@ -258,11 +258,11 @@ def cycle(report: CycleReport) -> CycleShape:
         actions=tuple(map(shape, report.plan.actions)),
         left_out=report.plan.left_out,
         plan_digest=report.plan.digest,
-        sources=sources(report, report.ended_at),
+        sources=describe_sources(report, report.ended_at),
     )
 
 
-def last_cycle(report: CycleReport) -> LastCycleShape:
+def describe_last_cycle(report: CycleReport) -> LastCycleShape:
     """A cycle in numbers."""
     by = Counter(outcome.kind for _, outcome in report.outcomes)
     planned = Counter(action.kind for action in report.plan.actions)
@@ -274,13 +274,13 @@ def last_cycle(report: CycleReport) -> LastCycleShape:
         stop_server=planned[ActionKind.STOP_SERVER],
         interrupt_spawn=planned[ActionKind.INTERRUPT_SPAWN],
         delete_user=planned[ActionKind.DELETE_USER],
-        users_due=users_due(report),
+        users_due=count_users_due(report),
         left_out=report.plan.left_out,
         **{kind.value: by[kind] for kind in OutcomeKind},
     )
 
 
-def users_due(report: CycleReport | None) -> int:
+def count_users_due(report: CycleReport | None) -> int:
     """How many users are due to be deleted and weren't deleted in ``report``."""
     if report is None:
         return 0
@@ -307,7 +307,7 @@ def is_late(status: Status, culled: CullStatus) -> bool:
     return meant_to_act and late_s is not None and late_s > LONG_OVERDUE_S
 
 
-def oldest_overdue(status: Status, culled: CullStatus, policy: CullPolicy) -> OverdueShape | None:
+def describe_overdue(status: Status, culled: CullStatus, policy: CullPolicy) -> OverdueShape | None:
     """The longest overdue server as the API returns it; None if none is overdue."""
     oldest, late_s = culled.oldest_overdue, overdue_s(culled, status.at)
     if oldest is None or oldest.due_at is None or late_s is None:

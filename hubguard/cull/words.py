@@ -213,7 +213,7 @@ def _outcome_words(outcome: Outcome, *, stuck: bool) -> str:
         OutcomeKind.DONE: done,
         OutcomeKind.SKIPPED: f"left alone{detail}",
         OutcomeKind.FAILED: f"{doing} it failed{detail}",
-        OutcomeKind.UNVERIFIED: f"asked the hub to {do} it, not confirmed yet{detail}",
+        OutcomeKind.UNVERIFIED: f"asked the hub to {do} it, not verified yet{detail}",
     }[outcome.kind].rstrip(".")
 
 

@@ -11,14 +11,14 @@ from hubguard.cull.shapes import (
     CountsShape,
     LastCycleShape,
     OverdueShape,
-    counts,
+    count_standings,
+    count_users_due,
+    describe_last_cycle,
+    describe_overdue,
+    describe_sources,
     is_late,
-    last_cycle,
-    oldest_overdue,
+    list_running,
     overdue_s,
-    running,
-    sources,
-    users_due,
 )
 from hubguard.dashboard import words as dashboard_words
 from hubguard.drift.model import DriftReport
@@ -118,12 +118,12 @@ def state_of(guard: Guard) -> State:
 def describe(state: State) -> StatusShape:
     """The state as the API returns it: numbers instead of every server."""
     status, culled = state.guard, state.cull
-    numbers = counts(running(culled.newest))
+    numbers = count_standings(list_running(culled.newest))
     acting = culled.under_way is not None and not culled.under_way.skipped_why
     return StatusShape(
         at=status.at,
         mode=status.mode,
-        sentence=dashboard_words.headline(status, numbers.stop, users_due(culled.newest), under_way=acting),
+        sentence=dashboard_words.headline(status, numbers.stop, count_users_due(culled.newest), under_way=acting),
         why=status.why,
         stance=status.stance,
         started_at=status.started_at,
@@ -132,8 +132,8 @@ def describe(state: State) -> StatusShape:
         lease=status.lease,
         hub_version=status.hub_version,
         servers=numbers,
-        sources=sources(culled.newest, status.at),
-        last_cycle=last_cycle(culled.last_cycle) if culled.last_cycle else None,
+        sources=describe_sources(culled.newest, status.at),
+        last_cycle=describe_last_cycle(culled.last_cycle) if culled.last_cycle else None,
         last_good_cycle_at=culled.last_good_cycle_at,
         next_cycle_at=culled.next_cycle_at,
         errors=tuple(map(str, status.errors)),
@@ -144,7 +144,7 @@ def describe(state: State) -> StatusShape:
         tally=culled.tally,
         recent=culled.recent,
         error_ratio=_rounded(culled.recent.error_ratio),
-        oldest_overdue=oldest_overdue(status, culled, state.policy),
+        oldest_overdue=describe_overdue(status, culled, state.policy),
         findings=state.findings,
         handover=status.handover,
     )

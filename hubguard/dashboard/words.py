@@ -31,7 +31,7 @@ ARMED_BY_WORDS: dict[ArmedBy, str] = {
     ArmedBy.NOBODY: "HubGuard isn't armed",
     ArmedBy.SETTINGS: "armed by c.HubGuard.armed",
     ArmedBy.PERSON: "armed by a person",
-    ArmedBy.CULLER: "in the place of the culler, as long as its service is in the hub's config; for culling alone",
+    ArmedBy.CULLER: "armed by the culler's service, as long as it is in the hub's config; only for what the culler did",
 }
 
 

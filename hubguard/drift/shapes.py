@@ -15,7 +15,7 @@ from hubguard.drift.model import Drift, DriftKind, DriftReport, Repaired, Repair
 from hubguard.model import ActionKind, Cause, OutcomeKind
 from hubguard.proxy.model import ProxyWatchStatus
 from hubguard.status import Status
-from hubguard.web.sources import SourceShape, source
+from hubguard.web.sources import SourceShape, describe_source
 from hubguard.wire import extended
 
 
@@ -259,7 +259,7 @@ def describe_report(report: DriftReport | None, status: Status) -> ReportShape:
         routes=None if world.routes is None else len(world.routes),
         backends=None if world.backends is None else len(world.backends),
         whole=world.whole,
-        sources=tuple(source(reading, status.at) for reading in world.readings),
+        sources=tuple(describe_source(reading, status.at) for reading in world.readings),
         repaired=tuple(map(describe_repair, report.repaired)),
         cleared=tuple(describe_drift(drift, repairs, policy) for drift in report.cleared),
         by_itself_says=drift_words.policy_words(report, status),

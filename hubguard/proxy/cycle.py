@@ -276,7 +276,7 @@ class ProxyWatch:
         if lacking:
             return Outcome(OutcomeKind.FAILED, f"the hub has checked its routes, and {len(lacking)} are still missing")
         return Outcome(
-            OutcomeKind.UNVERIFIED, "the hub has checked its routes, and the proxy's table can't be read just now"
+            OutcomeKind.UNVERIFIED, "the hub has checked its routes, and the proxy's table can't be read now"
         )
 
 
@@ -284,7 +284,7 @@ class _Request:
     """One request to the hub, from its intent in the journal to its outcome there."""
 
     def __init__(self, may_ask: Callable[[], bool], checks: RouteChecks) -> None:
-        self.outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew")
+        self.outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before the outcome was known")
         self._may_ask = may_ask
         self._checks = checks
         self._sent = False

@@ -271,7 +271,9 @@ class Snapshots:
                 elif server.pending is not None:
                     continue
                 else:
-                    outcome = Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; it is still running")
+                    outcome = Outcome(
+                        OutcomeKind.UNVERIFIED, "the guard ended before the outcome was known; it is still running"
+                    )
             settled = await journal.settle(intent.id, outcome, self._clock.now())
             if settled and intent.action == ActionKind.DELETE_USER.value and outcome.kind is OutcomeKind.DONE:
                 self.count_deleted()
@@ -284,7 +286,7 @@ class Snapshots:
             return None
         if user is None or not same_run(user.created, intent.started):
             return Outcome(OutcomeKind.DONE, "that user was found gone by a later look")
-        return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before it knew; the user is still there")
+        return Outcome(OutcomeKind.UNVERIFIED, "the guard ended before the outcome was known; the user is still there")
 
     async def _follow(self, journal: AsyncJournal, snapshot: Snapshot) -> None:
         looked_at = self.last.taken_at if self.last is not None else None

@@ -21,7 +21,7 @@ class SourceShape:
     detail: str
 
 
-def source(reading: Reading, now: datetime) -> SourceShape:
+def describe_source(reading: Reading, now: datetime) -> SourceShape:
     """One reading, with its age at ``now``."""
     age_s = round(max(0.0, (now - reading.at).total_seconds()), 3)
     return extended(SourceShape, reading, age_s=age_s, took_s=round(reading.took_s, 3))

@@ -49,7 +49,7 @@ async def test_nothing_may_be_done_before_the_lease_is_held_whoever_asks():
     mandate = Scene(armed=True).mandate
     assert not mandate.may_act(BY_ITSELF)
     assert not mandate.may_act(ASKED)
-    with pytest.raises(HubGuardError, match="lease"):
+    with pytest.raises(HubGuardError, match="in charge"):
         mandate.check()
 
 

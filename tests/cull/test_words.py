@@ -369,12 +369,12 @@ def test_a_report_reads_the_same_from_the_api_and_the_command() -> None:
     report = report_of(
         made_up(30), outcomes=[Outcome(OutcomeKind.DONE, ""), Outcome(OutcomeKind.FAILED, "the hub said 500")]
     )
-    told = cull_words.report_text(json.loads(words.json_text(shapes.cycle(report))))
+    told = cull_words.report_text(json.loads(words.json_text(shapes.describe_cycle(report))))
     assert told.startswith("30 servers seen, ")
     assert "failed (idle): the hub said 500" in told
     assert "would be stopped (idle)" in told
     held = cull_words.report_text(
-        words.as_json(shapes.cycle(report_of((), skipped_why="HubGuard is on hold (ann: an exam)")))
+        words.as_json(shapes.describe_cycle(report_of((), skipped_why="HubGuard is on hold (ann: an exam)")))
     )
     assert "Nothing was done: HubGuard is on hold (ann: an exam)." in held
 

@@ -717,7 +717,7 @@ async def test_the_overview_says_what_is_overdue_what_failed_and_what_to_look_at
     text = (await site.ask("", "reader")).text
     assert "45 min" in text
     assert "&lt;b&gt;late/gpu" in text
-    assert "1 failed and 0 not confirmed of 4" in text
+    assert "1 failed and 0 not verified of 4" in text
     assert "25 %" in text
     assert text.index("seen gone &lt;i&gt;") < text.index("12 servers are long overdue")
     assert "servers/bo/x%2Fy" in text
@@ -769,7 +769,7 @@ async def test_the_overview_says_who_culls_by_what_right_and_with_what(site: Sit
         0
     ]
     for said in (
-        *("Another service", "cull-idle culls (HubGuard has fallen silent)", "for culling alone"),
+        *("Another service", "cull-idle culls (HubGuard has fallen silent)", "only for what the culler did"),
         *("Reaches group=gpu or user=o and user=o", "janitor", "may cull", "http://localhost:8081/hub/api"),
         "c.HubGuardCull.idle_timeout_s = 5000.0",
     ):
@@ -824,7 +824,7 @@ async def test_a_deletion_is_never_told_as_a_stop(site_of: Callable[..., Site]) 
     servers = [Server("ann", "", True, None, NOW - minutes(600), NOW - minutes(300))]
     policy = replace(POLICY, users=True)
     site = site_of(guard_with(servers, users=leaving("bo", "cy"), outcomes=done("", "")), policy)
-    actions = words.as_json(shapes.cycle(site.guard.last_cycle))["actions"]
+    actions = words.as_json(shapes.describe_cycle(site.guard.last_cycle))["actions"]
     assert [(one["kind"], one["user"], one["outcome"]) for one in actions] == [
         ("stop-server", "ann", "done"),
         ("delete-user", "bo", "done"),
