@@ -321,19 +321,24 @@ def _add_journal(parser: argparse.ArgumentParser) -> None:
 
 
 def _journal(arguments: argparse.Namespace, context: Context) -> int:
-    from hubguard.hub.names import spellings
+    from hubguard.hub.names import nearest, spellings
     from hubguard.journal import words
     from hubguard.journal.store import open_journal
+    from hubguard.snapshot.store import ActivityStore
 
     journal = open_journal(context.journal)
     try:
         users = spellings(arguments.user) if arguments.user else (None,)
         by_user = (journal.entries(limit=arguments.limit, user=user, plan=arguments.plan or None) for user in users)
         entries = next((entries for entries in by_user if entries), ())
+        near = () if entries else nearest(arguments.user or "", {name for name, _ in ActivityStore(journal).activity()})
     finally:
         journal.close()
     for entry in entries:
         context.say(json.dumps(words.entry_json(entry)) if arguments.json else words.entry_text(entry))
+    if arguments.user and not entries:
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        print(for_terminals(f"The journal has no such entry about {arguments.user}.{hint}"), file=sys.stderr)
     return Exit.FINE
 
 

@@ -540,6 +540,14 @@ def test_a_journal_that_has_seen_nobody_takes_any_name_and_says_so(run, begun):
     assert "isn't checked" in run("keep", "ada", "--for", "1d").err
 
 
+def test_a_journal_without_an_entry_about_a_user_says_so(run, begun):
+    seen("kept@x.org")
+    said = run("journal", "--user", "kpt@x.org")
+    assert (said.code, said.out) == (0, "")
+    assert said.err == "The journal has no such entry about kpt@x.org. Did you mean kept@x.org?\n"
+    assert run("journal").err == ""
+
+
 async def test_with_a_guard_a_kept_name_is_the_hubs_or_refused(run, guarded):
     seen("ada")
     refused = await asyncio.to_thread(run, "keep", "nobody", "--for", "1d")

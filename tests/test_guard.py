@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from assembled import assembled
@@ -25,6 +26,7 @@ from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnr
 from hubguard.guard import Guard
 from hubguard.journal.model import ArmedBy, Entry, Event
 from hubguard.journal.store import open_journal
+from hubguard.journal.words import entry_sentence
 from hubguard.model import FindingKind, OutcomeKind, Server, User
 from hubguard.pacing.budget import Budget
 from hubguard.prune.review import HubConfigFacts
@@ -125,6 +127,37 @@ async def test_a_first_install_only_observes_and_the_journal_says_what_it_would_
     (note,) = w.entries(Event.ANNOUNCED)
     assert note.user == "idle"
     assert "would be stopped" in note.detail
+    assert note.grounds is not None
+    assert (note.grounds.limit_s, note.grounds.evidence) == (600.0, "hub")
+    assert "(idle since" in entry_sentence(note)
+
+
+@pytest.mark.parametrize(
+    ("leave", "stopped"), [((), ["u5", "u4", "u3"]), (("u1", "u2"), ["u5"]), (("u1",), ["u5", "u4"])]
+)
+async def test_as_many_as_all_users_may_have_is_counted_again_before_each_stop(
+    world: MakeWorld, leave: tuple[str, ...], stopped: list[str]
+):
+    """Two may stay, and while the first of three is being stopped, others leave by themselves."""
+    rules = [{"name": "class", "users": "u*", "max_servers_in_all": 2}]
+    w = await world(
+        {"HubGuard": {"armed": True}, "HubGuardCull": {"idle_timeout_s": 0.0, "rules": rules, "every_s": 3600.0}},
+        {"HubGuardBudget": {"concurrency": 1}},
+    )
+    for number in range(1, 6):
+        w.server(f"u{number}", 1000 + number)
+    stop = w.hub.stop_server
+
+    async def stop_server(user: str, name: str, **more: Any) -> bool:
+        answer = await stop(user, name, **more)
+        for other in leave:
+            w.hub._records.pop((other, ""), None)
+        await w.clock.sleep(11)
+        return answer
+
+    w.hub.stop_server = stop_server  # type: ignore[method-assign]
+    await w.for_s(600)
+    assert w.stopped() == stopped
 
 
 async def test_arming_takes_effect_within_a_moment(world: MakeWorld):

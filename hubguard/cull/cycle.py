@@ -13,7 +13,16 @@ from hubguard.act.attempt import LOOK_LASTS_S
 from hubguard.act.mandate import Mandate
 from hubguard.cull.act import Executor
 from hubguard.cull.decide import rules
-from hubguard.cull.decide.judge import CullPolicy, decide, exemption_of, hook_decides, judge, known_of, latest
+from hubguard.cull.decide.judge import (
+    CullPolicy,
+    decide,
+    exemption_of,
+    grounds,
+    hook_decides,
+    judge,
+    known_of,
+    latest,
+)
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.hook import Hooked
 from hubguard.cull.model import (
@@ -290,7 +299,10 @@ class Cycles:
             self._announced = {(entry.user or "", entry.server or "", entry.started) for entry in announced}
         due = {verdict.server.run: verdict for verdict in verdicts if verdict.standing is Standing.STOP}
         news = [
-            Action(verdict.server.user, verdict.server.name, verdict.server.started, None, verdict.reason.value)
+            (
+                Action(verdict.server.user, verdict.server.name, verdict.server.started, None, verdict.reason.value),
+                grounds(verdict.server, self.policy, verdict.known, self._clock.now()),
+            )
             for run, verdict in due.items()
             if run not in self._announced
         ]
@@ -381,7 +393,7 @@ class Cycles:
 class _KnownNow:
     """What is known of a server at its second look: its exemptions, the proxy's table and the hook are read again.
 
-    So is how many servers its user has, if that is why it is to be stopped; how many all have stays as it was.
+    So is how many servers its user has, or all users together have, if that is why it is to be stopped.
     """
 
     def __init__(
@@ -403,6 +415,7 @@ class _KnownNow:
         self._clock = clock
         self._known = known
         self._policy = policy
+        self._in_all = _InAll(hub, clock, policy)
 
     async def __call__(self, action: Action, server: Server | None) -> Known:
         known = self._known.get((action.user, action.name, action.started), Known())
@@ -421,7 +434,7 @@ class _KnownNow:
             clock_from=self._clock_from,
             hook=None,
             hook_error="",
-            surplus=await self._still_surplus(known.surplus, action.user, now),
+            surplus=await self._still_surplus(known.surplus, action, now),
         )
         if self._hook is not None and server is not None:
             verdict = judge(server, self._policy, replace(known, failures=None), now)
@@ -430,16 +443,53 @@ class _KnownNow:
                 known = replace(known, hook=said, hook_error=error)
         return known
 
-    async def _still_surplus(self, surplus: Surplus | None, user: str, now: datetime) -> Surplus | None:
-        if surplus is None or surplus.in_all:
-            return surplus
-        there = await self._hub.get_user(user)
+    async def _still_surplus(self, surplus: Surplus | None, action: Action, now: datetime) -> Surplus | None:
+        if surplus is None:
+            return None
+        if surplus.in_all:
+            return await self._in_all.still(surplus, (action.user, action.name, action.started))
+        there = await self._hub.get_user(action.user)
         of_rule = [
             server
             for server in (there.servers if there is not None else ())
             if server.pending != "stop" and _decides(surplus.rule, server, self._policy, now)
         ]
         return replace(surplus, count=len(of_rule)) if len(of_rule) > surplus.most else None
+
+
+RECOUNT_S = 10.0
+"""Seconds for which a list of all servers counts when HubGuard counts again how many a rule decides on."""
+
+
+class _InAll:
+    """Counts again how many servers all users together have. Those that this cycle has let go no longer count."""
+
+    def __init__(self, hub: HubAPI, clock: Clock, policy: CullPolicy) -> None:
+        self._hub = hub
+        self._clock = clock
+        self._policy = policy
+        self._reading = asyncio.Lock()
+        self._read_at_s = float("-inf")
+        self._there: tuple[Server, ...] = ()
+        self._let_go: set[Run] = set()
+
+    async def still(self, surplus: Surplus, run: Run) -> Surplus | None:
+        """``surplus`` as it is now; None if the server of ``run`` is no longer one too many. Raises HubError."""
+        async with self._reading:
+            if self._clock.monotonic_s() - self._read_at_s > RECOUNT_S:
+                self._there = await self._hub.list_servers()
+                self._read_at_s = self._clock.monotonic_s()
+        now = self._clock.now()
+        count = sum(
+            server.run not in self._let_go
+            and server.pending != "stop"
+            and _decides(surplus.rule, server, self._policy, now)
+            for server in self._there
+        )
+        if count <= surplus.most:
+            return None
+        self._let_go.add(run)
+        return replace(surplus, count=count)
 
 
 def _some(names: Sequence[str]) -> str:

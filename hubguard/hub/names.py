@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from hubguard.errors import HubGuardError
@@ -32,21 +32,19 @@ def plain(glob: str) -> str:
     return glob.replace("[", "[[]")
 
 
-def normalized(name: str, username_map: Mapping[str, str] | None = None) -> str:
-    """``name`` as the hub's authenticators make it at a login: in small letters, then by ``Authenticator.username_map``."""
-    lowered = name.lower()
-    return (username_map or {}).get(lowered, lowered)
+def spellings(glob: str) -> tuple[str, ...]:
+    """``glob`` as it was typed, and in small letters, as the hub's authenticators make names; without doubles.
+
+    A name that ``Authenticator.username_map`` alone turns into a user's is refused as unknown. In rules and protections, the
+    include adds what the authenticator makes of a name.
+    """
+    return tuple(dict.fromkeys((glob, glob.lower())))
 
 
-def spellings(glob: str, username_map: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """``glob`` as it was typed and as the hub would have it; without doubles."""
-    return tuple(dict.fromkeys((glob, normalized(glob, username_map))))
-
-
-def resolved(typed: str, known: Iterable[str], username_map: Mapping[str, str] | None = None) -> str | None:
-    """Who of ``known`` is meant: that very name, else its normalized form, else the only one that differs in case alone."""
+def resolved(typed: str, known: Iterable[str]) -> str | None:
+    """Who of ``known`` is meant: that very name, else in small letters, else the only one that differs in case alone."""
     names = frozenset(known)
-    for name in spellings(typed, username_map):
+    for name in spellings(typed):
         if name in names:
             return name
     alike = [name for name in names if name.casefold() == typed.casefold()]

@@ -90,13 +90,15 @@ class Entries:
                 plan=plan,
             )
 
-    def announce(self, actions: Iterable[Action], actor: str, now: datetime, detail: str) -> None:
-        """One more entry of event announced for each of ``actions``, all or none; ``fence`` is 0.
+    def announce(
+        self, actions: Iterable[tuple[Action, Grounds | None]], actor: str, now: datetime, detail: str
+    ) -> None:
+        """One more entry of event announced for each of ``actions`` with its grounds, all or none; ``fence`` is 0.
 
         One whose names the journal can't hold is left out.
         """
         with self.writing() as connection:
-            for action in actions:
+            for action, grounds in actions:
                 if not (tables.holds(action.user) and tables.holds(action.name)):
                     continue
                 add_entry(
@@ -111,6 +113,7 @@ class Entries:
                     action=action.kind.value,
                     reason=action.reason,
                     detail=detail,
+                    grounds=None if grounds is None else grounds_text(grounds),
                 )
 
     def entries(

@@ -77,6 +77,8 @@ def entry_sentence(entry: Entry) -> str:
         whose = ""  # what drifts is named in the detail, after its kind
     if entry.event is Event.CLEARED:
         return f"resolved: {whose}{detail}" if whose else f"resolved{detail}"
+    if entry.event is Event.ANNOUNCED and entry.grounds is not None:
+        detail += f" ({grounds_words(entry.reason or '', entry.grounds)})"
     about_one = whose and entry.event in {Event.NOTE, Event.ANNOUNCED, Event.FINDING}
     return f"{whose}{detail}" if about_one else entry.detail or entry.event.value
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hubguard.errors import HubError, HubGuardError, HubRefused
 from hubguard.hub.api import HubAPI
-from hubguard.hub.names import spellings
+from hubguard.hub.names import nearest, spellings
 from hubguard.hub.nouns import Account
 from hubguard.inhub.named_users import unpacked
 from hubguard.journal.asynchronous import AsyncJournal
@@ -139,6 +139,7 @@ class Review:
                 f"Only users who weren't active since {read.since:%Y-%m-%d} are listed: reading everyone through the API"
                 " would load the hub. Give HubGuard the hub's database (HubGuard.hub_db_url) to see all."
             )
+        notes += self._nobody_has(criteria, read)
         notes += [caution.why for caution in await self._cautions(storage, LEARN_S)]
         return UsersReport(
             read_at=read.at,
@@ -165,6 +166,32 @@ class Review:
         exemptions = await self._journal.exemptions(now, user=name)
         uses = await AsyncPrunes(self._journal).uses(name)
         return stale.judge([account], criteria, self._protection(caller), exemptions, uses, now)[0]
+
+    def _nobody_has(self, criteria: StaleCriteria, read: AccountsRead) -> list[str]:
+        """A sentence for each group and role that somebody asked for and no user has, if all users were read."""
+        sentences = []
+        for noun, wanted, by_default, having in (
+            (
+                "group",
+                {*criteria.groups, *criteria.not_groups},
+                self._settings.groups,
+                [account.groups for account in read.accounts],
+            ),
+            (
+                "role",
+                {*criteria.roles, *criteria.not_roles},
+                self._settings.roles,
+                [account.roles for account in read.accounts],
+            ),
+        ):
+            if read.since is not None or None in having:
+                continue
+            there = {name for names in having for name in names or ()}
+            for name in sorted(wanted - set(by_default) - there):
+                near = nearest(name, there)
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                sentences.append(f"No user has the {noun} {name}.{hint}")
+        return sentences
 
     async def _read_recently(self, criteria: StaleCriteria) -> AccountsRead:
         async with self._reading:
@@ -266,6 +293,8 @@ class Review:
             self._read = read = await self._reader.read(stale.since(criteria, self._clock.now()))
         if not ignore_unknown and (unknown := await self._unknown(criteria.listed or (), read)):
             raise HubGuardError(prune_plan.unmatched_refusal(unknown))
+        if not ignore_unknown and (nobody := self._nobody_has(criteria, read)):
+            raise HubGuardError(f"No plan was made. {' '.join(nobody)}")
         storage = await self._storage(0.0)
         try:
             startup_s = await self._hub.startup_s()

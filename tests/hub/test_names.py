@@ -48,8 +48,10 @@ def test_a_name_that_two_users_differ_from_in_case_alone_is_doubtful():
     assert resolved("aNN", ["Ann", "ANN"]) is None
 
 
-def test_a_map_of_names_counts_as_the_authenticator_has_it():
-    assert resolved("Ada@X.org", ["ada"], {"ada@x.org": "ada"}) == "ada"
+async def test_a_name_that_only_a_map_of_the_authenticator_knows_is_refused_and_never_taken_for_another():
+    """With ``username_map = {"bob": "robert"}`` the hub has no bob, and nothing typed is kept for nobody in silence."""
+    with pytest.raises(UnknownUser, match="The hub has no user bob"):
+        await who(hub_of("robert", "ada"), "bob")
 
 
 async def test_who_is_unknown_is_told_with_the_nearest_names():

@@ -1537,3 +1537,37 @@ async def test_restoring_names_who_isnt_back_and_why(world: MakeWorld):
         assert "doesn't take the name" in run.not_back[0].detail
 
     await run_in(w, steps)
+
+
+@pytest.mark.parametrize("field", ["groups", "not_groups", "roles", "not_roles"])
+async def test_a_group_or_role_that_nobody_has_is_refused_and_never_plans_nobody_or_everybody(
+    world: MakeWorld, field: str
+):
+    """A mistyped --not-group plans those who were to be spared, and a mistyped --group nobody, both in silence."""
+    w = await world()
+    w.user("ann", groups=("staff",), roles=("staff", "user"))
+    w.user("bo")
+
+    async def steps() -> None:
+        async with w.living():
+            with pytest.raises(
+                HubGuardError, match=r"No plan was made. No user has the (group|role) staf. Did you mean staff"
+            ):
+                await w.pruning.plan(replace(STALE, **{field: ("staf",)}), "ada")
+            report = await w.pruning.users(replace(STALE, **{field: ("staf",)}))
+            assert any("staf. Did you mean staff?" in note for note in report.notes)
+            assert (await w.pruning.plan(replace(STALE, **{field: ("staff",)}), "ada")).deletions
+
+    await w.clock.run(steps())
+
+
+async def test_a_group_of_the_settings_that_nobody_has_any_more_keeps_no_plan_from_being_made(world: MakeWorld):
+    w = await world(prune={"groups": ["class-of-2019", "class"]})
+    w.user("ann", groups=("class",))
+
+    async def steps() -> None:
+        async with w.living():
+            plan = await w.pruning.plan(replace(STALE, groups=("class-of-2019", "class")), "ada")
+            assert [deletion.user for deletion in plan.deletions] == ["ann"]
+
+    await w.clock.run(steps())
