@@ -315,17 +315,14 @@ async def _cullers(registration: Mapping[str, Any], hub: HubAPI) -> list[Check]:
     unseen = sorted(name for name, command in services.items() if not command and name not in ours)
     if unseen and not registration:
         what = f"these services run elsewhere and may cull, which is unknown here: {', '.join(unseen)}"
-        checks.append(Check("cullers", Finding.FINE, what))
+        do = "If one of them stops idle servers, let only one of the two do that."
+        checks.append(Check("cullers", Finding.FINE, what, do))
     return checks or [Check("cullers", Finding.FINE, "no other service's command or rights look like a culler's")]
 
 
 def _suspects(told: handover.Handover) -> list[Check]:
-    checks = []
-    for suspect in told.suspects:
-        likely = suspect.kind is handover.Kind.LIKELY
-        do = f"If it isn't a culler, add {suspect.name!r} to c.HubGuard.act_beside. Otherwise remove one of the two."
-        checks.append(Check("cullers", Finding.WARNING if likely else Finding.FINE, suspect.why, do if likely else ""))
-    return checks
+    finding = {handover.Kind.LIKELY: Finding.WARNING, handover.Kind.POSSIBLE: Finding.FINE}
+    return [Check("cullers", finding[suspect.kind], suspect.why, suspect.advice) for suspect in told.suspects]
 
 
 def _culler(name: str, command: Sequence[str], told: handover.Handover) -> Check:

@@ -59,9 +59,11 @@ class HandingOver:
                     mandate.allowed.set()
                 await self._clock.sleep(LOOK_S if why is not None else AGAIN_S)
             return
-        was_ours = False
+        was_ours, hold = False, handover.held_before
         while True:
-            handover.show(*self._fitness())
+            if hold and await self._journal_knows(hold):
+                hold = ""
+            handover.show(*((Word.HELD, hold) if hold else self._fitness()))
             if handover.ours and not was_ours:
                 await self._tell(f"{handover.name} waits, and HubGuard culls")
                 with contextlib.suppress(JournalError):
@@ -71,6 +73,17 @@ class HandingOver:
                 await self._tell(f"HubGuard no longer culls: {handover.why_not_ours}")
             was_ours = handover.ours
             await self._clock.sleep(SHOW_S)
+
+    async def _journal_knows(self, hold: str) -> bool:
+        """Whether the journal can be read, and knows of the ``hold``, ended or not. One that never had a hold gets it now."""
+        mandate = self._mandate
+        try:
+            stance = await mandate.refresh()
+            if stance.held_at is None:
+                await mandate.hold("hubguard", f"acting was on hold before HubGuard lost its journal ({hold})")
+        except JournalError:
+            return False
+        return True
 
     async def _recall(self) -> None:
         """Remember which culler was replaced before, once the journal can be read."""
@@ -147,7 +160,7 @@ class HandingOver:
             for culler, report in zip(takeover.cullers, reports, strict=True)
         ]
         others += [
-            OtherCuller(suspect.name, known=False, replaced=False, runs=None, detail=suspect.why)
+            OtherCuller(suspect.name, known=False, replaced=False, runs=None, detail=f"{suspect.why}. {suspect.advice}")
             for suspect in takeover.suspects
         ]
         culls = Culls.HUBGUARD if mode is Mode.ACTING else Culls.NOBODY

@@ -97,3 +97,19 @@ async def test_a_scope_that_is_filtered_or_missing_is_named_with_whose_role_lack
     assert (missing.finding, missing.do) == (Finding.WRONG, "Add it to the role of the service 'mine'.")
     missing, _ = await of_token("user", "ada", held)
     assert missing.do == "Add it to the role of the user 'ada'."
+
+
+async def test_incident_an_external_culler_of_an_admin_was_named_with_nothing_to_do_about_it(tmp_path: Path):
+    """A token and no command: it stopped servers beside HubGuard, and the doctor said that it "may"."""
+    told = replace(
+        replaced(tmp_path),
+        cullers=(),
+        replaced=False,
+        suspects=(Suspect("ext", Kind.POSSIBLE, "ext may stop servers"),),
+    )
+    (seen,) = await doctor._cullers({"handover": told.to_dict()}, Hub())  # type: ignore[arg-type]
+    assert (seen.finding, seen.what) == (Finding.FINE, "ext may stop servers")
+    assert seen.do == "If it stops idle servers, let only one of the two do that: end it, or have HubGuard observe."
+    (unseen,) = await doctor._cullers({}, Hub(ext=()))  # type: ignore[arg-type]
+    assert "ext" in unseen.what
+    assert "let only one of the two do that" in unseen.do

@@ -535,6 +535,35 @@ async def test_a_hold_stops_both_and_a_wrong_setting_leaves_the_work_to_the_cull
     assert "HubGuardBudget.rate" in understudy_says(other)
 
 
+@pytest.mark.parametrize("journal", ["is new", "can't be read", "has the resume"])
+async def test_incident_a_hold_was_over_when_hubguard_restarted_without_its_journal(
+    world: MakeWorld, tmp_path: Path, journal: str
+):
+    """The folder was lost with the pod, or the database was down: the culler, or HubGuard itself, culled in the exam."""
+    former = understudy.Claim(understudy.Word.HELD, "ann: exam", 0.0)
+    understudy.write(tmp_path / understudy.CLAIM, former)
+    w = await world(REPLACING, handover=replaced(tmp_path))
+    w.server("idle", 700)
+    if journal == "can't be read":
+
+        async def call(*_: object, **__: object) -> None:
+            raise JournalError("The disk is full.")
+
+        w.books.call = call  # type: ignore[method-assign]
+    if journal == "has the resume":
+        w.books.journal.hold("ann", "exam", w.clock.now())
+        w.books.journal.resume("ann", "over", w.clock.now())
+    stand_in = await side_by_side(w, tmp_path, (900, nothing))
+    assert not stand_in.original_runs
+    assert w.stopped() == (["idle"] if journal == "has the resume" else [])
+    if journal == "is new":
+        assert w.status is not None
+        assert w.status.mode is Mode.HELD
+        assert "ann: exam" in w.status.why
+        await side_by_side(w, tmp_path, (1, lambda: w.guard.mandate.resume("ann", "over")), (60, nothing))
+        assert w.stopped() == ["idle"]
+
+
 async def test_hubguard_does_no_more_than_the_role_of_the_culler_allowed(world: MakeWorld, tmp_path: Path):
     handover = replaced(tmp_path, reach=(("group=students", "user=cy"), ("group=students", "server=cy/")))
     w = await world({"HubGuard": {"armed": True}, **REPLACING}, handover=handover)

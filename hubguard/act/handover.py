@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 class Handover:
     """HubGuard's place in the folder that it shares with the understudies of the cullers that it replaces.
 
-    ``takeover`` is what the include found and did. ``reports`` are what the understudies said last, in the order of the
+    ``takeover`` is what the include found and did. ``held_before`` is why an earlier process of this hub's HubGuard was on
+    hold when it ended, or "". ``reports`` are what the understudies said last, in the order of the
     cullers, None for one that has said nothing.
     """
 
@@ -27,6 +28,8 @@ class Handover:
         self._folder = Path(takeover.folder)
         self._clock = clock
         self._said = ""
+        claim = understudy.read_claim(self._folder)
+        self.held_before = claim.why if claim is not None and claim.word is Word.HELD else ""
 
     @property
     def name(self) -> str:

@@ -70,6 +70,13 @@ class Suspect:
     kind: Kind
     why: str
 
+    @property
+    def advice(self) -> str:
+        """What a person does about it, in sentences."""
+        if self.kind is Kind.LIKELY:
+            return f"If it isn't a culler, add {self.name!r} to c.HubGuard.act_beside. Otherwise remove one of the two."
+        return "If it stops idle servers, let only one of the two do that: end it, or have HubGuard observe."
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
