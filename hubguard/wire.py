@@ -5,7 +5,6 @@ Times are RFC 3339 in UTC with a ``Z``; any zone is read, and none is refused. F
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -49,11 +48,6 @@ def to_plain(value: object) -> Any:
 def to_values(value: object) -> Any:
     """``value`` with dicts for its dataclasses, and times and enums as they are."""
     return _wire_of(type(value)).serializer.to_python(value, mode="python", warnings=False)
-
-
-def to_json(value: object, *, indent: int | None = None) -> str:
-    """``value`` as JSON, in ASCII."""
-    return json.dumps(to_plain(value), indent=indent, allow_nan=False)
 
 
 def extended(shape: type[T], *nouns: DataclassInstance, **more: object) -> T:

@@ -132,17 +132,18 @@ async def runs(hub: TestbedHub, *users: str) -> dict[str, Any]:
     return {user: (servers[user]["started"], servers[user]["state"]["pid"]) for user in users or servers}
 
 
+def commands(hub: TestbedHub) -> dict[int, list[bytes]]:
+    """The command line of each process of this hub, by pid."""
+    found = {}
+    for pid in hub.leftovers():
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return found
+
+
 def guards(hub: TestbedHub) -> list[int]:
     """The pids of the guards that this hub's folder has running."""
-    found = []
-    for pid in hub.leftovers():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"hubguard" in words and b"serve" in words:
-            found.append(pid)
-    return found
+    return [pid for pid, words in commands(hub).items() if b"hubguard" in words and b"serve" in words]
 
 
 def places_of(hub: TestbedHub, *secrets: str) -> list[str]:

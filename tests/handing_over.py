@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from guarded import commands
 from virtual_time import VirtualClock
 
 from hubguard import understudy
@@ -51,29 +52,17 @@ def culler(*options: str, name: str = "jupyterhub-idle-culler", scopes: tuple[st
 def runs(hub: TestbedHub, name: str = "jupyterhub-idle-culler") -> list[int]:
     """The pids of the originals of that service that run now."""
     found = []
-    for pid in hub.leftovers():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        mine = f"JUPYTERHUB_SERVICE_NAME={name}".encode() in environ
-        if mine and b"jupyterhub_idle_culler" in words and b"--" not in words and pid != os.getpid():
-            found.append(pid)
+    for pid, words in commands(hub).items():
+        with suppress(OSError):
+            mine = f"JUPYTERHUB_SERVICE_NAME={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if mine and b"jupyterhub_idle_culler" in words and b"--" not in words:
+                found.append(pid)
     return found
 
 
 def understudies(hub: TestbedHub) -> list[int]:
     """The pids of the understudies of this hub."""
-    found = []
-    for pid in hub.leftovers():
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word.endswith(b"understudy.py") for word in words):
-            found.append(pid)
-    return found
+    return [pid for pid, words in commands(hub).items() if any(word.endswith(b"understudy.py") for word in words)]
 
 
 def replaced(folder: Path, **changes: Any) -> Handover:

@@ -12,12 +12,6 @@ from hubguard.hub.models import read_time
 from hubguard.model import Route
 
 
-def route_path(base_url: str, user: str, name: str) -> str:
-    """Where the route of that server stands in the table of a hub without subdomains; ``base_url`` is the hub's, quoted."""
-    path = "/".join([*unquote(base_url).rstrip("/").split("/"), "user", user, *([name] if name else [])])
-    return path.rstrip("/")
-
-
 def read_routes(answer: Any) -> dict[str, Route]:
     """The proxy's whole table by path. Raises ProxyGarbled."""
     if not isinstance(answer, dict):

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,13 +14,12 @@ from pathlib import Path
 import pytest
 from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
 from guarded import gone, servers
+from peers import ONE, TWO, peer
 
 from hubguard.staging.hub import TestbedHub
 
 pytestmark = pytest.mark.contract
 
-ONE = "1.4.0"
-TWO = "2.0.0"
 CYCLE_S = 60.0
 SCOPES = ("list:users", "read:users:activity", "read:servers", "delete:servers")
 """What the culler's own documentation gives it."""
@@ -238,37 +236,6 @@ c.IdleCuller.cull_arbiter_hook = hook
 )
 
 
-@pytest.fixture(scope="session")
-def peer_folder() -> Path:
-    """Where the two cullers are kept from run to run."""
-    return Path(sys.prefix) / "hubguard-peers"
-
-
-def peer(version: str, folder: Path) -> Path:
-    """The folder with that culler in it, fetched from PyPI once; skips where it can't be had."""
-    there = folder / version
-    if not (there / "jupyterhub_idle_culler").is_dir():
-        fetched = folder / f"{version}.{os.getpid()}"
-        wanted = [
-            f"jupyterhub-idle-culler=={version}",
-            "--no-deps",
-            "--no-compile",
-            "--quiet",
-            "--target",
-            str(fetched),
-        ]
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", *wanted], capture_output=True, text=True, timeout=120, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"jupyterhub-idle-culler {version} can't be had: {done.stderr.strip()[-300:]}")
-        try:
-            fetched.rename(there)
-        except OSError:
-            assert (there / "jupyterhub_idle_culler").is_dir()  # another test run was quicker
-    return there
-
-
 async def run_peer(version: str, folder: Path, situation: Situation, cwd: Path) -> set[str]:
     async with ScriptedHub(list(fresh(situation)), may_delete_users=True) as hub:
         process = await asyncio.create_subprocess_exec(
@@ -330,10 +297,8 @@ def environ(hub: ScriptedHub, **more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
-async def test_it_stops_what_the_idle_culler_stops_but_for_what_is_listed(
-    situation: Situation, peer_folder: Path, tmp_path: Path
-):
-    folders = {version: peer(version, peer_folder) for version in situation.peers}
+async def test_it_stops_what_the_idle_culler_stops_but_for_what_is_listed(situation: Situation, tmp_path: Path):
+    folders = {version: peer(version) for version in situation.peers}
     theirs = [run_peer(version, folder, situation, tmp_path) for version, folder in folders.items()]
     (ours, said), *theirs_asked = await asyncio.gather(run_ours(situation, tmp_path), *theirs)
     assert ours == situation.asked, said

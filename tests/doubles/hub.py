@@ -12,11 +12,12 @@ from enum import Enum
 from types import TracebackType
 from urllib.parse import unquote
 
+from doubles.paths import route_path
+
 from hubguard.errors import HubError, HubFailed, HubRefused, HubUnreachable, NamedServersOff, UserNotDeleted
 from hubguard.hub.api import FOUND_AT_MOST
 from hubguard.hub.http import tell
 from hubguard.hub.nouns import TokenOwner
-from hubguard.hub.routes import route_path
 from hubguard.model import Route, Server, User
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.pacing.clock import Clock, SystemClock

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from doubles.paths import route_path
+
 from hubguard.errors import ProxyError, ProxyUnreachable
 from hubguard.hub.http import tell
-from hubguard.hub.routes import route_path
 from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.pacing.clock import Clock, SystemClock

@@ -11,9 +11,10 @@ from datetime import datetime
 import aiohttp
 import pytest
 import pytest_asyncio
+from doubles.paths import route_path
 
 from hubguard.hub.models import read_time
-from hubguard.hub.routes import read_hub_routes, route_path
+from hubguard.hub.routes import read_hub_routes
 from hubguard.pacing.budget import Budget
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.staging.hub import TestbedHub

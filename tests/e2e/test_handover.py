@@ -15,6 +15,7 @@ import pytest
 from guarded import INCLUDE, QUICK, ask, gone, guards, servers, status
 from handing_over import QUICK_TERMS, culler, runs, understudies
 from jupyterhub import version_info
+from peers import ONE, TWO, peer
 from stand_ins import stand_in
 
 from hubguard.staging.hub import TestbedHub
@@ -100,6 +101,36 @@ async def test_the_culler_waits_while_hubguard_culls_and_works_whenever_it_does_
     await hub.stop()
     assert not runs(hub)
     assert not understudies(hub)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", [ONE, TWO])
+async def test_the_peer_itself_works_whenever_hubguard_does_not(testbed_hub: MakeHub, version: str):
+    """The original of the understudy is jupyterhub-idle-culler from PyPI, with its own words and environment."""
+    config = (
+        CONFIG.replace("c.HubGuardCull.idle_timeout_s = 600.0\n", "")
+        + culler("--timeout=60", "--cull-every=1")
+        + "import os; os.remove('jupyterhub_idle_culler.py')\n"
+        + f"c.JupyterHub.services[-1]['environment'] = {{'PYTHONPATH': {str(peer(version))!r}}}\n"
+    )
+    hub = await testbed_hub(config=config, population=servers(idle=7200))
+    await gone(hub, "idle")
+    assert runs(hub) == []
+    await hub.start_server("late")
+    assert (await ask(hub, "api/v1/observe", method="POST", json={"why": "a test"}))[0] == 200
+    await works(hub)
+    (guard,) = guards(hub)
+    os.kill(guard, signal.SIGSTOP)  # whatever is stopped now is stopped by the peer
+
+    async def stopped() -> bool:
+        return await hub.server("late") is None
+
+    await hub.wait_for(stopped, "the peer to stop what is idle by its own words", 120)
+    os.kill(guard, signal.SIGCONT)
+    assert (await ask(hub, "api/v1/arm", method="POST", json={"why": "a test"}))[0] == 200
+    await waits(hub)
+    await handed_over(hub, "hubguard")
+    assert understudies(hub)
 
 
 FILTERED = ("list:users", "read:servers", "read:users:activity", "delete:servers!group=gpu")

@@ -51,6 +51,13 @@ class Service:
             self.text = await answer.text()
             return answer.status
 
+    async def has_its_journal(self) -> None:
+        """Returns when the service answers from its journal, after 20 s at the latest."""
+        for _ in range(200):
+            if await self.ask("api/v1/journal", "anns-token") == 200:
+                break
+            await asyncio.sleep(0.1)
+
 
 @asynccontextmanager
 async def running(tmp_path: Path, db_url: str) -> AsyncIterator[Service]:
@@ -131,10 +138,7 @@ async def test_a_frozen_database_shows_at_once_and_what_it_was_asked_meanwhile_i
     tmp_path: Path, postgresql: PostgreSQL
 ) -> None:
     async with running(tmp_path, postgresql.url) as service:
-        for _ in range(200):
-            if await service.ask("api/v1/journal", "anns-token") == 200:
-                break
-            await asyncio.sleep(0.1)
+        await service.has_its_journal()
         with postgresql.frozen():
             assert await service.ask("api/v1/hold", "anns-token", method="POST") == 503
             assert "isn't known" not in service.text
@@ -143,10 +147,7 @@ async def test_a_frozen_database_shows_at_once_and_what_it_was_asked_meanwhile_i
                 assert "database" in service.text
             await service.ask("health")
             assert '"ok":false' in service.text.replace(" ", "")
-        for _ in range(200):
-            if await service.ask("api/v1/journal", "anns-token") == 200:
-                break
-            await asyncio.sleep(0.1)
+        await service.has_its_journal()
         assert '"held"' not in service.text
         await service.ask("api/v1/status", "anns-token")
         assert '"held":false' in service.text.replace(" ", "")
@@ -157,10 +158,7 @@ async def test_the_service_ends_when_told_to_while_its_database_is_frozen(
     tmp_path: Path, postgresql: PostgreSQL
 ) -> None:
     async with running(tmp_path, postgresql.url) as service:
-        for _ in range(200):
-            if await service.ask("api/v1/journal", "anns-token") == 200:
-                break
-            await asyncio.sleep(0.1)
+        await service.has_its_journal()
         with postgresql.frozen():
             service.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(service.process.wait, 30) == 0

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from conftest import HUB_PYTHON
+from doubles.paths import route_path
 from doubles.proxy import MemoryProxy
 from real_hub import RealHub
 from real_proxy import COMMANDS, TOKEN, RealProxy
@@ -30,7 +31,7 @@ from hubguard.errors import (
     ProxyRefused,
     ProxyUnreachable,
 )
-from hubguard.hub.routes import read_hub_routes, read_route, read_routes, route_path
+from hubguard.hub.routes import read_hub_routes, read_route, read_routes
 from hubguard.model import Route
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.proxy import client as proxy_client

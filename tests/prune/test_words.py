@@ -28,7 +28,7 @@ from hubguard.prune.model import (
     StorageFate,
     Use,
 )
-from hubguard.wire import to_json
+from hubguard.wire import to_plain
 from hubguard.words import json_text
 
 ASKED = StaleCriteria(180 * DAY_S, 90 * DAY_S)
@@ -169,7 +169,7 @@ def test_the_shapes_have_all_that_is_known_as_json() -> None:
         ANN, servers=(AccountServer("", active=False, last_activity=days_ago(300)),), groups=("a",), shares=2
     )
     (verdict,) = judge([full], ASKED, Protection(), (), {}, NOW)
-    shape = json.loads(to_json(prune_words.user_shape(verdict, NOW)))
+    shape = to_plain(prune_words.user_shape(verdict, NOW))
     assert names_of(Account) - {"name"} <= set(shape)
     assert names_of(PruneVerdict) - {"account"} <= set(shape)
     assert names_of(AccountServer) == set(shape["servers"][0])
@@ -177,11 +177,11 @@ def test_the_shapes_have_all_that_is_known_as_json() -> None:
     assert shape["last_activity"] == "2026-04-05T12:00:00Z"
     assert shape["idle_s"] == 230 * DAY_S
     assert shape["sentence"].startswith("Stale: ")
-    run = json.loads(to_json(prune_words.run_shape(RUN)))
+    run = to_plain(prune_words.run_shape(RUN))
     assert names_of(PruneRun) | {"settled", "sentence"} == set(run)
     plan = planned(full)
     item = PruneItem(0, plan.deletions[0], Outcome(OutcomeKind.SKIPPED, "an admin by now"), NOW)
-    told = json.loads(to_json(prune_words.item_shape(item)))
+    told = to_plain(prune_words.item_shape(item))
     assert names_of(Deletion) | {"index", "state", "detail", "at"} == set(told)
     assert (told["state"], told["detail"], told["at"]) == ("skipped", "an admin by now", "2026-11-21T12:00:00Z")
 
