@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -37,6 +38,7 @@ from hubguard.prune import cli as prune_cli
 from hubguard.prune import undo_file
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.model import PrunePlan, PruneReason, PruneState, StaleCriteria, UndoHead
+from hubguard.prune.offline import cli as offline_cli
 from hubguard.prune.offline import in_use
 from hubguard.staging.seed import seed
 from hubguard.status import Mode
@@ -751,6 +753,23 @@ async def test_offline_whom_the_config_names_is_kept(hub_db: Path, run: Callable
     assert plan.cautions == ()
 
 
+async def test_offline_the_undo_file_goes_where_the_command_says_then_where_the_settings_do(
+    hub_db: Path, run: Callable[..., Any], tmp_path: Path
+):
+    config = hub_config(tmp_path, f"c.HubGuardPrune.undo_folder = {str(tmp_path / 'set')!r}\n")
+    for options, folder in (((), "set"), (("--undo-folder", str(tmp_path / "named")), "named")):
+        assert (await run("plan", *offline(hub_db), config, "-o", "plan.json")).code == 0
+        quiet(hub_db)
+        said = await run(
+            *("apply", *offline(hub_db), config, *UNSEEN, "plan.json", "--count", "20", "--json"), *options
+        )
+        written = Path(json.loads(said.out)["undo_file"])
+        assert written.parent == tmp_path / folder
+        quiet(hub_db)
+        assert (await run("restore", *offline(hub_db), *UNSEEN, str(written), "--count", "20")).code == 0
+        quiet(hub_db)
+
+
 async def test_offline_who_has_a_protected_role_is_kept(hub_db: Path, run: Callable[..., Any], tmp_path: Path):
     said = await run(
         "plan", *offline(hub_db), hub_config(tmp_path, "c.HubGuardPrune.protected_roles = ['user']\n"), "--json"
@@ -982,6 +1001,32 @@ async def test_offline_the_hub_is_asked_where_its_config_says(hub_db: Path, run:
                 True,
             )
     assert len(users_in(hub_db)) == 30
+
+
+@pytest.mark.parametrize(
+    ("hub", "urls"),
+    [
+        ({"hub_ip": "127.0.0.1"}, ["http://127.0.0.1:8081/hub/api"]),
+        ({"hub_ip": "::"}, ["http://127.0.0.1:8081/hub/api"]),
+        ({"hub_ip": "0.0.0.0"}, ["http://127.0.0.1:8081/hub/api"]),
+        ({"hub_bind_url": "http://[::]:9"}, ["http://127.0.0.1:9/hub/api"]),
+        ({"hub_bind_url": "http://*:9"}, ["http://127.0.0.1:9/hub/api"]),
+        ({"hub_bind_url": "https://[fd00::1]:9"}, ["https://[fd00::1]:9/hub/api"]),
+        ({"hub_bind_url": "unix+http://%2Fsrv%2Fsocket"}, []),
+        ({"hub_connect_ip": "fd00::1"}, ["http://127.0.0.1:8081/hub/api", "http://[fd00::1]:8081/hub/api"]),
+        ({"hub_connect_ip": "hub.lan"}, ["http://127.0.0.1:8081/hub/api", "http://hub.lan:8081/hub/api"]),
+        ({"hub_connect_url": "http://hub.lan"}, ["http://127.0.0.1:8081/hub/api", "http://hub.lan/hub/api"]),
+        (None, []),
+    ],
+)
+def test_offline_all_addresses_at_which_the_config_has_the_hub_answer_are_asked(
+    monkeypatch: pytest.MonkeyPatch, hub: dict[str, str] | None, urls: list[str]
+):
+    defaults = {"hub_ip": "127.0.0.1", "hub_port": 8081, "hub_prefix": "/hub/"}
+    unset = dict.fromkeys(("hub_bind_url", "hub_connect_url", "hub_connect_ip"), "")
+    made = None if hub is None else SimpleNamespace(**defaults | unset | hub)
+    monkeypatch.setattr(offline_cli, "_hub_of", lambda configs: made)
+    assert list(offline_cli._answers_at(())) == urls
 
 
 async def test_offline_an_undo_file_that_isnt_what_the_journal_knows_brings_nobody_back(

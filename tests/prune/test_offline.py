@@ -40,6 +40,7 @@ from hubguard.prune.decide.plan import OFFLINE_STORAGE, digest_of, from_dict, to
 from hubguard.prune.model import Deletion, Protection, PrunePlan, StaleCriteria
 from hubguard.prune.offline import Applied, Restored, apply_offline, in_use, plan_offline, restore_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
+from hubguard.prune.offline.rows import undo_user
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
@@ -479,6 +480,27 @@ def test_memberships_that_the_undo_file_hasnt_keep_everybody_away(new_hub: Calla
     assert dump(url) == left
 
 
+def test_somebody_whom_the_database_doesnt_take_keeps_everybody_away(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    execute(url, "CREATE TRIGGER mean AFTER INSERT ON users BEGIN UPDATE users SET name = 'x' WHERE id = new.id; END")
+    left = dump(url)
+    with pytest.raises(OfflineRefused):
+        restore(url, applied)
+    execute(
+        url,
+        "DROP TRIGGER mean",
+        "CREATE TRIGGER mean AFTER INSERT ON users WHEN new.id = (SELECT max(id) FROM users)"
+        " BEGIN DELETE FROM users WHERE id = new.id; END",
+    )
+    with pytest.raises(OfflineRefused, match="of the users that were put in"):
+        restore(url, applied)
+    execute(url, "DROP TRIGGER mean")
+    assert dump(url) == left
+
+
 def test_a_group_or_role_that_is_gone_is_told_and_not_made(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     applied = apply(url, plan_for(url), tmp_path / "undo")
@@ -517,6 +539,26 @@ def test_a_spawner_gets_its_lost_server_back_unless_that_number_is_another_serve
 
 
 # -- when it doesn't ------------------------------------------------------------------------------------------------------
+
+
+def test_a_spawner_gets_its_lost_server_back_also_where_no_row_of_a_server_is_in_the_undo_file(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    execute(url, "DELETE FROM servers WHERE id >= 900")
+    before = dump(url)["spawners"]
+    applied = apply(url, plan_for(url, housekeeping=True), tmp_path / "undo")
+    assert dump(url)["spawners"] != before
+    restore(url, applied)
+    assert dump(url)["spawners"] == before
+
+
+def test_a_row_of_anothers_that_hangs_on_a_user_is_none_of_their_servers() -> None:
+    def spawner(user_id: int, name: str) -> dict[str, Any]:
+        return {"user_id": user_id, "name": name, "user_options": None}
+
+    found = {"users": [{"id": 1, "name": "ann"}], "spawners": [spawner(1, "gpu"), spawner(2, "bobs"), spawner(1, "")]}
+    assert [server.name for server in undo_user(found, {}, {}).servers] == ["", "gpu"]
 
 
 @pytest.mark.long
@@ -575,6 +617,25 @@ def test_a_hub_may_be_started_during_a_dry_run(new_hub: Callable[[], str], tmp_p
     done = apply(url, plan, tmp_path / "undo")
     restore(url, done, dry_run=True, progress=write)
     assert tried.count("Bringing back") == 1
+
+
+def test_whoever_writes_while_the_copy_is_made_keeps_everything_as_it_is(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    """Their change would be in the database and not in the copy."""
+    url, undo = new_hub(), tmp_path / "undo"
+    file, plan = sa.make_url(url).database or "", plan_for(url)
+    before = dump(url)
+
+    def write(step: str) -> None:
+        if step == "Copying the database":
+            with closing(sqlite3.connect(file, timeout=0)) as hub:
+                hub.execute("UPDATE users SET cookie_id = cookie_id")
+                hub.commit()
+
+    refused(url, undo, "was written to by somebody else just now", plan, progress=write)
+    assert dump(url) == before
+    assert apply(url, plan, undo).deleted
 
 
 def test_the_copy_is_the_database_as_it_was_and_its_owners_alone(new_hub: Callable[[], str], tmp_path: Path) -> None:

@@ -347,21 +347,24 @@ def _answers_at(configs: Sequence[Config]) -> tuple[str, ...]:
     hub = _hub_of(configs)
     if hub is None:
         return ()
-    addresses = [hub.hub_bind_url or f"http://{hub.hub_ip}:{hub.hub_port}"]
+    addresses = [hub.hub_bind_url or f"http://{_in_url(hub.hub_ip)}:{hub.hub_port}"]
     if hub.hub_connect_url:
         addresses.append(hub.hub_connect_url)
     elif hub.hub_connect_ip:
-        addresses.append(f"http://{hub.hub_connect_ip}:{hub.hub_port}")
+        addresses.append(f"http://{_in_url(hub.hub_connect_ip)}:{hub.hub_port}")
     urls = []
     for address in addresses:
         parts = urlsplit(address)
         # All addresses of this machine are meant where it listens on all.
         host = parts.hostname if parts.hostname not in (None, "", "*", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
         if parts.scheme in ("http", "https"):
-            host = f"[{host}]" if ":" in str(host) else host
             port = "" if parts.port is None else f":{parts.port}"
-            urls.append(f"{parts.scheme}://{host}{port}{hub.hub_prefix}api")
+            urls.append(f"{parts.scheme}://{_in_url(str(host))}{port}{hub.hub_prefix}api")
     return tuple(urls)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _hub_of(configs: Sequence[Config]) -> Any:
