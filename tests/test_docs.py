@@ -159,6 +159,28 @@ def test_every_link_to_a_page_or_a_heading_leads_somewhere(page: Path):
             assert heading in {anchor(line) for line in target.read_text().splitlines() if line.startswith("#")}, link
 
 
+def test_the_readme_begins_with_what_it_is_one_picture_two_commands_and_the_include():
+    start = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    title, what, picture, *_ = start.split("\n\n")
+    assert title == "# HubGuard"
+    assert what.startswith("HubGuard keeps a JupyterHub healthy.")
+    assert re.fullmatch(r"!\[.+\]\((docs/\w+\.png)\)", picture)
+    assert (ROOT / picture.rpartition("(")[2].rstrip(")")).exists()
+    assert re.findall(r"^    (make \w+)", start, re.M) == ["make demo", "make test"]
+    assert "    from hubguard.inhub import register; register(c)\n" in start
+
+
+def test_each_make_target_and_each_folder_to_install_in_the_docs_is_there_as_pasted():
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    lines = [line.strip() for page in PAGES for block in blocks(page.read_text()) for line in block.splitlines()]
+    named = {match[1] for line in lines if (match := re.match(r"make ([\w-]+)", line))}
+    assert {"demo", "test"} <= named <= targets
+    installed = [line.split()[-1].strip("'") for line in lines if re.search(r"-m pip (install|wheel) ", line)]
+    assert len(installed) > 3
+    # A checkout has a folder hubguard, too, from which nothing can be installed.
+    assert {what for what in installed if not re.fullmatch(r"hubguard(\[\w+\])?", what)} == {"."}
+
+
 def plain(text: str) -> str:
     return " ".join(text.replace("`", "").split())
 
