@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from guarded import ARMED, OBSERVING, ask, gone, guards, mode, servers
 
 from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import DAY_S, Population, SeededUser
 
 MakeHub = Callable[..., Awaitable[TestbedHub]]
+
+
+WAYS = ("by-command", "by-page", "by-api")
 
 
 async def command(hub: TestbedHub, *words: str, cwd: Path | None = None, **environ: str) -> tuple[int, str, str]:
@@ -49,7 +55,16 @@ def told(guard: int) -> dict[str, Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def observing(shared_hub: MakeHub) -> TestbedHub:
-    hub = await shared_hub(config=OBSERVING, population=servers(idle=7200, busy=60))
+    people = servers(idle=7200, busy=60)
+    stale = (
+        SeededUser(f"{way}-{number}", idle_for_s=200 * DAY_S, created_s=201 * DAY_S)
+        for way in WAYS
+        for number in range(8)
+    )
+    hub = await shared_hub(
+        config="c.HubGuardPrune.delete_users = True\nc.HubGuardPrune.rate = 2.0\n" + OBSERVING,
+        population=Population((*people.users, *stale), people.servers),
+    )
     await mode(hub, "observing")
     return hub
 
@@ -205,3 +220,60 @@ async def test_the_guard_refuses_to_keep_for_longer_than_the_settings_allow(arme
         status, answer = await ask(hub, f"api/v1/exemptions/{number}", method="DELETE")
         assert (status, f"no exemption {number}" in answer["message"]) == (404, True)
     assert (await ask(hub, "api/v1/exemptions?ended=true"))[1] == []
+
+
+async def cancel_on_the_page(hub: TestbedHub, digest: str) -> int:
+    """An admin confirms on the plan's page that it is cancelled; the status of the page that follows."""
+    address = f"{hub.url}services/hubguard/plans/{digest}/cancel"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+        await hub.login(session)
+        async with session.get(address) as page:
+            form = re.search(r'name="_xsrf" value="([^"]+)"', await page.text())
+        assert form
+        async with session.post(address, data={"_xsrf": form[1], "why": "a mistake"}) as page:
+            assert page.url.path.endswith(f"/plans/{digest}")
+            assert "Cancelled" in await page.text()
+            return page.status
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[1], pytest.param(WAYS[2], marks=pytest.mark.long)])
+async def test_a_plan_under_way_is_cancelled_for_good(observing: TestbedHub, way: str):
+    hub = observing
+    code, plan = await ask(hub, "api/v1/plans", method="POST", json={"names": [f"{way}-*"]})
+    assert (code, plan["count"]) == (201, 8), plan
+    digest = plan["digest"]
+    code, out, err = await command(hub, "prune", "apply", digest, "--count", "8", "--no-wait")
+    assert code == 0, out + err
+
+    async def standing() -> dict[str, Any]:
+        return dict((await ask(hub, f"api/v1/plans/{digest}"))[1]["run"])
+
+    async def begun() -> bool:
+        return (await standing())["done"] >= 1
+
+    await hub.wait_for(begun, "a first user to be deleted")
+    if way == "by-command":
+        assert (await command(hub, "prune", "cancel", digest[:12], "--why", "a mistake"))[0] == 0
+    elif way == "by-api":
+        assert (await ask(hub, f"api/v1/plans/{digest}/cancel", method="POST", json={"why": "a mistake"}))[0] == 200
+    else:
+        assert await cancel_on_the_page(hub, digest) == 200
+    run = await standing()
+    assert (run["state"], "a mistake" in run["why"]) == ("cancelled", True)
+    assert (await ask(hub, f"api/v1/plans/{digest}/resume", method="POST", json={}))[0] == 409
+
+    async def left() -> int:
+        users = (await hub.api("GET", "users", params={"limit": "200"})).data
+        return sum(user["name"].startswith(f"{way}-") for user in users)
+
+    async def settled() -> bool:
+        run = await standing()
+        return 8 - int(run["done"]) == await left() > 0
+
+    # Who was being deleted when it was cancelled is finished and counted; nobody else is begun.
+    await hub.wait_for(settled, "the plan to stand still")
+    stood = await left()
+    await asyncio.sleep(1.5)
+    assert await left() == stood
+    code, out, _ = await command(hub, "prune", "status", digest)
+    assert (code, "Cancelled" in out) == (1, True)

@@ -260,7 +260,9 @@ async def test_whoever_is_back_when_their_turn_comes_is_skipped_and_the_journal_
         config=PRUNING, population=Population((*map(stale, names), SeededUser("colleague", groups=("staff",))))
     )
     await mode(hub, "acting")
-    plan = await planned(hub, listed=[*names, "nobody"])
+    code, refused = await ask(hub, "api/v1/plans", method="POST", json={"listed": [*names, "nobody"]})
+    assert (code, "none of these listed users: nobody." in refused["message"]) == (409, True)
+    plan = await planned(hub, listed=[*names, "nobody"], ignore_unknown=True)
     assert named(plan) == set(names)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
         await hub.login(session, "arrives")
@@ -278,9 +280,10 @@ async def test_whoever_is_back_when_their_turn_comes_is_skipped_and_the_journal_
     found = await items(hub, plan)
     assert {name: item["state"] for name, item in found.items()} == {
         **dict.fromkeys(names, "skipped"),
+        "left": "gone",
         "goes": "done",
     }, found
-    assert (run["done"], run["skipped"]) == (1, 6)
+    assert (run["done"], run["skipped"], run["gone"]) == (1, 5, 1)
     for name, why in {
         "arrives": "active",
         "starts": "active|server",
