@@ -87,6 +87,9 @@ NAMED = 3
 REMEMBERED_NOTES = 5000
 """Journal notes read at startup, so that a restart doesn't announce the same servers again."""
 
+HOOK_ROUNDS = 10
+"""Maximum rounds in a cycle in which the operator's function decides on servers that are due instead of others."""
+
 
 class Cycles:
     """Runs cycles of culling, one at a time, and remembers between them.
@@ -265,12 +268,18 @@ class Cycles:
         failures = await journal.failures(situation.at - timedelta(seconds=HISTORY_S))
         known = known_of(situation, failures, exemptions)
         decision = decide(situation, policy, known, exemptions, failures)
-        if self._hook is not None:
+        asked: set[Run] = set()
+        for _ in range(HOOK_ROUNDS):
+            # In place of a server that is one too many and that the function wants to keep, another is due.
             concerned = [verdict for verdict in decision.verdicts if hook_decides(verdict)]
+            concerned = [verdict for verdict in concerned if verdict.server.run not in asked]
+            if self._hook is None or not concerned:
+                break
             answers = await self._hook.ask(concerned, situation.at)
             for verdict in concerned:
                 said, error = answers[verdict.server.key]
                 known[verdict.server.run] = replace(known[verdict.server.run], hook=said, hook_error=error)
+            asked |= {verdict.server.run for verdict in concerned}
             decision = decide(situation, policy, known, exemptions, failures)
         return decision, {verdict.server.run: verdict.known for verdict in decision.verdicts}
 

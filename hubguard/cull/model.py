@@ -39,7 +39,7 @@ class Reason(str, Enum):
     RULE = "rule"  # a rule of the policy says never; it keeps the users that it is about, too
     EXEMPTION = "exemption"  # somebody has asked to keep it, and until when
     HOOK = "hook"  # the operator's own function says no, or failed
-    CANT_TELL = "cant-tell"  # a rule depends on what the hub doesn't show (groups, roles, options)
+    CANT_TELL = "cant-tell"  # a rule depends on what the hub doesn't show (groups, roles, options), or on a unit
     STUCK = "pending-stuck"  # pending for longer than its limit
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it

@@ -147,7 +147,12 @@ def _unknown(verdict: Verdict, policy: CullPolicy) -> str:
         rule = _rule(verdict, policy)
         if rule is None:
             return "the idle culler that HubGuard replaces is limited to some groups, and the hub doesn't show groups"
-        hidden = " and ".join(rule.hidden(verdict.server)) or "something"
+        hidden = " and ".join(rule.hidden(verdict.server))
+        if not hidden:
+            return (
+                f'the rule "{verdict.rule}" compares an option that has a unit with a number that has none;'
+                " write the unit in the rule, too, as in '>= 16G'"
+            )
         return f'the rule "{verdict.rule}" depends on {hidden}, which the hub doesn\'t show HubGuard'
     if verdict.idle_since is None:
         return "the hub reports neither when it was last used nor when it started"

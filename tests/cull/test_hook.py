@@ -7,21 +7,62 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from builders import NOW
 
 from hubguard.cull import hook
+from hubguard.cull.cycle import Cycles
+from hubguard.cull.decide.judge import CullPolicy
+from hubguard.cull.decide.rules import parse
 from hubguard.cull.hook import Hook, Hooked
 from hubguard.cull.model import Reason, Standing, Verdict
+from hubguard.journal.asynchronous import AsyncJournal
+from hubguard.journal.model import Failures
 from hubguard.model import Server
+from hubguard.snapshot.model import Run, Situation, Snapshot
 
 
 def verdict(user: str) -> Verdict:
     idle_since = NOW - timedelta(hours=2)
     server = Server(user, "", True, None, idle_since, idle_since)
     return Verdict(server, Standing.STOP, Reason.IDLE, idle_since, NOW, idle_timeout_s=600.0)
+
+
+async def test_the_function_is_asked_about_each_server_that_is_due_in_place_of_one_that_it_keeps():
+    asked: list[str] = []
+
+    def keeps_two(server: Server) -> bool:
+        asked.append(server.name)
+        return server.name not in {"a", "b"}
+
+    class Journal:
+        async def exemptions(self, now: datetime) -> tuple[()]:
+            return ()
+
+        async def failures(self, since: datetime) -> dict[Run, Failures]:
+            return {}
+
+    idle = {name: NOW - timedelta(hours=hours) for name, hours in {"a": 9, "b": 8, "c": 7, "d": 6, "e": 5}.items()}
+    there = tuple(Server("ann", name, True, None, at, at) for name, at in idle.items())
+    rules, _ = parse([{"users": "*", "max_servers": 3}])
+    cycles = cast(Cycles, SimpleNamespace(_hook=Hooked(keeps_two)))
+    situation = Situation(NOW, Snapshot(NOW, there, ()))
+    decision, known = await Cycles._decide(
+        cycles, cast(AsyncJournal, Journal()), situation, CullPolicy(0, 0, rules=rules)
+    )
+    assert [action.name for action in decision.plan.actions] == ["c", "d"]
+    assert sorted(asked) == ["a", "b", "c", "d"]
+    assert {run[1]: of_run.hook for run, of_run in known.items()} == {
+        "a": False,
+        "b": False,
+        "c": True,
+        "d": True,
+        "e": None,
+    }
 
 
 async def test_second_looks_at_many_servers_at_once_all_get_the_functions_own_answer():

@@ -22,6 +22,7 @@ from hubguard.cull.decide.judge import (
     still_due,
     user_still_due,
 )
+from hubguard.cull.decide.reach import Reach
 from hubguard.cull.decide.rules import Rule, first_match, parse
 from hubguard.cull.model import Known, Protected, Reason, Standing, Surplus, Verdict
 from hubguard.journal.model import Exemption, Failures
@@ -768,6 +769,47 @@ def test_a_kept_server_counts_and_another_goes():
     known = {kept.run: Known(exemption=exemption(name="a", ends_in_s=3600))}
     found = verdicts_of(TWO_EACH, kept, of("ada", "b", 40), of("ada", "c", 30), known=known)
     assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada/b"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "known", "policy"),
+    [
+        ({}, Known(), {"reach": Reach(((("server=ada/b", "server=ada/c", "server=ada/d"),),))}),
+        ({}, Known(), {"reach": Reach(((("user=ada", "group=unknown"), ("server=ada/b", "server=ada/c")),))}),
+        ({"pending": "spawn", "ready": False}, Known(), {}),
+        ({"pending": "check"}, Known(), {}),
+        ({"ready": False}, Known(), {}),
+        ({}, Known(hook=False), {}),
+    ],
+    ids=["reach", "two-scopes", "spawning", "checked", "not-ready", "hook"],
+)
+def test_a_server_that_may_not_or_cannot_be_stopped_counts_and_another_goes(
+    changes: dict[str, Any], known: Known, policy: dict[str, Any]
+):
+    """It was chosen as the one too many, so that the number was never kept."""
+    spared = of("ada", "a", 90, **changes)
+    found = verdicts_of(
+        replace(TWO_EACH, **policy), spared, of("ada", "b", 40), of("ada", "c", 30), known={spared.run: known}
+    )
+    assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada/b"}
+    in_all = replace(UNLIMITED, rules=rules({"groups": "class", "max_servers_in_all": 2}), **policy)
+    found = verdicts_of(in_all, spared, of("ada", "b", 40), of("ada", "c", 30), known={spared.run: known})
+    assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada/b"}
+
+
+def test_while_named_servers_are_off_the_default_one_goes_for_them():
+    found = verdicts_of(
+        replace(TWO_EACH, named_servers_off=True), of("ada", "a", 90), of("ada", "", 40), of("ada", "c", 30)
+    )
+    assert {label for label, verdict in found.items() if verdict.standing is Standing.STOP} == {"ada"}
+
+
+def test_one_too_many_whose_stop_failed_is_tried_again_and_no_other_goes_for_it():
+    failed = of("ada", "a", 90)
+    known = {failed.run: Known(failures=Failures(3, NOW))}
+    found = verdicts_of(TWO_EACH, failed, of("ada", "b", 40), of("ada", "c", 30), known=known)
+    assert found["ada/a"].reason is Reason.BACKING_OFF
+    assert not any(verdict.standing is Standing.STOP for verdict in found.values())
 
 
 def test_what_was_one_too_many_before_and_no_longer_is_stays():

@@ -87,6 +87,16 @@ def at(day: str, clock: str) -> datetime:
         ({"from": "2026-03-05"}, False),
         ({"until": "2026-03-04"}, True),
         ({"until": "2026-03-03"}, False),
+        ({"until": "20260304"}, True),
+        ({"until": "20260303"}, False),
+        ({"from": "20260304"}, True),
+        ({"from": "20260304T1800"}, False),
+        ({"until": "9999-12-31T23:59", "timezone": "America/New_York"}, True),
+        ({"until": "9999-12-31"}, True),
+        ({"from": "9999-12-31T23:59", "timezone": "America/New_York"}, False),
+        ({"until": "0001-01-01T00:00", "timezone": "Europe/Berlin"}, False),
+        ({"from": "0001-01-01T00:00", "timezone": "Europe/Berlin"}, True),
+        ({"until": "0001-01-01T00:00+05:00"}, False),
         ({"until": "2026-03-04T12:00"}, False),
         ({"until": "2026-03-04T12:00", "timezone": "America/New_York"}, True),
         ({"from": "2026-03-04T12:00Z", "until": "2026-03-04T14:01+02:00"}, True),
@@ -245,7 +255,13 @@ def test_a_weekday_is_that_of_the_time_zone():
         ("4", [4, 4.0, "4", "4.0", ["4"]], ["44", 5]),
         ("4.0", [4, 4.0, "4", "4.0"], ["4.1"]),
         ("3.1", ["3.1", 3.1], ["3.10"]),
-        (">= 16", [16, 16.0, "16", "16.5", ["32"], "16G"], [15, "15", "many", True, None, "", []]),
+        (">= 16", [16, 16.0, "16", "16.5", ["32"]], [15, "15", "many", True, None, "", []]),
+        (
+            ">= 4g",
+            ["4G", "4g", "4 gb", "4GiB", "4gib", "4gi", "8 GB", "1T", 4 * 1024**3],
+            ["3g", "4000m", "4M", "4", 4],
+        ),
+        ("< 2 mb", ["1m", "1500k", "1b", "1 KiB", "2000000"], ["2M", "2mi", "2 MB", "2x", "2 m b"]),
         ("> 0.4", ["500m", 1], ["400m"]),
         ("!= 4", [5, "5"], [4, "4.0", "four"]),
         ("Large [GPU]", ["Large [GPU]", ["Large [GPU]"]], ["Large [CPU]", "Large"]),
@@ -260,6 +276,19 @@ def test_an_option_is_what_a_form_or_the_api_makes_of_it(wanted: object, fit: li
     for value in unfit:
         assert matches(replace(ADA, options={"k": value}), options={"k": wanted}) is False, value
         assert matches(replace(ADA, options={"k": value}), not_options={"k": wanted}), value
+
+
+@pytest.mark.parametrize("wanted", [">= 16", "< 4", "!= 3", "> 0, <= 8G"])
+def test_a_number_without_a_unit_is_not_compared_with_one_that_has_one(wanted: str):
+    """1G was more than 16, and a server with 1 GB had the limits of a large one."""
+    server = replace(ADA, options={"mem": "1G"})
+    assert matches(server, options={"mem": wanted}) is None
+    assert matches(server, not_options={"mem": wanted}) is None
+    assert matches(server, users="bob", options={"mem": wanted}) is False
+    assert matches(server, hours="01:00-02:00", options={"mem": wanted}) is False
+    assert matches(server, options={"mem": [wanted, "1G"]}) is True
+    assert rule(options={"mem": wanted}).hidden(server) == ()
+    assert first_match(parse([{"options": {"mem": wanted}, "never": True}])[0], server, NOW)[1] is False
 
 
 def test_a_path_leads_into_lists_by_number_and_into_every_item():
@@ -377,6 +406,9 @@ def test_a_rule_whose_last_day_has_passed_is_told():
         ({"from": "soon"}, "rules[1].from: 'soon' is no date such as 2026-12-01"),
         ({"until": 5}, "rules[1].until: 5 is no date"),
         ({"until": "2026-13-01"}, "rules[1].until: '2026-13-01' is no date"),
+        ({"until": "20261301"}, "rules[1].until: '20261301' is no date"),
+        ({"until": "2026-W49-2"}, "rules[1].until: '2026-W49-2' is no date"),
+        ({"until": "202612011"}, "rules[1].until: '202612011' is no date"),
         ({"from": "2026-03-04", "until": "2026-03-03"}, "rules[1].until: '2026-03-03' isn't later than from"),
         ({"never": False, "max_servers": -1}, "rules[1].max_servers: -1 is out of range"),
         ({"never": False, "max_servers": 2.5}, "rules[1].max_servers: is a number of servers, and 2.5 is not"),

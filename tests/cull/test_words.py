@@ -170,6 +170,13 @@ def test_a_sentence_says_why_and_when(sentence: str, expected: str) -> None:
             'Left alone: the rule "class" depends on groups and options, which the hub doesn\'t show HubGuard.',
         ),
         (
+            says(
+                server(125, options={"mem": "1G"}), ruled({"name": "big", "options": {"mem": ">= 16"}, "never": True})
+            ),
+            'Left alone: the rule "big" compares an option that has a unit with a number that has none; write the unit in'
+            " the rule, too, as in '>= 16G'.",
+        ),
+        (
             says(server(125), known=Known(exemption=KEPT)),
             "Kept until 15:00 UTC (in 3 h), by bob: exam on Monday. Judged again after that.",
         ),

@@ -207,8 +207,8 @@ def surplus_of(
 ) -> dict[Run, Surplus]:
     """By run, those beyond the numbers that the policy's rules allow: of each user, then of all, the ones idle for longest.
 
-    What a rule decides on counts for it, unless it is stopping. Switched off, kept or without known times, a server counts,
-    and is never one of those beyond.
+    What a rule decides on counts for it, unless it is stopping. A server that HubGuard may not stop, or that the hub
+    couldn't stop now, counts, and is never one of those beyond: another is.
     """
     limited = {rule.name: rule for rule in policy.rules if rule.max_servers or rule.max_servers_in_all}
     if not limited:
@@ -218,9 +218,8 @@ def surplus_of(
         rule, certain = first_match(policy.rules, server, now)
         if rule is not None and certain and rule.name in limited and server.pending != "stop":
             of_run = known.get(server.run, _NOTHING)
-            kept = of_run.exemption is not None and of_run.exemption.covers(server.user, server.name, now)
-            may_go = not kept and _switched_off(server, policy) is None
-            members[rule.name].append((_idle_since(server, of_run)[0] if may_go else None, server))
+            idle_since = _idle_since(server, of_run)[0] if _may_go(server, policy, of_run, now) else None
+            members[rule.name].append((idle_since, server))
     beyond: dict[Run, Surplus] = {}
     for name, of_rule in members.items():
         rule = limited[name]
@@ -236,6 +235,14 @@ def surplus_of(
             surplus = Surplus(name, len(of_rule), rule.max_servers_in_all, in_all=True)
             beyond |= dict.fromkeys(_longest_idle(staying, len(staying) - rule.max_servers_in_all), surplus)
     return beyond
+
+
+def _may_go(server: Server, policy: CullPolicy, known: Known, now: datetime) -> bool:
+    """Whether ``server`` could be stopped now, however idle it is. A back-off after a failure only puts that off."""
+    kept = known.exemption is not None and known.exemption.covers(server.user, server.name, now)
+    off = _switched_off(server, policy) is not None or (bool(server.name) and policy.named_servers_off)
+    within = policy.reach is None or policy.reach.covers(server) is True
+    return server.ready and server.pending is None and within and not (kept or off or known.hook is False)
 
 
 def _longest_idle(members: Sequence[tuple[datetime | None, Server]], number: int) -> list[Run]:

@@ -19,12 +19,22 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
 }
 _COMPARISON = re.compile(r"(>=|<=|!=|==|>|<|=)\s*(.*)", re.DOTALL)
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)\s*(?:(m|[KMGTP]i?B?|B)?)\s*", re.ASCII)
-_UNITS = {unit: 1024.0**power for power, unit in enumerate("KMGTP", 1)}
+_QUANTITY = re.compile(
+    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?)\s*([kmgtp]i?b?|b)?\s*", re.ASCII | re.IGNORECASE
+)
+_UNITS = {unit: 1024.0**power for power, unit in enumerate("BKMGTP")}
 
 _ON, _OFF = ("true", "on", "yes"), ("false", "off", "no")
 _SWITCHES = {**dict.fromkeys(_ON, True), **dict.fromkeys(_OFF, False)}
 _FORMS = {**_SWITCHES, "1": True, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number; ``sized``: with a unit of bytes, so that it can't be compared with a mere count."""
+
+    number: float
+    sized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +44,17 @@ class Wanted:
     text: str
     switch: bool | None = None
     number: float | None = None
-    bounds: tuple[tuple[str, float], ...] = ()
+    bounds: tuple[tuple[str, Quantity], ...] = ()
 
-    def fits(self, value: object) -> bool:
-        """Whether ``value``, no list or object, is it."""
+    def fits(self, value: object) -> bool | None:
+        """Whether ``value``, no list or object, is it; None if it has a unit, and a number to compare it with has none."""
         if self.bounds:
-            number = quantity(value)
-            return number is not None and all(_OPERATORS[sign](number, bound) for sign, bound in self.bounds)
+            given = quantity(value)
+            if given is None:
+                return False
+            if given.sized and not all(bound.sized for _, bound in self.bounds):
+                return None
+            return all(_OPERATORS[sign](given.number, bound.number) for sign, bound in self.bounds)
         if self.switch is not None:
             return _switch(value) is self.switch
         if self.number is not None:
@@ -76,17 +90,20 @@ def wanted(item: object) -> Wanted:
     return Wanted(item, bounds=tuple(bounds))
 
 
-def quantity(value: object) -> float | None:
-    """``value`` as a number; ``500m`` are thousandths, ``16G`` and ``16Gi`` count by 1024. None: it is none."""
+def quantity(value: object) -> Quantity | None:
+    """``value`` as a number; ``500m`` are thousandths, ``16G``, ``16gb`` and ``16Gi`` count by 1024. None: it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if not isinstance(value, str):
-        return _plain(value)
+        number = _plain(value)
+        return None if number is None else Quantity(number)
     match = _QUANTITY.fullmatch(value)
     if match is None:
         return None
     number, unit = float(match[1]), match[2] or ""
-    return number / 1000 if unit == "m" else number * _UNITS.get(unit[:1], 1.0)
+    if unit in {"", "m"}:
+        return Quantity(number / 1000 if unit else number)
+    return Quantity(number * _UNITS[unit[0].upper()], sized=True)
 
 
 def at(value: object, key: str) -> Iterator[object]:

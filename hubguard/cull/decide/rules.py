@@ -29,6 +29,9 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_MIN = 24 * 60
 _WEEK_MIN = 7 * _DAY_MIN
 
+_FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
+_DAY = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)(?!\d)", re.ASCII)
+
 Globs = tuple[str, ...]
 Options = tuple[tuple[str, tuple[Wanted, ...]], ...]
 Span = tuple[int, int]
@@ -68,7 +71,10 @@ class Rule:
     max_servers_in_all: int = 0
 
     def matches(self, server: Server, now: datetime) -> bool | None:
-        """Whether it matches ``server`` at ``now``; None if that depends on something that the hub doesn't show."""
+        """Whether it matches ``server`` at ``now``.
+
+        None if that depends on something that the hub doesn't show, or on comparing an option's unit with a bare number.
+        """
         if self.admin not in {None, server.admin} or self.named not in {None, bool(server.name)}:
             return False
         have = _texts_of(server)
@@ -79,16 +85,16 @@ class Rule:
         for what, globs in self.without:
             if _any_match(globs, have[what] or ()):
                 return False
-        if server.options is not None:
-            if not all(_any_fits(items, server.options, key) for key, items in self.options):
-                return False
-            if any(_any_fits(items, server.options, key) for key, items in self.without_options):
-                return False
+        options = server.options or {}
+        wants = [_any_fits(items, options, key) for key, items in self.options]
+        bans = [_any_fits(items, options, key) for key, items in self.without_options]
+        if server.options is not None and (False in wants or True in bans):
+            return False
         if self.week is not None and not _within(self.week, now.astimezone(self.zone)):
             return False
         if (self.begins is not None and now < self.begins) or (self.ends is not None and now >= self.ends):
             return False
-        return None if self.hidden(server) else True
+        return None if None in (*wants, *bans) or self.hidden(server) else True
 
     def matches_user(self, user: User, now: datetime) -> bool | None:
         """Whether it matches every server of ``user``, whatever server that is, as :meth:`matches` does."""
@@ -125,7 +131,7 @@ class Rule:
 def first_match(rules: Sequence[Rule], server: Server, now: datetime) -> tuple[Rule | None, bool]:
     """The first of ``rules`` that matches ``server``, or None, and whether that is certain.
 
-    Not certain: whether this rule matches depends on something that the hub doesn't show, and no earlier one matches.
+    Not certain: whether this rule matches is unknown, and no earlier one matches.
     """
     for rule in rules:
         matched = rule.matches(server, now)
@@ -185,8 +191,9 @@ def _any_match(globs: Globs, texts: Iterable[str]) -> bool:
     return any(fits(glob, text) for text in texts for glob in globs)
 
 
-def _any_fits(items: tuple[Wanted, ...], options: Mapping[str, object], key: str) -> bool:
-    return any(item.fits(value) for value in at(options, key) for item in items)
+def _any_fits(items: tuple[Wanted, ...], options: Mapping[str, object], key: str) -> bool | None:
+    answers = {item.fits(value) for value in at(options, key) for item in items}
+    return True if True in answers else None if None in answers else False
 
 
 def _texts_of(server: Server) -> dict[str, tuple[str, ...] | None]:
@@ -274,7 +281,7 @@ def _all_fit(whole: tuple[Wanted, ...], part: tuple[Wanted, ...]) -> bool:
         if wide == narrow or (plain(wide) and wide.text == "*"):
             return True
         if wide.number is not None and plain(narrow):
-            return wide.fits(narrow.text)
+            return wide.fits(narrow.text) is True
         return plain(wide) and plain(narrow) and _glob_covers(wide.text, narrow.text)
 
     return all(any(covers(wide, narrow) for wide in whole) for narrow in part)
@@ -366,15 +373,20 @@ def _time(value: object) -> datetime | date:
         return value
     if isinstance(value, str):
         text = value.strip()
+        day = _DAY.match(text)
         try:
-            return date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text.replace("Z", "+00:00"))
+            if day and day.end() == len(text):
+                return date(*map(int, day.groups()))
+            if day:
+                # Python 3.10 reads a date with dashes only.
+                return datetime.fromisoformat("-".join(day.groups()) + text[day.end() :].replace("Z", "+00:00"))
         except ValueError:
             pass
     raise ValueError(f"{_shown(value)} is no date such as 2026-12-01 or 2026-12-01T18:00")
 
 
 def _moment(value: datetime | date | None, zone: tzinfo, *, last: bool = False) -> datetime | None:
-    """``value`` in UTC. A date is its begin, or with ``last`` its end."""
+    """``value`` in UTC, or the nearest that Python has. A date is its begin, or with ``last`` its end."""
     if value is None:
         return None
     try:
@@ -382,7 +394,7 @@ def _moment(value: datetime | date | None, zone: tzinfo, *, last: bool = False) 
             value = datetime.combine(value + timedelta(days=1) if last else value, time())
         return (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(timezone.utc)
     except OverflowError:
-        return None  # before or after all that can be
+        return _FIRST if value.year == date.min.year else _LAST
 
 
 def _number(value: object) -> int:
