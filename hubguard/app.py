@@ -97,6 +97,14 @@ def settings_for(place: Place, config_file: Path | None) -> tuple[Settings, Circ
             "Inactive users aren't deleted: the role of HubGuard's service lacks delete:users. Set HubGuardCull.users before"
             " the include."
         )
+    if pages := registration.get("proxy", {}).get("pages"):
+        notes.append(pages)
+    if missing := registration.get("custom_scopes"):
+        notes.append(
+            f"A line after HubGuard's include overwrites c.JupyterHub.custom_scopes, without {', '.join(missing)}. The"
+            " include has added them again, but a role that names one keeps the hub from starting. Include HubGuard last, or"
+            " add scopes with c.JupyterHub.custom_scopes.update()."
+        )
     circumstances = replace(
         circumstances, notes=tuple(notes), may_delete_users=may_delete_users, without_include=not registration
     )

@@ -10,6 +10,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from traitlets.config import Config
@@ -26,7 +27,7 @@ from hubguard.hub.client import HTTPHubAPI
 from hubguard.inhub import SCOPES, handover, runs_a_culler
 from hubguard.inhub.foresee import foresee
 from hubguard.inhub.idle_culler import read_command
-from hubguard.inhub.scopes import DELETE_USERS, SERVICE, Need, allows
+from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, SERVICE, Need, allows
 from hubguard.journal.migrate import revisions
 from hubguard.place import place_from
 from hubguard.prune.settings import HubGuardPrune
@@ -108,7 +109,19 @@ def examine_config(path: Path) -> tuple[Check, ...]:
         )
     else:
         checks.append(Check("service", Finding.FINE, "HubGuard is registered as a service"))
-    return (*checks, *_foreseen(config, ours))
+    checks += _scopes_defined(config) if "hubguard" in names else []
+    return (*checks, *_foreseen(config, ours), *_pages(config))
+
+
+def _scopes_defined(config: Config) -> list[Check]:
+    """The check of our custom scopes; none if they are defined."""
+    scopes = config.JupyterHub.get("custom_scopes", {})
+    scopes = scopes.get_value({}) if isinstance(scopes, LazyConfigValue) else scopes
+    if scopes.keys() >= CUSTOM_SCOPES.keys():
+        return []
+    what = "a line after the include overwrites c.JupyterHub.custom_scopes: a role that names HubGuard's keeps the hub from"
+    do = "Include HubGuard last, or add scopes with c.JupyterHub.custom_scopes.update()."
+    return [Check("scopes", Finding.WARNING, f"{what} starting", do)]
 
 
 def _foreseen(config: Config, ours: Mapping[str, Mapping[str, object]]) -> list[Check]:
@@ -143,6 +156,24 @@ def _taken(told: handover.Handover, ours: Mapping[str, Mapping[str, object]]) ->
         for section, values in told.settings.items()
         for name, value in values.items()
     )
+
+
+def _pages(config: Config) -> list[Check]:
+    """The check whether a proxy that runs elsewhere can reach our pages; none if nothing speaks against it."""
+    proxy = config.get("ConfigurableHTTPProxy", {})
+    api_url, url = proxy.get("api_url", ""), config.get("HubGuard", {}).get("url", "")
+    where = urlsplit(api_url).hostname if isinstance(api_url, str) else None
+    ours = urlsplit(url).hostname if isinstance(url, str) and url else LOOPBACK[0]
+    if proxy.get("should_start", True) is not False or where in (None, *LOOPBACK) or ours not in LOOPBACK:
+        return []
+    what = (
+        f"the proxy is at {where}, and HubGuard's pages would be at {ours}, which no other machine or container reaches"
+    )
+    do = 'Set HubGuard.url to an address of the hub\'s machine that the proxy reaches, such as "http://hub:10101".'
+    return [Check("pages", Finding.WARNING, what, do)]
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def as_json(check: Check) -> dict[str, str]:

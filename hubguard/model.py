@@ -239,6 +239,7 @@ class FindingKind(str, Enum):
     PRUNE_HELD = "prune-held"  # a scheduled pruning removes nobody until a person has looked
     USERS_KEPT = "users-kept"  # inactive users aren't deleted until somebody accepts what goes with them
     NAMED_SERVERS_OFF = "named-servers-off"  # named servers are due, and the hub lets nobody stop any
+    NEW_DATABASE = "new-database"  # the hub has a new database, which has none of the earlier users
     NOT_DELETED = "not-deleted"  # the hub fails to delete users
 
 

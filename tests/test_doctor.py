@@ -113,3 +113,53 @@ async def test_incident_an_external_culler_of_an_admin_was_named_with_nothing_to
     (unseen,) = await doctor._cullers({}, Hub(ext=()))  # type: ignore[arg-type]
     assert "ext" in unseen.what
     assert "let only one of the two do that" in unseen.do
+
+
+def of_config(folder: Path, *lines: str) -> dict[str, list[doctor.Check]]:
+    """What the doctor finds in a hub's config with the include before these lines, by subject."""
+    file = folder / "jupyterhub_config.py"
+    file.write_text("\n".join(["from hubguard.inhub import register", "register(c)", *lines, ""]))
+    found: dict[str, list[doctor.Check]] = {}
+    for check in doctor.examine_config(file):
+        found.setdefault(check.subject, []).append(check)
+    return found
+
+
+def test_custom_scopes_that_are_set_after_the_include_are_found(tmp_path: Path):
+    assert "scopes" not in of_config(tmp_path, "c.JupyterHub.custom_scopes.update({'custom:x': {'description': 'x'}})")
+    (check,) = of_config(tmp_path, "c.JupyterHub.custom_scopes = {'custom:x': {'description': 'x'}}")["scopes"]
+    assert check.finding is Finding.WARNING
+    assert "overwrites c.JupyterHub.custom_scopes" in check.what
+    assert "update()" in check.do
+
+
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        (
+            ["c.ConfigurableHTTPProxy.should_start = False", "c.ConfigurableHTTPProxy.api_url = 'http://proxy:8001'"],
+            True,
+        ),
+        (
+            [
+                "c.ConfigurableHTTPProxy.should_start = False",
+                "c.ConfigurableHTTPProxy.api_url = 'http://127.0.0.1:8001'",
+            ],
+            False,
+        ),
+        (["c.ConfigurableHTTPProxy.api_url = 'http://proxy:8001'"], False),
+        (
+            [
+                "c.ConfigurableHTTPProxy.should_start = False",
+                "c.ConfigurableHTTPProxy.api_url = 'http://proxy:8001'",
+                "c.HubGuard.url = 'http://hub:10101'",
+            ],
+            False,
+        ),
+    ],
+)
+def test_pages_that_a_proxy_in_another_container_cant_reach_are_found(tmp_path: Path, lines: list[str], warned: bool):
+    found = of_config(tmp_path, *lines)
+    assert ("pages" in found) is warned
+    if warned:
+        assert "HubGuard.url" in found["pages"][0].do

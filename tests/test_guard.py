@@ -1014,3 +1014,41 @@ async def test_users_whom_the_hub_fails_to_delete_are_tried_ever_less_and_stoppi
     await w.for_s(86400)
     assert culling_findings(w, FindingKind.NOT_DELETED) == []
     assert await w.hub.count_users() == 0
+
+
+async def test_a_hub_whose_database_begins_anew_with_each_start_goes_on_being_culled(world: MakeWorld):
+    """A db_url in memory, or a file that was replaced: after the restart everybody is new, and most are gone."""
+    w = await world(generation=1.0)
+    for number in range(40):
+        w.hub.add_user(User(f"u{number:02}", False, (), ("user",), w.clock.now() - timedelta(days=3)))
+    w.server("before", 10)
+    await w.for_s(300)
+    await w.clock.run(w.clock.sleep(60))
+    started_at = w.clock.now()
+    again = await world(books=w.books, clock=w.clock, generation=started_at.timestamp())
+    await w.clock.run(w.clock.sleep(5))
+    for name in ("ada", "bob", "cat"):
+        again.hub.add_user(User(name, False, (), ("user",), w.clock.now()))
+    again.hub.add(Server("ada", "", True, None, w.clock.now(), w.clock.now()))
+    await again.for_s(120)
+    assert again.status.brake is None
+    (told,) = [finding.detail for finding in again.status.findings if finding.kind is FindingKind.NEW_DATABASE]
+    assert told.startswith("All 3 users of the hub are new since ")
+    assert "JupyterHub.db_url" in told
+    await again.for_s(900)
+    assert again.stopped() == ["ada"]
+    assert [request.call for request in again.hub.requests].count("first") == 1
+
+
+async def test_a_hub_that_lost_users_and_kept_one_of_before_is_braked_for_as_ever(world: MakeWorld):
+    w = await world(generation=1.0)
+    old = w.clock.now() - timedelta(days=3)
+    for number in range(40):
+        w.hub.add_user(User(f"u{number:02}", False, (), ("user",), old))
+    await w.for_s(300)
+    again = await world(books=w.books, clock=w.clock, generation=w.clock.now().timestamp())
+    again.hub.add_user(User("u00", False, (), ("user",), old))
+    again.hub.add_user(User("new", False, (), ("user",), w.clock.now()))
+    await again.for_s(120)
+    assert again.status.brake is not None
+    assert again.status.brake.acceptable

@@ -30,6 +30,9 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 AT_ONCE = 8
 """Maximum containers whose details are read at the same time: the engine answers each in about a millisecond."""
 
+HOST = "host"
+"""The network of containers that have none of their own."""
+
 GRACE_S = 10
 """Seconds from SIGTERM to SIGKILL; the engine's own default, which DockerSpawner takes, too."""
 
@@ -112,7 +115,8 @@ class DockerBackends(Backends):
         """Reports containers that have stopped, too: DockerSpawner keeps them by default.
 
         If a server's own isn't seen to run, and its state names none, another hub's by its names may be it, from before this
-        hub's URL or network changed: then it is unknown whether the server runs.
+        hub's URL or network changed: then it is unknown whether the server runs. So it is of what is in the host's network
+        with this hub's URL.
         """
         if _SWARM in self._place.spawner:
             raise BackendError(
@@ -132,7 +136,8 @@ class DockerBackends(Backends):
             named = by_id.get(row.id) or by_name.get(row.name)
             proof = self._proof(details.claim, row.networks)
             if proof is None and named is None:
-                if details.claim.key in unnamed and _ALIVE.get(row.state) is not False:
+                wanted = details.claim.key in unnamed or self._looks_alike(details.claim, row.networks)
+                if wanted and _ALIVE.get(row.state) is not False:
                     strangers.append(self._stranger(row, details, details.claim))
                 continue
             # A renamed user's container keeps the old name in its environment.
@@ -245,6 +250,8 @@ class DockerBackends(Backends):
         whose = claim.whose
         if claim.api_url == self._api_url:
             whose = f"it isn't in this hub's network, {self._network}"
+        if self._looks_alike(claim, row.networks):
+            whose = "it is in the host's network, where nothing tells this hub's containers from those of others"
         return Backend(
             kind=self.kind,
             id=f"{row.id}@{details.run}",
@@ -256,6 +263,10 @@ class DockerBackends(Backends):
             command=f"docker rm -f {row.id[:12]}",
             detail=f"{whose}, so it is unknown whose it is; {row.status or row.state}",
         )
+
+    def _looks_alike(self, claim: Claim, networks: frozenset[str]) -> bool:
+        """Whether it is in the host's network with this hub's URL: the hub's settings may name another network."""
+        return claim.api_url == self._api_url and networks == {HOST}
 
     def _proof(self, claim: Claim, networks: frozenset[str]) -> str | None:
         """One clause on why it is this hub's; "" if it only looks like it; None if it is another's."""

@@ -43,6 +43,7 @@ class Reason(str, Enum):
     STUCK = "pending-stuck"  # pending for longer than its limit
     PROTECTED = "protected"  # a user that the settings of pruning protect, or that the hub's config names
     BEYOND = "beyond"  # the idle culler that HubGuard replaces had no right to it
+    DOTS = "dots"  # a name of dots alone, which has no path of its own at the hub
     SWITCHED_OFF = "named-servers-off"  # the hub has named servers switched off, and lets nobody stop any
     STORAGE = "storage"  # a user whose storage would go, too, which nobody has acknowledged
 

@@ -31,6 +31,7 @@ _EXEMPT_WHY: dict[Reason, str] = {
     Reason.DEFAULT_SERVER: "default servers are left alone (HubGuardCull.default_servers)",
     Reason.NAMED_SERVER: "named servers are left alone (HubGuardCull.named_servers)",
     Reason.BEYOND: "the role of the idle culler that HubGuard replaces doesn't allow it",
+    Reason.DOTS: 'a name of dots alone ("." or "..") has no path of its own at the hub; rename or delete it there',
     Reason.NO_LIMITS: "both limits are switched off (HubGuardCull.idle_timeout_s and max_age_s are 0)",
 }
 

@@ -46,6 +46,7 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.PRUNE_HELD: "Pruning waits",
     FindingKind.USERS_KEPT: "Users kept",
     FindingKind.NAMED_SERVERS_OFF: "Named servers off",
+    FindingKind.NEW_DATABASE: "New database",
     FindingKind.NOT_DELETED: "Users not deleted",
 }
 

@@ -15,6 +15,7 @@ from hubguard.errors import BackendError, HubGuardError
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB, HubState
 from hubguard.hub.http import printable
+from hubguard.hub.names import addressable
 from hubguard.hub.nouns import ORMCounts
 from hubguard.hub.reading import Read, read
 from hubguard.model import Key, Reading, Route, Server, Source
@@ -161,6 +162,9 @@ class WorldObserver:
 
     async def _ask_the_hub(self, world: World, keys: list[Key]) -> World:
         """``world`` with the hub's word on these servers read now. A server for which it doesn't answer is unsure."""
+        nameless = {key for key in keys if not (addressable(key[0]) and addressable(key[1]))}
+        world = replace(world, unsure=world.unsure | nameless)
+        keys = [key for key in keys if key not in nameless]
         if not keys:
             return world
         assert world.servers is not None

@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from hubguard.hub.nouns import Account, Accounts, AccountServer, UndoServer, UndoUser
 from hubguard.hub.read_only import ReadOnly
 from hubguard.hub.tables import (
+    HAS_NAME,
     USERS_AT_ONCE,
     Names,
     as_name,
@@ -55,7 +56,7 @@ _SPAWNER_IDS: sa.BindParameter[Any] = sa.bindparam("spawner_ids", expanding=True
 _SERVER_IDS: sa.BindParameter[Any] = sa.bindparam("server_ids", expanding=True)
 _CLIENT_IDS: sa.BindParameter[Any] = sa.bindparam("client_ids", expanding=True)
 
-_USERS = sa.select(users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity)
+_USERS = sa.select(users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity).where(HAS_NAME)
 _ALL_USERS = _USERS.where(users.c.id > _AFTER).order_by(users.c.id).limit(USERS_AT_ONCE)
 _STALE_USERS = _ALL_USERS.where(users.c.last_activity.is_(None) | (users.c.last_activity <= _SINCE))
 _THESE_USERS = _USERS.where(users.c.name.in_(_NAMES))

@@ -77,6 +77,10 @@ class HubAPI(Protocol):
         """How many users the hub has, whether or not anything of theirs runs. Raises HubError."""
         ...
 
+    async def first_user(self) -> User | None:
+        """The oldest user of the hub, by its own numbers; None: it has nobody. Raises HubError."""
+        ...
+
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
         """Every user who hasn't been active since then, or never was, sorted by name; None: every user.
 

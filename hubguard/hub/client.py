@@ -54,6 +54,7 @@ from hubguard.hub.models import (
     read_users,
     with_group_roles,
 )
+from hubguard.hub.names import addressable
 from hubguard.hub.nouns import TokenOwner
 from hubguard.hub.routes import read_hub_routes
 from hubguard.inhub.scopes import DELETE_USERS
@@ -146,6 +147,11 @@ class HTTPHubAPI(OverHTTP, HubAPI):
     @override
     async def count_users(self) -> int:
         return (await self._page(_listing("count its users"), read_users, 0, limit=1)).total
+
+    @override
+    async def first_user(self) -> User | None:
+        page = await self._page(_listing("show its first user", sort="id"), _read_users_activity, 0, limit=1)
+        return next(iter(page.items.values()), None)
 
     @override
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
@@ -557,6 +563,13 @@ def _is_hubs(answer: Any, status: int) -> bool:
 
 
 def _quoted(name: str) -> str:
+    if not addressable(name):
+        # Whatever stands between us and the hub may take it for another path: /users/ann/servers/.. for /users/ann.
+        raise HubFailed(
+            f"Nothing was sent: a user or server named {name!r} has no path of its own, since proxies take that for another"
+            " one. Rename or delete it on the hub.",
+            status=400,
+        )
     return quote(name, safe="")
 
 

@@ -23,6 +23,7 @@ from hubguard.hub.accounts import read_accounts, read_undo_users, read_users_mad
 from hubguard.hub.nouns import Accounts, ORMCounts, UndoUser
 from hubguard.hub.read_only import SILENT_S, ReadOnly
 from hubguard.hub.tables import (
+    HAS_NAME,
     REVISIONS,
     USERS_AT_ONCE,
     Names,
@@ -67,12 +68,12 @@ _RUNNING: sa.Select[Any] = (
     )
     .join_from(spawners, users, spawners.c.user_id == users.c.id)
     .join(servers, spawners.c.server_id == servers.c.id)
-    .where(spawners.c.server_id.is_not(None))
+    .where(spawners.c.server_id.is_not(None), HAS_NAME)
 )
 _WHERE_THEY_ARE: sa.Select[Any] = _RUNNING.add_columns(servers.c.proto, servers.c.ip, servers.c.port, spawners.c.state)
 _INACTIVE: sa.Select[Any] = (
     sa.select(users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity)
-    .where(users.c.id > sa.bindparam("after"))
+    .where(users.c.id > sa.bindparam("after"), HAS_NAME)
     .where(
         users.c.last_activity.is_(None) | (users.c.last_activity < sa.bindparam("since", type_=sa.DateTime())),
     )

@@ -66,7 +66,9 @@ def read_users(items: Any, *, need_activity: bool = False) -> dict[str, User]:
     """The users of a page by name. ``need_activity`` and what is raised are read_user's."""
     if not isinstance(items, list):
         raise _garbled(f"it returned {_short(items)} instead of a list of users")
-    named = ((read_text(item, "name"), item) for item in items)
+    # The hub's tables allow a user without a name, who can't be asked about and must not hide all others.
+    there = (item for item in items if not (isinstance(item, dict) and "name" in item and not item["name"]))
+    named = ((read_text(item, "name"), item) for item in there)
     return {name: read_user(item, of=name, need_activity=need_activity) for name, item in named}
 
 
@@ -97,6 +99,7 @@ def read_user(user: Any, *, of: str, need_activity: bool = False, stopped: bool 
     read = (
         _read_server(of, name, server, admin=admin, groups=groups, roles=roles)
         for name, server in sorted(servers.items())
+        if not _is_nameless(name, server)
     )
     return User(
         name=of,
@@ -255,8 +258,8 @@ def _read_date(header: str) -> datetime | None:
 
 
 def _read_names(user: dict[str, Any], key: str, of: str) -> tuple[str, ...] | None:
-    """The names of the groups or roles of a user, in order; None if the hub leaves them out."""
-    if key not in user:
+    """The names of the groups or roles of a user, in order; None if the hub leaves them out, or has none to show."""
+    if user.get(key) is None:
         return None
     names = user[key]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -294,6 +297,11 @@ def _read_server(
         roles=roles,
         options=options,
     )
+
+
+def _is_nameless(name: str, model: Any) -> bool:
+    """Whether the hub's row of that server has no name: in JSON its key is "null". It can't be asked about."""
+    return name == "null" and isinstance(model, dict) and model.get("name", "") is None
 
 
 def _count(answer: dict[str, Any], key: str) -> int:

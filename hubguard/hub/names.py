@@ -27,6 +27,11 @@ def fits(glob: str, text: str) -> bool:
     return fnmatchcase(text, glob) or ("[" in glob and fnmatchcase(text, plain(glob)))
 
 
+def addressable(name: str) -> bool:
+    """Whether a path of the hub's can name ``name``. "." and ".." mean other paths to whatever stands in between."""
+    return name not in {".", ".."}
+
+
 def plain(glob: str) -> str:
     """``glob`` with its brackets standing for themselves."""
     return glob.replace("[", "[[]")

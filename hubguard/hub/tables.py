@@ -25,6 +25,8 @@ USERS_AT_ONCE = 500
 # No ORM of the hub's and no types: a column is what the driver gives, and only those are named that are read.
 _revision = sa.table("alembic_version", sa.column("version_num"))
 users = sa.table("users", *map(sa.column, ("id", "name", "admin", "created", "last_activity")))
+HAS_NAME = users.c.name != ""
+"""Leaves out users without a name, which the hub's tables allow: one odd row must not hide all others."""
 spawners = sa.table(
     "spawners",
     *map(

@@ -6,10 +6,12 @@ import ast
 import asyncio
 import atexit
 import contextlib
+import ipaddress
 import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -23,9 +25,9 @@ from traitlets.config.loader import DeferredConfigString, LazyConfigValue
 from hubguard import understudy
 from hubguard.inhub import handover
 from hubguard.inhub.named_users import add_names_of_the_hub, named_users, packed
-from hubguard.inhub.scopes import SERVICE
+from hubguard.inhub.scopes import CUSTOM_SCOPES, SERVICE
+from hubguard.inhub.spawner_settings import CLAIMING, STORING, classes_of, deleter_of, setting, settings_of
 from hubguard.inhub.spawner_settings import HUBS_OWN as NO_DELETER
-from hubguard.inhub.spawner_settings import STORING, classes_of, deleter_of, setting, settings_of
 from hubguard.inhub.stop_hook import watch_stops
 
 PASSED_ON = (
@@ -67,6 +69,7 @@ class LateRegistration(str):
     problems: tuple[Problem, ...]
     handed_over: handover.Handover | None
     first_started_at: float
+    page_url: str
 
     def __new__(cls, *problems: Problem) -> LateRegistration:
         """``problems`` come first in the ``errors`` of the registration."""
@@ -74,6 +77,7 @@ class LateRegistration(str):
         made.problems = problems
         made.handed_over = None
         made.first_started_at = 0.0
+        made.page_url = ""
         return made
 
     def __deepcopy__(self, memo: object) -> LateRegistration:
@@ -89,13 +93,15 @@ class LateRegistration(str):
         except AttributeError as error:
             facts["errors"].append((INCLUDE, f"can't see the hub that it runs in ({error})"))
             return json.dumps(facts)
+        with contextlib.suppress(Exception):
+            self.page_url = app._service_map[SERVICE].url or self.page_url
         with contextlib.suppress(Exception):  # a hub that waits a while is still a hub
             _do_not_wait(app)
         with contextlib.suppress(Exception):  # an orphan that nobody reports is found by looking
             watch_stops(app)
         for name, find in (
             ("sections", _sections),
-            ("proxy", _proxy),
+            ("proxy", self._proxy),
             ("hub", self._hub),
             ("spawner", _spawner),
             ("prune", _prune),
@@ -103,6 +109,7 @@ class LateRegistration(str):
             ("environ", _environ),
             ("handover", self._handover),
             ("scopes", _scopes),
+            ("custom_scopes", _custom_scopes),
         ):
             try:
                 facts[name] = find(app, facts["errors"])
@@ -119,6 +126,14 @@ class LateRegistration(str):
             facts["errors"].append(("HubGuard's settings in the hub's config", "they are too long to be passed on."))
             text = json.dumps({"errors": facts["errors"]})
         return text
+
+    def _proxy(self, app: Any, errors: list[Problem]) -> dict[str, str]:
+        """Where the proxy is, and as ``pages`` why it can't reach ours, if it can't."""
+        facts = _proxy(app, errors)
+        if pages := _out_of_reach(self.page_url, facts.get("api_url", "")):
+            facts["pages"] = pages
+            log.warning("%s", pages)
+        return facts
 
     def _hub(self, app: Any, errors: list[Problem]) -> dict[str, Any]:
         """How often, and when, the hub takes over activity from the proxy, its database if that is to be read, and its URLs.
@@ -292,6 +307,38 @@ def _proxy(app: Any, errors: list[Problem]) -> dict[str, str]:
     return facts
 
 
+def _out_of_reach(page_url: str, proxy_url: str) -> str:
+    """Why the proxy can't reach HubGuard's pages, and what to set, as sentences; "" if nothing speaks against it."""
+    page = urlsplit(page_url)
+    at = urlsplit(proxy_url)
+    proxy = (at.hostname or "") if at.scheme in ("http", "https") else ""
+    if proxy in ("", "localhost", socket.gethostname()) or not _is_loopback(page.hostname or "") or _is_ours(proxy):
+        return ""
+    port = page.port or 10101
+    return (
+        f"The proxy runs elsewhere (its API is at {proxy}), so it can't reach HubGuard's pages at {page.hostname}. Set"
+        f' c.HubGuard.url to an address of this machine as the proxy knows it, for example "http://hub:{port}", and'
+        " c.HubGuard.bind_ip to \"0.0.0.0\" if that name isn't one of this machine's own."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _is_ours(host: str) -> bool:
+    """Whether that IP address is this machine's own; False for a name, which isn't looked up."""
+    try:
+        address = ipaddress.ip_address(host)
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def _api_url(app: Any) -> str:
     """As Spawner.get_env has it (5.5 and 6.1), without a slash at the end."""
     url = str(app.hub.api_url)
@@ -324,6 +371,10 @@ def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:
         storing = settings_of(app.config, kind, STORING)
         deleter = deleter_of(kind)
         facts.update(classes=classes_of(kind), settings=storing, overrides=deleter != NO_DELETER, deleter=deleter)
+    with contextlib.suppress(Exception):
+        kind = type(app.authenticator)
+        names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
+        facts.update(authenticator=names, claims=settings_of(app.config, kind, CLAIMING))
     return facts
 
 
@@ -351,6 +402,20 @@ def _scopes(app: Any, errors: list[Problem]) -> list[str] | None:
     """What HubGuard's service may really do, since a later line may have set the roles again; None if it can't be seen."""
     scopes = handover.scopes_of(app._service_map.get(SERVICE))
     return None if scopes is None else sorted(scopes)
+
+
+def _custom_scopes(app: Any, errors: list[Problem]) -> list[str]:
+    """Those of our custom scopes that a line after the include has taken out of the hub's config.
+
+    The hub knows them again. Without them, it answers every login at our pages with 400: it looks up all that our service
+    may ask for (tried on 5.5 and 6.1).
+    """
+    defined = getattr(app, "custom_scopes", CUSTOM_SCOPES)
+    missing = {name: scope for name, scope in CUSTOM_SCOPES.items() if name not in defined}
+    if missing:
+        # Where a hub runs, its module is loaded; commands import this one without a hub.
+        sys.modules["jupyterhub.scopes"].define_custom_scopes(missing)
+    return sorted(missing)
 
 
 def _redirect_uri(app: Any, errors: list[Problem]) -> str:

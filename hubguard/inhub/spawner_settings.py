@@ -22,6 +22,12 @@ TELLING: Mapping[str, tuple[str, ...]] = {
 }
 """The traits that are passed on, by the name of the class that brings them. None of them holds a secret."""
 
+CLAIMING: Mapping[str, tuple[str, ...]] = {
+    "FirstUseAuthenticator": ("create_users",),
+    "NativeAuthenticator": ("enable_signup", "open_signup"),
+}
+"""By class of authenticator, the settings that decide whether anyone may take a name that nobody has."""
+
 STORING: Mapping[str, tuple[str, ...]] = {"KubeSpawner": ("delete_pvc", "pvc_name_template", "storage_pvc_ensure")}
 """The traits that say what becomes of storage when a user is deleted, in the same way."""
 

@@ -22,7 +22,7 @@ from hubguard.model import Source
 from hubguard.pacing.clock import Clock
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale
-from hubguard.prune.decide.risks import TOKENS
+from hubguard.prune.decide.risks import TOKENS, claimed_again
 from hubguard.prune.model import (
     Caution,
     Deletion,
@@ -61,7 +61,7 @@ class HubConfigFacts:
     ``classes`` are the full names of the spawner's class and those it is made of, nearest first; empty: not known.
     ``settings`` are those of its settings that decide what becomes of storage. ``overrides``: it has code of its own for
     what is done when a user is deleted; None: not known. ``deleter`` is the full name of the class with that code; "": not
-    known.
+    known. ``authenticator`` and ``claims`` are the same of the authenticator, with what decides who may claim a name.
     """
 
     named: frozenset[str] | None = None
@@ -69,6 +69,8 @@ class HubConfigFacts:
     settings: Mapping[str, object] = field(default_factory=dict, hash=False)
     overrides: bool | None = None
     deleter: str = ""
+    authenticator: tuple[str, ...] = ()
+    claims: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_dict(cls, registration: Mapping[str, Any] | None) -> HubConfigFacts:
@@ -80,6 +82,8 @@ class HubConfigFacts:
             dict(registration.get("settings") or {}),
             registration.get("overrides"),
             str(registration.get("deleter") or ""),
+            tuple(map(str, registration.get("authenticator") or ())),
+            dict(registration.get("claims") or {}),
         )
 
 
@@ -264,7 +268,8 @@ class Review:
 
     async def _cautions(self, storage: Storage, within_s: float) -> tuple[Caution, ...]:
         tokens_known = await self._reader.tokens_known(within_s=within_s)
-        return prune_plan.cautions(storage, self._protection(), tokens_known=tokens_known)
+        claimed = claimed_again(self._facts.authenticator, self._facts.claims)
+        return prune_plan.cautions(storage, self._protection(), tokens_known=tokens_known, claimed=claimed)
 
     async def cautions(self) -> tuple[Caution, ...]:
         """What needs an acknowledgement now, whatever needed one when a plan was made.

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
 from hubguard.act.mandate import Mandate
-from hubguard.errors import JournalError
+from hubguard.errors import BudgetExhausted, HubError, JournalError
 from hubguard.hub.api import HubAPI
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
@@ -47,6 +47,12 @@ COMES_BACK_S = 3600.0
 
 REMEMBERED_NOTES = 5000
 """Journal notes read at startup, so that a restart doesn't announce the same servers or miss a deletion again."""
+
+SAME_START_S = 2.0
+"""Seconds by which a user may seem older than the start of the hub that made them. Some databases keep whole seconds."""
+
+TOLD_S = 86400.0
+"""Seconds for which a new database of the hub is a finding."""
 
 SETTLED_BY_DRIFT = frozenset(
     kind.value for kind in (ActionKind.CHECK_ROUTES, ActionKind.START_AND_STOP, ActionKind.END_BACKEND)
@@ -126,6 +132,7 @@ class Snapshots:
         self._findings = Findings()
         self._paced: tuple[PaceState, datetime | None] | None = None
         self._forgot_at: datetime | None = None
+        self._new_database: Finding | None = None
 
     @property
     def brake(self) -> Brake | None:
@@ -225,6 +232,7 @@ class Snapshots:
         if snapshot.complete:
             await self._settle_what_was_left(journal, open_intents, snapshot)
             await self._follow(journal, snapshot)
+        all_new = await self._all_are_new(snapshot)
         resumed_at = await journal.resumed_at()
         self._looked = Look(
             now=self._clock.now(),
@@ -235,11 +243,43 @@ class Snapshots:
             deleted_users=self._deleted_users,
             resumed_at=resumed_at,
             skew_s=None if self._hub.skew_s is None else -self._hub.skew_s,
+            all_new=all_new,
         )
         # This very look may show that idle clocks start again; only then it is known how much is due.
         clock_from = judge_the_world(self._judged.watch, self._looked, self._caution).clock_from
         self.seen = activity.pending_from(self.seen, clock_from)
         return Situation(self._looked.now, snapshot, self.seen, self._restores, clock_from)
+
+    async def _all_are_new(self, snapshot: Snapshot) -> bool:
+        """Whether most users are gone since the last look and all others came after it, so the database is new.
+
+        Then nobody is missed, and no server of theirs is judged by what was before.
+        """
+        watch, total = self._judged.watch, snapshot.users_total
+        fallen = watch.population.without(self._deleted_users)
+        if not snapshot.complete or total is None or not fallen.has_fallen(total, self._caution.population_fall):
+            return False
+        try:
+            first = await self._hub.first_user()
+        except (HubError, BudgetExhausted) as error:
+            log.info("Whether all users of the hub are new is unknown: %s", error)
+            return False
+        if first is None or first.created is None:
+            return False
+        before = [watch.hub_seen_at.timestamp()] if watch.hub_seen_at is not None else []
+        if watch.generation and self._generation != watch.generation:
+            before.append(self._generation - SAME_START_S)
+        if not before or first.created.timestamp() <= min(before):
+            return False
+        text = (
+            f"All {total:,} users of the hub are new since {first.created:%Y-%m-%d %H:%M} UTC, and {fallen.reference or 0:,}"
+            " were there before: the hub's database was replaced, or is kept in memory and starts empty with each start of"
+            " the hub (JupyterHub.db_url). HubGuard continues with the users that are there now. Servers from before show as"
+            " orphans where backends can be listed."
+        )
+        self._new_database = Finding(FindingKind.NEW_DATABASE, snapshot.taken_at, text)
+        log.warning("%s", text)
+        return True
 
     def _stuck(self, now: datetime) -> tuple[Seen, ...]:
         """What was pending for too long when it was last seen. Only the hub's API shows whether it still is."""
@@ -357,7 +397,11 @@ class Snapshots:
             Finding(FindingKind.PENDING_STUCK, seen.pending_since or now, _how_stuck(seen), seen.user, seen.server)
             for seen in self._stuck(now)
         ]
-        await self._findings.update(journal, (*self._judged.findings, *self._came_back.values(), *stuck), now)
+        anew = self._new_database
+        if anew is not None and now - anew.since > timedelta(seconds=TOLD_S):
+            anew = self._new_database = None
+        of_hub = (*self._judged.findings, *((anew,) if anew is not None else ()))
+        await self._findings.update(journal, (*of_hub, *self._came_back.values(), *stuck), now)
 
     def _follow_what_came_back(self, snapshot: Snapshot) -> None:
         """Runs that were seen gone and are ready again count as having come back for as long as they are there."""

@@ -243,6 +243,23 @@ class TestWhose:
         await fake.kill(before)
         assert {one.alive for one in await backends.look([Expected("ann", "")])} == {False}
 
+    async def test_containers_in_the_hosts_network_are_shown_as_unknown_and_not_hidden(
+        self, fake: FakeEngine, opened: Opened
+    ) -> None:
+        """``extra_host_config = {"network_mode": "host"}`` leaves the hub's network_name as it is, often "bridge"."""
+        ours = "http://127.0.0.1:8081/hub/api"
+        left = await run(fake, "left", environ("left", "", ours), "host")
+        await run(fake, "theirs", environ("bob", "", ours), "theirs")
+        await run(fake, "other", environ("dan", "", THEIRS), "host")
+        backends = opened(fake.socket, ours, network_name="bridge")
+        (found,) = await backends.look([])
+        assert (found.key, found.alive, found.proof) == (("left", ""), None, "")
+        assert "the host's network" in found.detail
+        with pytest.raises(BackendError, match="isn't proved"):
+            await backends.end(found)
+        await fake.kill(left)
+        assert await backends.look([]) == ()
+
     async def test_where_the_network_is_not_known_a_shared_url_proves_nothing(
         self, fake: FakeEngine, opened: Opened
     ) -> None:

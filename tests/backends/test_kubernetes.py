@@ -212,7 +212,7 @@ async def test_a_list_in_pages_is_read_to_its_end(
     assert all("continue=" in request and "resourceVersion" not in request for request in others)
 
 
-async def test_a_list_that_expired_in_its_midst_is_begun_anew_and_none_is_told_twice(
+async def test_a_list_that_expired_in_its_midst_is_new_database_and_none_is_told_twice(
     fake: FakeKubernetes, world: FakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kubernetes, "PAGE", 2)

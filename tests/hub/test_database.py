@@ -205,6 +205,23 @@ async def test_who_was_never_active_or_not_since_then_is_inactive_by_name_with_a
     assert [server.name for user in inactive for server in user.servers] == ["", "forgotten"]
 
 
+@pytest.mark.parametrize("column", ["admin", "created", "last_activity"])
+async def test_a_null_in_a_user_and_a_user_without_a_name_cost_no_others(url: str, column: str):
+    with changing(url) as connection:
+        connection.exec_driver_sql(f"UPDATE users SET {column} = NULL WHERE name = 'boss'")
+        connection.exec_driver_sql("UPDATE users SET name = NULL WHERE name = 'sleeper'")
+        connection.exec_driver_sql("UPDATE spawners SET started = NULL, last_activity = NULL")
+    with opened(url) as db:
+        state, inactive = await db.read(), await db.inactive_users(NOW)
+        accounts = (await db.accounts(None)).accounts
+    assert "boss" in {server.user for server in state.servers}
+    names = {user.name for user in inactive}
+    assert "gone" in names
+    assert None not in names
+    assert {"boss", "gone"} <= {account.name for account in accounts}
+    assert "sleeper" not in {account.name for account in accounts}
+
+
 async def test_a_time_in_another_zone_means_the_same_moment(db: HubDB):
     since = NOW - timedelta(days=30)
     elsewhere = since.astimezone(timezone(timedelta(hours=14)))

@@ -20,7 +20,7 @@ from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
 from hubguard import understudy
 from hubguard.inhub import CUSTOM_SCOPES, SCOPES, handover, named_users, register, runs_a_culler
-from hubguard.inhub.late import LONGEST, LateRegistration, Members, _sections
+from hubguard.inhub.late import LONGEST, LateRegistration, Members, _out_of_reach, _sections
 from hubguard.inhub.named_users import add_names_of_the_hub, packed, unpacked
 
 pytestmark = pytest.mark.hub
@@ -332,6 +332,21 @@ def test_settings_too_long_for_an_environment_variable_do_not_keep_the_hub_from_
 
 def test_a_proxy_of_another_kind_has_no_token_and_that_is_fine():
     assert told()["proxy"] == {}
+
+
+@pytest.mark.parametrize(
+    ("page", "proxy", "out_of_reach"),
+    [
+        ("http://127.0.0.1:4711", "http://proxy:8001", True),
+        ("http://localhost:4711", "http://192.0.2.1:8001", True),
+        ("http://hub:10101", "http://proxy:8001", False),
+        ("http://127.0.0.1:4711", "http://127.0.0.1:8001", False),
+        ("http://127.0.0.1:4711", "http://localhost:8001", False),
+        ("http://127.0.0.1:4711", "http+unix://%2Frun%2Fproxy.sock", False),
+    ],
+)
+def test_pages_that_a_proxy_elsewhere_cant_reach_are_told_with_what_to_set(page: str, proxy: str, out_of_reach: bool):
+    assert ("c.HubGuard.url" in _out_of_reach(page, proxy)) is out_of_reach
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,18 @@ async def test_nothing_is_begun_while_deleting_is_off_or_on_hold_or_what_it_risk
             await off.pruning.apply(plan.digest, 1, "ada", "")
 
     await run_in(off, refused)
+    firstuse = ("firstuseauthenticator.firstuseauthenticator.FirstUseAuthenticator", "jupyterhub.auth.Authenticator")
+    claimed = await world(told=replace(TOLD, authenticator=firstuse))
+    claimed.user("ann")
+
+    async def refused_by_name() -> None:
+        plan = await claimed.pruning.plan(STALE, "ada")
+        assert [caution.name for caution in plan.cautions] == ["names-claimed-again"]
+        assert "whoever next logs in" in plan.cautions[0].why
+        with pytest.raises(HubGuardError, match="names-claimed-again"):
+            await claimed.pruning.apply(plan.digest, 1, "ada", "")
+
+    await run_in(claimed, refused_by_name)
     w = await world(told=HubConfigFacts(frozenset(), ("kubespawner.spawner.KubeSpawner",), {"delete_pvc": True}, None))
     w.user("ann")
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.decide.rules import Rule, first_match
 from hubguard.cull.model import Decision, Known, Plan, Protected, Reason, Standing, Surplus, UserVerdict, Verdict
-from hubguard.hub.names import fits, spellings
+from hubguard.hub.names import addressable, fits, spellings
 from hubguard.journal.model import Exemption, Failures
 from hubguard.model import Action, ActionKind, Grounds, Server, User, same_run
 from hubguard.pacing.limits import backoff_s
@@ -140,6 +140,8 @@ def judge(server: Server, policy: CullPolicy, known: Known, now: datetime) -> Ve
         return replace(base, standing=beyond[0], reason=beyond[1], rule=None)
     if known.exemption is not None and known.exemption.covers(server.user, server.name, now):
         return replace(base, reason=Reason.EXEMPTION)
+    if not (addressable(server.user) and addressable(server.name)):
+        return replace(base, standing=Standing.EXEMPT, reason=Reason.DOTS)
     if not certain:
         return replace(base, standing=Standing.UNKNOWN, reason=Reason.CANT_TELL)
     if rule is not None and rule.never:
@@ -499,6 +501,8 @@ def _judge_user(user: User, policy: CullPolicy, kept: bool, now: datetime, clock
     if policy.user_reach is not None and (within := policy.user_reach.covers_user(user)) is not True:
         beyond = (Standing.EXEMPT, Reason.BEYOND) if within is False else (Standing.UNKNOWN, Reason.CANT_TELL)
         return UserVerdict(user, *beyond, idle_since, None)
+    if not addressable(user.name):
+        return UserVerdict(user, Standing.EXEMPT, Reason.DOTS, idle_since, None)
     if (protected := _protects(policy.protected, user)) is not None:
         standing, reason = protected
         return UserVerdict(user, standing, reason, idle_since, None)

@@ -11,6 +11,7 @@ from hubguard.prune.model import Caution, Protection, Storage, StorageFate
 UNKNOWN_SPAWNER = "unknown-spawner"
 USERS_IN_CONFIG = "users-in-config-unknown"
 TOKENS = "tokens-unknown"
+NAMES = "names-claimed-again"
 JOURNAL = "journal-unknown"
 """The names of the cautions that aren't a spawner's."""
 
@@ -113,11 +114,17 @@ JOURNAL_UNKNOWN = Caution(
 
 
 def cautions(
-    storage: Storage, protection: Protection, *, tokens_known: bool, journal_known: bool = True
+    storage: Storage,
+    protection: Protection,
+    *,
+    tokens_known: bool,
+    journal_known: bool = True,
+    claimed: str = "",
 ) -> tuple[Caution, ...]:
     """What somebody has to acknowledge by name before users are deleted; empty: nothing.
 
-    ``tokens_known``: when tokens were last used can be read. ``journal_known``: HubGuard's own journal can.
+    ``tokens_known``: when tokens were last used can be read. ``journal_known``: HubGuard's own journal can. ``claimed`` is
+    what :func:`claimed_again` says.
     """
     sentences = []
     if storage.at_risk:
@@ -134,9 +141,28 @@ def cautions(
         sentences.append(
             Caution(TOKENS, "The last use of tokens can't be read: users who work only by token may be deleted.")
         )
+    if claimed:
+        sentences.append(Caution(NAMES, claimed))
     if not journal_known:
         sentences.append(JOURNAL_UNKNOWN)
     return tuple(sentences)
+
+
+def claimed_again(authenticator: Sequence[str], settings: Mapping[str, object]) -> str:
+    """How strangers can get the name of a deleted user, as a sentence for people; "": not by this authenticator.
+
+    ``authenticator`` has the full names of its class and of those it is derived from, nearest first; ``settings`` those of
+    its settings that decide it, as far as they are told.
+    """
+    kinds = {name.rpartition(".")[2] for name in authenticator}
+    if "FirstUseAuthenticator" in kinds and settings.get("create_users") is not False:
+        how = "FirstUseAuthenticator gives a deleted user's name to whoever next logs in with it, with any password"
+    elif "NativeAuthenticator" in kinds and settings.get("enable_signup") is not False:
+        approved = "" if settings.get("open_signup") is True else ", once an admin approves it"
+        how = f"NativeAuthenticator lets anyone sign up with a deleted user's name{approved}"
+    else:
+        return ""
+    return f"{how}. They then get what stays behind under that name, for example a home folder or a volume."
 
 
 def lost(

@@ -48,7 +48,8 @@ class Look:
     to the proxy, or didn't read it because the hub didn't answer. ``generation`` is the start of the hub that runs us, in
     seconds since the epoch, 0 if we run by ourselves. ``deleted_users`` counts those that HubGuard has deleted since the
     last look. ``due`` is how many actions the plan would have without its cap. ``resumed_at`` is when a person last
-    resumed, None for never. ``skew_s`` is by how much our clock is ahead of the hub's, None if unknown.
+    resumed, None for never. ``skew_s`` is by how much our clock is ahead of the hub's, None if unknown. ``all_new``: no user
+    of the hub is older than the last look.
     """
 
     now: datetime
@@ -60,6 +61,7 @@ class Look:
     due: int = 0
     resumed_at: datetime | None = None
     skew_s: float | None = None
+    all_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ def _recovered(watch: Watch, seen: Look, caution: Caution, *, restarted: bool) -
 
 def _population(watch: Watch, seen: Look, caution: Caution, *, accepted: bool) -> Population:
     population, total = watch.population.without(seen.deleted_users), seen.snapshot.users_total
+    if seen.all_new:
+        population = Population()
     if accepted:
         population = population.accepted()
     if total is None or population.has_fallen(total, caution.population_fall):
