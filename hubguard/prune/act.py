@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hubguard.act.attempt import Attempt, Sent
 from hubguard.act.delete import HALF_WAY, UserDeleter
-from hubguard.errors import HubGuardError, JournalError, Unrecordable
+from hubguard.errors import HubGuardError, JournalError, Unrecordable, UserNotDeleted
 from hubguard.hub.api import HubAPI
 from hubguard.model import Action, ActionKind, Cause, Outcome, OutcomeKind, same_run
 from hubguard.pacing.clock import Clock
@@ -28,6 +28,10 @@ TRIES = 3
 
 RETRY_S, LONGEST_RETRY_S = 10.0, 120.0
 """Seconds before a second try, and the most that is added to them. Usually the hub is still stopping a server."""
+
+NOT_DELETED_MOST = 5
+"""Users that the hub fails to delete one after another, after which a plan is paused: what raises in its authenticator may
+have done half of its work each time."""
 
 AT_ONCE = 3
 """Maximum users in work at once: one that the hub deletes, which is all it does then, the next one, and one that is
@@ -79,6 +83,7 @@ class Pruner:
         self._rate = Rate(pace.rate, 1, clock.monotonic_s())
         self._turns = asyncio.Lock()
         self._queue: list[tuple[float, int]] = []
+        self._not_deleted: set[str] = set()
 
     async def work(self) -> End:
         """Delete one user after another until all are settled or something ends it; how it ended. Raises JournalError.
@@ -190,6 +195,7 @@ class Pruner:
         attempt = self._attempt_for(action)
         try:
             outcome, error = await self._delete(deletion, attempt)
+            self._count_failures(deletion.user, outcome, error)
             if outcome.kind is OutcomeKind.DONE:
                 # One commit for both halves what this costs the disk.
                 await self._record.settle(position, outcome, attempt.intent)
@@ -199,6 +205,19 @@ class Pruner:
             await self._conclude(position, outcome, error)
         finally:
             attempt.close()
+
+    def _count_failures(self, user: str, outcome: Outcome, error: Exception | None) -> None:
+        """Pause the plan if the hub fails to delete one user after another."""
+        if outcome.kind is OutcomeKind.DONE:
+            self._not_deleted.clear()
+        elif isinstance(error, UserNotDeleted):
+            self._not_deleted.add(user)
+        if len(self._not_deleted) >= NOT_DELETED_MOST:
+            why = (
+                f"The hub failed to delete {NOT_DELETED_MOST} users in a row, among them {min(self._not_deleted)}. Its log"
+                " says what fails; often it is delete_user of its authenticator. Correct that, then resume."
+            )
+            self._standing.stop(End(Ends.PAUSES, why))
 
     async def _conclude(self, position: int, outcome: Outcome, error: Exception | None) -> None:
         """Settle that user, or let them wait for another try; ``error`` kept the request from going out or was the answer."""
@@ -266,4 +285,5 @@ class Pruner:
         proof = functools.partial(self._review.is_gone, deletion)
         outcome = await self._deleter.verify(deletion.user, deletion.created, sent, proof=proof)
         # A hub that failed to answer has deleted the user all the same, or another try tells.
-        return outcome, error if sent.refused else None
+        concerns = sent.refused or (outcome.kind is OutcomeKind.FAILED and isinstance(error, UserNotDeleted))
+        return outcome, error if concerns else None

@@ -1583,3 +1583,23 @@ async def test_a_group_of_the_settings_that_nobody_has_any_more_keeps_no_plan_fr
             assert [deletion.user for deletion in plan.deletions] == ["ann"]
 
     await w.clock.run(steps())
+
+
+async def test_a_plan_whose_users_the_hub_fails_to_delete_one_after_another_is_paused_and_says_so_once(
+    world: MakeWorld,
+):
+    """An authenticator whose delete_user raises may have forgotten each of them already."""
+    w = await world(told=TOLD, prune={"rate": 10.0})
+    for number in range(40):
+        w.user(f"u{number:02}")
+        w.hub.undeletable.add(f"u{number:02}")
+
+    async def steps() -> None:
+        plan = await w.pruning.plan(STALE, "ada")
+        await w.pruning.apply(plan.digest, 40, "ada", "")
+        run = await w.until(plan.digest, PruneState.PAUSED)
+        assert "failed to delete 5 users in a row" in run.why
+        assert "delete_user" in run.why
+        assert len({request.user for request in w.hub.requests if request.call == "delete"}) < 10
+
+    await run_in(w, steps)
