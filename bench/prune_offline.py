@@ -332,7 +332,7 @@ async def start(url: str) -> tuple[float, float]:
             async with HTTPHubAPI(hub.api_url, hub.token, Budget(rate=10.0, burst=10, concurrency=1)) as api:
                 told = await api.startup_s()
             if told is None:
-                raise BenchError("The hub doesn't tell how long its start took.")
+                raise BenchError("The hub doesn't log how long its start took.")
             by_hub.append(told)
     return min(by_hub), min(until_up)
 

@@ -58,7 +58,7 @@ c.JupyterHub.last_activity_interval = {interval_s}
 class Restored:
     """One loss of all routes. ``restored_s`` counts from the new proxy's start until its table has every route again.
 
-    ``detected_s`` is from the kill until HubGuard knew, ``posts`` how often it had the hub check; None where it wasn't there.
+    ``detected_s`` is from the kill until HubGuard knew, ``posts`` how often it had the hub check; None if it wasn't there.
     """
 
     who: str

@@ -28,6 +28,10 @@ INSTEAD = {
     r"\bcan't be told\b|\bcan be told\b|\bnobody can be asked\b": "is unknown, can't be read",
     r"\bthe same were\b|\bfor ever\b": "forever",
     r"\bgoes by\b|\bgo by what\b": "uses",
+    r"\b(None|null|40[0-9]|503) where\b": "None if",
+    r"\bdoesn't tell\b|\btells neither\b": "doesn't show, report",
+    r"\bisn't known\b": "is unknown",
+    r"\bdefect (in|of) HubGuard\b": "unexpected error (a bug in HubGuard)",
 }
 SEE = re.compile(r"^See [\w.`:~ ]+\.$")
 

@@ -64,7 +64,7 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A service that may stop servers, and whose command isn't known as an idle culler's. ``why`` is one clause."""
+    """A service that may stop servers, and whose command isn't an idle culler's. ``why`` is one clause."""
 
     name: str
     kind: Kind
@@ -253,7 +253,7 @@ def _culler(service: Service) -> Culler:
 
 
 def _suspect(service: Service) -> Suspect | None:
-    """What ``service``, whose command isn't known, looks like; None if it can't stop anybody's servers."""
+    """What ``service``, whose command is unknown, looks like; None if it can't stop anybody's servers."""
     if service.script:
         why = f"the service {service.name} runs {service.script}, which names an idle culler"
         return Suspect(service.name, Kind.LIKELY, why)

@@ -129,8 +129,8 @@ class Now:
 class Watched:
     """What is known of the proxy. ``status`` is for all to see.
 
-    ``there_at`` is when the canary was last seen. ``lost_from``: the table was lost at some time since then, and isn't known
-    to be whole again; None otherwise. ``restores`` are the times (from, to), oldest first, in which lost tables were filled
+    ``there_at`` is when the canary was last seen. ``lost_from``: the table was lost at some time since then, and may not be
+    whole again yet; None otherwise. ``restores`` are the times (from, to), oldest first, in which lost tables were filled
     again. ``timeouts`` and ``deaf`` count looks in a row.
     """
 

@@ -223,7 +223,7 @@ class UserApi(PruneApi):
     }
 
     async def get(self, name: str) -> None:
-        """404 where the hub knows nobody by that name."""
+        """404 if the hub knows nobody by that name."""
         criteria = self.criteria_of(self.query())
         try:
             verdict = await self.pruning.user(name, criteria, caller=asker(self.who))
@@ -398,7 +398,7 @@ class TurnApi(PlanApi):
     word: ClassVar[str] = ""
 
     async def post(self, digest: str) -> None:
-        """The journal has it. 409 where the plan doesn't stand so that it could be."""
+        """The journal has it. 409 if the plan's state doesn't allow it."""
         asked = self.body()
         why = asked.pop("why")
         assert self.who is not None

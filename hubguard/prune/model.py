@@ -85,7 +85,7 @@ class Protection(PlanProtection):
 class Use:
     """What HubGuard's own journal knows about one user's activity.
 
-    ``active_at`` is the last real use of any of their servers, None where none was seen. ``stops`` are the times (from, to)
+    ``active_at`` is the last real use of any of their servers, None if none was seen. ``stops`` are the times (from, to)
     within which HubGuard itself stopped a server of theirs: the hub stamps the user's activity with such a moment.
     """
 
@@ -98,7 +98,7 @@ class PruneVerdict:
     """The decision about one user. ``reasons`` has the one reason for which they are stale, or all that keep them.
 
     The first of these is the one to tell where there is room for one. ``idle_since`` is what the limit counts from (their
-    creation for who was never active), ``due_at`` when the limit is or was reached; None where there is no such time.
+    creation for who was never active), ``due_at`` when the limit is or was reached; None if there is no such time.
     """
 
     account: Account
@@ -119,12 +119,12 @@ class StorageFate(str, Enum):
     DELETED = "deleted"
     MAY_BE_DELETED = "may-be-deleted"  # the spawner has code of its own for that, and nobody knows what it does
     KEPT = "kept"
-    UNKNOWN = "unknown"  # which spawner it is isn't known
+    UNKNOWN = "unknown"  # which spawner it is, is unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What deleting users does to their storage. ``spawner`` is the class's short name, None where it isn't known.
+    """What deleting users does to their storage. ``spawner`` is the class's short name, None if unknown.
 
     ``why`` is one sentence for people.
     """
@@ -152,7 +152,7 @@ class Gain:
     """What is gained. ``rows`` has the number of rows that go by table of the hub; None: the hub's database isn't read.
 
     ``pages_before`` and ``pages_after`` are pages of 200 users. ``startup_s`` is how long the hub's last start took by its
-    own measure, None where it doesn't tell.
+    own measure, None if it doesn't say.
     """
 
     users_before: int

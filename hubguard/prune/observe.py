@@ -135,10 +135,10 @@ class AccountReader:
         return frozenset(name for name, user in zip(names, users, strict=True) if user is None)
 
     async def one(self, name: str, *, tokens: bool = True) -> Account | None:
-        """That user as they are now, by every source there is; None where the hub knows nobody by that name.
+        """That user as they are now, by every source there is; None if the hub knows nobody by that name.
 
         Without the database and with ``tokens``, the hub is asked when their tokens were last used. Raises HubGuardError,
-        HubRefused also where it doesn't tell that.
+        HubRefused also if it doesn't show that.
         """
         user = await self._hub.get_user(name)
         if user is None:
@@ -185,7 +185,7 @@ class AccountReader:
         try:
             gone = not _is_there(await self._made.ask(name), created)
         except HubDBError as error:
-            log.info("The hub's database doesn't tell what became of %s: %s", name, error)
+            log.info("The hub's database doesn't show what became of %s: %s", name, error)
             gone = False
         if not gone:
             self._ahead = self._gone = None
@@ -274,7 +274,7 @@ def _known(row: Account | None, name: str) -> Account:
 
 
 def _is_there(made: _Made | Account | None, created: datetime | None) -> bool:
-    """Whether that is the one who was made then; where either isn't known, it may be."""
+    """Whether that is the one who was made then; if either is unknown, it may be."""
     return made is not None and (None in (made.created, created) or same_run(made.created, created))
 
 

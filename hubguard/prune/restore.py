@@ -57,7 +57,7 @@ class Restorer:
 
         DONE: a re-read shows them, whether they came back now or earlier; what didn't come back is in the detail.
         SKIPPED: they were never deleted, or it wasn't tried. FAILED: a re-read shows that they aren't there. UNVERIFIED: what
-        came of it isn't known.
+        came of it is unknown.
         Nobody is made an admin, and admins who are there are left as they are; so is whoever the hub says was made before
         ``since`` (when the undo file was written), since they were never deleted. Others who are there get the groups and
         named servers that they lack: asking again finishes what was broken off. None: everybody is taken for one of these.
@@ -111,7 +111,7 @@ class Restorer:
                 return Outcome(OutcomeKind.UNVERIFIED, f"{case.failed} They aren't there by now.")
             return Outcome(OutcomeKind.FAILED, str(case.failed or "was there, and is gone again"))
         if since is not None and there.created is None:
-            return Outcome(OutcomeKind.SKIPPED, "was there, maybe never deleted: the hub doesn't tell since when")
+            return Outcome(OutcomeKind.SKIPPED, "was there, maybe never deleted: the hub doesn't show since when")
         if since is not None and there.created is not None and there.created < self._by_hub(since):
             return Outcome(OutcomeKind.SKIPPED, "was there: they weren't deleted")
         if there.admin:

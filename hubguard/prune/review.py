@@ -74,7 +74,7 @@ class HubConfigFacts:
 
     @classmethod
     def from_dict(cls, registration: Mapping[str, Any] | None) -> HubConfigFacts:
-        """As the include has written it; what it didn't tell isn't known."""
+        """As the include has written it; what it left out is unknown."""
         registration = registration or {}
         return cls(
             unpacked(registration),

@@ -98,13 +98,13 @@ class PruneStore:
             return _run(connection, plan.digest)
 
     def plan_text(self, digest: str) -> str | None:
-        """What was kept as the plan of that digest; None where there is none (any more)."""
+        """What was kept as the plan of that digest; None if there is none (any more)."""
         with self.journal.reading() as connection:
             query = sa.select(_prune.c.plan).where(_prune.c.digest == digest)
             return connection.execute(query).scalar_one_or_none()
 
     def prune_run(self, digest: str) -> PruneRun | None:
-        """How the plan of that digest stands; None where there is none (any more)."""
+        """How the plan of that digest stands; None if there is none (any more)."""
         with self.journal.reading() as connection:
             runs = _runs(connection, _prune.c.digest == digest)
         return runs[0] if runs else None
@@ -127,7 +127,7 @@ class PruneStore:
             return _runs(connection, _prune.c.state.in_(states))
 
     def prune_state(self, digest: str) -> PruneState | None:
-        """How that plan stands, and nothing else; None where there is none (any more)."""
+        """How that plan stands, and nothing else; None if there is none (any more)."""
         with self.journal.reading() as connection:
             state = connection.execute(sa.select(_prune.c.state).where(_prune.c.digest == digest)).scalar_one_or_none()
         return None if state is None else PruneState(state)

@@ -157,12 +157,12 @@ class TestbedHub:
 
     @property
     def pid(self) -> int | None:
-        """The hub's process, or None where it doesn't run."""
+        """The hub's process, or None if it doesn't run."""
         return self._hub.pid if self._hub is not None and self._hub.poll() is None else None
 
     @property
     def proxy_pid(self) -> int | None:
-        """The proxy's process, or None where it doesn't run, as far as the testbed or the hub knows."""
+        """The proxy's process, or None if it doesn't run, as far as the testbed or the hub knows."""
         if self.external_proxy:
             return self._proxy.pid if self._proxy is not None and self._proxy.poll() is None else None
         try:
@@ -325,7 +325,7 @@ class TestbedHub:
         return servers
 
     async def server(self, user: str, name: str = "") -> dict[str, Any] | None:
-        """One server as the hub's API shows it, or None where it isn't active."""
+        """One server as the hub's API shows it, or None if it isn't active."""
         answer = await self.api("GET", f"users/{quote(user, safe='')}")
         if answer.status == 404:
             return None

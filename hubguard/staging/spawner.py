@@ -31,7 +31,7 @@ END_S = 5.0  # from SIGTERM to SIGKILL
 
 
 def born(pid: int) -> str | None:
-    """When process ``pid`` started, in the system's own words; None where it doesn't run (any more).
+    """When process ``pid`` started, in the system's own words; None if it doesn't run (any more).
 
     Two processes that share a pid one after the other differ in it. A zombie counts as gone.
     """

@@ -120,7 +120,7 @@ def freeze(
     It has those that :func:`chosen` gives, for that ``cap``. ``criteria`` are those that were judged by,
     and so is ``protection``.
     ``rows_known``: the accounts are from the hub's database, so that the rows that go can be counted; a table for which one
-    of them doesn't tell is left out. ``rows`` are these numbers, if they are known better. The order of ``verdicts`` makes no
+    of them doesn't show is left out. ``rows`` are these numbers, if they are known better. The order of ``verdicts`` makes no
     difference. ``OFFLINE_STORAGE`` is the storage of an offline plan.
     """
     verdicts = list(verdicts)

@@ -97,12 +97,12 @@ def judge(
 ) -> tuple[PruneVerdict, ...]:
     """A verdict for every user, in name order; of several accounts with one name the last counts.
 
-    ``uses`` is by name; who isn't in it, of them the journal tells nothing.
+    ``uses`` is by name; who isn't in it, of them the journal knows nothing.
 
     Who is kept has all reasons for that, in this order: admin, named in the config, protected group, role, name, exemption,
     active server, token, caller; then what is unknown; then active, or not asked for. So the first is the one that
-    would still keep them after the limit. What isn't known of an account keeps it, where a criterion or a protection asks
-    for it; a token's use that isn't known doesn't. A time in the future makes a user look active, never stale.
+    would still keep them after the limit. What is unknown of an account keeps it if a criterion or a protection depends
+    on it; a token's unknown use doesn't. A time in the future makes a user look active, never stale.
     """
     judging = _Judging(criteria, protection, exemptions, now)
     by_name = {account.name: account for account in accounts}
@@ -118,13 +118,13 @@ def second_look(
     use: Use | None,
     now: datetime,
 ) -> str | None:
-    """None where ``account``, as just read again (None: nobody by that name), is to be deleted; else why not, as one clause.
+    """None if ``account``, as just read again (None: nobody by that name), is to be deleted; else why not, as one clause.
 
-    Whatever of the reading that ``deletion`` rests on has changed keeps the user; servers, groups and roles may have, and
+    Whatever of the reading that ``deletion`` is based on has changed keeps the user; servers, groups and roles may have, and
     are judged as they are now. ``criteria`` are those of the plan, the rest is of now.
     """
     if account is None or account.name != deletion.user:
-        # A database that doesn't tell upper from lower case finds somebody else by that name.
+        # A database that takes upper and lower case for the same finds somebody else by that name.
         return "there is no such user any more"
     if None not in (deletion.id, account.id) and deletion.id != account.id:
         return _MADE_ANEW

@@ -172,8 +172,8 @@ class Database:
                 if self.kind == "sqlite":  # its file is all there is: what isn't committed is undone
                     raise
                 raise OfflineRefused(
-                    f"The hub's database ({self.place}) was lost while it was told to keep the changes: whether it has kept "
-                    "them isn't known. Look whether the users are there before you go on. Asking for the same again is safe.",
+                    f"The hub's database ({self.place}) was lost during the commit: it is unknown whether it kept the"
+                    " changes. Check whether the users are there before you continue. Running the same again is safe.",
                     detail=self._said(error),
                 ) from None
 

@@ -30,9 +30,9 @@ DEFAULT_API_URL = "http://127.0.0.1:8081/hub/api"
 
 HUB_NOT_ASKED = Caution(
     "hub-not-asked",
-    f"Where the hub would answer isn't known, so only {DEFAULT_API_URL} is asked whether it runs: name its config with"
-    " --config, or set JUPYTERHUB_API_URL; else make sure yourself that it doesn't run. A hub that runs goes on with the"
-    " users that it has in memory.",
+    f"The address of the hub's API is unknown, so HubGuard asks only {DEFAULT_API_URL} whether a hub runs. Name its config"
+    " with --config, or set JUPYTERHUB_API_URL. Otherwise make sure yourself that the hub doesn't run: a running hub keeps"
+    " the users that it has in memory.",
 )
 PROCESSES_NOT_SEEN = "processes-not-seen"
 """The names of what has to be acknowledged before the database is changed, and isn't a plan's."""
@@ -74,7 +74,7 @@ class Look:
 def why_in_use(
     url: str, folder: Path, *, now: datetime, hub_api_url: str | None, also_at: Sequence[str] = ()
 ) -> str | None:
-    """Who uses the hub's database, and what to do; None where nobody is seen to. Raises OfflineRefused, HubDBError."""
+    """Who uses the hub's database, and what to do; None if nobody is seen to. Raises OfflineRefused, HubDBError."""
     database = Database(url, folder)
     written_at_s = database.written_at_s()
     with database.connection() as connection, connection.begin():

@@ -265,7 +265,7 @@ def _told_apart(gone: Mapping[int, Rows]) -> tuple[dict[str, set[int]], set[int]
 
 
 def _index_pointers(database: Database, connection: Connection, tables: Tables) -> list[str]:
-    """Indexes for the time of the transaction, by their names; none where they aren't needed, or this account may not.
+    """Indexes for the time of the transaction, by their names; none if they aren't needed, or this account may not.
 
     For each row that goes PostgreSQL looks through all tables that may point to it, and the hub's (up to 6) have no indexes
     for that: minutes become hours. MySQL makes its own, and SQLite doesn't look.
