@@ -262,6 +262,9 @@ def test_one_of_several_answers_that_fails_leaves_nothing_to_be_concluded():
     world = s.look()
     assert not world.reading(Source.HUB_API).complete
     assert differences(world) == ()
+    assert ("bob", "") in world.unsure
+    assert ("bob", "") in world.servers, "no answer isn't that it is gone"
+    assert ("ann", "") not in world.unsure
 
 
 class Strange:

@@ -352,7 +352,7 @@ class Comparison:
         owners = {own_path(prefix, key): key for key, server in self._servers.items() if is_active(server)}
         for key, route in odd:
             owner = owners.get(route.path)
-            if owner is not None and owner != key:
+            if owner is not None:
                 self._misplaced[owner] = route
             elif self._route_of.setdefault(key, route) is not route:
                 self._more_routes.setdefault(key, []).append(route)
