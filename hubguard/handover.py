@@ -55,8 +55,10 @@ class HandingOver:
             while self._facts.without_include:
                 why = await self._facts.why_not_alone(self._settings.guard.act_beside)
                 if why is not None:
+                    was_armed = mandate.armed
                     mandate.only_observe(why)
-                    mandate.allowed.set()
+                    if mandate.armed and not was_armed:
+                        mandate.allowed.set()
                 await self._clock.sleep(LOOK_S if why is not None else AGAIN_S)
             return
         was_ours, hold = False, handover.held_before

@@ -640,6 +640,15 @@ async def test_a_guard_of_its_own_acts_once_it_has_seen_that_nobody_else_culls(w
     assert w.stopped() == ["idle"]
 
 
+@pytest.mark.parametrize("armed", [False, True])
+async def test_a_guard_of_its_own_that_finds_no_culler_reads_the_list_again_only_to_act(world: MakeWorld, armed: bool):
+    w = await world({"HubGuard": {"armed": armed}}, without_include=True)
+    w.hub.fault = lambda request: HubUnreachable("down") if request.call == "services" and request.at_s < 10 else None
+    w.server("busy", 10)
+    await w.for_s(40)
+    assert [request.call for request in w.hub.requests].count("list") == 1 + armed
+
+
 @pytest.mark.parametrize(("armed", "deleted"), [(None, []), (True, ["gone"])])
 async def test_a_cullers_entry_arms_for_what_that_culler_did_and_no_more(
     world: MakeWorld, tmp_path: Path, armed: bool | None, deleted: list[str]
