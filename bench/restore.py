@@ -26,7 +26,6 @@ from typing_extensions import override
 from bench.cull import Goal
 from hubguard.errors import HubGuardError, ProxyError
 from hubguard.hub.client import HTTPHubAPI
-from hubguard.hub.routes import route_path
 from hubguard.model import Key, Outcome
 from hubguard.pacing.budget import Budget
 from hubguard.pacing.clock import SystemClock
@@ -75,7 +74,7 @@ class World:
         self.hub = hub
         self.table = table
         self.servers = servers
-        self.expected: dict[str, Key | None] = {route_path("/", name, ""): (name, "") for name in _names(servers)}
+        self.expected: dict[str, Key | None] = {f"/user/{name}": (name, "") for name in _names(servers)}
         self.killed_s = 0.0
 
     async def lose(self) -> float:

@@ -7,13 +7,13 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from doubles.hub import MemoryHub
+from doubles.paths import route_path
 from doubles.proxy import MemoryCanary, MemoryProxy
 from hypothesis import given
 from hypothesis import strategies as st
 from virtual_time import VirtualClock
 
 from hubguard.errors import BudgetExhausted, HubFailed, HubRefused, JournalError
-from hubguard.hub.routes import route_path
 from hubguard.model import OutcomeKind, Route, Server
 from hubguard.pacing.budget import Budget, Destination, Lane
 from hubguard.proxy import cycle

@@ -20,13 +20,13 @@ from assembled import assembled
 from constants import with_constants
 from doubles.hub import MemoryHub, Request, Stops
 from doubles.hub_db import MemoryHubDB
+from doubles.paths import route_path
 from doubles.proxy import MemoryProxy, ProxyRequest
 from inline_journal import InlineJournal
 from virtual_time import VirtualClock
 
 from hubguard import config
 from hubguard.errors import HubBusy, HubDBError, HubError, HubFailed, HubUnreachable, JournalError, ProxyUnreachable
-from hubguard.hub.routes import route_path
 from hubguard.journal.model import Entry, Event
 from hubguard.journal.store import Journal, open_journal
 from hubguard.model import Route, Server, User
