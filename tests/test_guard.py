@@ -24,6 +24,7 @@ from hubguard.cull.cli import exit_code
 from hubguard.cull.model import Reason, Wish
 from hubguard.errors import HubBusy, HubError, HubGuardError, HubRefused, HubUnreachable, JournalError
 from hubguard.guard import Guard
+from hubguard.inhub.handover import Kind, Suspect
 from hubguard.journal.model import ArmedBy, Entry, Event
 from hubguard.journal.store import open_journal
 from hubguard.journal.words import entry_sentence
@@ -584,6 +585,16 @@ async def test_hubguard_does_no_more_than_the_role_of_the_culler_allowed(world: 
         ("cy", "gpu"): Reason.BEYOND,
         ("di", ""): Reason.CANT_TELL,
     }
+
+
+async def test_a_service_that_may_cull_is_shown_with_what_to_do_about_it(world: MakeWorld, tmp_path: Path):
+    ext = Suspect("ext", Kind.POSSIBLE, "the service ext may list users and stop their servers, among much else")
+    w = await world(ARMED, handover=replace(replaced(tmp_path), cullers=(), replaced=False, suspects=(ext,)))
+    await w.for_s(5)
+    assert w.status is not None
+    (other,) = w.status.handover.others
+    assert other.detail.startswith("the service ext may list users")
+    assert other.detail.endswith("let only one of the two do that: end it, or have HubGuard observe.")
 
 
 async def test_with_the_cullers_entry_its_limits_and_its_right_to_act_end_and_that_is_said(

@@ -127,7 +127,12 @@ async def test_the_peer_itself_works_whenever_hubguard_does_not(testbed_hub: Mak
 
     await hub.wait_for(stopped, "the peer to stop what is idle by its own words", 120)
     os.kill(guard, signal.SIGCONT)
-    assert (await ask(hub, "api/v1/arm", method="POST", json={"why": "a test"}))[0] == 200
+
+    async def armed() -> bool:
+        # For a moment after it wakes, its journal doesn't answer.
+        return (await ask(hub, "api/v1/arm", method="POST", json={"why": "a test"}))[0] == 200
+
+    await hub.wait_for(armed, "HubGuard to be armed")
     await waits(hub)
     await handed_over(hub, "hubguard")
     assert understudies(hub)
