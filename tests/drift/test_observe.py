@@ -433,6 +433,18 @@ def test_a_service_that_the_hub_has_no_more_isnt_missed_at_the_proxy():
     assert (drift.kind, drift.subject) == (DriftKind.SERVICE_ROUTE_MISSING, "lost")
 
 
+def test_a_table_that_the_proxy_has_lost_is_no_reason_to_ask_for_services_at_each_look():
+    s = Scene()
+    s.hub.prefixes = {"old": "/services/old/"}
+    s.proxy.add("/services/old", "http://127.0.0.1:9000")
+    s.look()
+    assert s.asked()["prefixes"] == 1
+    s.proxy.table.clear()
+    for _ in range(5):
+        s.look()
+    assert s.asked()["prefixes"] == 0
+
+
 def test_rows_of_the_database_are_counted_seldom_and_forgotten_when_they_cant_be():
     s = Scene()
     s.db.counts = replace(s.db.counts, expired_codes=3)

@@ -40,7 +40,7 @@ from hubguard.prune.decide.plan import OFFLINE_STORAGE, digest_of, from_dict, to
 from hubguard.prune.model import Deletion, Protection, PrunePlan, StaleCriteria
 from hubguard.prune.offline import Applied, Restored, apply_offline, in_use, plan_offline, restore_offline
 from hubguard.prune.offline.in_use import HUB_NOT_ASKED, PROCESSES_NOT_SEEN, cautions
-from hubguard.prune.offline.rows import undo_user
+from hubguard.prune.offline.rows import these, undo_user
 
 pytestmark = [pytest.mark.hub, pytest.mark.contract]
 
@@ -553,6 +553,11 @@ def test_a_spawner_gets_its_lost_server_back_also_where_no_row_of_a_server_is_in
     assert dump(url)["spawners"] == before
 
 
+def test_none_of_no_numbers_is_asked_for_in_words_that_every_database_takes() -> None:
+    assert str(these(sa.column("id"), [])) == "id IN (NULL)"
+    assert str(these(sa.column("id"), [7, 8])) == "id IN (7, 8)"
+
+
 def test_a_row_of_anothers_that_hangs_on_a_user_is_none_of_their_servers() -> None:
     def spawner(user_id: int, name: str) -> dict[str, Any]:
         return {"user_id": user_id, "name": name, "user_options": None}
@@ -617,6 +622,16 @@ def test_a_hub_may_be_started_during_a_dry_run(new_hub: Callable[[], str], tmp_p
     done = apply(url, plan, tmp_path / "undo")
     restore(url, done, dry_run=True, progress=write)
     assert tried.count("Bringing back") == 1
+
+
+def test_a_database_whose_copy_isnt_sound_is_left_as_it_is(new_hub: Callable[[], str], tmp_path: Path) -> None:
+    url, undo = new_hub(), tmp_path / "undo"
+    plan, file = plan_for(url), Path(sa.make_url(url).database or "")
+    execute(url, "CREATE TABLE odd (x TEXT)", "CREATE INDEX odd_x ON odd (x)", "INSERT INTO odd VALUES ('a needle')")
+    before, _, after = file.read_bytes().rpartition(b"a needle")
+    file.write_bytes(before + b"a noodle" + after)
+    os.utime(file, (LAST_USED.timestamp(), LAST_USED.timestamp()))
+    refused(url, undo, "isn't sound, as its copy shows: .*odd_x", plan)
 
 
 def test_whoever_writes_while_the_copy_is_made_keeps_everything_as_it_is(
