@@ -26,7 +26,7 @@ from hubguard.hub.api import HubAPI
 from hubguard.hub.client import HTTPHubAPI
 from hubguard.inhub import SCOPES, handover, runs_a_culler
 from hubguard.inhub.foresee import foresee
-from hubguard.inhub.idle_culler import read_command
+from hubguard.inhub.idle_culler import names_a_culler, settings_from
 from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, SERVICE, Need, allows
 from hubguard.journal.migrate import revisions
 from hubguard.place import place_from
@@ -340,7 +340,13 @@ async def _cullers(registration: Mapping[str, Any], hub: HubAPI) -> list[Check]:
         what = "other cullers aren't detected: the scopes list:services and read:services are missing"
         return [Check("cullers", Finding.WARNING, what, "Add them to the role of HubGuard's service.")]
     told = handover.from_dict(registration.get("handover"))
-    checks = [_culler(name, command, told) for name, command in services.items() if runs_a_culler(command)]
+    # The include's suspects hold what only names a culler.
+    is_culler = runs_a_culler if registration else names_a_culler
+    checks = [
+        _culler(name, command, told)
+        for name, command in services.items()
+        if understudy.part_of(command) or is_culler(command)
+    ]
     checks += _suspects(told)
     ours = {SERVICE, f"{SERVICE}-process"}
     unseen = sorted(name for name, command in services.items() if not command and name not in ours)
@@ -359,10 +365,11 @@ def _suspects(told: handover.Handover) -> list[Check]:
 def _culler(name: str, command: Sequence[str], told: handover.Handover) -> Check:
     part = understudy.part_of(command)
     if part is None:
-        deletes = ", and it deletes users" if read_command(command).values.get("cull_users") else ""
+        deletes = ", and it deletes users" if settings_from(command).values.get("cull_users") else ""
+        what = "is" if runs_a_culler(command) else "names"
         do = "Only one culler may act. Remove it from c.JupyterHub.services, or let HubGuard's include replace it."
         return Check(
-            "cullers", Finding.WRONG, f"the service {name} is an idle culler{deletes}. {told.why}".rstrip(" ."), do
+            "cullers", Finding.WRONG, f"the service {name} {what} an idle culler{deletes}. {told.why}".rstrip(" ."), do
         )
     report = understudy.read_report(Path(part.folder), part.number)
     if report is None:

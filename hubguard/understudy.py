@@ -15,6 +15,8 @@ The handover, in short:
   original, again and again, as the hub would.
 - A hold is a person's word, so nobody culls during one, not even if HubGuard dies while it lasts. A brake protects, too:
   HubGuard stays able while it is braked, as long as its looks at the hub are complete.
+- The original may be a script that starts the culler. So a keeper between the two sees to it that nothing of the original
+  is left when it is asked to end, or when the understudy itself is killed. Until then, the original counts as running.
 - Whatever is missing (folder, claim, a way to write) leads to the original at work, never to nobody.
 
 Only the standard library is imported, since this runs for as long as the hub does and in the culler's service.
@@ -23,6 +25,7 @@ Only the standard library is imported, since this runs for as long as the hub do
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -52,6 +55,9 @@ POLL_S = 1.0
 
 END_S = 8.0
 """Seconds that the original gets to end, before it is killed. The hub gives a service ten."""
+
+ENDING_POLL_S = 0.1
+"""Seconds between two looks at whether anything of the original is left, once it was asked to end."""
 
 RESTART_S = 30.0
 """Seconds from one start of the original to the next, as the hub has it between two looks at its services."""
@@ -221,61 +227,123 @@ def part_of(command: Sequence[str]) -> Part | None:
 
 
 class _Original:
-    """The original command as a child. Started at most every RESTART_S seconds, as the hub does it."""
+    """The original command, in the care of a keeper. Started at most every RESTART_S seconds, as the hub does it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: int | None = None
+        self._order = -1
         self._started_s = float("-inf")
-        self._kill_s: float | None = None
-        self._die_with_us = _dying_with_us()
 
     @property
     def runs(self) -> bool:
-        return self._process is not None
+        """Whether anything that the command has started is left."""
+        return self._keeper is not None
 
     def look(self) -> None:
-        """Notice that it has ended; kill it if it was asked to end long ago."""
-        if self._process is None:
-            return
-        code = self._process.poll()
-        if code is not None:
-            _say(f"{self._command[0]} exited with status {code}.")
-            self._process = self._kill_s = None
-        elif self._kill_s is not None and time.monotonic() > self._kill_s:
-            self._process.kill()
+        """Notice that it has ended."""
+        if self._keeper is not None and os.waitpid(self._keeper, os.WNOHANG)[0]:
+            os.close(self._order)
+            self._keeper = None
 
     def start(self) -> None:
         """Start it, unless it runs or was started a moment ago."""
         now_s = time.monotonic()
-        if self._process is not None or now_s - self._started_s < RESTART_S:
+        if self._keeper is not None or now_s - self._started_s < RESTART_S:
             return
-        self._started_s, self._kill_s = now_s, None
-        try:
-            # Its environment and folder are ours, which are those of its own service entry.
-            self._process = subprocess.Popen(self._command, preexec_fn=self._die_with_us)  # noqa: S603, PLW1509
-        except OSError as error:
-            _say(f"{self._command[0]} can't be started: {error.strerror or error}. It is tried again.")
+        self._started_s = now_s
+        orders, self._order = os.pipe()
+        self._keeper = os.fork()
+        if self._keeper == 0:
+            try:
+                os.close(self._order)
+                _keep(self._command, orders)
+            finally:
+                os._exit(0)
+        os.close(orders)
 
     def end(self) -> None:
-        """Ask it to end, once."""
-        if self._process is not None and self._kill_s is None:
-            self._kill_s = time.monotonic() + END_S
-            self._process.terminate()
+        """Ask it to end."""
+        if self._keeper is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._order, b"x")
             self._started_s = float("-inf")
 
 
-def _dying_with_us() -> Any:
-    """What a child runs before its command, so that it doesn't outlive a killed understudy; None except on Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        import ctypes
+def _keep(command: list[str], orders: int) -> None:
+    """Run ``command`` until no process is left that it has started, in whichever session.
 
-        prctl = ctypes.CDLL(None).prctl
-    except (ImportError, OSError, AttributeError):
-        return None
-    return lambda: prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    A byte from ``orders`` asks all of them to end; what is left END_S seconds later is killed. If the understudy is gone,
+    however it ended, ``orders`` is closed, and all are killed at once. So this process outlives the understudy.
+    """
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # what we run gets it, too, or is asked by us
+    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of the command become our children
+    try:
+        # Its environment and folder are ours, which are those of its own service entry.
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_us)  # noqa: S603, PLW1509
+    except OSError as error:
+        _say(f"{command[0]} can't be started: {error.strerror or error}. It is tried again.")
+        return
+    watched, kill_s = [orders], float("inf")
+    while _reap(process.pid, command[0]):
+        ready, _, _ = select.select(watched, [], [], POLL_S if kill_s == float("inf") else ENDING_POLL_S)
+        now_s = time.monotonic()
+        if ready and not os.read(orders, 1):
+            watched, kill_s = [], now_s
+        elif ready and kill_s == float("inf"):
+            kill_s = now_s + END_S
+            _signal_group(process.pid, signal.SIGTERM)
+        if now_s >= kill_s:
+            _signal_group(process.pid, signal.SIGKILL)
+            for child in _children():
+                with contextlib.suppress(OSError):
+                    os.kill(child, signal.SIGKILL)
+
+
+def _reap(command: int, name: str) -> bool:
+    """Take notice of children that have ended; whether any child, or process of the command's group, is left."""
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return True
+            if pid == command:
+                _say(f"{name} exited with status {os.waitstatus_to_exitcode(status)}.")
+    except ChildProcessError:
+        return _signal_group(command, 0)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Whether the process group was there."""
+    try:
+        os.killpg(group, number)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+def _children() -> list[int]:
+    """Our children, as far as the system tells."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _die_with_us() -> None:
+    _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _prctl(option: int, value: int) -> None:
+    """Set what Linux offers for a process; nothing elsewhere."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes
+
+            ctypes.CDLL(None).prctl(option, value)
 
 
 def _say(text: str) -> None:
@@ -307,7 +375,7 @@ def run(part: Part) -> int:
     original.end()
     while original.runs:
         original.look()
-        time.sleep(0.05)
+        time.sleep(ENDING_POLL_S)
     return 0
 
 

@@ -61,8 +61,13 @@ def runs(hub: TestbedHub, name: str = "jupyterhub-idle-culler") -> list[int]:
 
 
 def understudies(hub: TestbedHub) -> list[int]:
-    """The pids of the understudies of this hub."""
-    return [pid for pid, words in commands(hub).items() if any(word.endswith(b"understudy.py") for word in words)]
+    """The pids of the understudies of this hub, without the keepers of their originals."""
+    parents = {}
+    for pid, words in commands(hub).items():
+        with suppress(OSError):
+            if any(word.endswith(b"understudy.py") for word in words):
+                parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 def replaced(folder: Path, **changes: Any) -> Handover:

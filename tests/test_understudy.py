@@ -79,6 +79,18 @@ QUICK = Terms(grace_s=0.5, fresh_s=2, promise_s=1, margin_s=0.1, poll_s=0.05)
 ORIGINAL = "import json, os, sys, time; print(json.dumps([sys.argv[1:], os.environ['MINE'], os.getcwd()]), flush=True)"
 
 
+def child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def gone(pid: int) -> bool:
+    """Whether the process is gone within 10 s."""
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not Path(f"/proc/{pid}").exists()
+
+
 class Process:
     """An understudy of a script that says what it was started with and then sleeps."""
 
@@ -93,6 +105,13 @@ class Process:
     def said(self) -> list[list[object]]:
         return [json.loads(line) for line in (self.folder / "out.txt").read_text().splitlines()]
 
+    def able(self) -> Report:
+        """Its last report while HubGuard says that it culls."""
+        write(self.folder / CLAIM, Claim(Word.ABLE, "", time.monotonic()))
+        report = read_report(self.folder, 0)
+        assert report is not None
+        return report
+
     def until(self, runs: bool) -> Report:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -102,9 +121,14 @@ class Process:
             time.sleep(0.02)
         raise AssertionError(f"it never had runs={runs}: {report}")
 
+    def keeper(self) -> int:
+        return child(self.process.pid)
+
     def original(self) -> int:
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return int(text.split()[0])
+        deadline = time.monotonic() + 10
+        while not self.said() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return child(self.keeper())
 
     def end(self) -> int:
         if self.process.poll() is None:
@@ -168,10 +192,56 @@ def test_killed_it_takes_the_original_with_it(understudy: Process):
     original = understudy.original()
     understudy.process.send_signal(signal.SIGKILL)
     understudy.process.wait(10)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{original}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{original}").exists()
+    assert gone(original)
+
+
+WRAPPED = """
+import json, signal, subprocess, sys, time
+inner = "import signal, sys, time; {0}; print(1, flush=True); time.sleep(600)"
+inner = subprocess.Popen([sys.executable, "-c", inner], start_new_session={1}, stdout=subprocess.PIPE)
+inner.stdout.readline()
+print(json.dumps(inner.pid), flush=True)
+time.sleep(600)
+"""
+"""A script that starts the culler, doesn't wait for it, and ends before it."""
+
+LATE = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit()))"
+NEVER = "signal.signal(signal.SIGTERM, lambda *_: None)"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells of a child's children")
+@pytest.mark.parametrize("own_session", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_what_the_original_has_started_is_gone_before_it_counts_as_ended(tmp_path: Path, own_session: bool):
+    made = Process(tmp_path, WRAPPED.format(NEVER if own_session else LATE, own_session))
+    try:
+        made.original()
+        (inner,) = made.said()
+        deadline = time.monotonic() + 20
+        while made.able().runs and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{inner}").exists()
+        assert not made.able().runs
+    finally:
+        made.end()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells of a child's children")
+@pytest.mark.parametrize("own_session", [False, True])
+def test_killed_it_takes_what_the_original_has_started_with_it(tmp_path: Path, own_session: bool):
+    made = Process(tmp_path, WRAPPED.format(NEVER, own_session))
+    made.original()
+    (inner,) = made.said()
+    made.process.send_signal(signal.SIGKILL)
+    made.process.wait(10)
+    assert gone(int(str(inner)))
+    made.end()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends the child of a killed process")
+def test_without_its_keeper_the_original_ends(understudy: Process):
+    original = understudy.original()
+    os.kill(understudy.keeper(), signal.SIGKILL)
+    assert gone(original)
 
 
 def test_without_its_hub_it_ends(tmp_path: Path):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from hubguard.errors import HubGuardError, HubRefused
 from hubguard.hub.api import HubAPI
 from hubguard.inhub.handover import Handover
-from hubguard.inhub.idle_culler import runs_a_culler
+from hubguard.inhub.idle_culler import names_a_culler
 from hubguard.inhub.scopes import allows
 from hubguard.pacing.clock import Clock
 
@@ -57,7 +57,7 @@ class HubFacts:
             return ""
         except HubGuardError:
             return None
-        names = [name for name, command in services.items() if runs_a_culler(command) and name not in beside]
+        names = [name for name, command in services.items() if names_a_culler(command) and name not in beside]
         return f"{' and '.join(names)} culls, and only one of the two may act (HubGuard.act_beside)" if names else ""
 
     async def refresh(self) -> None:

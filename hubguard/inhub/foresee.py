@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,25 +43,27 @@ def foresee(config: Config) -> Foreseen:
     api_url = app.hub_bind_url or "http://127.0.0.1"
     others = [spec for name, spec in services.items() if name not in (SERVICE, f"{SERVICE}-process")]
     found = handover.decide(
-        [replace(handover.service_of(_as_object(spec)), scopes=_scopes(app, spec)) for spec in others],
-        hub_for_handover(app.config, api_url, _scopes(app, services[SERVICE]), bool(app.internal_ssl)),
+        [service_in_config(spec, app.load_roles) for spec in others],
+        hub_for_handover(app.config, api_url, _scopes(services[SERVICE], app.load_roles), bool(app.internal_ssl)),
     )
     return Foreseen(found, handover.why_unreachable(api_url, app.internal_ssl), float(app.last_activity_interval))
 
 
-def _as_object(spec: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(**{"command": (), **spec})
+def service_in_config(spec: Mapping[str, Any], roles: Iterable[Mapping[str, Any]]) -> handover.Service:
+    """The service that the hub will make of its config's ``spec`` and ``roles``."""
+    service = handover.service_of(SimpleNamespace(**{"name": "", "command": (), **spec}))
+    return replace(service, scopes=_scopes(spec, roles))
 
 
-def _scopes(app: Any, spec: dict[str, Any]) -> frozenset[str] | None:
-    """The effective scopes that the roles of the config give to the service; None if they can't be found out."""
+def _scopes(spec: Mapping[str, Any], roles: Iterable[Mapping[str, Any]]) -> frozenset[str] | None:
+    """The effective scopes that ``roles`` give to the service; None if they can't be found out."""
     from jupyterhub.roles import get_default_roles
     from jupyterhub.scopes import expand_scopes
 
     usual = {role["name"]: role["scopes"] for role in get_default_roles()}  # type: ignore[no-untyped-call]
     try:
         raw = list(usual["admin"]) if spec.get("admin") else []
-        for role in app.load_roles:
+        for role in roles:
             if spec["name"] in role.get("services", ()):
                 raw += role.get("scopes") or usual.get(role["name"], [])
         with warnings.catch_warnings():

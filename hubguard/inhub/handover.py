@@ -13,16 +13,20 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from hubguard.inhub.idle_culler import (
+    API_URL,
     CULLERS,
     DEFAULT_CONFIG_FILE,
+    PEER,
+    Run,
     TakenOver,
-    given_bare,
-    read_command,
+    in_a_shell,
+    names_a_culler,
+    run_of,
     runs_a_culler,
     settings_from,
 )
@@ -38,12 +42,6 @@ MORE_THAN_A_CULLER = ("servers", "admin:servers", "admin:users", "start:servers"
 
 LIKE_A_CULLER = ("cull", "idle", "reap")
 """Parts of names that suggest a culler, if the service may stop servers, too."""
-
-PEER = ("jupyterhub_idle_culler", "jupyterhub-idle-culler")
-"""Names of the culler whose versions 1 and 2 read options differently."""
-
-LIKE_1_4 = "1.4"
-"""The version whose options the drop-in and the script before the culler take."""
 
 LARGEST_SCRIPT = 65536
 """Bytes up to which a command's own file is searched for a culler."""
@@ -188,7 +186,7 @@ def _reach(data: Iterable[Iterable[str]] | None) -> Reach | None:
 
 def decide(services: Sequence[Service], hub: Hub) -> Handover:
     """What becomes of the cullers among ``services``, which are all but HubGuard's own. ``folder`` isn't filled in yet."""
-    culling = [service for service in services if runs_a_culler(service.command)]
+    culling = [service for service in services if runs_a_culler(service.command) and service.name not in hub.beside]
     suspects = tuple(
         suspect for service in services if service not in culling and (suspect := _suspect(service)) is not None
     )
@@ -257,7 +255,13 @@ def _suspect(service: Service) -> Suspect | None:
     if service.script:
         why = f"the service {service.name} runs {service.script}, which names an idle culler"
         return Suspect(service.name, Kind.LIKELY, why)
-    if service.scopes is None or reach_of(service.scopes, ("list:users", "delete:servers")) is None:
+    harmless = service.scopes is not None and reach_of(service.scopes, ("list:users", "delete:servers")) is None
+    # A shell may give what it starts another token.
+    if (culler := names_a_culler(service.command)) and not (harmless and not in_a_shell(service.command)):
+        run = run_of(service.command)
+        why = f"may run {culler}: HubGuard can't tell what {run.program!r} does"
+        return Suspect(service.name, Kind.LIKELY, f"the service {service.name} {f'runs {culler}' if run.name else why}")
+    if service.scopes is None or harmless:
         return None
     rights = f"the service {service.name} may list users and stop their servers"
     named = " ".join((service.name, *service.command)).lower()
@@ -289,9 +293,15 @@ def _why_one_stays(service: Service, hub: Hub) -> str:
         return "the hub started it before HubGuard. Include HubGuard last; it then registers first."
     if service.user:
         return f"it runs as the system user {service.user}, and HubGuard doesn't."
-    taken = settings_from(service.command)
+    taken = settings_from(service.command, service.version)
     if not taken.understood:
         return f"HubGuard can't take over its settings: {' '.join(taken.notes)}"
+    if taken.works is None and hub.users is None:
+        return (
+            f"some versions of it exit with its command line ({taken.refusal}), and HubGuard can't tell which is installed."
+            " Write each option as --name=value, which all versions read alike"
+            + (", or set c.HubGuardCull.users to True or False before the include." if _deletes_users(taken) else ".")
+        )
     if Path(service.cwd or ".", DEFAULT_CONFIG_FILE).exists():
         return f"HubGuard can't take over its settings: some are in {DEFAULT_CONFIG_FILE}, which the culler reads."
     url = _api_url(service)
@@ -317,14 +327,8 @@ def _why_users_stay(service: Service, taken: TakenOver, hub: Hub) -> str:
     """Why a culler with --cull-users works on although HubGuard could stop the servers; "" if nothing is against it."""
     if not _deletes_users(taken) or hub.users is False:
         return ""
-    if hub.users is None:
-        if not _users_work(service):
-            return ""
-        if given_bare(service.command, "cull_users") and service.version is None:
-            return (
-                "it has --cull-users without a value, which some versions refuse, and HubGuard can't tell whether it has"
-                " been deleting users. Say so: set c.HubGuardCull.users to True or False before the include."
-            )
+    if hub.users is None and not _users_work(service, taken):
+        return ""
     if hub.ours is None or reach_of(hub.ours, NEEDED_FOR_USERS) != ():
         return (
             "it deletes users (--cull-users), and HubGuard's role lacks delete:users. Include HubGuard after the culler, or"
@@ -334,34 +338,37 @@ def _why_users_stay(service: Service, taken: TakenOver, hub: Hub) -> str:
 
 
 def _deletes_users(taken: TakenOver) -> bool:
-    return bool(taken.settings.get("HubGuardCull", {}).get("users"))
+    return bool(taken.values.get("cull_users"))
 
 
-def _users_work(service: Service) -> bool:
+def _users_work(service: Service, taken: TakenOver) -> bool:
     """Whether a culler with --cull-users can have deleted anybody, as far as is known."""
-    if reach_of(service.scopes or (), NEEDED_FOR_USERS) is None:
-        return False
-    refused = service.version is not None and not service.version.startswith(("0.", "1."))
-    return not (refused and given_bare(service.command, "cull_users"))
+    return taken.works is True and reach_of(service.scopes or (), NEEDED_FOR_USERS) is not None
 
 
 def _without_users(service: Service, hub: Hub) -> TakenOver:
     """What is taken over from ``service``. Users are only deleted if the culler did that, or somebody says so."""
-    taken = settings_from(service.command)
-    if not _deletes_users(taken):
-        return taken
-    if hub.users is not False and (hub.users or _users_work(service)):
-        return taken
-    settings = settings_from(service.command, without=("cull_users",)).settings
-    if hub.users is False:
-        note = f"{service.name} has --cull-users. HubGuard deletes no users, as HubGuardCull.users says."
-    else:
-        note = (
-            f"{service.name} has --cull-users, but its version refuses that option without a value, or its role lacks"
-            " delete:users: it deleted nobody, and neither does HubGuard. To delete users, set c.HubGuardCull.users to True"
-            " before the include."
+    taken = settings_from(service.command, service.version)
+    notes = []
+    if taken.works is False:
+        notes.append(
+            f"{service.name} has culled nobody: its version exits with its command line ({taken.refusal})."
+            " HubGuard stops servers as that line says."
         )
-    return replace(taken, settings=settings, notes=(note,))
+    if not _deletes_users(taken):
+        return replace(taken, notes=tuple(notes))
+    if hub.users or (hub.users is None and _users_work(service, taken)):
+        notes.append("--cull-users is taken over: HubGuard deletes users, which needs the scope delete:users.")
+        return replace(taken, notes=tuple(notes))
+    if hub.users is False:
+        notes.append(f"{service.name} has --cull-users. HubGuard deletes no users, as HubGuardCull.users says.")
+    else:
+        why = "its role lacks delete:users" if taken.works else "it exits"
+        notes.append(
+            f"{service.name} has --cull-users, but {why}: it deleted nobody, and neither does HubGuard. To delete users, set"
+            " c.HubGuardCull.users to True before the include."
+        )
+    return replace(taken, values={**taken.values, "cull_users": False}, notes=tuple(notes))
 
 
 def _covers(ours: frozenset[str], scope: str, theirs: Reach) -> bool:
@@ -381,7 +388,7 @@ def _why_not_together(culling: Sequence[Service], hub: Hub) -> str:
     cannot = f"{name} can't be replaced together:"
     if hub.has_rules:
         return f"{cannot} HubGuardCull.rules is set, which would come on top of theirs."
-    values = [settings_from(service.command).settings["HubGuardCull"] for service in culling]
+    values = [settings_from(service.command, service.version).settings["HubGuardCull"] for service in culling]
     if any(cull.get("users") for cull in values):
         return f"{cannot} one has --cull-users."
     if len({cull["remove_named_servers"] for cull in values if cull["named_servers"]}) > 1:
@@ -447,7 +454,7 @@ def _age(cull: Mapping[str, object]) -> float:
 
 
 def _api_url(service: Service) -> str:
-    return str(read_command(service.command).values.get("url") or service.api_url).rstrip("/")
+    return (settings_from(service.command).api_url or service.api_url).rstrip("/")
 
 
 def _capital(text: str) -> str:
@@ -461,8 +468,8 @@ def service_of(service: Any) -> Service:
     """What matters of one of the hub's own service objects (5.2 to 6.1). Never raises."""
     command = tuple(str(word) for word in service.command or ())
     environment = getattr(service, "environment", None) or {}
-    url = environment.get("JUPYTERHUB_API_URL", "")
-    known = runs_a_culler(command)
+    url = environment.get(API_URL, "")
+    run = run_of(command)
     return Service(
         name=str(service.name),
         command=command,
@@ -472,8 +479,8 @@ def service_of(service: Any) -> Service:
         scopes=scopes_of(service),
         running=getattr(service, "spawner", None) is not None,
         admin=bool(getattr(service, "admin", False)),
-        version=_version(command, str(environment.get("PATH") or "")) if known else None,
-        script="" if known else _script(command, str(getattr(service, "cwd", "") or "")),
+        version=_version(run, environment),
+        script="" if run.name else _script(command, str(getattr(service, "cwd", "") or "")),
     )
 
 
@@ -486,12 +493,12 @@ def scopes_of(service: Any) -> frozenset[str] | None:
         return None
 
 
-def _version(command: Sequence[str], path: str) -> str | None:
-    """The version of the culler that ``command`` runs, if it is installed beside the hub; None if that is unknown."""
-    if not any(PurePath(word).name in PEER for word in command):
-        return LIKE_1_4
+def _version(run: Run, environment: Mapping[str, object]) -> str | None:
+    """The version of the peer that is run, if it is installed beside the hub; None if that is unknown."""
+    if run.name not in PEER or "PYTHONPATH" in environment:
+        return None
     try:
-        program = shutil.which(command[0], path=path or None)
+        program = shutil.which(run.program, path=str(environment.get("PATH") or "") or None)
         if program is None or os.path.dirname(os.path.abspath(program)) != os.path.dirname(
             os.path.abspath(sys.executable)
         ):

@@ -19,8 +19,9 @@ from jupyterhub import version_info
 from traitlets.config import Config
 from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
-from hubguard.inhub.idle_culler import runs_a_culler, settings_from
-from hubguard.inhub.late import LateRegistration, Members, Problem
+from hubguard.inhub import handover
+from hubguard.inhub.foresee import service_in_config
+from hubguard.inhub.late import LateRegistration, Members, Problem, hub_for_handover
 from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, LOGIN_SCOPES, SCOPES, SERVICE
 
 PROCESS = "hubguard-process"
@@ -99,18 +100,25 @@ def _register(levels: list[Config]) -> None:
 
 
 def _deletes_users(levels: list[Config]) -> bool:
-    """Whether users are to be deleted: by our settings, or by the one idle culler that HubGuard may replace."""
+    """Whether users are to be deleted: by our settings, or in the place of a culler that deletes them."""
     by_culling = _effective(levels, "HubGuardCull", "users", None)
     if by_culling is True or _effective(levels, "HubGuardPrune", "delete_users", False) is True:
         return True
     if by_culling is False or _effective(levels, "HubGuard", "on_idle_culler", "take over") != "take over":
         return False
+    roles = [role for role in _effective(levels, "JupyterHub", "load_roles", []) if isinstance(role, dict)]
     services = [spec for spec in _effective(levels, "JupyterHub", "services", []) if isinstance(spec, dict)]
-    cullers = [spec["command"] for spec in services if runs_a_culler(spec.get("command"))]
-    if len(cullers) != 1:
-        return False
-    taken = settings_from(cullers[0])
-    return taken.understood and taken.settings.get("HubGuardCull", {}).get("users") is True
+    sections = {
+        "HubGuard": {"act_beside": _effective(levels, "HubGuard", "act_beside", ())},
+        "HubGuardCull": {"rules": _effective(levels, "HubGuardCull", "rules", ())},
+    }
+    hub = hub_for_handover(
+        sections,
+        str(_effective(levels, "JupyterHub", "hub_bind_url", "") or "http://127.0.0.1"),
+        frozenset((*SCOPES, DELETE_USERS)),
+        bool(_effective(levels, "JupyterHub", "internal_ssl", False)),
+    )
+    return handover.decide([service_in_config(spec, roles) for spec in services], hub).deletes_users
 
 
 def _levels(c: Config) -> list[Config]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from culler_lines import LINES
 from doubles.scripted_hub import TOKEN, Person, ScriptedHub, Srv
 from guarded import gone, servers
 from peers import ONE, TWO, peer
 
+from hubguard.inhub.idle_culler import DEFAULTS
 from hubguard.staging.hub import TestbedHub
 
 pytestmark = pytest.mark.contract
@@ -38,6 +42,38 @@ async def once(*args, **kwargs):
         IOLoop.current().stop()
 culler.cull_idle = once
 culler.main()
+"""
+
+READ_LINES = """
+import contextlib, json, os, sys
+import jupyterhub_idle_culler as culler
+from tornado.log import define_logging_options
+from tornado.options import OptionParser
+class Started(BaseException):
+    pass
+class Loop:
+    def current(): return Loop
+    def add_callback(cull): Loop.cull = cull
+    def start(): raise Started
+culler.IOLoop = Loop
+def read(words):
+    sys.argv = ["culler", *words]
+    parser = OptionParser()
+    define_logging_options(parser)
+    if hasattr(culler, "IdleCuller"):
+        culler.IdleCuller.clear_instance()
+    else:
+        culler.define, culler.options, culler.parse_command_line = parser.define, parser, parser.parse_command_line
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            culler.main()
+    except Started:
+        asked = Loop.cull.keywords
+        return {"timeout": asked["inactive_limit"], **{name: value for name, value in asked.items() if name in WANTED}}
+    except (Exception, SystemExit):
+        return None
+WANTED, lines = json.load(sys.stdin)
+print(json.dumps([read(words) for words in lines]))
 """
 
 NO_ACTIVITY_OF_OLD = "Activity of an earlier run doesn't count against a server that was just started."
@@ -328,6 +364,28 @@ async def test_it_ends_at_once_and_cleanly_when_told_to_with_a_stop_under_way(nu
     assert process.returncode == 0, said.decode()
     assert "Traceback" not in said.decode()
     assert "Signal received: ending." in said.decode()
+
+
+@pytest.mark.parametrize(("version", "column"), [(ONE, 1), (TWO, 2)])
+def test_each_version_reads_a_command_line_as_the_table_says(version: str, column: int, tmp_path: Path):
+    folder = peer(version)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_LINES],
+        input=json.dumps([list(DEFAULTS), [line[0] for line in LINES]]),
+        env={**os.environ, "PYTHONPATH": str(folder), "JUPYTERHUB_API_TOKEN": TOKEN},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    for line, read in zip(LINES, json.loads(done.stdout), strict=True):
+        meant = line[column]
+        if meant is None or read is None:
+            assert read == meant, line
+        else:
+            changed = {name: value for name, value in read.items() if value is not None and value != DEFAULTS[name]}
+            assert changed == meant, line
 
 
 async def test_what_z2jh_runs_works_with_only_the_modules_name_changed(tmp_path: Path):

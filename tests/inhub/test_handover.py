@@ -111,7 +111,12 @@ def test_a_narrower_role_of_hubguards_suffices_where_the_culler_had_no_more():
         (culler("--ssl-enabled"), HUB, "--ssl-enabled"),
         (culler("--config=/etc/x.py"), HUB, "--config"),
         (culler("--timeout=soon"), HUB, "--timeout"),
-        (culler(command=("sh", "-c", "exec python3 -m jupyterhub_idle_culler")), HUB, "a command inside a command"),
+        (culler(command=("sh", "-c", "exec python3 -m jupyterhub_idle_culler")), HUB, "can't tell what 'sh' does"),
+        (culler(command=("sh", "-c", 'exec "$@"', "x", *RUN)), HUB, "act_beside"),
+        (culler(command=("env", "JUPYTERHUB_API_TOKEN=x", *RUN)), HUB, "env sets JUPYTERHUB_API_TOKEN"),
+        (culler("--help"), HUB, "culls nobody"),
+        (culler("--max_age=86400"), HUB, "read --max-age differently"),
+        (culler("--remove-named-servers"), HUB, "--remove-named-servers needs a value"),
         (culler(running=True), HUB, "started it before HubGuard"),
         (culler(user="cull"), HUB, "system user cull"),
         (culler(scopes=("list:users",)), HUB, "nothing to take over"),
@@ -151,6 +156,17 @@ def test_a_culler_that_deletes_users_is_taken_over_with_that():
         pytest.param(
             culler("--cull-users", "--timeout=5", scopes=WITH_USERS, version="2.1"), id="the same, in the middle"
         ),
+        pytest.param(
+            culler("--cull-users=true", "--remove-named-servers", scopes=WITH_USERS, version="2.0.0"),
+            id="another option that is refused",
+        ),
+        pytest.param(
+            culler("--cull-users=true", "--timeout=60.5", scopes=WITH_USERS), id="a number that every version refuses"
+        ),
+        pytest.param(
+            culler("--cull-users=true", "--timeout", "60", scopes=WITH_USERS, version="1.4.0"),
+            id="a value after a space",
+        ),
         pytest.param(culler("--cull-users=true"), id="a role without the right"),
     ],
 )
@@ -159,6 +175,20 @@ def test_a_culler_that_has_deleted_nobody_is_no_reason_to_begin(service: Service
     assert not users_deleted(found)
     assert any("neither does HubGuard" in note for note in found.notes)
     assert users_deleted(taken(service, hub=replace(MAY_DELETE, users=True)))
+
+
+def test_an_option_that_the_version_ignores_is_not_taken_over():
+    users = culler("--cull_users=true", "--max_age=86400", scopes=WITH_USERS, version="2.0.0")
+    found = taken(users, hub=MAY_DELETE)
+    assert not users_deleted(found)
+    assert found.settings["HubGuardCull"]["max_age_s"] == 0
+    assert users_deleted(taken(replace(users, version="1.4.0"), hub=MAY_DELETE))
+
+
+def test_that_a_culler_has_been_exiting_is_said():
+    (note,) = taken(culler("--remove-named-servers", version="2.0.0")).notes
+    assert "has culled nobody" in note
+    assert "--remove-named-servers needs a value" in note
 
 
 def test_where_it_cannot_be_told_whether_users_were_deleted_somebody_has_to_say_so():
@@ -266,6 +296,33 @@ def test_a_culler_by_another_name_is_seen_and_hubguard_does_not_act_beside_it_un
     told = replace(HUB, beside=(service.name,))
     assert decide([service], told).why == ""
     assert decide([service, culler()], told).replaced
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tail", "-F", "/var/log/jupyterhub-idle-culler"),
+        ("python", "bot.py", "--restart", "jupyterhub-idle-culler"),
+        ("/opt/backup", "--exclude=/srv/cull_idle_servers"),
+    ],
+)
+def test_a_service_that_only_names_a_culler_is_no_culler(command: tuple[str, ...]):
+    assert decide([Service("other", command, scopes=frozenset({"read:metrics"}))], HUB) == Handover()
+    found = decide([Service("other", command, scopes=frozenset({*NEEDED, "admin:servers"}))], HUB)
+    assert not found.cullers
+    assert "'other'" in found.why
+    assert decide([replace(culler(command=command), name="other")], replace(HUB, beside=("other",))).why == ""
+
+
+def test_a_shell_may_have_rights_of_its_own():
+    found = decide([Service("wrap", ("sh", "/srv/w.sh", "jupyterhub-idle-culler"), scopes=frozenset())], HUB)
+    assert [suspect.kind for suspect in found.suspects] == [Kind.LIKELY]
+
+
+def test_a_culler_that_hubguard_is_to_act_beside_works_on():
+    found = decide([culler()], replace(HUB, beside=("idle-culler",)))
+    assert (found.why, found.replaced, found.cullers) == ("", False, ())
+    assert [suspect.name for suspect in found.suspects] == ["idle-culler"]
 
 
 def test_reach_and_reason_of_a_server_beyond_it():

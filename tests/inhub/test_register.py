@@ -846,6 +846,36 @@ def test_the_right_to_delete_users_is_asked_for_only_where_it_is_wanted(tmp_path
         assert ("delete:users" in role["scopes"]) == asked_for
 
 
+MAY = ["list:users", "read:servers", "delete:servers", "delete:users"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "scopes", "lines", "asked_for"),
+    [
+        ({}, MAY, "", True),
+        ({"command": ["env", "A=b", "jupyterhub-idle-culler", "--cull-users=true"]}, MAY, "", True),
+        ({}, MAY[:3], "", False),
+        ({}, MAY, "c.JupyterHub.internal_ssl = True\n", False),
+        ({}, MAY, "c.JupyterHub.hub_bind_url = 'http+unix://%2Fhub.sock'\n", False),
+        ({}, MAY, "c.HubGuard.act_beside = ['cull']\n", False),
+        ({}, MAY, "c.JupyterHub.services.append({'name': 'b', 'command': ['jupyterhub-idle-culler']})\n", False),
+        ({"user": "nobody"}, MAY, "", False),
+        ({"command": ["jupyterhub-idle-culler", "--cull-users"]}, MAY, "", False),
+        ({"command": ["sh", "w.sh", "jupyterhub-idle-culler", "--cull-users=true"]}, MAY, "", False),
+    ],
+)
+def test_the_right_to_delete_users_is_asked_for_only_in_the_place_of_a_culler_that_deletes_them(
+    tmp_path: Path, spec: dict[str, Any], scopes: list[str], lines: str, asked_for: bool
+):
+    service = {"name": "cull", "command": ["jupyterhub-idle-culler", "--cull-users=true"], **spec}
+    before = f"c.JupyterHub.services = [{service!r}]\n"
+    before += f"c.JupyterHub.load_roles = [{{'name': 'cull', 'services': ['cull'], 'scopes': {scopes!r}}}]\n"
+    for way in WAYS.values():
+        roles = value(loaded(tmp_path, before + lines + way), "load_roles", [])
+        (role,) = (role for role in roles if role["name"] == "hubguard")
+        assert ("delete:users" in role["scopes"]) == asked_for
+
+
 def test_every_scope_names_the_feature_that_needs_it():
     assert all(need.feature for need in SCOPES.values())
     assert [scope for scope, need in SCOPES.items() if need.required][-1] == "delete:servers"
