@@ -649,6 +649,7 @@ def test_a_rule_that_can_never_match_is_told_once(fields: dict[str, object], why
         ({"options": {"k": "*"}}, {"options": {"k": "a", "j": 1}}),
         ({"profiles": "gpu-*"}, {"options": {"profile": "gpu-1"}}),
         ({"options": {"cpus": 4}}, {"options": {"cpus": "4"}}),
+        ({"options": {"cpus": "> 4"}}, {"options": {"cpus": "> 4"}}),
         ({"hours": "08:00-18:00"}, {"hours": ["09:00-10:00", "12:00-18:00"], "weekdays": "mon"}),
         ({"hours": ["08:00-12:00", "12:00-18:00"]}, {"hours": "09:00-17:00"}),
         ({"weekdays": "thu-fri"}, {"weekdays": "thu", "hours": "22:00-06:00"}),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from traitlets.config.loader import DeferredConfigString
 
 from hubguard import config
 from hubguard.cull.cycle import policy_of
@@ -13,6 +14,7 @@ from hubguard.cull.decide.judge import judge
 from hubguard.cull.decide.reach import Reach
 from hubguard.cull.model import Known, Reason, Standing
 from hubguard.inhub.handover import NEEDED, Handover, Hub, Kind, Service, decide, from_dict, reach_of
+from hubguard.inhub.late import hub_for_handover
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.model import Server
 
@@ -46,6 +48,13 @@ def left(*services: Service, hub: Hub = HUB) -> str:
 def test_without_another_culler_nothing_keeps_hubguard_from_acting():
     assert decide([], HUB) == Handover()
     assert decide([Service("pages", ("python3", "-m", "pages"), scopes=frozenset({"list:users"}))], HUB) == Handover()
+
+
+def test_what_the_hubs_command_line_says_of_the_handover_counts_as_what_it_stands_for():
+    said = {"HubGuard": {"act_beside": "['idler']", "on_idle_culler": "leave"}, "HubGuardCull": {"users": "True"}}
+    typed = {section: {name: DeferredConfigString(text) for name, text in of.items()} for section, of in said.items()}
+    hub = hub_for_handover(typed, "http://127.0.0.1:8081/hub/api", OURS, internal_ssl=False)
+    assert (hub.users, hub.beside, hub.wanted) == (True, ("idler",), "leave")
 
 
 def test_the_url_by_which_the_culler_reaches_the_hub_is_taken_over():

@@ -125,6 +125,12 @@ def test_a_table_that_is_whole_again_ends_the_loss_and_leaves_its_window():
     assert whole.windows(at(99)) == ((at(0), at(7)),)
 
 
+def test_the_window_of_an_earlier_loss_stands_beside_that_of_the_loss_under_way():
+    whole = compared(after(THERE, LOST, THERE), (), at(3))
+    lost = looked(looked(whole, THERE, at(50)), LOST, at(60))
+    assert lost.windows(at(70)) == ((at(0), at(3)), (at(50), at(70)))
+
+
 def test_a_restart_that_lost_the_table_is_not_told_as_one_that_kept_it():
     whole = compared(after(Sighting(Verdict.THERE, started_at=at(-99)), DEAD, LOST, THERE), (), at(4))
     known = looked(whole, Sighting(Verdict.THERE, started_at=at(2)), at(5)).status
