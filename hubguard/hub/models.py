@@ -258,8 +258,8 @@ def _read_date(header: str) -> datetime | None:
 
 
 def _read_names(user: dict[str, Any], key: str, of: str) -> tuple[str, ...] | None:
-    """The names of the groups or roles of a user, in order; None if the hub leaves them out, or has none to show."""
-    if user.get(key) is None:
+    """The names of the groups or roles of a user, in order; None if the hub leaves them out."""
+    if key not in user:
         return None
     names = user[key]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -22,11 +22,8 @@ def test_users_and_servers_without_a_name_cost_no_others():
     ada = {
         "name": "ada",
         "admin": None,
-        "groups": None,
-        "roles": None,
         "servers": {"": IDLE, "null": {**IDLE, "name": None}},
     }
     users = read_users([nameless, ada])
     assert list(users) == ["ada"]
     assert [server.name for server in users["ada"].servers] == [""]
-    assert (users["ada"].groups, users["ada"].roles) == (None, None)
