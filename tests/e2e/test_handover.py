@@ -163,7 +163,9 @@ async def test_hubguard_uses_the_cullers_url_and_keeps_to_its_filters(testbed_hu
 @pytest.mark.parametrize(
     ("line", "environment", "why"),
     [
-        pytest.param("", {"HUBGUARD_DB_URL": "sqlite:////proc/hubguard.sqlite"}, "journal can't be used", id="folder"),
+        pytest.param(
+            "", {"HUBGUARD_DB_URL": "sqlite:////proc/hubguard.sqlite"}, "HubGuard takes no action", id="folder"
+        ),
         pytest.param("c.HubGuardBudget.rate = 'many'\n", {}, "rate", id="setting", marks=pytest.mark.long),
         pytest.param("c.HubGuard.armed = False\n", {}, "only observes", id="not armed", marks=pytest.mark.long),
     ],
