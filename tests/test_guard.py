@@ -1007,6 +1007,7 @@ async def test_named_servers_that_the_hub_lets_nobody_stop_are_told_once_and_no_
     assert culling_findings(w, FindingKind.NAMED_SERVERS_OFF) == []
 
 
+@pytest.mark.long
 async def test_users_whom_the_hub_fails_to_delete_are_tried_ever_less_and_stopping_goes_on(world: MakeWorld):
     """An authenticator whose delete_user raises makes the hub answer 500, after it has stopped the user's server."""
     w = await world({**GONE, "HubGuardCull": {**GONE["HubGuardCull"], "idle_timeout_s": 600.0, "every_s": 900.0}})

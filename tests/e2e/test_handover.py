@@ -141,6 +141,7 @@ async def test_the_peer_itself_works_whenever_hubguard_does_not(testbed_hub: Mak
 FILTERED = ("list:users", "read:servers", "read:users:activity", "delete:servers!group=gpu")
 
 
+@pytest.mark.long
 async def test_hubguard_uses_the_cullers_url_and_keeps_to_its_filters(testbed_hub: MakeHub):
     """The URL that services are told leads nowhere, as in a pod that can't reach its own Service."""
     config = (

@@ -121,7 +121,7 @@ async def killed_and_started_again(folder: Path, kind: str, number: int, *, done
             assert sorted(deletes) == sorted(NAMES), "what had been done was found done, and not asked for again"
 
 
-@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("done", [pytest.param(False, marks=pytest.mark.long), True])
 async def test_a_guard_killed_while_it_waits_for_the_answer_to_a_stop_is_followed_by_one_that_looks_first(
     tmp_path: Path, done: bool
 ):
