@@ -128,8 +128,9 @@ async def test_a_port_that_is_taken_costs_the_page_and_nothing_else(testbed_hub:
 @pytest.mark.long
 async def test_beside_a_culler_that_is_to_stay_it_only_observes(testbed_hub: MakeHub):
     culler = (
-        "import sys\nc.HubGuard.on_idle_culler = 'refuse'\nc.JupyterHub.services.append({'name': 'culler',"
-        " 'command': [sys.executable, '-c', 'import time; time.sleep(600)  # jupyterhub_idle_culler']})\n"
+        "import sys\nopen('jupyterhub_idle_culler.py', 'w').write('import time; time.sleep(600)')\n"
+        "c.HubGuard.on_idle_culler = 'refuse'\n"
+        "c.JupyterHub.services.append({'name': 'culler', 'command': [sys.executable, '-m', 'jupyterhub_idle_culler']})\n"
     )
     hub = await testbed_hub(config=ARMED + culler, population=servers(idle=7200))
     found = await mode(hub, "observing")

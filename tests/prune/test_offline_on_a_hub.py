@@ -147,7 +147,18 @@ async def test_a_stopped_hub_is_pruned_starts_without_those_users_and_gets_them_
     await hub.stop()
     aged(hub)
     code, said = await hubguard(
-        hub, "prune", "restore", "--offline", undo, "--with-tokens", "--count", "3", *UNSEEN, *NO_JOURNAL
+        hub,
+        "prune",
+        "restore",
+        "--offline",
+        undo,
+        "--with-tokens",
+        "--count",
+        "3",
+        *UNSEEN,
+        *NO_JOURNAL,
+        "--acknowledge",
+        "undo-file-unknown",
     )
     assert code == 0, said
 
