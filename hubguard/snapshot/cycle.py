@@ -397,10 +397,10 @@ class Snapshots:
             Finding(FindingKind.PENDING_STUCK, seen.pending_since or now, _how_stuck(seen), seen.user, seen.server)
             for seen in self._stuck(now)
         ]
-        anew = self._new_database
-        if anew is not None and now - anew.since > timedelta(seconds=TOLD_S):
-            anew = self._new_database = None
-        of_hub = (*self._judged.findings, *((anew,) if anew is not None else ()))
+        replaced = self._new_database
+        if replaced is not None and now - replaced.since > timedelta(seconds=TOLD_S):
+            replaced = self._new_database = None
+        of_hub = (*self._judged.findings, *((replaced,) if replaced is not None else ()))
         await self._findings.update(journal, (*of_hub, *self._came_back.values(), *stuck), now)
 
     def _follow_what_came_back(self, snapshot: Snapshot) -> None:

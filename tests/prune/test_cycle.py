@@ -35,7 +35,7 @@ from hubguard.place import Place
 from hubguard.prune import undo_file
 from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.decide import stale as prune_stale
-from hubguard.prune.model import PruneReason, PruneState, StaleCriteria
+from hubguard.prune.model import PruneReason, PruneRun, PruneState, StaleCriteria
 from hubguard.prune.review import HubConfigFacts
 from hubguard.prune.store import PruneStore
 from hubguard.wiring import Ways
@@ -1395,18 +1395,23 @@ async def test_while_a_plan_is_paused_the_schedule_begins_no_other_and_says_so(w
     assert w.there() == set()
 
 
+async def paused_after_two(w: World) -> tuple[PruneRun, int]:
+    """A plan that a person paused soon after its second request, and how many users it has deleted."""
+    first = await w.apply()
+    while len(w.asked_to_delete()) < 2:
+        await w.clock.sleep(0.1)
+    await w.pruning.pause(first.digest, "ada", "")
+    await w.clock.sleep(10)
+    return first, (await w.pruning.run(first.digest)).done
+
+
 async def test_whoever_else_deletes_users_of_a_paused_plan_the_plan_doesnt_claim_them(world: MakeWorld):
     w = await world(prune={"rate": 1.0})
     for number in range(8):
         w.user(f"u{number}")
 
     async def steps() -> None:
-        first = await w.apply()
-        while len(w.asked_to_delete()) < 2:
-            await w.clock.sleep(0.1)
-        await w.pruning.pause(first.digest, "ada", "")
-        await w.clock.sleep(10)
-        done = (await w.pruning.run(first.digest)).done
+        first, done = await paused_after_two(w)
         other = await w.pruning.plan(replace(STALE, names=("u[567]",)), "bob")
         await w.pruning.apply(other.digest, 3, "bob", "")
         await w.until(other.digest, PruneState.DONE)
@@ -1430,12 +1435,7 @@ async def test_users_who_are_gone_when_a_plan_goes_on_are_neither_kept_nor_its_o
     w.user("stays", 1)
 
     async def steps() -> None:
-        first = await w.apply()
-        while len(w.asked_to_delete()) < 2:
-            await w.clock.sleep(0.1)
-        await w.pruning.pause(first.digest, "ada", "")
-        await w.clock.sleep(10)
-        done = (await w.pruning.run(first.digest)).done
+        first, done = await paused_after_two(w)
         other = await w.pruning.plan(replace(STALE, names=("u[67]",)), "bob")
         await w.pruning.apply(other.digest, 2, "bob", "")
         await w.until(other.digest, PruneState.DONE)
