@@ -47,6 +47,7 @@ from hubguard.proxy.canary import HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.times import DAY_S
+from hubguard.watch.observe.hub import HubReader
 from hubguard.web.auth import HubLogin
 from hubguard.web.door import Door
 from hubguard.wiring import Circumstances, Ways, assemble
@@ -273,7 +274,9 @@ async def serve(place: Place, config_file: Path | None) -> int:
         )
     async with ways_out(settings, place, budget) as ways:
         settings, backends = _backends(settings, place, ways.hub)
-        guard = make_guard(settings, place, replace(ways, backends=backends), circumstances, drift=True)
+        readers = (HubReader(ways.hub, SystemClock()),)
+        ways_to_all = replace(ways, backends=backends, readers=readers)
+        guard = make_guard(settings, place, ways_to_all, circumstances, drift=True)
         server = Door(_application(guard, place, budget), xheaders=True)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
         await asyncio.sleep(0)  # the first try to bind comes before any work

@@ -406,7 +406,7 @@ def _demo(arguments: argparse.Namespace, context: Context) -> int:
     return asyncio.run(run_demo(check=arguments.check, port=arguments.port))
 
 
-CULL, DRIFT, PRUNE = "hubguard.cull.cli", "hubguard.drift.cli", "hubguard.prune.parser"
+CULL, DRIFT, PRUNE, WATCH = "hubguard.cull.cli", "hubguard.drift.cli", "hubguard.prune.parser", "hubguard.watch.cli"
 
 COMMANDS: Mapping[str, tuple[str | Callable[[argparse.ArgumentParser], None], str]] = {
     "serve": (_add_serve, "run the service: the guard, its pages and its API"),
@@ -414,6 +414,7 @@ COMMANDS: Mapping[str, tuple[str | Callable[[argparse.ArgumentParser], None], st
     "explain": (CULL, "explain why a server is stopped or kept: by which rule, since when, and when"),
     "drift": (DRIFT, "show where hub, database, proxy and backends disagree, and repair it"),
     "prune": (PRUNE, "delete stale users by a plan that people review first, and restore them"),
+    "alerts": (WATCH, "show what is wrong now, and what raises an alert"),
     "arm": (_add_stance, "let HubGuard act by itself"),
     "observe": (_add_stance, "let HubGuard only observe"),
     "hold": (_add_stance, "stop all acting, whoever asks for it, until you resume; works with hub and proxy down"),

@@ -22,8 +22,16 @@ from hubguard.errors import ConfigError
 from hubguard.pacing.settings import HubGuardBudget
 from hubguard.prune.settings import HubGuardPrune
 from hubguard.settings import HubGuard, Section, closest
+from hubguard.watch.settings import HubGuardWatch
 
-SECTIONS: tuple[type[Section], ...] = (HubGuard, HubGuardCull, HubGuardDrift, HubGuardPrune, HubGuardBudget)
+SECTIONS: tuple[type[Section], ...] = (
+    HubGuard,
+    HubGuardCull,
+    HubGuardDrift,
+    HubGuardPrune,
+    HubGuardWatch,
+    HubGuardBudget,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class Settings:
     cull: HubGuardCull
     drift: HubGuardDrift
     prune: HubGuardPrune
+    watch: HubGuardWatch
     budget: HubGuardBudget
     errors: tuple[ConfigError, ...] = ()
     notes: tuple[str, ...] = ()
@@ -45,7 +54,7 @@ class Settings:
     @property
     def sections(self) -> tuple[Section, ...]:
         """All of them, in the order of the docs."""
-        return self.guard, self.cull, self.drift, self.prune, self.budget
+        return self.guard, self.cull, self.drift, self.prune, self.watch, self.budget
 
 
 def load(
@@ -80,9 +89,9 @@ def load(
         errors += problems
         for trait in {_trait_of(problem) for problem in problems}:
             setattr(section, trait, kind.class_traits()[trait].default())
-    guard, cull, drift, prune, budget = sections.values()
+    guard, cull, drift, prune, watch, budget = sections.values()
     return Settings(
-        guard, cull, drift, prune, budget, tuple({str(error): error for error in errors}.values()), tuple(notes)
+        guard, cull, drift, prune, watch, budget, tuple({str(error): error for error in errors}.values()), tuple(notes)
     )
 
 

@@ -21,6 +21,7 @@ from hubguard.proxy.part import Watching
 from hubguard.prune.cycle import PruneCycles
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.status import Mode, Status
+from hubguard.watch.cycle import Watch
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +53,14 @@ class Part(Protocol):
 class Parts:
     """The parts of a guard, in the order in which they start.
 
-    ``drifts`` and ``watching`` are None if this guard doesn't look for drift or has no canary.
+    ``drifts``, ``proxy`` and ``watch`` are None if this guard doesn't look for drift, has no canary, or doesn't watch.
     """
 
     culling: Culling
     drifts: DriftCycles | None
-    watching: Watching | None
+    proxy: Watching | None
     pruning: PruneCycles
+    watch: Watch | None
 
     def there(self) -> tuple[Part, ...]:
         """Those that this guard has."""

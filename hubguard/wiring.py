@@ -41,6 +41,10 @@ from hubguard.prune.decide import plan as prune_plan
 from hubguard.prune.review import HubConfigFacts
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
+from hubguard.watch.cycle import Watch
+from hubguard.watch.decide.adjust import adjust
+from hubguard.watch.observe.guard import GuardNumbers, GuardReader
+from hubguard.watch.observe.port import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class Ways:
     """The ways out of this process; what is None isn't there.
 
     ``canary`` is the route by which the proxy is watched. ``backends`` is what really runs the servers. ``world`` looks for
-    drift; without it the guard doesn't. ``hook`` is the operator's own function.
+    drift; without it the guard doesn't. ``hook`` is the operator's own function. ``readers`` read the signals; without any
+    the guard doesn't watch.
     """
 
     hub: HubAPI
@@ -59,6 +64,7 @@ class Ways:
     backends: Backends | None = None
     world: WorldObserver | None = None
     hook: Hook | None = None
+    readers: tuple[Reader, ...] = ()
 
 
 NOT_LOOKED = "it hasn't yet looked for other cullers"
@@ -203,6 +209,15 @@ def assemble(
         drifts,
         None if watch is None else Watching(watch, mandate, clock),
         pruning,
+        Watch(
+            adjust(settings.watch.alerts),
+            (*ways.readers, GuardReader(lambda: _numbers(culling, drifts, budget, clock))),
+            mandate,
+            clock,
+            keep_days=settings.watch.keep_days,
+        )
+        if ways.readers
+        else None,
     )
     return Guard(settings, mandate, snapshots, parts, facts, budget, clock)
 
@@ -235,3 +250,17 @@ def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy
     policy = policy_of(settings.cull, protected, wait, reach, user_reach)
     # Without the scope, the hub would refuse each user in each cycle.
     return replace(policy, users=policy.users and circumstances.may_delete_users)
+
+
+def _numbers(culling: Culling, drifts: DriftCycles | None, budget: Budget, clock: Clock) -> GuardNumbers:
+    """What the parts know of themselves, for the signals."""
+    culled = culling.status()
+    report = drifts.report if drifts is not None else None
+    return GuardNumbers(
+        last_good_cycle_age_s=(clock.now() - culled.last_good_cycle_at).total_seconds()
+        if culled.last_good_cycle_at
+        else None,
+        error_share=culled.recent.error_ratio,
+        budget_waited_s=budget.use().waited_s,
+        drift_raised=None if report is None else sum(drift.raised_at is not None for drift in report.drifts),
+    )

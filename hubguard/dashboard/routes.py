@@ -22,6 +22,7 @@ from hubguard.guard import Guard
 from hubguard.journal import words as journal_words
 from hubguard.model import NEEDS_NO_ARMING
 from hubguard.prune.room import PRUNE
+from hubguard.watch.room import WATCH
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import NotFound, Site, ToPages, log_request
 from hubguard.web.harden import Hardened
@@ -35,6 +36,7 @@ ROOMS: tuple[tuple[Room, Callable[[Guard], object]], ...] = (
     (CULL, lambda guard: guard.parts.culling),
     (DRIFT, lambda guard: guard.parts.drifts),
     (PRUNE, lambda guard: guard.parts.pruning),
+    (WATCH, lambda guard: guard.parts.watch),
 )
 """Every room, and the part of a guard that its handlers get; the room is left out if the guard hasn't that part."""
 

@@ -32,6 +32,8 @@ NOTES = frozenset(
         Event.FINDING,
         Event.CLEARED,
         Event.ANNOUNCED,
+        Event.ALERT,
+        Event.ALERT_OVER,
     }
 )
 """The events that only record something. The others are written by the methods that do what they record."""

@@ -110,6 +110,10 @@ class Event(str, Enum):
     CYCLE = "cycle"
     LEASE = "lease"
     ANNOUNCED = "announced"  # what HubGuard would do, said once while it may not
+    ALERT = "alert"  # an alert was raised
+    ALERT_OVER = "alert-over"  # it is resolved
+    SILENCED = "silenced"
+    INCIDENT = "incident"  # an incident was opened, closed, or somebody wrote something down about it
     NOTE = "note"
 
 

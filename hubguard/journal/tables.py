@@ -246,3 +246,103 @@ prune_item = sa.Table(
     sa.Index("hubguard_prune_item_outcome", "digest", "outcome", "position"),
     **ON_MYSQL,
 )
+
+# One row a step of time at each level (step_s); values is a JSON object of [low, mean, high] by the signal's key.
+signal = sa.Table(
+    "hubguard_signal",
+    metadata,
+    sa.Column("step_s", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", UTCDateTime, primary_key=True),
+    sa.Column("samples", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=False),
+    **ON_MYSQL,
+)
+
+# One row an alert that was raised; resolved_at NULL: it isn't resolved.
+alert = sa.Table(
+    "hubguard_alert",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("rule", sa.String(64), nullable=False),
+    sa.Column("subject", Name, nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("raised_at", UTCDateTime, nullable=False),
+    sa.Column("resolved_at", UTCDateTime),
+    sa.Column("value", sa.Double, nullable=False),
+    sa.Column("worst", sa.Double, nullable=False),
+    sa.Column("sentence", sa.Text, nullable=False),
+    sa.Column("verdict", sa.Text, nullable=False),
+    sa.Column("incident_id", BigId),
+    # Those that aren't resolved, and what was resolved of late.
+    sa.Index("hubguard_alert_resolved", "resolved_at"),
+    sa.Index("hubguard_alert_raised", "raised_at"),
+    sa.Index("hubguard_alert_incident", "incident_id"),
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+# Rows are added, ended, and forgotten. rule "" means every rule, subject NULL every subject.
+silence = sa.Table(
+    "hubguard_silence",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("rule", sa.String(64), nullable=False),
+    sa.Column("subject", Name),
+    sa.Column("silent_until", UTCDateTime, nullable=False),
+    sa.Column("actor", Name, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("made_at", UTCDateTime, nullable=False),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Index("hubguard_silence_until", "silent_until"),
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+# One row a notice to one receiver, until it is forgotten; ended_at is when it was sent or given up (given_up says which).
+notice = sa.Table(
+    "hubguard_notice",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("receiver", sa.String(64), nullable=False),
+    sa.Column("alert_id", BigId, nullable=False),
+    sa.Column("change", sa.String(16), nullable=False),
+    sa.Column("made_at", UTCDateTime, nullable=False),
+    sa.Column("due_at", UTCDateTime, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("trouble", sa.Text, nullable=False),
+    sa.Column("ended_at", UTCDateTime),
+    sa.Column("given_up", sa.Boolean, nullable=False),
+    # What waits, by when it is due.
+    sa.Index("hubguard_notice_due", "ended_at", "due_at"),
+    sa.Index("hubguard_notice_alert", "alert_id", "receiver"),
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+# closed_at NULL: it goes on.
+incident = sa.Table(
+    "hubguard_incident",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("opened_at", UTCDateTime, nullable=False),
+    sa.Column("opened_by", Name, nullable=False),
+    sa.Column("severity", sa.String(16)),
+    sa.Column("closed_at", UTCDateTime),
+    sa.Column("closed_by", Name),
+    sa.Index("hubguard_incident_opened", "opened_at"),
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)
+
+incident_note = sa.Table(
+    "hubguard_incident_note",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("incident_id", BigId, nullable=False),
+    sa.Column("at", UTCDateTime, nullable=False),
+    sa.Column("actor", Name, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Index("hubguard_incident_note_of", "incident_id", "id"),
+    sqlite_autoincrement=True,
+    **ON_MYSQL,
+)

@@ -73,6 +73,10 @@ def entry_sentence(entry: Entry) -> str:
         return f"keeps {kept} {entry.detail}" if entry.event is Event.KEPT else f"no longer keeps {kept}{detail}"
     if entry.event in _STANCE_WORDS:
         return _STANCE_WORDS[entry.event] + detail
+    if entry.event in {Event.ALERT, Event.ALERT_OVER}:
+        return f"alert {entry.reason}{detail}" if entry.event is Event.ALERT else entry.detail
+    if entry.event is Event.SILENCED:
+        return f"silences {entry.detail}"
     if f" {whose}: " in detail:
         whose = ""  # what drifts is named in the detail, after its kind
     if entry.event is Event.CLEARED:

@@ -21,6 +21,7 @@ from doubles.drift import PROVED, drift_of, report_with, world_of
 from doubles.drift import one_of_each as one_drift_of_each
 from doubles.guard import PlacedGuard, guard_with, made_up
 from doubles.prune import FakePruning, made_up_users, one_of_each, plan_of, verdict_of
+from doubles.watch import alert_of, every_alert, readings_of_each_kind
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tornado.web import RequestHandler
@@ -156,6 +157,7 @@ def full(name: str = "ada", server: str = "gpu") -> tuple[PlacedGuard, tuple[str
     guard.write(Event.KEPT, user=name, server=None, detail=name)
     guard.write(Event.OUTCOME, user=name, server="", action="delete-user", outcome=OutcomeKind.DONE)
     _drift(guard, name, server, named)
+    _watch(guard, name)
     return guard, _plans(guard, name)
 
 
@@ -177,6 +179,10 @@ def _drift(guard: PlacedGuard, name: str, server: str, servers: list[Server]) ->
     repairs = guard.drifts.plan(kinds=tuple(REMEDIES)).repairs
     guard.drifts.plans.clear()
     guard.drifts.report = replace(guard.drifts.report, repaired=(Repaired(repairs[1], name, NOW),))
+
+
+def _watch(guard: PlacedGuard, name: str) -> None:
+    guard.watch.place([*every_alert(), alert_of("DiskFull", name)], readings_of_each_kind(name))
 
 
 def _plans(guard: PlacedGuard, name: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from builders import NOW, minutes
 from doubles.drift import PlacedDrifts
 from doubles.hub import MemoryHub
 from doubles.prune import FakePruning
+from doubles.watch import PlacedWatch
 from inline_journal import InlineJournal
 from tornado.web import RequestHandler
 from virtual_time import VirtualClock
@@ -133,7 +134,11 @@ class PlacedGuard(Guard):
             self.books, self.clock,
         )  # fmt: skip
         parts: Any = SimpleNamespace(
-            culling=made.parts.culling, drifts=PlacedDrifts(self.books), watching=None, pruning=FakePruning()
+            culling=made.parts.culling,
+            drifts=PlacedDrifts(self.books),
+            proxy=None,
+            pruning=FakePruning(),
+            watch=PlacedWatch(made.mandate, self.clock),
         )
         super().__init__(made.settings, made.mandate, made.snapshots, parts, made._facts, made._budget, self.clock)
         self.cycles = made.parts.culling.cycles
@@ -155,6 +160,10 @@ class PlacedGuard(Guard):
     @property
     def drifts(self) -> PlacedDrifts:
         return cast(PlacedDrifts, self.parts.drifts)
+
+    @property
+    def watch(self) -> PlacedWatch:
+        return cast(PlacedWatch, self.parts.watch)
 
     @property
     def pruning(self) -> Any:

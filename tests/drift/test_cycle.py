@@ -768,7 +768,7 @@ async def test_nothing_is_repaired_by_itself_while_the_watch_says_that_the_proxy
     s.server("ann")
     s.server("bob", backend=False)
     s.loses("ann")
-    assert s.guard.parts.watching is not None
+    assert s.guard.parts.proxy is not None
     drifts = s.guard.parts.drifts
     assert drifts is not None
     repairs = drifts._repairs

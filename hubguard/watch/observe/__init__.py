@@ -1,0 +1,1 @@
+"""Reads the signals, a module for each source. It decides nothing."""

@@ -1,0 +1,76 @@
+"""What the API answers with: a class for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from hubguard import wire
+from hubguard.watch.cycle import WatchStatus
+from hubguard.watch.decide.alert import Rule
+from hubguard.watch.decide.sentence import describe_alert
+from hubguard.watch.model import Alert, AlertState, Severity, SignalSource, SourceReading, TimeLeft
+
+
+@dataclass(frozen=True, slots=True)
+class AlertShape:
+    """An alert that is raised and not resolved, or pending (``raised_at`` null). ``sentence`` says what is wrong now,
+    ``first`` the first thing to do, ``why`` why it is watched.
+
+    ``value`` is the newest reading, ``worst`` the worst while it lasted, ``limit`` what they are held against, in the
+    signal's unit. ``left`` is set by forecasts. ``id`` is null while pending.
+    """
+
+    rule: str
+    subject: str
+    severity: Severity
+    state: AlertState
+    sentence: str
+    why: str
+    first: str
+    signal: str
+    since: datetime
+    raised_at: datetime | None
+    seen_at: datetime
+    value: float
+    worst: float
+    limit: float | None
+    left: TimeLeft | None
+    id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSourceShape:
+    """Whether a source of signals can be read. ``why`` says why it can't, or how it is set up."""
+
+    source: SignalSource
+    at: datetime
+    readable: bool
+    configured: bool
+    why: str
+
+
+def describe(rules: Mapping[str, Rule], status: WatchStatus) -> tuple[AlertShape, ...]:
+    """The raised alerts, the most urgent first, then the pending."""
+    return tuple(
+        describe_one(rules[alert.rule], alert) for alert in (*status.alerts, *status.pending) if alert.rule in rules
+    )
+
+
+def describe_one(rule: Rule, alert: Alert) -> AlertShape:
+    """That alert, with the words of its rule."""
+    return wire.extended(
+        AlertShape,
+        rule,
+        alert,
+        rule=rule.name,
+        sentence=describe_alert(rule, alert),
+        first=rule.first.format(subject=alert.subject),
+        signal=rule.condition.signal,
+    )
+
+
+def describe_source(reading: SourceReading) -> SignalSourceShape:
+    """That reading, without its values."""
+    return wire.extended(SignalSourceShape, reading, readable=reading.readable)
