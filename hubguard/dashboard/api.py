@@ -17,7 +17,7 @@ from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Event
 from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 from hubguard.web.endpoint import LIMIT, WHY, Api
-from hubguard.web.openapi import Operation, Param, document
+from hubguard.web.openapi import Operation, Param
 
 EVENTS = tuple(event.value for event in Event)
 JOURNAL_FILTERS = (
@@ -131,4 +131,4 @@ class OpenApi(Api):
 
     @override
     def get(self) -> None:
-        self.write_json(document(self.site.operations, self.site.prefix))
+        self.write_json(self.site.description())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from hubguard.watch.room import WATCH
 from hubguard.web.auth import AuthPort
 from hubguard.web.base import NotFound, Site, ToPages, log_request
 from hubguard.web.harden import Hardened
+from hubguard.web.openapi import document
 from hubguard.web.room import Room
 
 HERE = Path(__file__).resolve().parent.parent
@@ -82,16 +84,9 @@ def make_application(
     one, so that everyone logs in again after a restart. ``service_token`` is that of our service at the hub, with which
     the hub reports what its spawner saw; "": nobody may.
     """
-    env = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     secret = cookie_secret or secrets.token_bytes(32)
-    operations = {path: handler.operations for path, handler in API.items()}
-    site = Site(guard.status, auth, prefix, hub_prefix, env, operations, secret, service_token)
+    env, description = _templates(prefix), partial(_description, prefix)
+    site = Site(guard.status, auth, prefix, hub_prefix, env, description, secret, service_token)
     journal = guard.mandate.journal
     handlers: list[Any] = [
         handler
@@ -104,18 +99,40 @@ def make_application(
     if prefix != "/":
         handlers.append((prefix.rstrip("/"), ToPages, {"site": site}))
     settings: dict[str, Any] = {
-        "static_path": str(HERE / "static"),
-        "static_url_prefix": f"{prefix}static/",
+        **_static(prefix),
         "static_handler_class": Static,
         "cookie_secret": secret,
         "default_handler_class": NotFound,
         "default_handler_args": {"site": site},
         "log_function": log_request,
     }
+    return Application(handlers, **settings)
+
+
+def _static(prefix: str) -> dict[str, str]:
+    return {"static_path": str(HERE / "static"), "static_url_prefix": f"{prefix}static/"}
+
+
+@cache
+def _templates(prefix: str) -> Environment:
+    """The templates of the pages below ``prefix``, each compiled when it is first used."""
+    env = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.globals["p"] = _words()
     env.globals["needs_no_arming"] = NEEDS_NO_ARMING
-    env.globals["static"] = lambda name: Static.make_static_url(settings, name)
-    return Application(handlers, **settings)
+    env.globals["static"] = partial(Static.make_static_url, _static(prefix))
+    return env
+
+
+@cache
+def _description(prefix: str) -> dict[str, Any]:
+    """The API below ``prefix``, described. Made once: no other request is answered meanwhile."""
+    return document({path: handler.operations for path, handler in API.items()}, prefix)
 
 
 def _words() -> SimpleNamespace:

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +23,7 @@ from hubguard.web import auth as web_auth
 from hubguard.web import htmx
 from hubguard.web.auth import AuthPort, Caller, Rights
 from hubguard.web.harden import Hardened
-from hubguard.web.openapi import LONGEST_NAME, PATH_NAME, Operation, Refused
+from hubguard.web.openapi import LONGEST_NAME, PATH_NAME, Refused
 
 log = logging.getLogger("hubguard.web")
 
@@ -39,8 +39,8 @@ _PLAIN_WORDS = {
 class Site:
     """What every handler has. ``status`` returns what the guard knows of itself now.
 
-    ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens, ``operations`` is the API: path template →
-    method → operation. ``service_token`` is that of HubGuard's own service at the hub, "" if nobody may use it.
+    ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens, ``description`` returns that of the
+    API. ``service_token`` is that of HubGuard's own service at the hub, "" if nobody may use it.
     """
 
     status: Callable[[], Status]
@@ -48,7 +48,7 @@ class Site:
     prefix: str
     hub_prefix: str
     env: Environment
-    operations: Mapping[str, Mapping[str, Operation]]
+    description: Callable[[], dict[str, Any]]
     secret: bytes = field(repr=False)
     service_token: str = field(default="", repr=False)
 
