@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,7 +55,13 @@ def alembic_config() -> Config:
 
 def newest_revision() -> str:
     """The revision that this version of HubGuard works with."""
-    return str(ScriptDirectory.from_config(alembic_config()).get_current_head())
+    return str(_scripts().get_current_head())
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    # Whoever asks a new one for a revision has all of them read and run.
+    return ScriptDirectory.from_config(alembic_config())
 
 
 def revisions(url: str) -> tuple[str | None, str]:
@@ -127,7 +134,7 @@ def _is_stamped_by_a_hub(connection: Connection, tables: set[str]) -> bool:
 
 
 def _refuse_unknown_revision(database: Database, connection: Connection) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+    known = {script.revision for script in _scripts().walk_revisions()}
     revision = _revision(connection)
     if revision is not None and revision not in known:
         raise database.refuse(
