@@ -415,6 +415,7 @@ COMMANDS: Mapping[str, tuple[str | Callable[[argparse.ArgumentParser], None], st
     "drift": (DRIFT, "show where hub, database, proxy and backends disagree, and repair it"),
     "prune": (PRUNE, "delete stale users by a plan that people review first, and restore them"),
     "alerts": (WATCH, "show what is wrong now, and what raises an alert"),
+    "report": (WATCH, "write the report of an incident or of a span of time, in Markdown"),
     "arm": (_add_stance, "let HubGuard act by itself"),
     "observe": (_add_stance, "let HubGuard only observe"),
     "hold": (_add_stance, "stop all acting, whoever asks for it, until you resume; works with hub and proxy down"),

@@ -38,6 +38,10 @@ class InDoubt(JournalError):
     """The connection broke while a change was being committed: whether it was recorded is unknown."""
 
 
+class NotThere(HubGuardError):
+    """What was asked for by its id isn't there, or is over. Nothing was changed."""
+
+
 class LeaseLost(JournalError):
     """Another guard holds the lease, or ours ran out. This guard may do nothing until it holds the lease again."""
 

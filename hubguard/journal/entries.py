@@ -126,11 +126,13 @@ class Entries:
         server: str | None = None,
         event: Event | None = None,
         plan: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> tuple[Entry, ...]:
         """At most ``limit`` entries, newest first, of those that fit all that is given; None means any.
 
         ``before_id`` continues after a page: pass the id of its last entry. ``server`` "" is the default server. ``plan``
-        is a digest or its beginning.
+        is a digest or its beginning. ``since`` and ``until`` are the first and the last moment.
         """
         query = sa.select(_entry).order_by(_entry.c.id.desc()).limit(limit)
         wanted = {
@@ -145,6 +147,10 @@ class Entries:
             query = query.where(_entry.c.plan.startswith(plan, autoescape=True))
         if before_id is not None:
             query = query.where(_entry.c.id < before_id)
+        if since is not None:
+            query = query.where(_entry.c.at >= since)
+        if until is not None:
+            query = query.where(_entry.c.at <= until)
         with self.reading() as connection:
             return tuple(map(to_entry, connection.execute(query)))
 

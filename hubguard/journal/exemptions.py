@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hubguard.errors import HubGuardError
+from hubguard.errors import NotThere
 from hubguard.journal import tables
 from hubguard.journal.entries import Entries, add_entry, one_text
 from hubguard.journal.model import Event, Exemption
@@ -15,7 +15,7 @@ from hubguard.journal.model import Event, Exemption
 _exemption = tables.exemption
 
 
-class NoSuchExemption(HubGuardError):
+class NoSuchExemption(NotThere):
     """There is no exemption of that id in force: it was never made, has expired, was ended, or has been forgotten."""
 
 

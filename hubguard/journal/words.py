@@ -75,6 +75,8 @@ def entry_sentence(entry: Entry) -> str:
         return _STANCE_WORDS[entry.event] + detail
     if entry.event in {Event.ALERT, Event.ALERT_OVER}:
         return f"alert {entry.reason}{detail}" if entry.event is Event.ALERT else entry.detail
+    if entry.event is Event.INCIDENT:
+        return entry.detail
     if entry.event is Event.SILENCED:
         return f"silences {entry.detail}"
     if f" {whose}: " in detail:

@@ -1,4 +1,4 @@
-"""The command ``hubguard alerts list`` and its neighbours: what is wrong now, and which rules there are."""
+"""The command ``hubguard alerts list`` and its neighbours: what is wrong now, and the report of what was."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from typing import Any
 
-from hubguard.console import Context, Exit, add_config, add_json
+from hubguard.console import Context, Exit, add_config, add_json, count
+from hubguard.errors import ConfigError
+from hubguard.times import point
 from hubguard.watch.decide.adjust import adjust, adjustable
 from hubguard.watch.settings import HubGuardWatch
 from hubguard.web.client import all_rows, running_guard
@@ -64,4 +67,50 @@ def list_rules(arguments: argparse.Namespace, context: Context) -> int:
     return Exit.FINE
 
 
-ARGUMENTS = {"alerts": add_alerts}
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """The options of ``hubguard report``."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--incident", type=count(1), metavar="N", help="the incident of this number")
+    which.add_argument(
+        "--since",
+        metavar="TIME",
+        help="the time from here on: 2026-11-21, 2026-11-21T12:00, or how long ago, for example 2h",
+    )
+    parser.add_argument("--until", metavar="TIME", help="end of that time (default: now)")
+    add_json(parser)
+    parser.set_defaults(run=report)
+
+
+def report(arguments: argparse.Namespace, context: Context) -> int:
+    """Print the report, from the journal alone: it works with hub and guard down."""
+    from hubguard.journal.store import open_journal
+    from hubguard.watch.incident import tell, tell_incident
+    from hubguard.watch.report import write_report
+    from hubguard.words import as_json, stamp
+
+    now = datetime.now(timezone.utc)
+    if arguments.until and not arguments.since:
+        raise ConfigError("--until", "belongs to --since. An incident has its own times")
+    since, until = (_moment(name, getattr(arguments, name), now) for name in ("since", "until"))
+    if since is not None and since >= (until or now):
+        raise ConfigError("--since", f"must lie before {stamp(until or now)}")
+    journal = open_journal(context.journal)
+    try:
+        number = arguments.incident
+        story = tell(journal, since, until or now, now) if since else tell_incident(journal, number, now)
+    finally:
+        journal.close()
+    context.say(json.dumps(as_json(story), indent=2) if arguments.json else write_report(story, now).rstrip())
+    return Exit.FINE
+
+
+def _moment(name: str, text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return point(text, now)
+    except ValueError as error:
+        raise ConfigError(f"--{name}", str(error)) from None
+
+
+ARGUMENTS = {"alerts": add_alerts, "report": add_report}

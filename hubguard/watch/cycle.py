@@ -18,8 +18,9 @@ from hubguard.watch.decide.alert import Alerts, Rule, step
 from hubguard.watch.decide.history import LEVELS, History
 from hubguard.watch.decide.sentence import describe_alert
 from hubguard.watch.decide.signals import OFTEN_S
+from hubguard.watch.incident import Incidents
 from hubguard.watch.model import Alert, Change, Severity, SignalSource, SourceReading, Transition
-from hubguard.watch.observe.port import NotSetUp, Reader
+from hubguard.watch.observe.port import NotSetUp, Reader, SourceUnavailable
 from hubguard.watch.store.alerts import AsyncAlerts
 from hubguard.watch.store.signals import AsyncSignals
 
@@ -72,6 +73,7 @@ class Watch:
         self.history = History()
         self.signals = AsyncSignals(mandate.journal)
         self.alerts = AsyncAlerts(mandate.journal)
+        self.incidents = Incidents(mandate.journal)
         self._readers = readers
         self._mandate = mandate
         self._clock = clock
@@ -134,6 +136,7 @@ class Watch:
             self.history.restore(level.step_s, await self.signals.samples(level.step_s, since, now))
         known = await self._mandate.journal.recall(MEMORY)
         self._alerts = _read_alerts(known[0] if known else {})
+        await self.incidents.begin()
         self._kept_at = now.timestamp()
         self._kept_s = self._clock.monotonic_s()
         self._begun = True
@@ -157,19 +160,30 @@ class Watch:
 
     async def _reading(self, reader: Reader) -> SourceReading:
         try:
-            values = await asyncio.wait_for(reader.read(), READ_S)
+            values = await self._in_time(reader)
         except NotSetUp as error:
             return SourceReading(reader.source, self._clock.now(), why=str(error), configured=False)
         except HubGuardError as error:
             return SourceReading(reader.source, self._clock.now(), why=str(error))
-        except asyncio.TimeoutError:
-            return SourceReading(reader.source, self._clock.now(), why=f"No answer within {READ_S:g} s.")
         except Exception:
             log.exception("Unexpected error while reading %s (a bug in HubGuard)", reader.source.value)
             return SourceReading(
                 reader.source, self._clock.now(), why="Unexpected error (a bug in HubGuard). See the log."
             )
         return SourceReading(reader.source, self._clock.now(), values)
+
+    async def _in_time(self, reader: Reader) -> Mapping[str, float]:
+        """What it read. Raises SourceUnavailable if that takes too long, and whatever it raises."""
+        reading, waiting = asyncio.ensure_future(reader.read()), asyncio.ensure_future(self._clock.sleep(READ_S))
+        try:
+            await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise SourceUnavailable(f"No answer within {READ_S:g} s.")
+            return reading.result()
+        finally:
+            for task in (reading, waiting):
+                task.cancel()
+            await asyncio.gather(reading, waiting, return_exceptions=True)
 
     async def _judge(self) -> None:
         self._alerts, changes = step(self.rules.values(), self._alerts, self.history, self._clock.now())
@@ -179,6 +193,7 @@ class Watch:
             await self._keep_transition(transition)  # a journal that isn't available leaves it for the next turn
             del self._unkept[0]
             self._on_change(transition)
+        await self.incidents.follow_calm(self._alerts.values(), self._clock.now(), self._mandate.fence)
         if changes:
             await self._remember()
 
@@ -190,7 +205,8 @@ class Watch:
         receivers = () if rule is None else self._receivers(rule.severity, alert.rule, alert.subject)
         if transition.change is Change.RAISED and rule is not None:
             log.warning("Alert %s (%s): %s", rule.name, rule.severity.value, sentence)
-            id_ = await self.alerts.raise_alert(alert, rule.severity, sentence, fence, receivers)
+            incident = await self.incidents.follow_raised(rule, alert, sentence, fence)
+            id_ = await self.alerts.raise_alert(alert, rule.severity, sentence, fence, receivers, incident=incident)
             self._ids[alert.key] = id_
             if alert.key in self._alerts:
                 self._alerts = {**self._alerts, alert.key: replace(self._alerts[alert.key], id=id_)}

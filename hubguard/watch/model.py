@@ -244,3 +244,46 @@ class IncidentNote:
     at: datetime
     actor: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineItem:
+    """One line of an incident's timeline. ``until`` is set if it stands for several events in a row.
+
+    ``actor`` is a person, or "hubguard" for what HubGuard did or noticed by itself. ``acted``: something was changed at
+    the hub, or tried to be.
+    """
+
+    at: datetime
+    actor: str
+    text: str
+    until: datetime | None = None
+    acted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of what an incident meant for users, in words, and what shows it."""
+
+    text: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What is known of a span of time, or of an incident and its surroundings.
+
+    ``alerts`` are those raised or firing in it, oldest first; ``items`` and ``notes`` are oldest first, too. ``unknown`` are
+    sentences on what wasn't measured. ``cut``: the journal has more entries than are looked through. ``incident`` is None
+    for a span that was asked for by its times.
+    """
+
+    since: datetime
+    until: datetime
+    incident: Incident | None = None
+    alerts: tuple[AlertRow, ...] = ()
+    items: tuple[TimelineItem, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    unknown: tuple[str, ...] = ()
+    notes: tuple[IncidentNote, ...] = ()
+    cut: bool = False

@@ -7,10 +7,21 @@ WATCH = Room(
     part="watch",
     live={
         "alerts": pages.AlertsPage,
+        "incidents": pages.IncidentsPage,
+        "incidents/{id}": pages.IncidentPage,
     },
-    pages={},
+    pages={
+        "incidents/open": pages.OpenIncident,
+        "incidents/{id}/notes": pages.NoteIncident,
+        "incidents/{id}/close": pages.CloseIncident,
+    },
     api={
         "api/v1/alerts": api.AlertsApi,
         "api/v1/signals/sources": api.SignalSourcesApi,
+        "api/v1/incidents": api.IncidentsApi,
+        "api/v1/incidents/{id}": api.IncidentApi,
+        "api/v1/incidents/{id}/notes": api.IncidentNotesApi,
+        "api/v1/incidents/{id}/close": api.CloseIncidentApi,
+        "api/v1/incidents/{id}/report.md": api.IncidentReportApi,
     },
 )

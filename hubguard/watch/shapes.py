@@ -10,7 +10,20 @@ from hubguard import wire
 from hubguard.watch.cycle import WatchStatus
 from hubguard.watch.decide.alert import Rule
 from hubguard.watch.decide.sentence import describe_alert
-from hubguard.watch.model import Alert, AlertState, Severity, SignalSource, SourceReading, TimeLeft
+from hubguard.watch.model import (
+    Alert,
+    AlertRow,
+    AlertState,
+    Figure,
+    Incident,
+    IncidentNote,
+    Severity,
+    SignalSource,
+    SourceReading,
+    Story,
+    TimeLeft,
+    TimelineItem,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +87,26 @@ def describe_one(rule: Rule, alert: Alert) -> AlertShape:
 def describe_source(reading: SourceReading) -> SignalSourceShape:
     """That reading, without its values."""
     return wire.extended(SignalSourceShape, reading, readable=reading.readable)
+
+
+@dataclass(frozen=True, slots=True)
+class StoryShape:
+    """An incident with its surroundings, or a span of time (``incident`` null). All that is listed is oldest first.
+
+    ``unknown`` says what wasn't measured. ``cut``: the journal has more than is shown.
+    """
+
+    since: datetime
+    until: datetime
+    incident: Incident | None
+    alerts: tuple[AlertRow, ...]
+    items: tuple[TimelineItem, ...]
+    figures: tuple[Figure, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[IncidentNote, ...]
+    cut: bool
+
+
+def describe_story(story: Story) -> StoryShape:
+    """That story as the API returns it."""
+    return wire.extended(StoryShape, story)

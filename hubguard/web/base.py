@@ -16,8 +16,7 @@ from tornado.web import HTTPError, RequestHandler
 from typing_extensions import override
 
 from hubguard import words
-from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError, Unrecordable
-from hubguard.journal.exemptions import NoSuchExemption
+from hubguard.errors import HubError, HubGuardError, HubUnreachable, JournalError, NotThere, Unrecordable
 from hubguard.status import Status
 from hubguard.web import auth as web_auth
 from hubguard.web import htmx
@@ -145,7 +144,7 @@ class Base(Hardened):
             status_code = 400
         elif isinstance(error, HubUnreachable | JournalError | HubError):
             status_code = 503
-        elif isinstance(error, NoSuchExemption):
+        elif isinstance(error, NotThere):
             status_code = 404
         elif isinstance(error, HubGuardError):
             status_code = 409

@@ -287,6 +287,8 @@ def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str,
         content = {"application/json": {"schema": {"type": "object"}}}
     if path.endswith(".csv"):
         content = {"text/csv": {"schema": {"type": "string"}}}
+    if path.endswith(".md"):
+        content = {"text/markdown": {"schema": {"type": "string"}}}
     if operation.answer is not None:
         schema = schemas[operation.answer]
         content = {"application/json": {"schema": {"type": "array", "items": schema} if operation.listed else schema}}

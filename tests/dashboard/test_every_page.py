@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, unquote_plus
 
 import pytest
+import sqlalchemy as sa
 from asked_site import AWKWARD, PREFIX, Site, sites
 from builders import NOW, minutes
 from doubles.drift import PROVED, drift_of, report_with, world_of
@@ -31,6 +32,7 @@ from hubguard.cull.model import Known
 from hubguard.dashboard.pages import Change
 from hubguard.dashboard.routes import API, FRAGMENTS, PAGES
 from hubguard.drift.model import REMEDIES, DriftKind, Repaired
+from hubguard.journal import tables
 from hubguard.journal.model import Event, Stance
 from hubguard.model import Finding, FindingKind, OutcomeKind, Route, Server, Tally
 from hubguard.proxy.model import ProxyWatchStatus, WatchState
@@ -38,6 +40,7 @@ from hubguard.prune.model import PruneReason, PruneState
 from hubguard.prune.plan_pages import TurnPlan
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
 from hubguard.status import Mode
+from hubguard.watch.store.incidents import IncidentStore
 from hubguard.web.openapi import BY_THE_HUB
 
 pytestmark = pytest.mark.contract
@@ -50,9 +53,12 @@ STALE = 21
 FORM = {
     **{"user": "ada", "server": "", "scope": "user", "until": "day", "inactive": "90", "never": "0"},
     **{"count": str(STALE), "acknowledged": "KubeSpawner", "why": "spring"},
+    **{"title": "503 for everybody", "text": "restarted the proxy"},
 }
 BODIES: dict[str, Any] = {
     "api/v1/exemptions": {"user": "ada", "for_s": 3600},
+    "api/v1/incidents": {"title": "503 for everybody"},
+    "api/v1/incidents/{id}/notes": {"text": "restarted the proxy"},
     "api/v1/outlived": {"user": "ada", "server": ""},
     "api/v1/repairs": {"kinds": ["server-dead"]},
     "api/v1/plans/{digest}/apply": {"count": STALE, "acknowledged": ["KubeSpawner"]},
@@ -183,6 +189,13 @@ def _drift(guard: PlacedGuard, name: str, server: str, servers: list[Server]) ->
 
 def _watch(guard: PlacedGuard, name: str) -> None:
     guard.watch.place([*every_alert(), alert_of("DiskFull", name)], readings_of_each_kind(name))
+    incidents = IncidentStore(guard.books.sync)
+    for i in range(5):
+        incident = incidents.open_incident(f"{name} {i}", name, NOW - minutes(30 - i))
+        incidents.add_note(incident.id, name, name, NOW - minutes(20))
+        incidents.close_incident(incident.id, name, NOW - minutes(10), name)
+    with guard.books.sync.writing() as connection:  # the one that the addresses lead to goes on
+        connection.execute(sa.update(tables.incident).where(tables.incident.c.id == 1).values(closed_at=None))
 
 
 def _plans(guard: PlacedGuard, name: str) -> tuple[str, ...]:

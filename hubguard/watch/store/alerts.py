@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from hubguard.errors import HubGuardError
+from hubguard.errors import NotThere
 from hubguard.journal import tables
 from hubguard.journal.asynchronous import AsyncJournal, AsyncStore, awaited
 from hubguard.journal.entries import add_entry, one_text
@@ -24,7 +24,7 @@ _notice = tables.notice
 HUBGUARD = "hubguard"
 
 
-class NoSuchSilence(HubGuardError):
+class NoSuchSilence(NotThere):
     """No silence of that id is in force."""
 
 
