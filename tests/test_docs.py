@@ -305,7 +305,8 @@ async def test_the_hook_of_the_example_can_be_loaded_and_decides_as_the_page_say
 
 
 # A number in prose, and what it repeats: "two minutes<!-- snapshot.decide.memory.OUTAGE_S -->". The comment doesn't show.
-REPEATED = re.compile(r"([^<|\n]*)<!-- ([\w.]+) -->")
+# It begins where words do, rather than try each letter of a page.
+REPEATED = re.compile(r"(?<![^<|>\n])([^<|\n]*)<!-- ([\w.]+) -->")
 NUMBERS = {"a": 1.0, "an": 1.0, "half": 0.5, "fifth": 0.2, "tenth": 0.1} | {
     word: float(number)
     for number, word in enumerate(
