@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import difflib
+from datetime import datetime, timedelta
 
+from hubguard.times import point
 from hubguard.watch.cycle import Watch
-from hubguard.watch.model import Incident, IncidentNote
+from hubguard.watch.decide.signals import SIGNALS
+from hubguard.watch.model import Incident, IncidentNote, Signal, signal_key, split_key
 from hubguard.watch.report import write_report
 from hubguard.watch.shapes import (
     AlertShape,
+    SeriesShape,
+    SignalShape,
     SignalSourceShape,
     StoryShape,
     describe,
+    describe_series,
+    describe_signals,
     describe_source,
     describe_story,
 )
 from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
-from hubguard.web.openapi import Operation, Param
+from hubguard.web.openapi import Operation, Param, Refused
 
 
 class WatchApi(Api):
@@ -132,3 +139,75 @@ class IncidentReportApi(WatchApi):
         story = await self.watch.incidents.story(int(id_), self.now)
         self.set_header("Content-Type", "text/markdown; charset=utf-8")
         self.finish(write_report(story, self.now))
+
+
+class SignalsApi(WatchApi):
+    """What is measured."""
+
+    operations = {
+        "get": Operation("Every signal, with its newest reading.", SignalShape, "read", listed=True),
+    }
+
+    def get(self) -> None:
+        self.write_json(describe_signals(self.watch.history, self.watch.status()))
+
+
+_WHEN = "a date, a time in UTC such as 2026-12-01T18:00, or a span before now such as 90min, 12h or 7d"
+
+
+class SignalApi(WatchApi):
+    """How a signal was over time."""
+
+    operations = {
+        "get": Operation(
+            "What a signal was from one time to another, in steps as fine as that span allows.",
+            SeriesShape,
+            "read",
+            query=(
+                Param("subject", str, "Which folder or cause, for a signal that has several.", default="", high=255),
+                Param("since", str, f"The first moment: {_WHEN}.", default="3h", low=1, high=40),
+                Param("until", str, f"The last moment: {_WHEN}. Left out: now.", low=1, high=40),
+            ),
+        )
+    }
+
+    async def get(self, name: str) -> None:
+        """404 for a signal that isn't there, 400 for a subject that is missing or a time that can't be read."""
+        asked, now = self.query(), self.now
+        signal, subject = signal_of(name), asked["subject"]
+        known = [split_key(key)[1] for key in self.watch.history.keys(signal.name)]
+        if signal.per and not subject:
+            raise Refused(
+                400, f"subject: {name} has one series for each {signal.per}: {', '.join(known) or 'none yet'}"
+            )
+        since, until = moment_of("since", asked["since"], now), now
+        if asked["until"] is not None:
+            until = moment_of("until", asked["until"], now)
+        if not since < until:
+            raise Refused(400, "since: must be before until")
+        key = signal_key(name, subject)
+        step_s, samples = await self.watch.samples(since, until, {key})
+        self.write_json(describe_series(signal, subject, since, until, step_s, samples.get(key, ())))
+
+
+def signal_of(name: str) -> Signal:
+    """The signal of that name. Raises Refused (404)."""
+    if name not in SIGNALS:
+        near = difflib.get_close_matches(name, SIGNALS, n=1)
+        raise Refused(404, f"No signal {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
+    return SIGNALS[name]
+
+
+def moment_of(name: str, text: str, now: datetime) -> datetime:
+    """The moment that ``text`` in the parameter ``name`` means, near enough to now. Raises Refused (400)."""
+    try:
+        at = point(text, now)
+    except ValueError:
+        raise Refused(400, f"{name}: {text!r} is none of {_WHEN}") from None
+    if not now - timedelta(days=LONGEST_DAYS) <= at <= now + timedelta(days=LONGEST_DAYS):
+        raise Refused(400, f"{name}: must be within {LONGEST_DAYS:,} days of now")
+    return at
+
+
+LONGEST_DAYS = 3660
+"""Maximum days between now and a time that is asked for: signals aren't kept for longer."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,16 +14,16 @@ from hubguard import wire
 from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError
 from hubguard.pacing.clock import Clock
-from hubguard.times import HOUR_S
+from hubguard.times import HOUR_S, YEAR_S
 from hubguard.watch.decide.alert import Alerts, Rule, step
-from hubguard.watch.decide.history import LEVELS, History
+from hubguard.watch.decide.history import HOUR_STEP_S, LEVELS, History
 from hubguard.watch.decide.sentence import describe_alert
 from hubguard.watch.decide.signals import OFTEN_S
 from hubguard.watch.incident import Incidents
-from hubguard.watch.model import Alert, Change, Severity, SignalSource, SourceReading, Transition
+from hubguard.watch.model import Alert, Change, Sample, Severity, SignalSource, Silence, SourceReading, Transition
 from hubguard.watch.observe.port import NotSetUp, Reader, SourceUnavailable
 from hubguard.watch.store.alerts import AsyncAlerts
-from hubguard.watch.store.signals import AsyncSignals
+from hubguard.watch.store.signals import AsyncSignals, step_for
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,48 @@ class Watch:
             tuple(self._readings[source] for source in SignalSource if source in self._readings),
             self._read_at,
         )
+
+    async def samples(
+        self, since: datetime, until: datetime, keys: Collection[str] | None = None
+    ) -> tuple[int, dict[str, tuple[Sample, ...]]]:
+        """(seconds of a step, samples by key), oldest first; ``keys`` None: of all. The step is the finest that fits.
+
+        The newest come from memory, since they are kept only once a minute. Raises JournalError.
+        """
+        begin, end = since.timestamp(), until.timestamp()
+        step_s = step_for(end - begin, (self._clock.now() - since).total_seconds())
+        kept = await self.signals.samples(step_s, since, until, keys)
+        newest = max(begin, self._kept_at - step_s)
+        recent = self.history.hours(newest) if step_s == HOUR_STEP_S else self.history.steps(step_s, newest)
+        by_key = {key: {sample.at: sample for sample in some} for key, some in kept.items()}
+        for at, values in recent.items():
+            for key, sample in values.items():
+                if begin <= at <= end and (keys is None or key in keys):
+                    by_key.setdefault(key, {})[at] = sample
+        return step_s, {key: tuple(some[at] for at in sorted(some)) for key, some in by_key.items()}
+
+    # -- what people set ------------------------------------------------------------------------------------------
+
+    async def silences(self) -> tuple[Silence, ...]:
+        """Those in force, newest first. Raises JournalError."""
+        return await self.alerts.silences(self._clock.now())
+
+    async def silence(self, rule: str, subject: str | None, until: datetime, actor: str, why: str) -> Silence:
+        """Nobody is notified of ``rule`` ("" for every rule) about ``subject`` (None for every subject) until then.
+
+        Raises HubGuardError for a rule that isn't there and for a time that has passed or is more than a year away.
+        """
+        if rule and rule not in self.rules:
+            near = difflib.get_close_matches(rule, self.rules, n=1)
+            raise HubGuardError(f"Nothing silenced: no alert {rule!r}." + (f" Did you mean {near[0]}?" if near else ""))
+        now = self._clock.now()
+        if not now < until <= now + timedelta(seconds=YEAR_S):
+            raise HubGuardError("Nothing silenced: the time must be in the future, and within a year.")
+        return await self.alerts.silence(rule, subject, until, actor, why, now)
+
+    async def end_silence(self, id_: int, actor: str) -> Silence:
+        """That silence is over. Raises NoSuchSilence."""
+        return await self.alerts.end_silence(id_, actor, self._clock.now())
 
     # -- as a part of the guard -----------------------------------------------------------------------------------
 

@@ -17,11 +17,13 @@ WATCH = Room(
     },
     api={
         "api/v1/alerts": api.AlertsApi,
+        "api/v1/signals": api.SignalsApi,
         "api/v1/signals/sources": api.SignalSourcesApi,
         "api/v1/incidents": api.IncidentsApi,
         "api/v1/incidents/{id}": api.IncidentApi,
         "api/v1/incidents/{id}/notes": api.IncidentNotesApi,
         "api/v1/incidents/{id}/close": api.CloseIncidentApi,
         "api/v1/incidents/{id}/report.md": api.IncidentReportApi,
+        "api/v1/signals/{signal}": api.SignalApi,
     },
 )

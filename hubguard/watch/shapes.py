@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 from hubguard import wire
 from hubguard.watch.cycle import WatchStatus
 from hubguard.watch.decide.alert import Rule
+from hubguard.watch.decide.history import History
 from hubguard.watch.decide.sentence import describe_alert
+from hubguard.watch.decide.signals import SIGNALS
 from hubguard.watch.model import (
     Alert,
     AlertRow,
@@ -17,12 +19,16 @@ from hubguard.watch.model import (
     Figure,
     Incident,
     IncidentNote,
+    Sample,
     Severity,
+    Signal,
     SignalSource,
     SourceReading,
     Story,
     TimeLeft,
     TimelineItem,
+    Unit,
+    split_key,
 )
 
 
@@ -110,3 +116,82 @@ class StoryShape:
 def describe_story(story: Story) -> StoryShape:
     """That story as the API returns it."""
     return wire.extended(StoryShape, story)
+
+
+@dataclass(frozen=True, slots=True)
+class NewestShape:
+    """The newest reading of a signal about one subject, "" if the signal has none."""
+
+    subject: str
+    at: datetime
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class SignalShape:
+    """A signal that HubGuard can measure, every ``every_s`` seconds. ``per`` says what its subjects are, "" without any.
+
+    ``counter``: it only rises, until whatever counts starts again. ``readable`` is null before its source was first read.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    source: SignalSource
+    every_s: float
+    per: str
+    counter: bool
+    readable: bool | None
+    newest: tuple[NewestShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleShape:
+    """The lowest, mean and highest value over one step of time, which begins ``at``."""
+
+    at: datetime
+    low: float
+    mean: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesShape:
+    """What a signal was, in steps of ``step_s`` seconds, oldest first. A step in which nothing was measured is left out."""
+
+    name: str
+    subject: str
+    unit: Unit
+    since: datetime
+    until: datetime
+    step_s: int
+    samples: tuple[SampleShape, ...]
+
+
+def describe_signals(history: History, status: WatchStatus) -> tuple[SignalShape, ...]:
+    """Every signal, with what was read last."""
+    readable = {reading.source: reading.readable for reading in status.readings}
+    return tuple(
+        wire.extended(SignalShape, signal, readable=readable.get(signal.source), newest=_newest(history, signal))
+        for signal in SIGNALS.values()
+    )
+
+
+def _newest(history: History, signal: Signal) -> tuple[NewestShape, ...]:
+    return tuple(
+        NewestShape(split_key(key)[1], _moment(last.at), last.mean)
+        for key in history.keys(signal.name)
+        if (last := history.last(key)) is not None
+    )
+
+
+def describe_series(
+    signal: Signal, subject: str, since: datetime, until: datetime, step_s: int, samples: Sequence[Sample]
+) -> SeriesShape:
+    """Those samples as the API returns them."""
+    shapes = tuple(SampleShape(_moment(sample.at), sample.low, sample.mean, sample.high) for sample in samples)
+    return SeriesShape(signal.name, subject, signal.unit, since, until, step_s, shapes)
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(at, timezone.utc)

@@ -13,6 +13,7 @@ PATTERNS: Mapping[str, str] = {
     "user": "([^/]+)",
     "name": "([^/]*)",
     "id": "([0-9]+)",
+    "signal": "([a-z0-9_]+)",
     "digest": "([0-9a-f]{64})",
 }
 """What a placeholder stands for in every path, as a regular expression."""

@@ -113,6 +113,7 @@ class Place:
     def at(self, path: str) -> list[str]:
         """The addresses that ``path`` stands for: one for each plan if it is a plan's."""
         whose = {"user": quote(self.user, safe=""), "name": quote(self.name, safe=""), "id": "1"}
+        whose["signal"] = "hub_latency_seconds"
         digests = self.digests if "{digest}" in path else ("",)
         return [path.format(**whose, digest=digest) + QUERIES.get(path, "") for digest in digests]
 

@@ -21,6 +21,12 @@ class Level:
 LEVELS = (Level(10, 1200.0), Level(60, 6 * 3600.0), Level(600, 7 * 86400.0))
 """What is held in memory, finest first."""
 
+
+def level_for(span_s: float) -> Level:
+    """The finest level that reaches back ``span_s`` seconds, or the coarsest."""
+    return next((level for level in LEVELS if span_s <= level.kept_s), LEVELS[-1])
+
+
 HOUR_STEP_S = 3600
 """Seconds of the coarsest step that is kept."""
 
@@ -76,7 +82,7 @@ class History:
 
     def over(self, key: str, span_s: float, now: float) -> tuple[Sample, ...]:
         """The samples of the last ``span_s`` seconds, oldest first, in the finest step that reaches back that far."""
-        level = next((level for level in self._levels if span_s <= level.level.kept_s), self._levels[-1])
+        level = self._levels[LEVELS.index(level_for(span_s))]
         return tuple(sample for sample in level.samples.get(key, ()) if sample.at >= now - span_s)
 
     def steps(self, step_s: int, since: float) -> dict[float, dict[str, Sample]]:
