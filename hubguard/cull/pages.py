@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from urllib.parse import quote
 
 from typing_extensions import override
@@ -19,9 +18,8 @@ from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.journal.model import Entry, Exemption
 from hubguard.model import server_label
 from hubguard.status import Mode, Status
-from hubguard.times import moment
 from hubguard.web.openapi import Param, Refused
-from hubguard.web.page import ROWS, Page, whole
+from hubguard.web.page import ROWS, Page, choose_until, whole
 
 
 class CullPage(Page):
@@ -184,22 +182,10 @@ class Keep(CullPage):
             self.why(),
             user=user,
             server=server if scope == "server" else None,
-            until=self._until(self.get_body_argument("until", ""), self.get_body_argument("date", "")),
+            until=choose_until(self, self.site.status().at),
         )
         back = self.user_url(user) if self.get_body_argument("back", "") == "user" else self.server_url(user, server)
         self.redirect(back, status=303)
-
-    def _until(self, choice: str, date: str) -> datetime:
-        Param("until", str, "", choices=(*_SPANS, "date")).checked(choice)
-        if choice in _SPANS:
-            return self.site.status().at + _SPANS[choice]
-        try:
-            return moment(date)
-        except ValueError:
-            raise Refused(400, "Nothing was changed: no date was given. Go back and enter one.") from None
-
-
-_SPANS = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 
 class EndExemption(CullPage):

@@ -7,10 +7,14 @@ WATCH = Room(
     part="watch",
     live={
         "alerts": pages.AlertsPage,
+        "alerts/{id}": pages.AlertPage,
+        "signals": pages.SignalsPage,
         "incidents": pages.IncidentsPage,
         "incidents/{id}": pages.IncidentPage,
     },
     pages={
+        "silences/new": pages.SilenceAlert,
+        "silences/{id}": pages.EndSilence,
         "incidents/open": pages.OpenIncident,
         "incidents/{id}/notes": pages.NoteIncident,
         "incidents/{id}/close": pages.CloseIncident,

@@ -57,7 +57,7 @@ class Scale(str, Enum):
 
     DECIMAL = "decimal"  # 1, 2, 5, 10
     WHOLE = "whole"  # the same, never below 1
-    BINARY = "binary"  # the same, of bytes, KiB, MiB …
+    BINARY = "binary"  # 1, 2, 4 … 512, of bytes, KiB, MiB
     TIME = "time"  # seconds, then whole minutes, hours and days
 
 
@@ -239,8 +239,7 @@ def round_step(least: float, scale: Scale) -> float:
     if scale is Scale.TIME and least > 1:
         return next((step for step in _TIME_STEPS_S if step >= least), 86400 * _decimal(least / 86400))
     if scale is Scale.BINARY:
-        unit = 1024.0 ** min(4, max(0, math.floor(math.log(least, 1024))))
-        return unit * _decimal(least / unit)
+        return 2.0 ** math.ceil(math.log2(least))
     return _decimal(least)
 
 

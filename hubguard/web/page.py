@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
 
@@ -11,10 +12,11 @@ from jinja2_fragments import render_block
 from markupsafe import Markup
 
 from hubguard.status import Status
+from hubguard.times import moment
 from hubguard.web import htmx
 from hubguard.web.base import Base
 from hubguard.web.endpoint import WHY
-from hubguard.web.openapi import Param
+from hubguard.web.openapi import Param, Refused
 
 ROWS = 100
 """Rows on a page of the Servers and Journal tables."""
@@ -90,6 +92,21 @@ class Page(Base):
                 htmx_config=htmx.CONFIG,
             )
         )
+
+
+UNTIL = {"day": timedelta(days=1), "week": timedelta(days=7)}
+"""What can be chosen in forms that ask until when, beside a date."""
+
+
+def choose_until(handler: Base, now: datetime) -> datetime:
+    """The time that was chosen in the form of the macro of that name. Raises Refused (400)."""
+    choice = Param("until", str, "", choices=(*UNTIL, "date")).checked(handler.get_body_argument("until", ""))
+    if choice in UNTIL:
+        return now + UNTIL[choice]
+    try:
+        return moment(handler.get_body_argument("date", ""))
+    except ValueError:
+        raise Refused(400, "Nothing was changed: no date was given. Go back and enter one.") from None
 
 
 def row_id(*parts: str) -> str:

@@ -40,6 +40,8 @@ from hubguard.prune.model import PruneReason, PruneState
 from hubguard.prune.plan_pages import TurnPlan
 from hubguard.snapshot.model import Brake, BrakeReason, Evidence
 from hubguard.status import Mode
+from hubguard.watch.model import Sample, Severity
+from hubguard.watch.store.alerts import AlertStore
 from hubguard.watch.store.incidents import IncidentStore
 from hubguard.web.openapi import BY_THE_HUB
 
@@ -52,7 +54,7 @@ QUERIES = {"repairs": "?kind=server-dead"}
 STALE = 21
 FORM = {
     **{"user": "ada", "server": "", "scope": "user", "until": "day", "inactive": "90", "never": "0"},
-    **{"count": str(STALE), "acknowledged": "KubeSpawner", "why": "spring"},
+    **{"count": str(STALE), "acknowledged": "KubeSpawner", "why": "spring", "rule": "DiskLow"},
     **{"title": "503 for everybody", "text": "restarted the proxy"},
 }
 BODIES: dict[str, Any] = {
@@ -126,6 +128,7 @@ class Place:
             *guard.asked,
             *of_plans,
             *guard.kept,
+            *AlertStore(guard.books.sync).silences(NOW),
             *guard.pruning.states.values(),
             *guard.drifts.plans,
             *guard.drifts.asked,
@@ -189,7 +192,7 @@ def _drift(guard: PlacedGuard, name: str, server: str, servers: list[Server]) ->
 
 
 def _watch(guard: PlacedGuard, name: str) -> None:
-    guard.watch.place([*every_alert(), alert_of("DiskFull", name)], readings_of_each_kind(name))
+    _alerts(guard, name)
     incidents = IncidentStore(guard.books.sync)
     for i in range(5):
         incident = incidents.open_incident(f"{name} {i}", name, NOW - minutes(30 - i))
@@ -197,6 +200,22 @@ def _watch(guard: PlacedGuard, name: str) -> None:
         incidents.close_incident(incident.id, name, NOW - minutes(10), name)
     with guard.books.sync.writing() as connection:  # the one that the addresses lead to goes on
         connection.execute(sa.update(tables.incident).where(tables.incident.c.id == 1).values(closed_at=None))
+
+
+def _alerts(guard: PlacedGuard, name: str) -> None:
+    store = AlertStore(guard.books.sync)
+    alerts = [*every_alert(), alert_of("DiskFull", name)]
+    for number, alert in enumerate(alerts):
+        if alert.raised:
+            id_ = store.raise_alert(alert, Severity.TODAY, name, 1, ())
+            alerts[number] = replace(alert, id=id_)
+    guard.watch.place(alerts, readings_of_each_kind(name))
+    id_ = store.raise_alert(alert_of("DiskLow", name), Severity.TODAY, name, 1, ())
+    store.note_verdict(id_, name)
+    store.resolve_alert(id_, 0.1, name, 1, (), NOW)
+    store.silence("DiskLow", name, NOW + minutes(60), name, name, NOW)
+    samples = [Sample((NOW - minutes(60 - ago)).timestamp(), 0.1, 0.2, 0.3) for ago in range(60)]
+    guard.watch.history.restore(60, {f"disk_free_share:{name}": samples})
 
 
 def _plans(guard: PlacedGuard, name: str) -> tuple[str, ...]:

@@ -185,9 +185,9 @@ def test_a_month_of_readings_is_drawn_through_few_points():
         (20, Scale.TIME, 30),
         (0.03, Scale.TIME, 0.05),
         (4000, Scale.TIME, 7200),
-        (0.9 * 2**30, Scale.BINARY, 1000 * 2**20),
+        (0.9 * 2**30, Scale.BINARY, 2**30),
         (1.1 * 2**30, Scale.BINARY, 2 * 2**30),
-        (3, Scale.BINARY, 5),
+        (300 * 2**20, Scale.BINARY, 512 * 2**20),
     ],
 )
 def test_steps_are_round_in_what_is_counted(least: float, scale: Scale, step: float):

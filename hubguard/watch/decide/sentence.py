@@ -30,7 +30,7 @@ def _number(value: float) -> str:
 def _bytes(value: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
-            return f"{value:.3g} {unit}"
+            return f"{value:.3g} {unit}" if abs(value) < 999.5 else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.3g} TiB"
 
