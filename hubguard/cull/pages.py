@@ -10,7 +10,7 @@ from typing_extensions import override
 from hubguard import words
 from hubguard.cull import shapes as cull_shapes
 from hubguard.cull import words as cull_words
-from hubguard.cull.api import absent_words, exemption_id, meant_by
+from hubguard.cull.api import absent_words, meant_by
 from hubguard.cull.model import CycleReport, Standing
 from hubguard.cull.part import Culling
 from hubguard.errors import JournalError
@@ -195,7 +195,7 @@ class EndExemption(CullPage):
 
     async def get(self, number: str) -> None:
         """The question. 404 if it has ended."""
-        wanted = exemption_id(number)
+        wanted = int(number)
         exemption = next((each for each in await self.culling.exemptions() if each.id == wanted), None)
         if exemption is None:
             raise Refused(404, f"Exemption {wanted} isn't in force: it has expired, was ended, or never existed.")
@@ -205,5 +205,5 @@ class EndExemption(CullPage):
     async def post(self, number: str) -> None:
         """It has ended, and the list of exemptions shows what is left."""
         assert self.who is not None
-        await self.culling.end_exemption(exemption_id(number), self.who.actor, self.why())
+        await self.culling.end_exemption(int(number), self.who.actor, self.why())
         self.redirect(self.here("exemptions"), status=303)

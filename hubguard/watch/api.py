@@ -72,8 +72,8 @@ class SignalSourcesApi(WatchApi):
 MOST = 10_000
 """Maximum incidents that are listed."""
 
-TITLE = Param("title", str, "What is wrong, in a few words.", low=1, high=200)
-NOTE = Param("text", str, "What to write down.", low=1, high=2000)
+TITLE = Param("title", str, "What is wrong, in a few words.", low=1, high=200, required=True)
+NOTE = Param("text", str, "What to write down.", low=1, high=2000, required=True)
 
 
 class IncidentsApi(WatchApi):

@@ -113,9 +113,9 @@ class AlertPage(Page):
 
     async def get(self, id_: str) -> None:
         status = self.site.status()
-        row = await self.watch.alerts.alert(int(id_)) if len(id_) < 19 else None
+        row = await self.watch.alerts.alert(int(id_))
         if row is None:
-            raise Refused(404, f"No alert {id_[:19]}: it never was, or is too old to be remembered.")
+            raise Refused(404, f"No alert {id_}: it never was, or is too old to be remembered.")
         since, until = span_around(row.raised_at, row.resolved_at, status.at)
         rule = rule_named(row.rule, self.watch.rules)
         chart, entries, trouble = None, tuple[Entry, ...](), ""
@@ -185,7 +185,7 @@ class EndSilence(Page):
     async def post(self, id_: str) -> None:
         """It is over. 404 if it isn't in force."""
         assert self.who is not None
-        await self.watch.end_silence(int(id_) if len(id_) < 19 else 0, self.who.actor)
+        await self.watch.end_silence(int(id_), self.who.actor)
         self.redirect(self.here("alerts") + "#h-silences", status=303)
 
 

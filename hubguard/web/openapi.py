@@ -210,7 +210,7 @@ PATH_NAME = Param("address", str, "A name in the address.", high=LONGEST_NAME)
 
 _IN_PATHS = {
     "user": {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME, "pattern": IN_ONE_LINE},
-    "id": {"type": "string", "pattern": "^[0-9]+$"},
+    "id": {"type": "string", "pattern": "^[0-8]?[0-9]{1,18}$"},
     "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 

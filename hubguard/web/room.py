@@ -12,7 +12,7 @@ from hubguard.web.endpoint import Api
 PATTERNS: Mapping[str, str] = {
     "user": "([^/]+)",
     "name": "([^/]*)",
-    "id": "([0-9]+)",
+    "id": "([0-8]?[0-9]{1,18})",  # what every database can count up to
     "signal": "([a-z0-9_]+)",
     "digest": "([0-9a-f]{64})",
 }

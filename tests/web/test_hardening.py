@@ -30,6 +30,7 @@ async def site() -> AsyncIterator[Site]:
 def addresses() -> list[str]:
     """An address of every kind, with a name in it where it takes one."""
     filled = {"user": "student-00000", "name": "gpu", "id": "1", "digest": "0" * 64, "turn": "pause", "word": "hold"}
+    filled["signal"] = "hub_up"
     paths = [*PAGES, *API, "static/live.js", "static/nothing", "nothing", "api/nothing"]
     return [re.sub(r"{(\w+)}", lambda found: filled[found[1]], path) for path in paths]
 
