@@ -11,6 +11,7 @@ from typing_extensions import override
 from hubguard.cull import shapes as cull_shapes
 from hubguard.dashboard import shapes as dashboard_status
 from hubguard.dashboard.api import EVENTS
+from hubguard.dashboard.words import worst_of
 from hubguard.drift import words as drift_words
 from hubguard.errors import HubGuardError, JournalError
 from hubguard.guard import Guard
@@ -21,6 +22,7 @@ from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING
 from hubguard.prune import words as prune_words
 from hubguard.prune.model import PruneRun, PruneState
 from hubguard.status import Mode, Status
+from hubguard.watch import words as watch_words
 from hubguard.web import htmx
 from hubguard.web.page import ROWS, Page, whole
 
@@ -50,6 +52,9 @@ class Overview(Page):
             {
                 **self.common(status),
                 "shape": dashboard_status.describe(state),
+                "alerts": state.alerts or (),
+                "worst": worst_of(state.alerts or ()),
+                "w": watch_words,
                 "modes": Mode,
                 "recovered_at": recovered_at(status),
                 "late": cull_shapes.is_late(status, state.cull),

@@ -18,6 +18,7 @@ from hubguard.cull import words as cull_words
 from hubguard.cull.room import CULL
 from hubguard.dashboard import words as dashboard_words
 from hubguard.dashboard.room import DASHBOARD
+from hubguard.dashboard.shapes import badge
 from hubguard.drift.room import DRIFT
 from hubguard.guard import Guard
 from hubguard.journal import words as journal_words
@@ -86,7 +87,7 @@ def make_application(
     """
     secret = cookie_secret or secrets.token_bytes(32)
     env, description = _templates(prefix), partial(_description, prefix)
-    site = Site(guard.status, auth, prefix, hub_prefix, env, description, secret, service_token)
+    site = Site(guard.status, auth, prefix, hub_prefix, env, description, secret, partial(badge, guard), service_token)
     journal = guard.mandate.journal
     handlers: list[Any] = [
         handler

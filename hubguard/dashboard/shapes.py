@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -29,7 +31,20 @@ from hubguard.pacing.model import BudgetUse
 from hubguard.prune.model import PruneStatus
 from hubguard.snapshot.model import Brake
 from hubguard.status import HandoverStatus, Mode, Status
+from hubguard.watch.model import Severity
+from hubguard.watch.shapes import AlertShape
+from hubguard.watch.shapes import describe as describe_alerts
+from hubguard.web.base import Badge
 from hubguard.web.sources import SourceShape
+
+
+@dataclass(frozen=True, slots=True)
+class AlertCountsShape:
+    """How many alerts are raised and not resolved, by when to act."""
+
+    now: int
+    today: int
+    this_week: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,7 @@ class StatusShape:
     clocks restarted then, after an outage. ``tally`` is of this guard's life, ``recent`` of the last hour, and
     ``error_ratio`` the share of what was sent in it that failed or couldn't be verified, null if nothing was.
     ``findings`` are what an operator should look at, most recent last. ``handover`` says who
-    culls, by whose word, and what was taken over from an idle culler.
+    culls, by whose word, and what was taken over from an idle culler. ``alerts`` is null if this guard isn't watching.
     """
 
     at: datetime
@@ -69,6 +84,7 @@ class StatusShape:
     oldest_overdue: OverdueShape | None
     findings: tuple[Finding, ...]
     handover: HandoverStatus
+    alerts: AlertCountsShape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +110,17 @@ STALE_CYCLE_S = 900.0
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the guard and its parts know of themselves at one moment. ``drift`` is None before the first look."""
+    """What the guard and its parts know of themselves at one moment. ``drift`` is None before the first look.
+
+    ``alerts`` are those that are raised, the most urgent first; None if this guard isn't watching.
+    """
 
     guard: Status
     cull: CullStatus
     prune: PruneStatus
     drift: DriftReport | None
     policy: CullPolicy
+    alerts: tuple[AlertShape, ...] | None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -112,7 +132,27 @@ def state_of(guard: Guard) -> State:
     """Ask the guard and its parts. Never blocks, never raises."""
     parts = guard.parts
     drift = None if parts.drifts is None else parts.drifts.report
-    return State(guard.status(), parts.culling.status(), parts.pruning.status(), drift, parts.culling.policy)
+    return State(
+        guard.status(), parts.culling.status(), parts.pruning.status(), drift, parts.culling.policy, raised(guard)
+    )
+
+
+def raised(guard: Guard) -> tuple[AlertShape, ...] | None:
+    """The alerts that are raised, the most urgent first; None if this guard isn't watching, as one on standby isn't."""
+    watch = guard.parts.watch
+    if watch is None or not guard.mandate.holds_lease:
+        return None
+    return tuple(alert for alert in describe_alerts(watch.rules, watch.status()) if alert.raised_at is not None)
+
+
+def badge(guard: Guard) -> Badge:
+    """The worst of what the guard does and what it watches, for the tab of a browser."""
+    mode, alerts = guard.status().mode, raised(guard) or ()
+    if mode is Mode.TROUBLED or any(alert.severity is Severity.NOW for alert in alerts):
+        return Badge(len(alerts), "hubguard-troubled.svg")
+    if alerts or mode in {Mode.HELD, Mode.BRAKED}:
+        return Badge(len(alerts), "hubguard-wait.svg")
+    return Badge()
 
 
 def describe(state: State) -> StatusShape:
@@ -147,7 +187,14 @@ def describe(state: State) -> StatusShape:
         oldest_overdue=describe_overdue(status, culled, state.policy),
         findings=state.findings,
         handover=status.handover,
+        alerts=None if state.alerts is None else count_alerts(state.alerts),
     )
+
+
+def count_alerts(alerts: Sequence[AlertShape]) -> AlertCountsShape:
+    """How many there are of each severity."""
+    counts = Counter(alert.severity for alert in alerts)
+    return AlertCountsShape(counts[Severity.NOW], counts[Severity.TODAY], counts[Severity.WEEK])
 
 
 def _rounded(ratio: float | None) -> float | None:

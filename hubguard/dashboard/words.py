@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hubguard.cull.decide.judge import CullPolicy
 from hubguard.journal.model import ArmedBy
 from hubguard.model import FindingKind
 from hubguard.snapshot.model import Brake, BrakeReason
 from hubguard.status import Culls, Mode, OtherCuller, Status
+from hubguard.watch.model import AlertState, Severity
+from hubguard.watch.shapes import AlertShape
 from hubguard.words import count
 
 MODE_WORDS: dict[Mode, str] = {
@@ -49,6 +53,13 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.NEW_DATABASE: "New database",
     FindingKind.NOT_DELETED: "Users not deleted",
 }
+
+
+def worst_of(alerts: Sequence[AlertShape]) -> AlertShape | None:
+    """The alert that is said first: one that asks to act now, if possible one that is known to hold; None without any."""
+    urgent = [alert for alert in alerts if alert.severity is Severity.NOW]
+    known = [alert for alert in urgent if alert.state is not AlertState.UNKNOWN]
+    return next(iter(known or urgent), None)
 
 
 def acceptance(brake: Brake, policy: CullPolicy) -> str:

@@ -35,8 +35,16 @@ _PLAIN_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Badge:
+    """What the tab of a browser shows: ``count`` in its title if there is any, and ``icon``, a file among the static ones."""
+
+    count: int = 0
+    icon: str = "hubguard.svg"
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """What every handler has. ``status`` returns what the guard knows of itself now.
+    """What every handler has. ``status`` returns what the guard knows of itself now, and ``badge`` how that looks in a tab.
 
     ``prefix`` and ``hub_prefix`` end with a slash; ``secret`` signs form tokens, ``description`` returns that of the
     API. ``service_token`` is that of HubGuard's own service at the hub, "" if nobody may use it.
@@ -49,6 +57,7 @@ class Site:
     env: Environment
     description: Callable[[], dict[str, Any]]
     secret: bytes = field(repr=False)
+    badge: Callable[[], Badge]
     service_token: str = field(default="", repr=False)
 
 

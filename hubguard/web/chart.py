@@ -249,7 +249,7 @@ def _decimal(least: float) -> float:
 
 
 def time_axis(since: float, until: float) -> tuple[Tick, ...]:
-    """Ticks on whole minutes, hours or days of UTC, at most MOST_TICKS, in percent of the width. The first says UTC."""
+    """Ticks on whole minutes, hours or days of UTC, at most MOST_TICKS, in percent of the width."""
     span = until - since
     step = round_step(span / MOST_TICKS, Scale.TIME)
     first = math.ceil(since / step)
@@ -260,7 +260,7 @@ def time_axis(since: float, until: float) -> tuple[Tick, ...]:
             break
         place = round(100 * (at - since) / span, 1)
         anchor = "start" if place < 8 else "end" if place > 92 else "middle"
-        ticks.append(Tick(place, _time_words(at, step, span) + ("" if ticks else " UTC"), anchor))
+        ticks.append(Tick(place, _time_words(at, step, span), anchor))
     return tuple(ticks)
 
 

@@ -79,6 +79,8 @@ class Page(Base):
         """
         fragment = self.site.prefix + "fragments/"
         if self.request.path.startswith(fragment):
+            badge = self.site.badge()
+            self.set_header("HubGuard-Badge", f"{badge.count} {badge.icon}")
             htmx.finish_fragment(self, self.site.env, self.template, "live", **live)
             return
         html = render_block(self.site.env, self.template, "live", **live)
