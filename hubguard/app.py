@@ -40,6 +40,7 @@ from hubguard.inhub.handover import Handover
 from hubguard.inhub.handover import from_dict as handover_from
 from hubguard.inhub.scopes import DELETE_USERS, SCOPES
 from hubguard.journal.asynchronous import AsyncJournal
+from hubguard.journal.database import Database
 from hubguard.pacing.budget import Budget, Lane
 from hubguard.pacing.clock import SystemClock
 from hubguard.place import Place
@@ -47,7 +48,7 @@ from hubguard.proxy.canary import HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.times import DAY_S
-from hubguard.watch.observe.hub import HubReader
+from hubguard.watch.observe.choose import Surroundings, open_readers
 from hubguard.web.auth import HubLogin
 from hubguard.web.door import Door
 from hubguard.wiring import Circumstances, Ways, assemble
@@ -274,7 +275,8 @@ async def serve(place: Place, config_file: Path | None) -> int:
         )
     async with ways_out(settings, place, budget) as ways:
         settings, backends = _backends(settings, place, ways.hub)
-        readers = (HubReader(ways.hub, SystemClock()),)
+        around = _surroundings(settings, place)
+        readers = open_readers(settings.watch, around, ways.hub, ways.database, SystemClock())
         ways_to_all = replace(ways, backends=backends, readers=readers)
         guard = make_guard(settings, place, ways_to_all, circumstances, drift=True)
         server = Door(_application(guard, place, budget), xheaders=True)
@@ -314,6 +316,21 @@ def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, 
     except HubGuardError as error:
         wrong = error if isinstance(error, ConfigError) else ConfigError("HubGuardDrift.backend", str(error))
         return replace(settings, errors=(*settings.errors, wrong)), None
+
+
+def _surroundings(settings: Settings, place: Place) -> Surroundings:
+    registration = place.registration
+    proxy_url = registration.get("proxy", {}).get("api_url") or os.environ.get("CONFIGPROXY_API_URL") or ""
+    journal = Database(settings.guard.db_url).file
+    folders = [str(folder) for folder in (journal and journal.absolute().parent, Path.cwd()) if folder]
+    return Surroundings(
+        hub_url=place.api_url,
+        hub_pid=place.hub_pid,
+        proxy_url=str(proxy_url),
+        check_routes_s=settings.cull.hub_activity_interval_s,
+        failures_limit=int(registration.get("spawner", {}).get("failures_limit") or 0),
+        folders=folders,
+    )
 
 
 def _application(guard: Guard, place: Place, budget: Budget) -> Application:

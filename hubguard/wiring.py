@@ -32,7 +32,7 @@ from hubguard.proxy.act import RouteChecks
 from hubguard.proxy.canary import Canary
 from hubguard.proxy.client import ProxyAPI
 from hubguard.proxy.cycle import ProxyWatch
-from hubguard.proxy.model import ProxyWatchStatus
+from hubguard.proxy.model import ProxyWatchStatus, WatchState
 from hubguard.proxy.part import Watching
 from hubguard.proxy.table import ExpectedRoutes
 from hubguard.prune.act import Pace
@@ -43,7 +43,8 @@ from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
 from hubguard.watch.cycle import Watch
 from hubguard.watch.decide.adjust import adjust
-from hubguard.watch.observe.guard import GuardNumbers, GuardReader
+from hubguard.watch.model import SignalSource
+from hubguard.watch.observe.guard import GuardReader
 from hubguard.watch.observe.port import Reader
 
 
@@ -211,7 +212,22 @@ def assemble(
         pruning,
         Watch(
             adjust(settings.watch.alerts),
-            (*ways.readers, GuardReader(lambda: _numbers(culling, drifts, budget, clock))),
+            (
+                *ways.readers,
+                GuardReader(
+                    SignalSource.HUBGUARD,
+                    lambda: _of_hubguard(culling, drifts, budget, clock),
+                    clock,
+                    rates={"budget_waited_s": "budget_wait_seconds"},
+                ),
+                GuardReader(
+                    SignalSource.PROXY,
+                    lambda: _of_proxy(watch_status(), drifts),
+                    clock,
+                    changes={"proxy_started": "proxy_restarts"},
+                ),
+                GuardReader(SignalSource.BACKENDS, lambda: _of_backends(drifts), clock),
+            ),
             mandate,
             clock,
             keep_days=settings.watch.keep_days,
@@ -252,15 +268,52 @@ def _cull_policy(settings: Settings, circumstances: Circumstances) -> CullPolicy
     return replace(policy, users=policy.users and circumstances.may_delete_users)
 
 
-def _numbers(culling: Culling, drifts: DriftCycles | None, budget: Budget, clock: Clock) -> GuardNumbers:
-    """What the parts know of themselves, for the signals."""
-    culled = culling.status()
+# -- what the parts know, as signals --------------------------------------------------------------------------------------
+
+
+def _of_hubguard(
+    culling: Culling, drifts: DriftCycles | None, budget: Budget, clock: Clock
+) -> Mapping[str, float | None]:
+    culled, report = culling.status(), drifts.report if drifts is not None else None
+    good_at = culled.last_good_cycle_at
+    return {
+        "last_good_cycle_age_seconds": None if good_at is None else (clock.now() - good_at).total_seconds(),
+        "error_share": culled.recent.error_ratio,
+        "budget_waited_s": budget.use().waited_s,
+        "drift_raised": None if report is None else sum(drift.raised_at is not None for drift in report.drifts),
+    }
+
+
+def _of_proxy(watched: ProxyWatchStatus, drifts: DriftCycles | None) -> Mapping[str, float | None] | str:
+    """A proxy that refuses our token is there, and how it is can't be said."""
+    if watched.state is WatchState.OFF:
+        return (
+            "HubGuard doesn't watch the proxy: it needs a configurable-http-proxy, its API's URL and token, and"
+            " HubGuard.read_proxy."
+        )
+    known = {WatchState.STARTING: None, WatchState.UNUSABLE: None, WatchState.FINE: 1.0}
+    values: dict[str, float | None] = {"proxy_up": known.get(watched.state, 0.0)}
+    if watched.proxy_started_at is not None:
+        values["proxy_started"] = watched.proxy_started_at.timestamp()
     report = drifts.report if drifts is not None else None
-    return GuardNumbers(
-        last_good_cycle_age_s=(clock.now() - culled.last_good_cycle_at).total_seconds()
-        if culled.last_good_cycle_at
-        else None,
-        error_share=culled.recent.error_ratio,
-        budget_waited_s=budget.use().waited_s,
-        drift_raised=None if report is None else sum(drift.raised_at is not None for drift in report.drifts),
-    )
+    if report is not None and report.world.routes is not None and report.world.servers is not None:
+        ready = sum(server.ready for server in report.world.servers.values())
+        missing = sum(drift.kind is DriftKind.ROUTE_MISSING for drift in report.drifts)
+        values |= {"routes_missing": missing, "routes_missing_share": missing / ready if ready else 0.0}
+    return values
+
+
+def _of_backends(drifts: DriftCycles | None) -> Mapping[str, float | None] | str:
+    """Backends whose server the hub doesn't count as active, of those that are this hub's."""
+    report = drifts.report if drifts is not None else None
+    if report is None or report.world.backends is None or report.world.servers is None:
+        return {}
+    if not report.world.whole:
+        return "The kind of backend doesn't show what runs beyond the hub's count: only whether each server answers."
+    alive = [backend for backend in report.world.backends if backend.alive and backend.proof]
+    extra = sum((backend.user, backend.server) not in report.world.servers for backend in alive)
+    return {
+        "backends_alive": len(alive),
+        "backends_extra": extra,
+        "backends_extra_share": extra / len(alive) if alive else 0.0,
+    }

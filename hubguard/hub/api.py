@@ -157,6 +157,10 @@ class HubAPI(Protocol):
         """
         ...
 
+    async def metrics(self) -> str | None:
+        """The hub's metrics in Prometheus' text format; None if it doesn't show them to our token. Raises HubError."""
+        ...
+
     def with_token(self, token: str) -> HubAPI:
         """The same hub by way of the same budget, with the rights of another token. Use it as ``async with``, or close it.
 

@@ -258,12 +258,17 @@ class HTTPHubAPI(OverHTTP, HubAPI):
 
     @override
     async def startup_s(self) -> float | None:
+        metrics = await self.metrics()
+        return None if metrics is None else read_startup(metrics)
+
+    @override
+    async def metrics(self) -> str | None:
         call = _Call("GET", "/metrics", "show its metrics", "read:metrics", known=(200,), json=False)
         try:
             answer = await self._read(call)
         except HubRefused:
             return None
-        return read_startup(answer.body.decode("utf-8", "replace"))
+        return answer.body.decode("utf-8", "replace")
 
     @override
     def with_token(self, token: str) -> HTTPHubAPI:

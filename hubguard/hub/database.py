@@ -198,6 +198,12 @@ class HubDB(Protocol):
         to time: so a count is worth telling when it stays.
         """
 
+    async def ping(self) -> None:
+        """It answers a question of one row. Raises HubDBError."""
+
+    async def count_tokens(self) -> tuple[int, int]:
+        """How many API tokens and how many OAuth codes it holds, expired ones included. Raises HubDBError."""
+
     def close(self) -> None:
         """It isn't read any more."""
 
@@ -240,6 +246,23 @@ class SQLHubDB(HubDB):
     @override
     async def orm_counts(self) -> ORMCounts:
         return await self._call(self._orm_counts)
+
+    @override
+    async def ping(self) -> None:
+        def ask() -> None:
+            with self._db.transaction() as connection:
+                known_revision(self._db, connection)
+
+        await self._call(ask)
+
+    @override
+    async def count_tokens(self) -> tuple[int, int]:
+        def count() -> tuple[int, int]:
+            with self._db.transaction() as connection:
+                known_revision(self._db, connection)
+                return connection.execute(_count(tokens)).scalar_one(), connection.execute(_count(codes)).scalar_one()
+
+        return await self._call(count)
 
     @override
     def close(self) -> None:

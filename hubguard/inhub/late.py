@@ -349,12 +349,19 @@ def _api_url(app: Any) -> str:
 
 def _spawner(app: Any, errors: list[Problem]) -> dict[str, Any]:
     """The spawner's class with those that it is derived from, nearest first, what tells its backends apart, and ``start_s``:
-    the seconds that the hub gives a start, None if only an instance knows.
+    the seconds that the hub gives a start, None if only an instance knows. ``failures_limit`` is after how many failed starts
+    in a row the hub exits, 0 for never.
     """
     kind = app.spawner_class
     parts = [setting(app.config, kind, name) for name in ("start_timeout", "http_timeout")]
     start_s = sum(parts) if all(isinstance(part, (int, float)) for part in parts) else None
-    return {"classes": classes_of(kind), "settings": settings_of(app.config, kind), "start_s": start_s}
+    limit = setting(app.config, kind, "consecutive_failure_limit")
+    return {
+        "classes": classes_of(kind),
+        "settings": settings_of(app.config, kind),
+        "start_s": start_s,
+        "failures_limit": limit if isinstance(limit, int) else 0,
+    }
 
 
 def _prune(app: Any, errors: list[Problem]) -> dict[str, Any]:

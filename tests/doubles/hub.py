@@ -85,6 +85,7 @@ class MemoryHub:
     answer takes, ``start_s`` how long a start, ``skew_s`` how far its clock is ahead. ``tokens`` has what tokens_of tells,
     by user, ``named_servers`` False: they are switched off. ``undeletable`` are those whom its authenticator fails to delete.
     ``groups`` are those that have no member, too, and ``started_in_s`` is how long its own start took.
+    ``shown`` is text in its metrics.
     """
 
     slow_stop_timeout_s = 10.0
@@ -111,6 +112,7 @@ class MemoryHub:
         self.named_servers = True
         self.undeletable: set[str] = set()
         self.started_in_s: float | None = None
+        self.shown = ""
         self.hub_version = "6.1.1"
         self._token = ""
         self.scopes = frozenset({"list:users", "read:servers", "delete:servers"})
@@ -341,6 +343,15 @@ class MemoryHub:
         try:
             async with self._asked("startup"):
                 return self.started_in_s
+        except HubRefused:
+            return None
+
+    async def metrics(self) -> str | None:
+        """See HubAPI: its running servers, and what ``shown`` has."""
+        try:
+            async with self._asked("metrics"):
+                running = sum(record.active for record in self._records.values())
+                return f"jupyterhub_running_servers {running}\n{self.shown}"
         except HubRefused:
             return None
 

@@ -32,6 +32,7 @@ class MemoryHubDB:
         self.targets: dict[Key, str] = {}
         self.states: dict[Key, Mapping[str, object]] = {}
         self.counts = ORMCounts()
+        self.tokens_and_codes = (0, 0)
         self.belongings: dict[str, Account] = {}
         self.options: dict[Key, Mapping[str, object]] = {}
         self.rows: dict[str, Mapping[str, tuple[Mapping[str, object], ...]]] = {}
@@ -99,6 +100,15 @@ class MemoryHubDB:
         """See HubDB."""
         self._asked()
         return self.counts
+
+    async def ping(self) -> None:
+        """See HubDB."""
+        self._asked()
+
+    async def count_tokens(self) -> tuple[int, int]:
+        """See HubDB."""
+        self._asked()
+        return self.tokens_and_codes
 
     def close(self) -> None:
         """See HubDB."""
