@@ -1,0 +1,97 @@
+"""Signals and alerts on a real hub, with a real proxy and real processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from guarded import ask, mode
+from hubs_of import MakeHub, hub_of
+
+from hubguard.staging.hub import TestbedHub
+from hubguard.staging.population import Population, SeededServer, SeededUser
+
+PEOPLE = Population(users=(SeededUser("bad"),), servers=(SeededServer("ann", idle_for_s=60),))
+FAILING = """
+from hubguard.staging.spawner import LittleSpawner
+
+class Failing(LittleSpawner):
+    async def start(self):
+        if self.user.name == "bad":
+            raise RuntimeError("no image of that name")
+        return await super().start()
+
+c.JupyterHub.spawner_class = Failing
+c.Spawner.consecutive_failure_limit = 7
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def watched(shared_hub: MakeHub) -> TestbedHub:
+    hub = await hub_of(
+        shared_hub,
+        FAILING,
+        "c.HubGuard.hub_db_url = 'hub'",
+        "c.HubGuardCull.idle_timeout_s = 0",
+        "c.HubGuard.read_proxy = True",
+        external_proxy=True,
+        population=PEOPLE,
+    )
+    await mode(hub, "acting")
+    return hub
+
+
+async def sources(hub: TestbedHub) -> dict[str, dict[str, Any]]:
+    code, rows = await ask(hub, "api/v1/signals/sources")
+    assert code == 200, rows
+    return {row["source"]: row for row in rows}
+
+
+async def newest(hub: TestbedHub, name: str) -> float | None:
+    code, rows = await ask(hub, "api/v1/signals")
+    assert code == 200, rows
+    of = [one["value"] for row in rows if row["name"] == name for one in row["newest"] if not one["subject"]]
+    return of[0] if of else None
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_every_source_of_a_hub_on_one_machine_can_be_read(watched: TestbedHub):
+    async def all_read() -> bool:
+        away = {name for name, row in (await sources(watched)).items() if not row["readable"]}
+        return away <= {"proxy-metrics", "backends"}  # all little servers are one process, which hides what runs beside
+
+    await watched.wait_for(all_read, "every source", 40)
+    rows = await sources(watched)
+    assert len(rows) == 12
+    assert "--metrics-port" in rows["proxy-metrics"]["why"]
+    assert await newest(watched, "hub_up") == 1.0
+    assert await newest(watched, "proxy_up") == 1.0
+    assert await newest(watched, "database_up") == 1.0
+    assert await newest(watched, "servers_running") == 1.0
+    assert await newest(watched, "users_total") == 3.0
+    for name in ("hub_memory_bytes", "proxy_memory_bytes"):
+        assert 1e7 < (await newest(watched, name) or 0) < 2e9
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.long
+async def test_starts_that_fail_are_counted_and_raise_an_alert_before_the_hub_exits(watched: TestbedHub):
+    async def counted() -> bool:
+        return await newest(watched, "failed_starts_recent") == 0.0
+
+    await watched.wait_for(counted, "two scrapes", 150)
+    for _ in range(5):
+        assert (await watched.api("POST", "/users/bad/server")).status == 500
+
+    async def raised() -> bool:
+        _, rows = await ask(watched, "api/v1/alerts")
+        return {"StartsFail", "HubNearExit"} <= {row["rule"] for row in rows if row["raised_at"]}
+
+    await watched.wait_for(raised, "both alerts", 240)
+    assert await newest(watched, "failed_starts_in_a_row") == 5.0
+    assert await newest(watched, "failed_starts_limit") == 7.0
+    _, rows = await ask(watched, "api/v1/alerts")
+    (near,) = [row for row in rows if row["rule"] == "HubNearExit"]
+    assert near["sentence"].startswith("5 starts have failed in a row. The hub exits at 7.")
+    assert watched.pid is not None
