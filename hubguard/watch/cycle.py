@@ -20,7 +20,17 @@ from hubguard.watch.decide.history import HOUR_STEP_S, LEVELS, History
 from hubguard.watch.decide.sentence import describe_alert
 from hubguard.watch.decide.signals import OFTEN_S
 from hubguard.watch.incident import Incidents
-from hubguard.watch.model import Alert, Change, Sample, Severity, SignalSource, Silence, SourceReading, Transition
+from hubguard.watch.model import (
+    Alert,
+    AlertState,
+    Change,
+    Sample,
+    Severity,
+    SignalSource,
+    Silence,
+    SourceReading,
+    Transition,
+)
 from hubguard.watch.observe.port import NotSetUp, Reader, SourceUnavailable
 from hubguard.watch.store.alerts import AsyncAlerts
 from hubguard.watch.store.signals import AsyncSignals, step_for
@@ -255,7 +265,9 @@ class Watch:
                 self._alerts = {**self._alerts, alert.key: replace(self._alerts[alert.key], id=id_)}
         elif transition.change is Change.RESOLVED and (known := self._ids.pop(alert.key, alert.id)) is not None:
             log.info("Alert %s is resolved.", alert.rule)
-            await self.alerts.resolve_alert(known, alert.worst, f"{alert.rule} is resolved.", fence, receivers, now)
+            lost = alert.state is AlertState.UNKNOWN
+            how = "is over: what it is about is no longer watched" if lost else "is resolved"
+            await self.alerts.resolve_alert(known, alert.worst, f"{alert.rule} {how}.", fence, receivers, now)
 
     async def _keep(self) -> None:
         """Write what was measured since the last time, once a minute, and forget what is old once an hour."""

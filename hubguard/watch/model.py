@@ -129,7 +129,8 @@ class Alert:
     ``since`` is when the condition first held, ``raised_at`` when that had lasted long enough (None while pending),
     ``clear_since`` since when it doesn't hold, None while it does. ``looks`` are the readings in a row that showed it.
     ``value`` is what was read last, ``worst`` the worst while it lasted; ``limit`` is what the value is held against.
-    ``left`` is set by forecasts. ``id`` is its row in the journal's database, None until it is raised.
+    ``left`` is set by forecasts. ``id`` is its row in the journal's database, None until it is raised. ``read_at`` is when
+    the last reading began that counts as a look (unix time).
     """
 
     rule: str
@@ -145,6 +146,7 @@ class Alert:
     clear_since: datetime | None = None
     left: TimeLeft | None = None
     id: int | None = None
+    read_at: float = 0.0
 
     @property
     def key(self) -> tuple[str, str]:

@@ -229,6 +229,9 @@ class Rule:
     checked: bool = False
 
 
+LOST_S = 86400.0
+"""Seconds without a reading after which an alert ends: what it is about is no longer watched."""
+
 FRESH_S = 150.0
 """Seconds after which a reading is too old to judge by: two that come each minute were missed."""
 
@@ -269,7 +272,8 @@ def step(
         for subject in sorted(subjects):
             before = alerts.get((rule.name, subject))
             judgement = rule.condition.judge(history, subject, now.timestamp())
-            alert, change = follow(rule, subject, before, judgement, now)
+            newest = history.last(signal_key(rule.condition.signal, subject))
+            alert, change = follow(rule, subject, before, judgement, now, newest.at if newest else 0.0)
             if change is not None:
                 assert alert is not None or before is not None
                 changes.append(Transition(change, alert or before))  # type: ignore[arg-type]
@@ -282,12 +286,18 @@ def step(
 
 
 def follow(
-    rule: Rule, subject: str, before: Alert | None, judgement: Judgement | None, now: datetime
+    rule: Rule, subject: str, before: Alert | None, judgement: Judgement | None, now: datetime, read_at: float
 ) -> tuple[Alert | None, Change | None]:
-    """The alert after one look, None if there is none, and what became of it. A resolved one comes as it was at the end."""
+    """The alert at ``now``, None if there is none, and what became of it. A resolved one comes as it was at the end.
+
+    ``read_at`` (unix time) tells a new reading of the signal from one that was judged before. One whose source hasn't been
+    read for a day is resolved, in the state unknown: a folder, say, that was taken out of the settings.
+    """
     if judgement is None:
         if before is None or not before.raised:
             return None, None  # what was only pending may not hold any more: it begins again
+        if now - before.seen_at > timedelta(seconds=LOST_S):
+            return replace(before, state=AlertState.UNKNOWN), Change.RESOLVED
         lost = before.state is not AlertState.UNKNOWN
         return replace(before, state=AlertState.UNKNOWN, clear_since=None), Change.LOST if lost else None
     if before is None:
@@ -303,16 +313,16 @@ def follow(
         left=judgement.left,
     )
     if not before.raised:
-        return _follow_pending(rule, seen, judgement, now)
+        return _follow_pending(rule, seen, judgement, now, read_at)
     return _follow_raised(rule, seen, judgement, now, found=before.state is AlertState.UNKNOWN)
 
 
 def _follow_pending(
-    rule: Rule, alert: Alert, judgement: Judgement, now: datetime
+    rule: Rule, alert: Alert, judgement: Judgement, now: datetime, read_at: float
 ) -> tuple[Alert | None, Change | None]:
     if judgement.verdict is not Verdict.HOLDS:
         return None, None
-    alert = replace(alert, looks=alert.looks + 1)
+    alert = replace(alert, looks=alert.looks + (read_at > alert.read_at), read_at=max(read_at, alert.read_at))
     if alert.looks < rule.looks or now - alert.since < timedelta(seconds=rule.for_s):
         return alert, None
     return replace(alert, state=AlertState.FIRING, raised_at=now), Change.RAISED
