@@ -262,7 +262,12 @@ RULES: tuple[Rule, ...] = (
         "ProxyErrors",
         Severity.NOW,
         Level(
-            "proxy_error_share", raise_at=0.05, clear_at=0.01, over_s=180.0, beside="proxy_errors_per_minute", least=10.0
+            "proxy_error_share",
+            raise_at=0.05,
+            clear_at=0.01,
+            over_s=180.0,
+            beside="proxy_errors_per_minute",
+            least=10.0,
         ),
         "The proxy answers {value} of its requests with an error.",
         "These are the 503s that users report.",
