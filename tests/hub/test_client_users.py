@@ -389,6 +389,17 @@ async def test_where_our_token_may_not_ask_its_start_isnt_known(world: World):
         assert await looker.startup_s() is None
 
 
+async def test_its_metrics_are_told_as_they_are(world: World):
+    metrics = await world.hub.metrics()
+    assert metrics is not None
+    assert "jupyterhub_running_servers " in metrics
+
+
+async def test_its_metrics_are_shown_only_to_a_token_that_may_see_them(world: World):
+    async with world.hub.with_token("token-of-the-looker") as looker:
+        assert await looker.metrics() is None
+
+
 # rights and budget
 
 

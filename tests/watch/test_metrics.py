@@ -128,10 +128,16 @@ def test_a_row_of_failures_ends_with_a_start_that_went_well_and_refusals_are_non
     failing = [Starts(60, 0, {"failed": 2.0}), Starts(120, 0, {"throttled": 9.0}), Starts(180, 0, {"failed": 1.0})]
     signals = start_signals(failing, 60, 5)
     assert (signals["failed_starts_in_a_row"], signals["failed_starts_limit"]) == (3.0, 5.0)
-    assert (signals["failed_starts_recent"], signals["failed_starts_share"]) == (12.0, 1.0)
+    assert (signals["failed_starts_recent"], signals["failed_starts_share"]) == (3.0, 1.0)
     assert signals["failed_starts_per_minute:failed"] == 1.0
     assert start_signals([*failing, Starts(240, 1, {})], 60, 0)["failed_starts_in_a_row"] == 0.0
     assert "failed_starts_limit" not in start_signals(failing, 60, 0)
+
+
+def test_a_class_that_is_asked_to_try_again_is_no_failure_but_is_counted_as_a_cause() -> None:
+    signals = start_signals([Starts(60, 100, {"throttled": 200.0})], 60, 5)
+    assert (signals["failed_starts_recent"], signals["failed_starts_share"]) == (0.0, 0.0)
+    assert signals["failed_starts_per_minute:throttled"] == 200.0
 
 
 def test_without_any_start_nothing_failed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -15,9 +16,11 @@ from doubles.hub_db import MemoryHubDB
 from virtual_time import VirtualClock
 
 from hubguard.errors import HubDBError, HubFailed, HubRefused, HubUnreachable
+from hubguard.pacing.clock import SystemClock
+from hubguard.watch.cycle import READ_S
 from hubguard.watch.model import SignalSource
 from hubguard.watch.observe import machine
-from hubguard.watch.observe.database import DatabaseReader
+from hubguard.watch.observe.database import SILENT_S, DatabaseReader
 from hubguard.watch.observe.guard import GuardReader
 from hubguard.watch.observe.hub import HubReader
 from hubguard.watch.observe.machine import FoldersReader, MachineReader
@@ -88,6 +91,18 @@ async def test_a_database_that_answered_and_is_silent_is_down_and_one_that_never
         await DatabaseReader(database, VirtualClock()).read()
     with pytest.raises(NotSetUp, match="hub_db_url"):
         await DatabaseReader(None, VirtualClock()).read()
+
+
+async def test_a_database_that_is_frozen_is_down_within_the_time_a_source_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = MemoryHubDB()
+    reader = DatabaseReader(database, SystemClock())
+    assert (await reader.read())["database_up"] == 1.0
+    assert SILENT_S < READ_S
+    monkeypatch.setattr("hubguard.watch.observe.database.SILENT_S", 0.05)
+    monkeypatch.setattr(database, "ping", lambda: asyncio.sleep(60))
+    assert await reader.read() == {"database_up": 0.0}
+    with pytest.raises(SourceUnavailable, match="hasn't answered"):
+        await DatabaseReader(database, SystemClock()).read()
 
 
 async def test_a_process_shows_its_memory_and_cpu_and_one_that_ended_is_unavailable() -> None:
@@ -223,3 +238,25 @@ async def test_sums_become_rates_and_starts_are_counted() -> None:
     assert await reader.read() == {"wait_a_minute": 2.0, "restarts": 1.0, "shown": 3.0}
     with pytest.raises(NotSetUp, match="No proxy."):
         await GuardReader(SignalSource.PROXY, lambda: "No proxy.", clock).read()
+
+
+async def test_a_file_system_without_a_free_inode_shows_it_while_it_has_space_left(tmp_path: Path) -> None:
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=20", "tmpfs", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if made.returncode:
+        pytest.skip(f"no file system of its own can be mounted here: {made.stderr.strip()}")
+    try:
+        for number in range(40):
+            try:
+                (tmp_path / str(number)).touch()
+            except OSError:
+                break
+        values = await FoldersReader([str(tmp_path)]).read()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert values[f"inodes_free_share:{tmp_path}"] == 0.0
+    assert values[f"disk_free_share:{tmp_path}"] > 0.9

@@ -178,6 +178,9 @@ def _lag_s(now: Scrape, before: Scrape | None, name: str) -> float | None:
 
 THROTTLED, LIMIT, FAILED = "throttled", "limit", "failed"
 
+PASSING = frozenset({THROTTLED})
+"""Causes that pass by themselves: whoever starts with many others is asked to try again, and nobody is woken for it."""
+
 _CAUSES: Mapping[str, str] = {"throttled": THROTTLED, "too-many-users": LIMIT}
 
 
@@ -232,7 +235,7 @@ def start_signals(steps: Iterable[Starts], step_s: float, limit: int) -> dict[st
     minute the order is unknown; one that went well counts as the last.
     """
     known = list(steps)
-    failed = sum(sum(one.failed.values()) for one in known)
+    failed = sum(n for one in known for cause, n in one.failed.items() if cause not in PASSING)
     whole = failed + sum(one.succeeded for one in known)
     row = 0.0
     for one in known:

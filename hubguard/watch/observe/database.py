@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from typing_extensions import override
@@ -15,6 +16,9 @@ from hubguard.watch.observe.port import NotSetUp, Reader, SourceUnavailable
 
 COUNTS_EVERY = 6
 """Readings between two counts of rows: counting reads an index from end to end."""
+
+SILENT_S = 5.0
+"""Seconds after which a database that says nothing counts as down: less than a source has to be read in."""
 
 
 class DatabaseReader(Reader):
@@ -38,11 +42,12 @@ class DatabaseReader(Reader):
             )
         began_s = self._clock.monotonic_s()
         try:
-            await self._database.ping()
-        except HubDBError as error:
+            await asyncio.wait_for(self._database.ping(), SILENT_S)
+        except (HubDBError, asyncio.TimeoutError) as error:
             if self._answered:
                 return {"database_up": 0.0}
-            raise SourceUnavailable(str(error)) from None
+            silent = f"The hub's database hasn't answered within {SILENT_S:g} s."
+            raise SourceUnavailable(str(error) or silent) from None
         self._answered = True
         values = {"database_up": 1.0, "database_latency_seconds": self._clock.monotonic_s() - began_s}
         if self._readings % COUNTS_EVERY == 0:
