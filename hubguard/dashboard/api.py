@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -28,6 +29,13 @@ JOURNAL_FILTERS = (
     Param("event", str, "Only this kind of entry.", choices=EVENTS),
     Param("plan", str, "Only what belongs to the plan to delete users with this digest, or this beginning.", high=64),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LiveShape:
+    """What a probe learns."""
+
+    ok: bool
 
 
 class GuardApi(Api):
@@ -107,21 +115,57 @@ class MetricsApi(GuardApi):
     @override
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.finish(generate_latest(registry(partial(dashboard_status.state_of, self.guard))))
+        state = partial(dashboard_status.state_of, self.guard)
+        self.finish(generate_latest(registry(state, self.guard.parts.watch)))
 
 
 class HealthApi(GuardApi):
-    """Whether HubGuard works, for anyone."""
+    """Whether HubGuard works, for anyone and for machines."""
 
     operations = {
         "get": Operation(
-            "Always 200 while HubGuard serves; ``ok`` says whether it works.", dashboard_status.HealthShape, "none"
+            "Whether HubGuard works: 200 where ``ok`` is true, else 503.",
+            dashboard_status.HealthShape,
+            "none",
+            query=(Param("verbose", bool, "With the reasons why it isn't ok.", default=False),),
+            unavailable=True,
         )
     }
 
     @override
     def get(self) -> None:
-        self.write_json(dashboard_status.health(dashboard_status.state_of(self.guard)))
+        shape = dashboard_status.health(dashboard_status.state_of(self.guard), verbose=self.query()["verbose"])
+        self.set_status(200 if shape.ok else 503)
+        self.write_json(shape)
+
+
+class LiveApi(GuardApi):
+    """For a probe that starts HubGuard again: that helps only if it doesn't answer at all."""
+
+    operations = {"get": Operation("200 while HubGuard serves, whatever else is wrong.", LiveShape, "none")}
+
+    @override
+    def get(self) -> None:
+        self.write_json(LiveShape(True))
+
+
+class ReadyApi(GuardApi):
+    """For a probe that sends requests here."""
+
+    operations = {
+        "get": Operation(
+            "200 once HubGuard has its settings and its journal, and can answer; else 503.",
+            LiveShape,
+            "none",
+            unavailable=True,
+        )
+    }
+
+    @override
+    def get(self) -> None:
+        ready = self.guard.status().lease is not None and not self.guard.mandate.trouble
+        self.set_status(200 if ready else 503)
+        self.write_json(LiveShape(ready))
 
 
 class OpenApi(Api):

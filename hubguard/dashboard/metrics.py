@@ -20,12 +20,21 @@ from hubguard.pacing.model import BudgetUse
 from hubguard.proxy.model import WatchState
 from hubguard.snapshot.model import BrakeReason
 from hubguard.status import Mode
+from hubguard.watch.cycle import Watch
+from hubguard.watch.decide.alert import fresh
+from hubguard.watch.decide.signals import SIGNALS
+from hubguard.watch.model import split_key
 
 
-def registry(state: Callable[[], State]) -> CollectorRegistry:
-    """A registry that asks for the state at each scrape, and has this process's memory, CPU and files, too."""
+def registry(state: Callable[[], State], watch: Watch | None = None) -> CollectorRegistry:
+    """A registry that asks for the state at each scrape, and has this process's memory, CPU and files, too.
+
+    With ``watch`` it has the signals and the alerts, as long as this guard is the one that watches.
+    """
     made = CollectorRegistry()
     made.register(GuardCollector(state))
+    if watch is not None:
+        made.register(WatchCollector(state, watch))
     ProcessCollector(registry=made)
     return made
 
@@ -86,6 +95,46 @@ class GuardCollector(Collector):
         # A guard that stands by doesn't look any more: what it saw last would outlive what it saw.
         if status.holds_lease and state.drift is not None:
             yield from _of_drift(state.drift)
+
+
+class WatchCollector(Collector):
+    """The signals by their names, each with its subject as a label, and the alerts that fire."""
+
+    def __init__(self, state: Callable[[], State], watch: Watch) -> None:
+        self._state = state
+        self._watch = watch
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask the guard."""
+        return []
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        state = self._state()
+        if state.alerts is None:
+            return
+        now = state.guard.at.timestamp()
+        history = self._watch.history
+        for signal in SIGNALS.values():
+            kind = CounterMetricFamily if signal.counter else GaugeMetricFamily
+            family = kind(f"hubguard_{signal.name}", signal.title, labels=[signal.per] if signal.per else [])
+            for key in history.keys(signal.name):
+                value = fresh(history, key, now)
+                if value is not None and (signal.per or not split_key(key)[1]):
+                    family.add_metric([split_key(key)[1]] if signal.per else [], value)
+            if family.samples:
+                yield family
+        text = "1 while an alert fires, with its severity in words of when to act"
+        alerts = GaugeMetricFamily("hubguard_alert", text, labels=["alertname", "severity", "subject"])
+        for alert in state.alerts:
+            alerts.add_metric([alert.rule, alert.severity.value, alert.subject], 1.0)
+        yield alerts
+        text = "1 when a source of signals can be read; one that isn't set up has no sample"
+        sources = GaugeMetricFamily("hubguard_signal_source_readable", text, labels=["source"])
+        for reading in self._watch.status().readings:
+            if reading.configured:
+                sources.add_metric([reading.source.value], float(reading.readable))
+        yield sources
 
 
 def _outcomes(name: str, text: str, tally: Tally) -> Metric:

@@ -22,6 +22,8 @@ DASHBOARD = Room(
         "openapi.json": api.OpenApi,
         "metrics": api.MetricsApi,
         "health": api.HealthApi,
+        "health/live": api.LiveApi,
+        "health/ready": api.ReadyApi,
     },
     choices={"word": pages.Change.words},
 )

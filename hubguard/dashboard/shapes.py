@@ -93,7 +93,7 @@ class HealthShape:
     it is armed and a server has been due for over half an hour; or when most of what it sent in the last hour failed.
 
     ``last_good_cycle_age_s`` is null before the first one, ``oldest_overdue_s`` if no server is overdue, ``error_ratio`` if
-    nothing was sent in the last hour.
+    nothing was sent in the last hour. ``reasons`` are sentences on why it isn't ok, without names; null unless asked for.
     """
 
     ok: bool
@@ -102,6 +102,7 @@ class HealthShape:
     oldest_overdue_s: float | None
     error_ratio: float | None
     braked: bool
+    reasons: tuple[str, ...] | None = None
 
 
 STALE_CYCLE_S = 900.0
@@ -201,8 +202,8 @@ def _rounded(ratio: float | None) -> float | None:
     return None if ratio is None else round(ratio, 4)
 
 
-def health(state: State) -> HealthShape:
-    """What anyone may know: no names, no reasons."""
+def health(state: State, *, verbose: bool = False) -> HealthShape:
+    """What anyone may know: no names, and no reasons that could hold one."""
     status, culled = state.guard, state.cull
     good_at = culled.last_good_cycle_at
     age_s = round(max(0.0, (status.at - good_at).total_seconds()), 3) if good_at else None
@@ -212,11 +213,20 @@ def health(state: State) -> HealthShape:
         apart_s = (culled.next_cycle_at - culled.last_cycle.began_at).total_seconds()
     fresh = status.mode is Mode.STANDBY or (age_s is not None and age_s < max(STALE_CYCLE_S, 3 * apart_s))
     recent = culled.recent
+    wrong = {
+        "HubGuard is starting.": status.mode is Mode.STARTING,
+        "HubGuard takes no action: a setting is wrong, or its journal isn't available.": status.mode is Mode.TROUBLED,
+        "The last cycle that read the whole hub is too long ago.": works and not fresh,
+        "HubGuard is armed, and a server has been due for too long.": is_late(status, culled),
+        "Most actions of the last hour failed or couldn't be verified.": recent.mostly_failed,
+    }
+    reasons = tuple(sentence for sentence, holds in wrong.items() if holds)
     return HealthShape(
-        ok=works and fresh and not is_late(status, culled) and not recent.mostly_failed,
+        ok=not reasons,
         mode=status.mode,
         last_good_cycle_age_s=age_s,
         oldest_overdue_s=overdue_s(culled, status.at),
         error_ratio=_rounded(recent.error_ratio),
         braked=status.brake is not None or status.mode is Mode.BRAKED,
+        reasons=reasons if verbose else None,
     )

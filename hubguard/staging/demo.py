@@ -220,7 +220,10 @@ async def _work(hub: TestbedHub) -> None:
 def _serves(hub: TestbedHub) -> Any:
     async def serves() -> bool:
         try:
-            async with aiohttp.ClientSession() as session, session.get(f"{hub.url}services/hubguard/health") as answer:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{hub.url}services/hubguard/health/live") as answer,
+            ):
                 return answer.status == 200
         except (aiohttp.ClientError, asyncio.TimeoutError):
             return False

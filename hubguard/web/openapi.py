@@ -60,10 +60,13 @@ class Param:
     many: bool = False
 
     def from_text(self, text: str) -> Any:
-        """The value that ``text`` in a query means, one of them if there may be ``many``. Raises Refused (400)."""
+        """The value that ``text`` in a query means, one of them if there may be ``many``. Raises Refused (400).
+
+        A switch without a value, as in ``?verbose``, is on.
+        """
         try:
             if self.kind is bool:
-                return self._one({"true": True, "false": False}.get(text, text))
+                return self._one({"true": True, "false": False, "": True}.get(text, text))
             return self._one(text if self.kind is datetime else self.kind(text))
         except (ValueError, OverflowError):
             raise self._refused(text) from None
@@ -221,7 +224,7 @@ class Operation:
 
     ``needs`` is the right it takes: read, act, prune, several as ``act and read``, or none; or BY_THE_HUB.
     ``status`` is that of a good answer. ``accepts``: it may also answer 202, with the same, for what is under way by then.
-    Without ``answers`` it returns 204.
+    Without ``answers`` it returns 204. ``unavailable``: it may also answer 503, with the same.
     """
 
     summary: str
@@ -235,6 +238,7 @@ class Operation:
     accepts: bool = False
     answers: bool = True
     status: int = 200
+    unavailable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +331,8 @@ def _operation(path: str, operation: Operation, schemas: Mapping[type, dict[str,
     }
     if operation.accepts:
         described["responses"]["202"] = {"description": "It is under way.", "content": content}
+    if operation.unavailable:
+        described["responses"]["503"] = {"description": "It doesn't work now.", "content": content}
     if not operation.answers:
         described["responses"]["204"] = {"description": "Done, without content."}
         del described["responses"]["200"]

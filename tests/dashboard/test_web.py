@@ -81,16 +81,26 @@ async def test_health_and_the_description_are_open_and_name_nobody(site: Site) -
         assert not re.search("student|ann\\b|hub-1", answer.text)
     assert (await site.ask("health")).json == {
         **{"ok": True, "mode": "acting", "last_good_cycle_age_s": 60.0},
-        **{"oldest_overdue_s": None, "error_ratio": None, "braked": False},
+        **{"oldest_overdue_s": None, "error_ratio": None, "braked": False, "reasons": None},
     }
 
 
-async def test_health_answers_200_and_not_ok_when_nothing_works(site_of: Callable[..., Site]) -> None:
+async def test_health_answers_503_and_not_ok_when_nothing_works(site_of: Callable[..., Site]) -> None:
     for change in ({"mode": Mode.TROUBLED}, {"mode": Mode.STARTING}, {"last_good_cycle_at": NOW - minutes(60)}):
         site = site_of(guard_with(made_up(40)))
         site.guard.change(**change)
         answer = await site.ask("health")
-        assert (answer.status, answer.json["ok"]) == (200, False)
+        assert (answer.status, answer.json["ok"], answer.json["reasons"]) == (503, False, None)
+        (reason,) = (await site.ask("health?verbose")).json["reasons"]
+        assert reason.startswith(("HubGuard is starting", "HubGuard takes no action", "The last cycle"))
+        assert (await site.ask("health/live")).status == 200
+
+
+async def test_a_guard_without_its_journal_is_live_and_not_ready(site_of: Callable[..., Site]) -> None:
+    site = site_of(guard_with(made_up(4)))
+    assert (await site.ask("health/ready")).status == 200
+    site.guard.mandate.note_trouble(JournalError("The journal's database is away."))
+    assert ((await site.ask("health/ready")).status, (await site.ask("health/live")).status) == (503, 200)
 
 
 async def test_with_the_hub_down_pages_and_api_say_so(site: Site) -> None:

@@ -89,7 +89,7 @@ async def test_the_service_starts_from_the_wheel_in_a_fresh_environment(wheel: P
             env={**os.environ, "JUPYTERHUB_API_TOKEN": "not-a-real-token", "JUPYTERHUB_API_URL": "http://127.0.0.1:9/hub/api"},
         )  # fmt: skip
     try:
-        url = f"http://127.0.0.1:{ports[-1]}/services/hubguard/health"
+        url = f"http://127.0.0.1:{ports[-1]}/services/hubguard/health/live"
         async with aiohttp.ClientSession() as session:
             for _ in range(100):
                 try:
@@ -100,7 +100,7 @@ async def test_the_service_starts_from_the_wheel_in_a_fresh_environment(wheel: P
                     await asyncio.sleep(0.2)
             else:
                 pytest.fail((tmp_path / "log").read_text())
-            async with session.get(url.replace("/health", "/static/htmx.min.js")) as answer:
+            async with session.get(url.replace("/health/live", "/static/htmx.min.js")) as answer:
                 assert answer.status == 200
         for _ in range(50):
             if (tmp_path / "hubguard.sqlite").exists():
