@@ -6,9 +6,11 @@ from datetime import datetime
 
 from hubguard.status import Mode, Status
 from hubguard.watch.cycle import WatchStatus
-from hubguard.watch.decide.alert import FRESH_S
 from hubguard.watch.model import AlertState, Severity, SignalSource, TimeLeft
 from hubguard.words import clock, duration
+
+LATE_S = 60.0
+"""Seconds after which the pages say how old the last reading is."""
 
 SIGNAL_SOURCE_WORDS: dict[SignalSource, str] = {
     SignalSource.HUB: "Hub's answers",
@@ -71,6 +73,6 @@ def unwatched(status: Status, watched: WatchStatus) -> str:
     if watched.read_at is None:
         return "HubGuard hasn't measured anything yet. This page updates by itself."
     age_s = (status.at - watched.read_at).total_seconds()
-    if age_s > FRESH_S:
+    if age_s > LATE_S:
         return f"HubGuard last measured {duration(age_s)} ago. What follows is as of then."
     return ""

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from hubguard.watch.decide.history import History
+from hubguard.watch.decide.signals import SIGNALS
 from hubguard.watch.decide.trend import time_left
 from hubguard.watch.model import Alert, AlertState, Change, Severity, TimeLeft, Transition, signal_key, split_key
 
@@ -232,14 +233,15 @@ class Rule:
 LOST_S = 86400.0
 """Seconds without a reading after which an alert ends: what it is about is no longer watched."""
 
-FRESH_S = 150.0
-"""Seconds after which a reading is too old to judge by: two that come each minute were missed."""
+FRESH_FOR = 2.5
+"""Times its interval after which a reading is too old to judge by: two were missed."""
 
 
 def fresh(history: History, key: str, now: float) -> float | None:
     """The newest reading of that key; None if it is too old, or there is none."""
     last = history.last(key)
-    return None if last is None or now - last.at > FRESH_S else last.mean
+    fresh_s = FRESH_FOR * SIGNALS[split_key(key)[0]].every_s
+    return None if last is None or now - last.at > fresh_s else last.mean
 
 
 def _mean(history: History, key: str, over_s: float, now: float) -> float | None:
