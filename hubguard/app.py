@@ -276,7 +276,7 @@ async def serve(place: Place, config_file: Path | None) -> int:
     async with ways_out(settings, place, budget) as ways:
         settings, backends = _backends(settings, place, ways.hub)
         around = _surroundings(settings, place)
-        readers = open_readers(settings.watch, around, ways.hub, ways.database, SystemClock())
+        readers = open_readers(settings.watch, around, ways.hub, ways.database, SystemClock(), ways.failed_starts)
         ways_to_all = replace(ways, backends=backends, readers=readers)
         guard = make_guard(settings, place, ways_to_all, circumstances, drift=True)
         server = Door(_application(guard, place, budget), xheaders=True)

@@ -43,6 +43,7 @@ from hubguard.snapshot.cycle import Snapshots
 from hubguard.snapshot.observe import Observer
 from hubguard.watch.cycle import Watch
 from hubguard.watch.decide.adjust import adjust
+from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.model import SignalSource
 from hubguard.watch.observe.guard import GuardReader
 from hubguard.watch.observe.port import Reader
@@ -54,7 +55,7 @@ class Ways:
 
     ``canary`` is the route by which the proxy is watched. ``backends`` is what really runs the servers. ``world`` looks for
     drift; without it the guard doesn't. ``hook`` is the operator's own function. ``readers`` read the signals; without any
-    the guard doesn't watch.
+    the guard doesn't watch. ``failed_starts`` are those that the hub's process reported.
     """
 
     hub: HubAPI
@@ -66,6 +67,7 @@ class Ways:
     world: WorldObserver | None = None
     hook: Hook | None = None
     readers: tuple[Reader, ...] = ()
+    failed_starts: FailedStarts = field(default_factory=FailedStarts)
 
 
 NOT_LOOKED = "it hasn't yet looked for other cullers"
@@ -231,6 +233,7 @@ def assemble(
             mandate,
             clock,
             keep_days=settings.watch.keep_days,
+            failed_starts=ways.failed_starts,
         )
         if ways.readers
         else None,

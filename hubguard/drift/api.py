@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import Any
 
 from hubguard.drift import beliefs, routes
@@ -12,7 +11,7 @@ from hubguard.drift.cycle import DriftCycles
 from hubguard.drift.model import DriftKind, DriftReport
 from hubguard.journal.asynchronous import AsyncJournal
 from hubguard.model import Order
-from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
+from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api, HubReport
 from hubguard.web.openapi import BY_THE_HUB, Operation, Param, Refused
 
 KIND = Param(
@@ -221,7 +220,7 @@ class BeliefsApi(LookedApi):
         self.write_json(beliefs.compare_beliefs(report, user, name, entries, self.site.status()))
 
 
-class OutlivedApi(FollowedApi):
+class OutlivedApi(FollowedApi, HubReport):
     """The hub's own report that a backend outlived its stop.
 
     The hub calls this in the middle of the stop, so nothing here may ask the hub: our service's token is enough.
@@ -240,18 +239,6 @@ class OutlivedApi(FollowedApi):
             answers=False,
         )
     }
-
-    async def prepare(self) -> None:
-        """Check that it is our own service's token. Raises Refused (401)."""
-        if self.request.method != "POST":
-            raise Refused(405, "This address takes POST only.")
-        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        ours = self.site.service_token
-        given = token.strip() if scheme.lower() in {"token", "bearer"} else ""
-        if not ours or not hmac.compare_digest(given.encode(), ours.encode()):
-            raise Refused(
-                401, "Only the hub that runs HubGuard may report this, with the token of HubGuard's own service."
-            )
 
     def post(self) -> None:
         """Note it."""

@@ -28,6 +28,7 @@ from hubguard.inhub.named_users import add_names_of_the_hub, named_users, packed
 from hubguard.inhub.scopes import CUSTOM_SCOPES, SERVICE
 from hubguard.inhub.spawner_settings import CLAIMING, STORING, classes_of, deleter_of, setting, settings_of
 from hubguard.inhub.spawner_settings import HUBS_OWN as NO_DELETER
+from hubguard.inhub.start_hook import watch_starts
 from hubguard.inhub.stop_hook import watch_stops
 
 PASSED_ON = (
@@ -99,6 +100,8 @@ class LateRegistration(str):
             _do_not_wait(app)
         with contextlib.suppress(Exception):  # an orphan that nobody reports is found by looking
             watch_stops(app)
+        with contextlib.suppress(Exception):  # the hub's metrics count failed starts all the same
+            watch_starts(app)
         for name, find in (
             ("sections", _sections),
             ("proxy", self._proxy),

@@ -10,24 +10,14 @@ import asyncio
 import concurrent.futures
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tornado.httpclient import HTTPRequest
-from tornado.simple_httpclient import SimpleAsyncHTTPClient
-
-from hubguard.inhub.scopes import SERVICE
+from hubguard.inhub.tell import Teller
 
 POLL_S = 2.0
 """Maximum seconds for a poll after a stop; the stop waits no longer."""
-
-TELL_S = 2.0
-"""Maximum seconds for HubGuard to take a report; nothing waits for that."""
-
-TELLINGS_AT_ONCE = 4
-"""Maximum reports on their way at a time. Others queue, and are dropped after TELL_S, too."""
 
 log = logging.getLogger("hubguard.inhub")
 
@@ -54,8 +44,7 @@ class _Watch:
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self._client: SimpleAsyncHTTPClient | None = None
-        self._tellings: set[asyncio.Future[None]] = set()
+        self._teller = Teller(app)
 
     def after(self, theirs: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
         """``theirs``, and then a look."""
@@ -85,31 +74,11 @@ class _Watch:
                     POLL_S,
                 )
             elif polling.result() is None:
-                telling = asyncio.ensure_future(self._tell(spawner.user.name, spawner.name, type(spawner).__name__))
-                self._tellings.add(telling)  # the event loop itself doesn't keep it
-                telling.add_done_callback(self._tellings.discard)
+                detail = f"{type(spawner).__name__}.poll() still found it after the stop"
+                report = {"user": spawner.user.name, "server": spawner.name, "detail": detail}
+                self._teller.begin("api/v1/outlived", report)
         except Exception as error:
             log.debug("Can't check whether a stopped server's backend lives on: %s", type(error).__name__)
-
-    async def _tell(self, user: str, server: str, spawner: str) -> None:
-        try:
-            page = self.app._service_map[SERVICE]
-            report = {"user": user, "server": server, "detail": f"{spawner}.poll() still found it after the stop"}
-            request = HTTPRequest(
-                f"{page.url.rstrip('/')}{page.prefix}api/v1/outlived",
-                method="POST",
-                headers={"Authorization": f"token {page.api_token}", "Content-Type": "application/json"},
-                body=json.dumps(report),
-                connect_timeout=TELL_S,
-                request_timeout=TELL_S,
-                follow_redirects=False,
-            )
-            if self._client is None:
-                # Its own: the hub's takes ten at a time of all that the hub asks of proxy and services.
-                self._client = SimpleAsyncHTTPClient(force_instance=True, max_clients=TELLINGS_AT_ONCE)
-            await self._client.fetch(request)
-        except Exception as error:
-            log.debug("HubGuard got no report that a server of %s lives on: %s", user, type(error).__name__)
 
 
 async def _outcome(made: Any) -> Any:

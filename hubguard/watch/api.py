@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 
 from hubguard.times import point
 from hubguard.watch.cycle import Watch
+from hubguard.watch.decide.failed_starts import FailedStart, cause_of_error
 from hubguard.watch.decide.signals import SIGNALS
 from hubguard.watch.model import Incident, IncidentNote, Signal, signal_key, split_key
 from hubguard.watch.report import write_report
 from hubguard.watch.shapes import (
     AlertShape,
+    FailedStartsShape,
     SeriesShape,
     SignalShape,
     SignalSourceShape,
@@ -20,10 +22,11 @@ from hubguard.watch.shapes import (
     describe_series,
     describe_signals,
     describe_source,
+    describe_starts,
     describe_story,
 )
-from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api
-from hubguard.web.openapi import Operation, Param, Refused
+from hubguard.web.endpoint import LIMIT, OFFSET, WHY, Api, HubReport
+from hubguard.web.openapi import BY_THE_HUB, Operation, Param, Refused
 
 
 class WatchApi(Api):
@@ -67,6 +70,49 @@ class SignalSourcesApi(WatchApi):
 
     def get(self) -> None:
         self.write_json([describe_source(reading) for reading in self.watch.status().readings])
+
+
+class StartsApi(WatchApi):
+    """Why starts fail."""
+
+    operations = {
+        "get": Operation(
+            "The starts that failed within the last half hour, by cause and one by one, newest first.",
+            FailedStartsShape,
+            "read",
+        )
+    }
+
+    def get(self) -> None:
+        self.write_json(describe_starts(self.watch.history, self.watch.failed_starts.recent(self.now)))
+
+
+class FailedStartApi(WatchApi, HubReport):
+    """The hub's own report that a start failed."""
+
+    operations = {
+        "post": Operation(
+            "Report that a start failed.",
+            None,
+            BY_THE_HUB,
+            body=(
+                Param("user", str, "The server's user.", low=1, high=255, required=True),
+                Param("server", str, "The server's name; empty for the default server.", high=255, required=True),
+                Param("error", str, "The name of the error's class.", high=100, required=True),
+                Param("message", str, "What the spawner said.", default="", high=500),
+                Param("refused", bool, "It was refused before it began.", default=False),
+            ),
+            answers=False,
+        )
+    }
+
+    def post(self) -> None:
+        """Note it."""
+        asked = self.body()
+        cause = cause_of_error(asked["error"], asked["message"], refused=asked["refused"])
+        message = asked["message"] or asked["error"]
+        self.watch.failed_starts.add(FailedStart(self.now, asked["user"], asked["server"], cause, message))
+        self.set_status(204)
 
 
 MOST = 10_000

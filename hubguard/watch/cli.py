@@ -24,6 +24,10 @@ def add_alerts(parser: argparse.ArgumentParser) -> None:
     add_json(listed)
     add_config(listed)
     listed.set_defaults(run=list_alerts)
+    starts = commands.add_parser("starts", help="show why starts failed in the last half hour, and who is hit")
+    add_json(starts)
+    add_config(starts)
+    starts.set_defaults(run=list_starts)
     rules = commands.add_parser(
         "rules", help="show every alert, when it is raised, and what HubGuardWatch.alerts can change"
     )
@@ -48,6 +52,30 @@ def alert_text(row: Mapping[str, Any]) -> str:
     if row["raised_at"] is None:
         return f"pending  {row['rule']}: {row['sentence']}"
     return f"{row['severity']:<9}  {row['rule']}: {row['sentence']}\n           First: {row['first']}"
+
+
+def list_starts(arguments: argparse.Namespace, context: Context) -> int:
+    """Print the failed starts, the most frequent cause first; FINDINGS if there are any."""
+    guard = running_guard(context.journal, context.place.token, instead="Only a running guard watches")
+    found = asyncio.run(guard.ask("GET", "api/v1/starts"))
+    if arguments.json:
+        context.say(json.dumps(found, indent=2))
+    else:
+        context.say(starts_text(found))
+    return Exit.FINDINGS if found["failures"] or found["counted"] else Exit.FINE
+
+
+def starts_text(found: Mapping[str, Any]) -> str:
+    """The API's answer on failed starts for a terminal."""
+    if not found["failures"] and not found["counted"]:
+        return "No start failed within the last half hour." if found["counted"] == 0 else "No failed start is known."
+    lines = [found["sentence"]] if found["sentence"] else []
+    for cause in found["causes"]:
+        lines.append(f"{cause['count']:>5}  {cause['cause']}, since {cause['since']}: {', '.join(cause['users'])}")
+        lines.append(f"       {next(one['message'] for one in found['failures'] if one['cause'] == cause['cause'])}")
+    if (more := (found["counted"] or 0) - len(found["failures"])) > 0:
+        lines.append(f"{more:>5}  counted by the hub, without a report of the cause")
+    return "\n".join(lines)
 
 
 def list_rules(arguments: argparse.Namespace, context: Context) -> int:

@@ -16,6 +16,7 @@ from hubguard.errors import HubGuardError
 from hubguard.pacing.clock import Clock
 from hubguard.times import HOUR_S, YEAR_S
 from hubguard.watch.decide.alert import Alerts, Rule, step
+from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.decide.history import HOUR_STEP_S, LEVELS, History
 from hubguard.watch.decide.sentence import describe_alert
 from hubguard.watch.decide.signals import OFTEN_S
@@ -64,7 +65,7 @@ class WatchStatus:
 class Watch:
     """Reads signals, raises and resolves alerts. ``rules`` are those in force, by name; ``history`` is what was read of late.
 
-    ``on_change`` is called with each transition once it is kept.
+    ``failed_starts`` are those that the hub's process reported. ``on_change`` is called with each transition once it is kept.
     """
 
     name = "watching"
@@ -77,11 +78,13 @@ class Watch:
         clock: Clock,
         *,
         keep_days: int,
+        failed_starts: FailedStarts | None = None,
         receivers: Callable[[Severity, str, str], Sequence[str]] = lambda severity, rule, subject: (),
         on_change: Callable[[Transition], None] = lambda transition: None,
     ) -> None:
         self.rules: Mapping[str, Rule] = {rule.name: rule for rule in rules}
         self.history = History()
+        self.failed_starts = failed_starts or FailedStarts()
         self.signals = AsyncSignals(mandate.journal)
         self.alerts = AsyncAlerts(mandate.journal)
         self.incidents = Incidents(mandate.journal)

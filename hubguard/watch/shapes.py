@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from hubguard import wire
 from hubguard.watch.cycle import WatchStatus
 from hubguard.watch.decide.alert import Rule
+from hubguard.watch.decide.failed_starts import CauseOfFailures, FailedStart, by_cause, describe_row
 from hubguard.watch.decide.history import History
 from hubguard.watch.decide.sentence import describe_alert
 from hubguard.watch.decide.signals import SIGNALS
@@ -166,6 +167,31 @@ class SeriesShape:
     until: datetime
     step_s: int
     samples: tuple[SampleShape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStartsShape:
+    """The starts that failed within the last half hour.
+
+    ``sentence`` says how near the hub is to its exit, "" if nothing failed in a row. ``counted`` is how many the hub counts,
+    null if that is unknown. Who is hit is known of failures that the hub's process reported: ``causes`` has
+    the most frequent first, ``failures`` the newest.
+    """
+
+    sentence: str
+    counted: int | None
+    causes: tuple[CauseOfFailures, ...]
+    failures: tuple[FailedStart, ...]
+
+
+def describe_starts(history: History, failed: tuple[FailedStart, ...]) -> FailedStartsShape:
+    """Those failures, with what the signals say."""
+    names = ("failed_starts_in_a_row", "failed_starts_limit", "failed_starts_recent")
+    newest = {name: last.mean for name in names if (last := history.last(name)) is not None}
+    counted = newest.get("failed_starts_recent")
+    return FailedStartsShape(
+        describe_row(newest), None if counted is None else round(counted), by_cause(failed), failed
+    )
 
 
 def describe_signals(history: History, status: WatchStatus) -> tuple[SignalShape, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlencode
@@ -87,3 +88,19 @@ class Api(Base):
         url = f"{self.request.path}?{urlencode(texts, doseq=True)}"
         self.set_header("Link", f'<{url}>; rel="next"')
         return url
+
+
+class HubReport(Api):
+    """An endpoint by which the hub itself reports something, with the token of our own service. The hub isn't asked."""
+
+    async def prepare(self) -> None:
+        """Check that it is our own service's token. Raises Refused (401)."""
+        if self.request.method != "POST":
+            raise Refused(405, "This address takes POST only.")
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        ours = self.site.service_token
+        given = token.strip() if scheme.lower() in {"token", "bearer"} else ""
+        if not ours or not hmac.compare_digest(given.encode(), ours.encode()):
+            raise Refused(
+                401, "Only the hub that runs HubGuard may report this, with the token of HubGuard's own service."
+            )

@@ -62,6 +62,7 @@ BODIES: dict[str, Any] = {
     "api/v1/incidents": {"title": "503 for everybody"},
     "api/v1/incidents/{id}/notes": {"text": "restarted the proxy"},
     "api/v1/outlived": {"user": "ada", "server": ""},
+    "api/v1/starts/failed": {"user": "ada", "server": "", "error": "TimeoutError"},
     "api/v1/repairs": {"kinds": ["server-dead"]},
     "api/v1/plans/{digest}/apply": {"count": STALE, "acknowledged": ["KubeSpawner"]},
     "api/v1/plans/{digest}/restore": {"count": 1},

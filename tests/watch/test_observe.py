@@ -18,6 +18,7 @@ from virtual_time import VirtualClock
 from hubguard.errors import HubDBError, HubFailed, HubRefused, HubUnreachable
 from hubguard.pacing.clock import SystemClock
 from hubguard.watch.cycle import READ_S
+from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.model import SignalSource
 from hubguard.watch.observe import machine
 from hubguard.watch.observe.database import SILENT_S, DatabaseReader
@@ -49,7 +50,7 @@ async def test_a_hub_that_refuses_our_token_is_not_called_down() -> None:
 async def test_one_scrape_of_the_hub_serves_all_that_is_read_from_it() -> None:
     clock, hub = VirtualClock(), MemoryHub()
     scrapes = HubScrapes(hub, clock)
-    metrics, starts = HubMetricsReader(scrapes, 60.0), StartsReader(scrapes, 5)
+    metrics, starts = HubMetricsReader(scrapes, 60.0), StartsReader(scrapes, 5, FailedStarts())
     assert (await metrics.read())["servers_running"] == 0.0
     assert await starts.read() == {}
     await clock.run(clock.sleep(60))

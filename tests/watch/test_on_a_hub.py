@@ -98,3 +98,14 @@ async def test_starts_that_fail_are_counted_and_raise_an_alert_before_the_hub_ex
     (near,) = [row for row in rows if row["rule"] == "HubNearExit"]
     assert near["sentence"].startswith("5 starts have failed in a row. The hub exits at 7.")
     assert watched.pid is not None
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_hubs_own_process_tells_who_is_hit_by_a_failed_start_and_why(watched: TestbedHub):
+    assert (await watched.api("POST", "/users/bad/server")).status == 500
+
+    async def told() -> bool:
+        _, found = await ask(watched, "api/v1/starts")
+        return any(one["user"] == "bad" and one["message"] == "no image of that name" for one in found["failures"])
+
+    await watched.wait_for(told, "the report", 20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -198,6 +198,21 @@ def cause_of(labels: Labels) -> str | None:
     return "refused" if status == "failure" and reason else FAILED
 
 
+REFUSALS = frozenset({THROTTLED, LIMIT, "refused"})
+"""Causes of starts that were refused before they began: the hub doesn't count those in a row."""
+
+
+def with_causes(starts: Starts, told: Mapping[str, int]) -> Starts:
+    """``starts`` with these reported causes in place of as many unknown ones: no failure is added."""
+    failed, unknown = dict(starts.failed), starts.failed.get(FAILED, 0.0)
+    for cause, count in told.items():
+        known = min(float(count), unknown)
+        unknown -= known
+        failed[cause] = failed.get(cause, 0.0) + known
+    failed[FAILED] = unknown
+    return replace(starts, failed={cause: n for cause, n in failed.items() if n > 0})
+
+
 @dataclass(frozen=True, slots=True)
 class Starts:
     """What became of the starts of servers in one step of time: how many went well, and how many failed by cause."""
@@ -239,7 +254,7 @@ def start_signals(steps: Iterable[Starts], step_s: float, limit: int) -> dict[st
     whole = failed + sum(one.succeeded for one in known)
     row = 0.0
     for one in known:
-        row = 0.0 if one.succeeded else row + one.failed.get(FAILED, 0.0)
+        row = 0.0 if one.succeeded else row + sum(n for cause, n in one.failed.items() if cause not in REFUSALS)
     values = {
         "failed_starts_recent": failed,
         "failed_starts_share": failed / whole if whole else 0.0,

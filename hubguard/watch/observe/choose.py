@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hubguard.hub.api import HubAPI
 from hubguard.hub.database import HubDB
 from hubguard.pacing.clock import Clock
+from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.model import SignalSource
 from hubguard.watch.observe.database import DatabaseReader
 from hubguard.watch.observe.hub import HubReader
@@ -36,7 +37,12 @@ class Surroundings:
 
 
 def open_readers(
-    settings: HubGuardWatch, around: Surroundings, hub: HubAPI, database: HubDB | None, clock: Clock
+    settings: HubGuardWatch,
+    around: Surroundings,
+    hub: HubAPI,
+    database: HubDB | None,
+    clock: Clock,
+    failed_starts: FailedStarts,
 ) -> tuple[Reader, ...]:
     """A reader for each source outside of the guard. What can't be read here says so when it is read."""
     scrapes = HubScrapes(hub, clock)
@@ -44,7 +50,7 @@ def open_readers(
     return (
         HubReader(hub, clock),
         HubMetricsReader(scrapes, around.check_routes_s),
-        StartsReader(scrapes, around.failures_limit),
+        StartsReader(scrapes, around.failures_limit, failed_starts),
         ProcessReader(SignalSource.HUB_PROCESS, "hub", lambda: around.hub_pid or find_hub(), clock),
         DatabaseReader(database, clock),
         ProxyMetricsReader(settings.proxy_metrics_url, clock, settings.proxy_heap_limit_bytes),

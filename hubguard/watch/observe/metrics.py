@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from datetime import datetime, timezone
 
 from typing_extensions import override
 
 from hubguard.hub.api import HubAPI
 from hubguard.hub.http import Answer, HTTPClient
 from hubguard.pacing.clock import Clock
+from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.decide.metrics import (
     RECENT_S,
     Malformed,
@@ -24,6 +26,7 @@ from hubguard.watch.decide.metrics import (
     start_signals,
     started,
     starts_since,
+    with_causes,
 )
 from hubguard.watch.decide.signals import OFTEN_S, SELDOM_S
 from hubguard.watch.model import SignalSource
@@ -116,13 +119,17 @@ class HubMetricsReader(Reader):
 
 
 class StartsReader(Reader):
-    """Failed starts by cause. ``limit``: the hub exits after that many failed starts in a row, 0: it doesn't."""
+    """Failed starts by cause, with those causes that were ``told`` by the hub's process.
+
+    ``limit``: the hub exits after that many failed starts in a row, 0: it doesn't.
+    """
 
     source = SignalSource.STARTS
     every_s = SELDOM_S
 
-    def __init__(self, scrapes: HubScrapes, limit: int) -> None:
+    def __init__(self, scrapes: HubScrapes, limit: int, told: FailedStarts) -> None:
         self._scrapes = scrapes
+        self._told = told
         self._limit = limit
         self._steps: deque[Starts] = deque()
 
@@ -137,7 +144,8 @@ class StartsReader(Reader):
             self._steps.clear()  # a hub that was started again counts from 0
             return {}
         if not self._steps or step.at > self._steps[-1].at:
-            self._steps.append(step)
+            since, until = (datetime.fromtimestamp(at, timezone.utc) for at in (before.at, now.at))
+            self._steps.append(with_causes(step, self._told.causes_between(since, until)))
         while self._steps[0].at < now.at - RECENT_S:
             self._steps.popleft()
         return start_signals(self._steps, max(1.0, now.at - before.at), self._limit)
