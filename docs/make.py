@@ -13,10 +13,13 @@ from typing import NamedTuple
 from traitlets import Bool, Float, Int, List
 
 from hubguard import config, words
+from hubguard.watch.decide.prometheus import write_reference
+from hubguard.watch.decide.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "settings.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+ALERTS = ROOT / "docs" / "reference" / "alerts.md"
 FILES = "\n## Every file\n"
 UNITS = {
     "HubGuardBudget.rate": "requests per second",
@@ -154,4 +157,5 @@ def architecture() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    ALERTS.write_text(write_reference(RULES))
     ARCHITECTURE.write_text(architecture())

@@ -27,6 +27,7 @@ from hubguard.guard import Guard
 from hubguard.model import ARMING_COVERS, NEEDS_NO_ARMING, Server, Tally
 from hubguard.snapshot.decide import brake
 from hubguard.snapshot.model import BrakeReason, Evidence
+from hubguard.watch.decide.signals import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -141,6 +142,7 @@ def test_every_metric_that_the_docs_name_is_there():
     guard.drifts.report = report_with()
     families = {metric.name: metric.type for metric in registry(lambda: state_of(cast(Guard, guard))).collect()}
     there = {name + ("_total" if kind == "counter" else "") for name, kind in families.items()}
+    there |= {f"hubguard_{signal.name}" + ("_total" if signal.counter else "") for signal in SIGNALS.values()}
     named = {
         name for page in PAGES for name in re.findall(r"\bhubguard_[a-z_]+", page.read_text()) if "config" not in name
     }
@@ -371,6 +373,7 @@ def test_every_default_in_an_example_is_the_one_in_the_code():
 def test_what_the_code_makes_of_the_docs_is_there():
     made = make_docs()
     assert made.PAGE.read_text() == made.page(), "run: python docs/make.py"
+    assert made.ALERTS.read_text() == made.write_reference(made.RULES), "run: python docs/make.py"
     assert made.ARCHITECTURE.read_text() == made.architecture(), "run: python docs/make.py"
 
 

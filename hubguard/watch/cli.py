@@ -13,6 +13,7 @@ from hubguard.console import Context, Exit, add_config, add_json, count
 from hubguard.errors import ConfigError
 from hubguard.times import point
 from hubguard.watch.decide.adjust import adjust, adjustable
+from hubguard.watch.decide.prometheus import REFERENCE, dashboard, series_of_guard, series_of_hub, write_rules
 from hubguard.watch.settings import HubGuardWatch
 from hubguard.web.client import all_rows, running_guard
 
@@ -34,6 +35,26 @@ def add_alerts(parser: argparse.ArgumentParser) -> None:
     add_json(rules)
     add_config(rules)
     rules.set_defaults(run=list_rules)
+    written = commands.add_parser("prometheus", help="print the alerts as rules for Prometheus")
+    written.add_argument(
+        "--hub", type=int, choices=(5, 6), help="use the hub's own metrics where it has them, of this version"
+    )
+    written.add_argument(
+        "--prefix",
+        default="jupyterhub",
+        help="with --hub: what the names of its metrics begin with (default: jupyterhub)",
+    )
+    written.add_argument(
+        "--docs",
+        metavar="URL",
+        default=REFERENCE,
+        help=f"where people read {REFERENCE}, for runbook_url (default: that path)",
+    )
+    add_config(written)
+    written.set_defaults(run=print_prometheus)
+    drawn = commands.add_parser("grafana", help="print a dashboard of all signals, for import into Grafana")
+    add_config(drawn)
+    drawn.set_defaults(run=print_grafana)
 
 
 def list_alerts(arguments: argparse.Namespace, context: Context) -> int:
@@ -92,6 +113,19 @@ def list_rules(arguments: argparse.Namespace, context: Context) -> int:
     for rule in rules:
         numbers = ", ".join(f"{name}={value}" for name, value in adjustable(rule).items() if name != "severity")
         context.say(f"{rule.name} ({rule.severity.value}): {rule.why}\n    {numbers}")
+    return Exit.FINE
+
+
+def print_prometheus(arguments: argparse.Namespace, context: Context) -> int:
+    """Print the rules in force as Prometheus reads them."""
+    series = series_of_guard if arguments.hub is None else series_of_hub(arguments.hub, arguments.prefix)
+    context.say(write_rules(adjust(context.section(HubGuardWatch).alerts), series, arguments.docs).rstrip())
+    return Exit.FINE
+
+
+def print_grafana(arguments: argparse.Namespace, context: Context) -> int:
+    """Print the dashboard."""
+    context.say(json.dumps(dashboard(), indent=2))
     return Exit.FINE
 
 

@@ -163,7 +163,7 @@ RULES: tuple[Rule, ...] = (
         Level("routes_missing_share", raise_at=0.05, clear_at=0.01, beside="routes_missing", least=3.0),
         "{value} of the ready servers have no route.",
         "Their users see 404 or the hub's error page.",
-        "Open Drift and repair route-missing, or run `hubguard drift repair --kind route-missing`.",
+        "Open Drift and repair route-missing, or run `hubguard drift --repair route-missing`.",
         for_s=120.0,
         clear_for_s=60.0,
         checked=True,
