@@ -72,3 +72,24 @@ def test_an_alert_of_a_rule_that_was_switched_off_is_resolved() -> None:
     assert [alert.state for alert in alerts.values()] == [AlertState.FIRING]
     alerts, changes = step([], alerts, history, NOW)
     assert (dict(alerts), [transition.change for transition in changes]) == ({}, [Change.RESOLVED])
+
+
+def step_through(told: Iterable[tuple[float, float]]) -> list[tuple[float, Change]]:
+    """(second, what changed) for (second, reading), in the order in which a clock that is set back has them."""
+    history, changes = History(), []
+    alerts: Alerts = {}
+    for at, value in told:
+        now = NOW + timedelta(seconds=at)
+        history.add(now.timestamp(), {"hub_latency_seconds": value})
+        alerts, turned = step([SLOW], alerts, history, now)
+        changes += [(at, transition.change) for transition in turned]
+    return changes
+
+
+def test_a_clock_set_back_an_hour_neither_delays_an_alert_nor_its_end() -> None:
+    ahead = [(3600.0 + 10 * i, 3.0) for i in range(7)]
+    assert step_through(ahead[:3] + [(10.0 * i, 3.0) for i in range(8)]) == [(60, Change.RAISED)]
+    back_and_good = step_through(ahead + [(10.0 * i, 0.5) for i in range(8)])
+    assert back_and_good == [(3660, Change.RAISED), (60, Change.RESOLVED)]
+    cleared_ahead = step_through(ahead + [(3670.0, 0.5)] + [(10.0 * i, 0.5) for i in range(8)])
+    assert cleared_ahead == [(3660, Change.RAISED), (60, Change.RESOLVED)]

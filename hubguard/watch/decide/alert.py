@@ -308,6 +308,7 @@ def follow(
         before = Alert(rule.name, subject, AlertState.PENDING, now, now, 0, judgement.value, judgement.value)
     seen = replace(
         before,
+        since=min(before.since, now),  # the clock may have been set back
         seen_at=now,
         value=judgement.value,
         worst=(min if judgement.low else max)(before.worst, judgement.value),
@@ -324,7 +325,7 @@ def _follow_pending(
 ) -> tuple[Alert | None, Change | None]:
     if judgement.verdict is not Verdict.HOLDS:
         return None, None
-    alert = replace(alert, looks=alert.looks + (read_at > alert.read_at), read_at=max(read_at, alert.read_at))
+    alert = replace(alert, looks=alert.looks + (read_at != alert.read_at), read_at=read_at)
     if alert.looks < rule.looks or now - alert.since < timedelta(seconds=rule.for_s):
         return alert, None
     return replace(alert, state=AlertState.FIRING, raised_at=now), Change.RAISED
@@ -336,7 +337,7 @@ def _follow_raised(
     back = Change.FOUND if found else None
     if judgement.verdict is not Verdict.ENDED:
         return replace(alert, state=AlertState.FIRING, clear_since=None), back
-    since = alert.clear_since or now
+    since = min(alert.clear_since or now, now)
     alert = replace(alert, state=AlertState.CLEARING, clear_since=since)
     if now - since < timedelta(seconds=rule.clear_for_s):
         return alert, back

@@ -57,7 +57,7 @@ class History:
         self._levels = tuple(_LevelSamples(level) for level in LEVELS)
 
     def add(self, at: float, values: Mapping[str, float]) -> None:
-        """Add what was read at ``at`` (unix time). Times that don't rise are left out: the clock was set back."""
+        """Add what was read at ``at`` (unix time). What lies ahead of that is forgotten: the clock was set back."""
         for key, value in values.items():
             if math.isfinite(value):
                 for level in self._levels:
@@ -123,11 +123,13 @@ class _LevelSamples:
     def add(self, key: str, at: float, value: float) -> None:
         known = self.samples.setdefault(key, deque())
         begin = at // self.level.step_s * self.level.step_s
+        while known and known[-1].at > begin:
+            known.pop()
         last = known[-1] if known else None
         if last is None or begin > last.at:
             known.append(Sample(begin, value, value, value))
             self._readings[key] = 1
-        elif begin == last.at:
+        else:
             count = self._readings[key] = self._readings.get(key, 1) + 1
             mean = last.mean + (value - last.mean) / count
             known[-1] = Sample(begin, min(last.low, value), mean, max(last.high, value))
