@@ -48,6 +48,7 @@ from hubguard.proxy.canary import HTTPCanary
 from hubguard.proxy.client import HTTPProxyAPI
 from hubguard.prune.review import HubConfigFacts
 from hubguard.times import DAY_S
+from hubguard.watch.notify.choose import open_receivers
 from hubguard.watch.observe.choose import Surroundings, open_readers
 from hubguard.web.auth import HubLogin
 from hubguard.web.door import Door
@@ -202,7 +203,7 @@ async def ways_out(settings: Settings, place: Place, budget: Budget) -> AsyncIte
     """
     hub = HTTPHubAPI(place.api_url, place.token, budget, request_timeout_s=settings.budget.request_timeout_s)
     hub.through_groups = _roles_matter(settings)
-    registration, environ = place.registration, {**os.environ, **place.registration.get("environ", {})}
+    registration, environ = place.registration, _environ(place)
     url = settings.guard.hub_db_url
     arguments: Mapping[str, Any] = {}
     if url == "hub":
@@ -277,7 +278,15 @@ async def serve(place: Place, config_file: Path | None) -> int:
         settings, backends = _backends(settings, place, ways.hub)
         around = _surroundings(settings, place)
         readers = open_readers(settings.watch, around, ways.hub, ways.database, SystemClock(), ways.failed_starts)
-        ways_to_all = replace(ways, backends=backends, readers=readers)
+        receivers, unusable = open_receivers(settings.watch.receivers, _environ(place))
+        for problem in unusable:
+            log.warning("%s", problem.note)
+        circumstances = replace(
+            circumstances,
+            notes=(*circumstances.notes, *(problem.note for problem in unusable)),
+            public_url=_public_url(place),
+        )
+        ways_to_all = replace(ways, backends=backends, readers=readers, receivers=receivers)
         guard = make_guard(settings, place, ways_to_all, circumstances, drift=True)
         server = Door(_application(guard, place, budget), xheaders=True)
         tasks = [asyncio.create_task(_bind(server, place, settings.guard.bind_ip))] if place.url else []
@@ -298,6 +307,19 @@ async def serve(place: Place, config_file: Path | None) -> int:
     return 0
 
 
+def _environ(place: Place) -> Mapping[str, str]:
+    """Our environment, and what the include passed on of the hub's."""
+    return {**os.environ, **place.registration.get("environ", {})}
+
+
+def _public_url(place: Place) -> str:
+    """Where people find our pages; "" if neither the hub nor its config says."""
+    if url := os.environ.get("JUPYTERHUB_PUBLIC_URL"):
+        return url.rstrip("/") + "/"
+    host = place.hub_host or place.registration.get("proxy", {}).get("public_url") or ""
+    return host and host.rstrip("/") + place.prefix
+
+
 def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, Backends | None]:
     """What really runs the servers, and the settings, with an error more if that can't be had as they want it."""
     registration = place.registration
@@ -307,7 +329,7 @@ def _backends(settings: Settings, place: Place, hub: HubAPI) -> tuple[Settings, 
         base_url=place.base_url,
         spawner=tuple(str(name) for name in spawner.get("classes", ())),
         settings=spawner.get("settings", {}),
-        environ={**os.environ, **registration.get("environ", {})},
+        environ=_environ(place),
     )
     if settings.drift.backend == "auto" and not where.spawner:
         return settings, ByTheHub(where, hub.spawner_class)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(words)
     arguments, rest = parser.parse_known_args(words)
     # argparse drops a last word that stands behind an option: `keep ada --for 7d "an exam"`.
-    if arguments.command == "keep" and not arguments.why and len(rest) == 1 and not rest[0].startswith("-"):
+    if getattr(arguments, "why_last", False) and not arguments.why and len(rest) == 1 and not rest[0].startswith("-"):
         arguments.why = rest[0]
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -39,7 +39,7 @@ class Settings:
     """All settings as they hold now. With ``errors``, HubGuard takes no action.
 
     ``errors`` is in the order of the sections, then by name; the wrong setting itself has its default value here.
-    ``notes`` are sentences on settings of older versions, which do nothing.
+    ``notes`` are sentences on settings of older versions, which do nothing, and on wrong ones that stop nothing else.
     """
 
     guard: HubGuard
@@ -85,6 +85,7 @@ def load(
                 _set(section, trait, value)
             except ConfigError as error:
                 errors.append(error)
+        notes += section.notes()
         problems = section.problems()
         errors += problems
         for trait in {_trait_of(problem) for problem in problems}:

@@ -31,6 +31,7 @@ from hubguard.inhub.scopes import CUSTOM_SCOPES, DELETE_USERS, SERVICE, Need, al
 from hubguard.journal.migrate import revisions
 from hubguard.place import place_from
 from hubguard.prune.settings import HubGuardPrune
+from hubguard.watch.notify.choose import open_receivers
 
 OLDEST_HUB = (5, 2)
 
@@ -74,6 +75,7 @@ async def examine(settings: Settings, environ: Mapping[str, str]) -> tuple[Check
                 checks += answers
                 if any(check.subject == "hub" and check.finding is Finding.WRONG for check in answers):
                     break
+    checks += _receivers(settings, environ)
     checks.append(await _proxy(environ))
     checks += await asyncio.to_thread(_journal, settings)
     return tuple(checks)
@@ -206,6 +208,17 @@ def _settings(settings: Settings) -> list[Check]:
         for sentence in (*rules.analyse(read), *rules.doubts(read, datetime.now(timezone.utc)))
     ]
     return checks + _deleting_users(settings.cull) + _pruning(settings.prune)
+
+
+def _receivers(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
+    """The check of who is notified; none if nobody is to be. Sends nothing."""
+    receivers, problems = open_receivers(settings.watch.receivers, environ)
+    do = "Correct it. `hubguard alerts test NAME` then shows whether notices arrive."
+    checks = [Check("receivers", Finding.WARNING, str(problem), do) for problem in problems]
+    if receivers:
+        names = ", ".join(named.name for named in receivers)
+        checks.append(Check("receivers", Finding.FINE, f"alerts are sent to {names}"))
+    return checks
 
 
 def _deleting_users(cull: HubGuardCull) -> list[Check]:

@@ -22,6 +22,7 @@ from hubguard.prune.cycle import PruneCycles
 from hubguard.snapshot.cycle import Snapshots
 from hubguard.status import Mode, Status
 from hubguard.watch.cycle import Watch
+from hubguard.watch.notify.queue import Notices
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class Part(Protocol):
 class Parts:
     """The parts of a guard, in the order in which they start.
 
-    ``drifts``, ``proxy`` and ``watch`` are None if this guard doesn't look for drift, has no canary, or doesn't watch.
+    ``drifts``, ``proxy`` and ``watch`` are None if this guard doesn't look for drift, has no canary, or doesn't watch,
+    ``notices`` if nobody is notified.
     """
 
     culling: Culling
@@ -61,6 +63,7 @@ class Parts:
     proxy: Watching | None
     pruning: PruneCycles
     watch: Watch | None
+    notices: Notices | None = None
 
     def there(self) -> tuple[Part, ...]:
         """Those that this guard has."""

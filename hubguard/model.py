@@ -241,6 +241,7 @@ class FindingKind(str, Enum):
     NAMED_SERVERS_OFF = "named-servers-off"  # named servers are due, and the hub lets nobody stop any
     NEW_DATABASE = "new-database"  # the hub has a new database, which has none of the earlier users
     NOT_DELETED = "not-deleted"  # the hub fails to delete users
+    RECEIVER = "receiver"  # notices don't reach a receiver
 
 
 @dataclass(frozen=True, slots=True)

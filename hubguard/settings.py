@@ -29,6 +29,10 @@ class Section(Configurable):
         """What is wrong with the settings together, when each is fine on its own."""
         return []
 
+    def notes(self) -> list[str]:
+        """What is wrong with settings that leave everything else as it is: sentences that start with the setting."""
+        return []
+
     @classmethod
     def note_on_former(cls, name: str) -> str | None:
         """What an operator who still sets ``name`` should know; None if it was never a setting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from urllib.parse import urlsplit
 
 from hubguard.act.handover import Handover
 from hubguard.act.lease import LeaseKeeper
@@ -45,6 +46,8 @@ from hubguard.watch.cycle import Watch
 from hubguard.watch.decide.adjust import adjust
 from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.model import SignalSource
+from hubguard.watch.notify.choose import Named, receivers_for
+from hubguard.watch.notify.queue import Notices
 from hubguard.watch.observe.guard import GuardReader
 from hubguard.watch.observe.port import Reader
 
@@ -55,7 +58,8 @@ class Ways:
 
     ``canary`` is the route by which the proxy is watched. ``backends`` is what really runs the servers. ``world`` looks for
     drift; without it the guard doesn't. ``hook`` is the operator's own function. ``readers`` read the signals; without any
-    the guard doesn't watch. ``failed_starts`` are those that the hub's process reported.
+    the guard doesn't watch. ``failed_starts`` are those that the hub's process reported, ``receivers`` are notified of
+    alerts.
     """
 
     hub: HubAPI
@@ -68,6 +72,7 @@ class Ways:
     hook: Hook | None = None
     readers: tuple[Reader, ...] = ()
     failed_starts: FailedStarts = field(default_factory=FailedStarts)
+    receivers: tuple[Named, ...] = ()
 
 
 NOT_LOOKED = "it hasn't yet looked for other cullers"
@@ -83,6 +88,7 @@ class Circumstances:
     the hub lets this service do that. ``without_include``: other cullers are unknown so far. ``notes`` go to the
     Overview. ``features`` says for each hub scope what needs it. ``hub_checks_at_s`` is a moment (unix time) at which the
     hub checks its routes, None if unknown. ``config_facts`` is what the hub's config says, None if unknown.
+    ``public_url`` is where people find HubGuard's pages, with a slash at the end, "" if unknown.
     """
 
     holder: str = ""
@@ -96,6 +102,7 @@ class Circumstances:
     features: Mapping[str, str] | None = None
     hub_checks_at_s: float | None = None
     config_facts: HubConfigFacts | None = None
+    public_url: str = ""
 
 
 def assemble(
@@ -207,13 +214,11 @@ def assemble(
         pace=Pace(settings.prune.rate, settings.budget.concurrency, cull.verify_s),
         journal_days=settings.guard.journal_days,
     )
-    parts = Parts(
-        culling,
-        drifts,
-        None if watch is None else Watching(watch, mandate, clock),
-        pruning,
-        Watch(
-            adjust(settings.watch.alerts),
+    watching = notices = None
+    if ways.readers:
+        rules = adjust(settings.watch.alerts)
+        watching = Watch(
+            rules,
             (
                 *ways.readers,
                 GuardReader(
@@ -234,9 +239,14 @@ def assemble(
             clock,
             keep_days=settings.watch.keep_days,
             failed_starts=ways.failed_starts,
+            receivers=lambda severity, rule, subject: receivers_for(ways.receivers, severity),
         )
-        if ways.readers
-        else None,
+        if ways.receivers:
+            link = circumstances.public_url and f"{circumstances.public_url}alerts"
+            source = urlsplit(circumstances.public_url).hostname or ""
+            notices = Notices(ways.receivers, rules, mandate, clock, link=link, source=source)
+    parts = Parts(
+        culling, drifts, None if watch is None else Watching(watch, mandate, clock), pruning, watching, notices
     )
     return Guard(settings, mandate, snapshots, parts, facts, budget, clock)
 

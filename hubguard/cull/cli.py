@@ -193,7 +193,7 @@ def add_keep(parser: argparse.ArgumentParser) -> None:
         help="end that exemption",
     )
     add_json(parser, "print JSON")
-    parser.set_defaults(run=keep)
+    parser.set_defaults(run=keep, why_last=True)
 
 
 def keep(arguments: argparse.Namespace, context: Context) -> int:

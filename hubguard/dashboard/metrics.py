@@ -84,6 +84,11 @@ class GuardCollector(Collector):
         kinds = Counter(finding.kind for finding in state.findings)
         by_kind = {kind.value: kinds[kind] for kind in FindingKind}
         yield _labelled("hubguard_findings", "Findings that an operator should look at", "kind", by_kind)
+        text = "Notices to receivers since this guard started, by how they ended"
+        notices = CounterMetricFamily("hubguard_notices", text, labels=["receiver", "outcome"])
+        for (receiver, outcome), number in state.notices.counts.items():
+            notices.add_metric([receiver, outcome], float(number))
+        yield notices
         if culled.last_cycle is not None:
             due_at = culled.oldest_overdue.due_at if culled.oldest_overdue else None
             late_s = max(0.0, (status.at - due_at).total_seconds()) if due_at else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from hubguard.cull.decide.judge import CullPolicy
@@ -32,6 +32,7 @@ from hubguard.prune.model import PruneStatus
 from hubguard.snapshot.model import Brake
 from hubguard.status import HandoverStatus, Mode, Status
 from hubguard.watch.model import Severity
+from hubguard.watch.notify.queue import NoticesStatus
 from hubguard.watch.shapes import AlertShape
 from hubguard.watch.shapes import describe as describe_alerts
 from hubguard.web.base import Badge
@@ -122,19 +123,27 @@ class State:
     drift: DriftReport | None
     policy: CullPolicy
     alerts: tuple[AlertShape, ...] | None
+    notices: NoticesStatus = field(default_factory=NoticesStatus)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What an operator should look at."""
-        return self.cull.findings + self.guard.findings + self.prune.findings
+        return self.cull.findings + self.guard.findings + self.prune.findings + self.notices.findings
 
 
 def state_of(guard: Guard) -> State:
     """Ask the guard and its parts. Never blocks, never raises."""
     parts = guard.parts
     drift = None if parts.drifts is None else parts.drifts.report
+    notices = NoticesStatus() if parts.notices is None else parts.notices.status()
     return State(
-        guard.status(), parts.culling.status(), parts.pruning.status(), drift, parts.culling.policy, raised(guard)
+        guard.status(),
+        parts.culling.status(),
+        parts.pruning.status(),
+        drift,
+        parts.culling.policy,
+        raised(guard),
+        notices,
     )
 
 

@@ -52,6 +52,7 @@ FINDING_WORDS: dict[FindingKind, str] = {
     FindingKind.NAMED_SERVERS_OFF: "Named servers off",
     FindingKind.NEW_DATABASE: "New database",
     FindingKind.NOT_DELETED: "Users not deleted",
+    FindingKind.RECEIVER: "Notices don't arrive",
 }
 
 

@@ -436,7 +436,22 @@ def _redirect_uri(app: Any, errors: list[Problem]) -> str:
 
 def _environ(app: Any, errors: list[Problem]) -> dict[str, str]:
     """Managed services inherit next to nothing of the hub's environment."""
-    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    wanted = _named_by_receivers(app)
+    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON) or name in wanted}
+
+
+def _named_by_receivers(app: Any) -> set[str]:
+    """The variables in which ``c.HubGuardWatch.receivers`` says that secrets are."""
+    receivers = app.config.get("HubGuardWatch", {}).get("receivers")
+    options = (
+        [given for given in receivers.values() if isinstance(given, Mapping)] if isinstance(receivers, Mapping) else []
+    )
+    return {
+        variable
+        for given in options
+        for option, variable in given.items()
+        if str(option).endswith("_env") and isinstance(variable, str)
+    }
 
 
 def _do_not_wait(app: Any) -> None:

@@ -297,7 +297,8 @@ silence = sa.Table(
     **ON_MYSQL,
 )
 
-# One row a notice to one receiver, until it is forgotten; ended_at is when it was sent or given up (given_up says which).
+# One row a notice to one receiver, until it is forgotten; ended_at is when it was sent or given up (given_up says which);
+# reached: it may have arrived.
 notice = sa.Table(
     "hubguard_notice",
     metadata,
@@ -311,6 +312,7 @@ notice = sa.Table(
     sa.Column("trouble", sa.Text, nullable=False),
     sa.Column("ended_at", UTCDateTime),
     sa.Column("given_up", sa.Boolean, nullable=False),
+    sa.Column("reached", sa.Boolean, nullable=False),
     # What waits, by when it is due.
     sa.Index("hubguard_notice_due", "ended_at", "due_at"),
     sa.Index("hubguard_notice_alert", "alert_id", "receiver"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from datetime import datetime, timedelta
 
-from hubguard.times import point
+from typing_extensions import override
+
+from hubguard.errors import HubGuardError, JournalError
+from hubguard.times import YEAR_S, point
 from hubguard.watch.cycle import Watch
 from hubguard.watch.decide.failed_starts import FailedStart, cause_of_error
 from hubguard.watch.decide.signals import SIGNALS
-from hubguard.watch.model import Incident, IncidentNote, Signal, signal_key, split_key
+from hubguard.watch.model import Incident, IncidentNote, Signal, Silence, signal_key, split_key
 from hubguard.watch.report import write_report
 from hubguard.watch.shapes import (
     AlertShape,
@@ -234,6 +237,62 @@ class SignalApi(WatchApi):
         key = signal_key(name, subject)
         step_s, samples = await self.watch.samples(since, until, {key})
         self.write_json(describe_series(signal, subject, since, until, step_s, samples.get(key, ())))
+
+
+class SilencesApi(WatchApi):
+    """The silences."""
+
+    operations = {
+        "get": Operation(
+            "The silences in force, newest first.", Silence, "read", query=(OFFSET, LIMIT), listed=True, paged=True
+        ),
+        "post": Operation(
+            "Silence an alert until a time: it is raised and shown, and no receiver is notified.",
+            Silence,
+            "act",
+            body=(
+                Param("rule", str, "Name of the alert; empty for all.", high=64, required=True),
+                Param("subject", str, "Only for this subject. Left out or null: for all.", high=255),
+                Param(
+                    "until", datetime, "Until when, within a year; a date alone means to the end of that day, in UTC."
+                ),
+                Param("for_s", float, "Seconds from now, instead of until.", above=0, high=YEAR_S),
+                WHY,
+            ),
+        ),
+    }
+
+    @override
+    async def get(self) -> None:
+        self.write_page(await self.watch.silences(), self.query(), lambda silence: silence)
+
+    async def post(self) -> None:
+        """The silence is in force, and the journal has it. 400 for a rule that isn't there."""
+        asked = self.body()
+        if (asked["until"] is None) == (asked["for_s"] is None):
+            raise Refused(400, "until: give either this or for_s")
+        until = asked["until"] or self.now + timedelta(seconds=asked["for_s"])
+        assert self.who is not None
+        try:
+            made = await self.watch.silence(asked["rule"], asked["subject"], until, self.who.actor, asked["why"])
+        except JournalError:
+            raise
+        except HubGuardError as error:
+            raise Refused(400, str(error)) from None
+        self.write_json_to_readers(made)
+
+
+class SilenceApi(WatchApi):
+    """One silence."""
+
+    operations = {"delete": Operation("End a silence that is in force.", Silence, "act", fails=(404,))}
+
+    async def delete(self, number: str) -> None:
+        """It has ended, and the journal has it. 404 if none of that number is in force."""
+        if len(number) > 18:
+            raise Refused(404, f"No silence {number[:18]}… is in force.")
+        assert self.who is not None
+        self.write_json_to_readers(await self.watch.end_silence(int(number), self.who.actor))
 
 
 def signal_of(name: str) -> Signal:

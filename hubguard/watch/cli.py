@@ -1,21 +1,26 @@
-"""The command ``hubguard alerts list`` and its neighbours: what is wrong now, and the report of what was."""
+"""The command ``hubguard alerts list`` and its neighbours: what is wrong, who hears of it, and the report of what was."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-from collections.abc import Mapping
-from datetime import datetime, timezone
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
-from hubguard.console import Context, Exit, add_config, add_json, count
+from hubguard.console import Context, Exit, add_config, add_json, bounded, count
 from hubguard.errors import ConfigError
-from hubguard.times import point
-from hubguard.watch.decide.adjust import adjust, adjustable
+from hubguard.times import YEAR_S, point, span_s
+from hubguard.watch.decide.adjust import adjust, adjustable, check_rule
 from hubguard.watch.decide.prometheus import REFERENCE, dashboard, series_of_guard, series_of_hub, write_rules
+from hubguard.watch.model import Silence
 from hubguard.watch.settings import HubGuardWatch
 from hubguard.web.client import all_rows, running_guard
+
+if TYPE_CHECKING:
+    from hubguard.watch.store.alerts import AlertStore
 
 
 def add_alerts(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +60,41 @@ def add_alerts(parser: argparse.ArgumentParser) -> None:
     drawn = commands.add_parser("grafana", help="print a dashboard of all signals, for import into Grafana")
     add_config(drawn)
     drawn.set_defaults(run=print_grafana)
+    test = commands.add_parser("test", help="send a made-up alert and its resolution to a receiver")
+    test.add_argument("name", metavar="NAME", help="its name in HubGuardWatch.receivers")
+    add_config(test)
+    test.set_defaults(run=try_receiver)
+    silence = commands.add_parser("silence", help="send no notices of an alert for a while")
+    silence.add_argument("rule", metavar="RULE", help="name of the alert, or all")
+    silence.add_argument("why", nargs="?", default="", metavar="WHY", help="reason, for the journal")
+    silence.add_argument(
+        "--subject", metavar="S", help="only for this subject, for example a folder (default: for all)"
+    )
+    silence.add_argument(
+        "--for",
+        type=bounded(span_s, 0.001, YEAR_S, noun="span such as 90min, 12h, 7d or 2w, and up to a year"),
+        dest="for_s",
+        metavar="SPAN",
+        required=True,
+        help="how long, from now: 90min, 12h, 7d, 2w",
+    )
+    add_json(silence, "print JSON")
+    add_config(silence)
+    silence.set_defaults(run=silence_alert, why_last=True)
+    silences = commands.add_parser("silences", help="list the silences in force")
+    add_json(silences, "print JSON")
+    add_config(silences)
+    silences.set_defaults(run=list_silences)
+    ending = commands.add_parser("end-silence", help="end a silence")
+    ending.add_argument(
+        "id",
+        type=bounded(int, 1, 2**62, noun="number of a silence, as `hubguard alerts silences` prints it"),
+        metavar="ID",
+        help="number of the silence",
+    )
+    add_json(ending, "print JSON")
+    add_config(ending)
+    ending.set_defaults(run=end_silence)
 
 
 def list_alerts(arguments: argparse.Namespace, context: Context) -> int:
@@ -127,6 +167,73 @@ def print_grafana(arguments: argparse.Namespace, context: Context) -> int:
     """Print the dashboard."""
     context.say(json.dumps(dashboard(), indent=2))
     return Exit.FINE
+
+
+def try_receiver(arguments: argparse.Namespace, context: Context) -> int:
+    """Send a made-up alert and its resolution, and print what the receiver answered; FAILED unless it took both."""
+    from hubguard.watch.notify.trial import send_trial
+
+    results = asyncio.run(send_trial(context.section(HubGuardWatch).receivers, arguments.name, context.environ))
+    for what, result in results:
+        context.say(f"{what}: {'taken' if result.delivered else 'not taken'} ({result.said})")
+    return Exit.FINE if all(result.delivered for _, result in results) else Exit.FAILED
+
+
+def silence_alert(arguments: argparse.Namespace, context: Context) -> int:
+    """Silence it, straight in the journal, so that it works with hub and guard down."""
+    now = datetime.now(timezone.utc)
+    rule = "" if arguments.rule == "all" else arguments.rule
+    check_rule(rule, [rule.name for rule in adjust(context.section(HubGuardWatch).alerts)])
+    until = now + timedelta(seconds=arguments.for_s)
+    with _alert_store(context) as alerts:
+        made = alerts.silence(rule, arguments.subject, until, context.actor, arguments.why, now)
+    _say_silences([made], context, as_one=True, json_wanted=arguments.json)
+    return Exit.FINE
+
+
+def list_silences(arguments: argparse.Namespace, context: Context) -> int:
+    """Print those in force, newest first."""
+    with _alert_store(context) as alerts:
+        silences = alerts.silences(datetime.now(timezone.utc))
+    _say_silences(silences, context, as_one=False, json_wanted=arguments.json)
+    return Exit.FINE
+
+
+def end_silence(arguments: argparse.Namespace, context: Context) -> int:
+    """End it, straight in the journal."""
+    with _alert_store(context) as alerts:
+        ended = alerts.end_silence(arguments.id, context.actor, datetime.now(timezone.utc))
+    if arguments.json:
+        _say_silences([ended], context, as_one=True, json_wanted=True)
+    else:
+        context.say(f"Silence {ended.id} has ended. Whoever wasn't notified of an alert that is still firing, is now.")
+    return Exit.FINE
+
+
+@contextmanager
+def _alert_store(context: Context) -> Iterator[AlertStore]:
+    from hubguard.journal.store import open_journal
+    from hubguard.watch.store.alerts import AlertStore
+
+    journal = open_journal(context.journal)
+    try:
+        yield AlertStore(journal)
+    finally:
+        journal.close()
+
+
+def _say_silences(silences: Sequence[Silence], context: Context, *, as_one: bool, json_wanted: bool) -> None:
+    from hubguard.words import as_json, stamp
+
+    if json_wanted:
+        context.say(json.dumps(as_json(silences[0] if as_one else silences), indent=2))
+        return
+    lines = [
+        f"{silence.id}  {silence.rule or 'all alerts'}{(silence.subject and f' of {silence.subject}') or ''} until"
+        f" {stamp(silence.until)} UTC, by {silence.actor}{silence.why and f': {silence.why}'}"
+        for silence in silences
+    ]
+    context.say("\n".join(lines) or "Nothing is silenced.")
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:

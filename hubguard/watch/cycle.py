@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from hubguard.act.mandate import Mandate
 from hubguard.errors import HubGuardError
 from hubguard.pacing.clock import Clock
 from hubguard.times import HOUR_S, YEAR_S
+from hubguard.watch.decide.adjust import check_rule
 from hubguard.watch.decide.alert import Alerts, Rule, step
 from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.decide.history import HOUR_STEP_S, LEVELS, History
@@ -147,9 +147,7 @@ class Watch:
 
         Raises HubGuardError for a rule that isn't there and for a time that has passed or is more than a year away.
         """
-        if rule and rule not in self.rules:
-            near = difflib.get_close_matches(rule, self.rules, n=1)
-            raise HubGuardError(f"Nothing silenced: no alert {rule!r}." + (f" Did you mean {near[0]}?" if near else ""))
+        check_rule(rule, self.rules)
         now = self._clock.now()
         if not now < until <= now + timedelta(seconds=YEAR_S):
             raise HubGuardError("Nothing silenced: the time must be in the future, and within a year.")

@@ -23,6 +23,8 @@ WATCH = Room(
         "api/v1/alerts": api.AlertsApi,
         "api/v1/starts": api.StartsApi,
         "api/v1/starts/failed": api.FailedStartApi,
+        "api/v1/silences": api.SilencesApi,
+        "api/v1/silences/{id}": api.SilenceApi,
         "api/v1/signals": api.SignalsApi,
         "api/v1/signals/sources": api.SignalSourcesApi,
         "api/v1/incidents": api.IncidentsApi,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from traitlets import Dict, Float, Int, List, Unicode
+from traitlets import Any, Dict, Float, Int, List, Unicode, validate
 
 from hubguard.errors import ConfigError
 from hubguard.settings import Section
 from hubguard.watch.decide.adjust import problems_of
+from hubguard.watch.decide.receivers import hide_secrets, read_receivers
 
 
 class HubGuardWatch(Section):
@@ -34,11 +36,26 @@ class HubGuardWatch(Section):
         help="""Bytes that the proxy's heap may take: its `--max-old-space-size` (in MiB) times 1,048,576. HubGuard finds it
         by itself if the proxy runs on this machine. 0: unknown; then its heap raises no alert.""",
     ).tag(config=True, low=0.0, high=1e15)
+    receivers = Any(
+        {},
+        help="""Who is notified of alerts, by a name of your choice, for example {"ops": {"kind": "slack", "url_env":
+        "SLACK_URL", "severities": ["now", "today"]}}. Kinds: slack, pagerduty, alertmanager, webhook, email and
+        apprise. Secrets come from an environment variable (`url_env`) or a file (`url_file`). A wrong receiver is shown
+        on the Overview, and everything else continues.""",
+    ).tag(config=True)
     keep_days = Int(
         400,
         help="""Days for which signals are kept, in steps of one hour from the second month on. Range: 1 to 3,660. The
         default lets you compare a semester with the one a year before.""",
     ).tag(config=True, low=1, high=3660)
+
+    @validate("receivers")
+    def _hide_secrets(self, proposal: Mapping[str, object]) -> object:
+        return hide_secrets(proposal["value"])
+
+    def notes(self) -> list[str]:
+        """What is wrong with each receiver that can't be used."""
+        return [problem.note for problem in read_receivers(self.receivers)[1]]
 
     def problems(self) -> list[ConfigError]:
         """Every alert that isn't there, every change that it can't take, and a URL that is none."""

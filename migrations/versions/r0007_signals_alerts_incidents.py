@@ -73,6 +73,7 @@ def upgrade() -> None:
         sa.Column("trouble", sa.Text, nullable=False),
         sa.Column("ended_at", moment),
         sa.Column("given_up", sa.Boolean, nullable=False),
+        sa.Column("reached", sa.Boolean, nullable=False),
         sqlite_autoincrement=True,
         **ON_MYSQL,
     )

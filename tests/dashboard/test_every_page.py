@@ -63,6 +63,7 @@ BODIES: dict[str, Any] = {
     "api/v1/incidents/{id}/notes": {"text": "restarted the proxy"},
     "api/v1/outlived": {"user": "ada", "server": ""},
     "api/v1/starts/failed": {"user": "ada", "server": "", "error": "TimeoutError"},
+    "api/v1/silences": {"rule": "DiskLow", "for_s": 3600},
     "api/v1/repairs": {"kinds": ["server-dead"]},
     "api/v1/plans/{digest}/apply": {"count": STALE, "acknowledged": ["KubeSpawner"]},
     "api/v1/plans/{digest}/restore": {"count": 1},
@@ -214,7 +215,8 @@ def _alerts(guard: PlacedGuard, name: str) -> None:
     id_ = store.raise_alert(alert_of("DiskLow", name), Severity.TODAY, name, 1, ())
     store.note_verdict(id_, name)
     store.resolve_alert(id_, 0.1, name, 1, (), NOW)
-    store.silence("DiskLow", name, NOW + minutes(60), name, name, NOW)
+    for _ in range(5):
+        store.silence("DiskLow", name, NOW + minutes(60), name, name, NOW)
     samples = [Sample((NOW - minutes(60 - ago)).timestamp(), 0.1, 0.2, 0.3) for ago in range(60)]
     guard.watch.history.restore(60, {f"disk_free_share:{name}": samples})
 

@@ -139,6 +139,7 @@ class PlacedGuard(Guard):
             proxy=None,
             pruning=FakePruning(),
             watch=PlacedWatch(made.mandate, self.clock),
+            notices=None,
         )
         super().__init__(made.settings, made.mandate, made.snapshots, parts, made._facts, made._budget, self.clock)
         self.cycles = made.parts.culling.cycles

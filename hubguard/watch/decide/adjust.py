@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from hubguard.errors import HubGuardError
 from hubguard.watch.decide.alert import Level, Rule
 from hubguard.watch.decide.rules import RULES
 from hubguard.watch.model import Severity
@@ -95,3 +96,10 @@ def _why_not(rule: Rule, change: object) -> str:
             side = "below" if changed.below else "above"
             return f"clears {side} where it raises ({changed.clear_at:g}, {changed.raise_at:g}): it would never rest"
     return ""
+
+
+def check_rule(name: str, names: Collection[str]) -> None:
+    """Raise HubGuardError unless ``name`` is one of the alerts in force, or "" for all of them."""
+    if name and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise HubGuardError(f"Nothing silenced: no alert {name!r}." + (f" Did you mean {near[0]}?" if near else ""))

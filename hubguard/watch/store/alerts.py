@@ -82,8 +82,8 @@ class AlertStore:
     ) -> bool:
         """The alert is kept as resolved, the journal has it, and who was notified of it learns so. False: it was already.
 
-        A notice that it was raised which wasn't sent yet is dropped, with the one that it is resolved: ``receivers``
-        hear of it only if they have heard of it before.
+        A notice that it was raised and that still waits is dropped. ``receivers`` hear that it is resolved only if they may
+        have heard that it was raised.
         """
         with self.journal.writing() as connection:
             resolving = (
@@ -95,12 +95,10 @@ class AlertStore:
                 return False
             rule = connection.execute(sa.select(_alert.c.rule).where(_alert.c.id == id_)).scalar_one()
             add_entry(connection, now, Event.ALERT_OVER, HUBGUARD, fence, reason=rule, detail=sentence)
-            waiting = sa.and_(_notice.c.alert_id == id_, _notice.c.ended_at.is_(None), _notice.c.tries == 0)
-            connection.execute(sa.delete(_notice).where(waiting))
-            told = sa.select(_notice.c.receiver).where(
-                _notice.c.alert_id == id_, _notice.c.change == Change.RAISED.value, _notice.c.given_up.is_(False)
-            )
+            raised = sa.and_(_notice.c.alert_id == id_, _notice.c.change == Change.RAISED.value)
+            told = sa.select(_notice.c.receiver).where(raised, _notice.c.reached.is_(True))
             heard = set(connection.execute(told).scalars())
+            connection.execute(sa.delete(_notice).where(raised, _notice.c.ended_at.is_(None)))
             _add_notices(connection, id_, Change.RESOLVED, [name for name in receivers if name in heard], now)
             return True
 
@@ -129,13 +127,13 @@ class AlertStore:
         if incident is not None:
             query = query.where(_alert.c.incident_id == incident)
         with self.journal.reading() as connection:
-            return tuple(map(_to_row, connection.execute(query)))
+            return tuple(map(to_alert, connection.execute(query)))
 
     def alert(self, id_: int) -> AlertRow | None:
         """The alert of that id; None if there is none (any more)."""
         with self.journal.reading() as connection:
             row = connection.execute(sa.select(_alert).where(_alert.c.id == id_)).one_or_none()
-        return None if row is None else _to_row(row)
+        return None if row is None else to_alert(row)
 
     def forget_alerts(self, before: datetime) -> int:
         """Alerts resolved before then are gone, with their notices, and so are silences that were over; how many alerts."""
@@ -163,7 +161,7 @@ class AlertStore:
             in_force = (_silence.c.id == id_, _silence.c.ended_at.is_(None), _silence.c.silent_until > now)
             if connection.execute(sa.update(_silence).where(*in_force).values(ended_at=now)).rowcount != 1:
                 raise NoSuchSilence(f"No silence {id_} is in force. Nothing was changed.")
-            silence = _to_silence(connection.execute(sa.select(_silence).where(_silence.c.id == id_)).one())
+            silence = to_silence(connection.execute(sa.select(_silence).where(_silence.c.id == id_)).one())
             what = f"{_named(silence.rule, silence.subject)} no longer"
             add_entry(connection, now, Event.SILENCED, actor, 0, reason=silence.rule, detail=what)
             return silence
@@ -172,7 +170,7 @@ class AlertStore:
         """Those in force, newest first."""
         query = sa.select(_silence).where(_silence.c.ended_at.is_(None), _silence.c.silent_until > now)
         with self.journal.reading() as connection:
-            return tuple(map(_to_silence, connection.execute(query.order_by(_silence.c.id.desc()))))
+            return tuple(map(to_silence, connection.execute(query.order_by(_silence.c.id.desc()))))
 
 
 def _add_notices(
@@ -188,6 +186,7 @@ def _add_notices(
             "tries": 0,
             "trouble": "",
             "given_up": False,
+            "reached": False,
         }
         for receiver in receivers
     ]
@@ -199,7 +198,8 @@ def _named(rule: str, subject: str | None) -> str:
     return (rule or "all alerts") + (f" of {subject}" if subject else "")
 
 
-def _to_row(row: Any) -> AlertRow:
+def to_alert(row: Any) -> AlertRow:
+    """The alert of a row of the table."""
     return AlertRow(
         row.id,
         row.rule,
@@ -215,7 +215,8 @@ def _to_row(row: Any) -> AlertRow:
     )
 
 
-def _to_silence(row: Any) -> Silence:
+def to_silence(row: Any) -> Silence:
+    """The silence of a row of the table."""
     return Silence(row.id, row.rule, row.subject, row.silent_until, row.actor, row.why, row.made_at, row.ended_at)
 
 
