@@ -62,8 +62,8 @@ class Message:
         """What stands below the title: what to do first and since when, or how long it lasted."""
         if self.ended_at is not None:
             lasted = duration(max(0.0, (self.ended_at - self.since).total_seconds()))
-            return (f"From {stamp(self.since)} UTC for {lasted}.",)
-        return f"First: {self.first}", f"Since {stamp(self.since)} UTC."
+            return (f"From {stamp(self.since)} for {lasted}.",)
+        return f"First: {self.first}", f"Since {stamp(self.since)}."
 
 
 def message_of(alert: AlertRow, change: Change, rules: Mapping[str, Rule], link: str, source: str) -> Message:
