@@ -95,6 +95,11 @@ class HubGuard(Section):
         the hub does, and watches the proxy by a route of its own, so that a proxy that is gone, hangs or has lost its
         routes shows within seconds.""",
     ).tag(config=True)
+    authenticate_prometheus = Bool(
+        True,
+        help="""Whether `/metrics` needs a token that may read. False opens it, as the hub's setting of the same name does: a
+        scrape by annotation can't send a token. The metrics name no user and no server.""",
+    ).tag(config=True)
     longest_exemption_s = Float(
         30 * DAY_S,
         help="Maximum seconds for which an exemption keeps a server. Range: 0 (no exemptions) to a year.",

@@ -110,7 +110,16 @@ def stance_api(word: str) -> type[StanceApi]:
 class MetricsApi(GuardApi):
     """For Prometheus."""
 
-    operations = {"get": Operation("Metrics in Prometheus' text format.", None, "read")}
+    operations = {
+        "get": Operation(
+            "Metrics in Prometheus' text format. HubGuard.authenticate_prometheus = False opens them.", None, "read"
+        )
+    }
+
+    async def prepare(self) -> None:
+        """Open where the settings say so."""
+        if self.guard.settings.guard.authenticate_prometheus:
+            await super().prepare()
 
     @override
     def get(self) -> None:

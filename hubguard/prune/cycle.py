@@ -218,7 +218,7 @@ class PruneCycles:
             acknowledged=acknowledged,
         )
         if run is None:
-            # Nothing rests on it, and it holds what nobody should keep without need.
+            # Nothing needs it, and it holds what nobody should keep without need.
             await asyncio.to_thread(written.path.unlink, missing_ok=True)
             raise HubGuardError(
                 "Plan not started: somebody else started it or another plan just now. Check its status."

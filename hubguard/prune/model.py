@@ -165,7 +165,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """One user to delete, with the reading that it rests on: ``created``, ``last_activity`` (as the hub told it) and ``id``.
+    """One user to delete, with the reading it is based on: ``created``, ``last_activity`` (as the hub told it) and ``id``.
 
     If these have changed, the user isn't deleted. ``servers`` are the names of the servers that go with them, ``groups``
     and ``roles`` their memberships, ``tokens`` and ``shares`` numbers of rows; None: not told.

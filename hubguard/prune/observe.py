@@ -268,7 +268,7 @@ def _known(row: Account | None, name: str) -> Account:
     if row is None:
         raise OtherHubsDB(
             f"The hub knows the user {name}, and its database doesn't: it isn't this hub's, or a copy that lags behind."
-            " Nothing rests on it; check HubGuard.hub_db_url."
+            " HubGuard doesn't use it. Check HubGuard.hub_db_url."
         )
     return row
 

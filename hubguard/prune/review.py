@@ -343,7 +343,7 @@ class Review:
     # -- the second look ------------------------------------------------------------------------------------------
 
     def look_anew(self) -> None:
-        """A plan begins or goes on, or the hub was away: no second look rests on what was read before now."""
+        """A plan begins or goes on, or the hub was away: no second look is based on what was read before now."""
         self._reader.look_anew()
 
     async def second_look(

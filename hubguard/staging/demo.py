@@ -37,6 +37,8 @@ CONFIG = """
 c.JupyterHub.last_activity_interval = 10
 c.Spawner.poll_interval = 3600
 c.HubGuard.armed = True
+# The demo's own service, which may stop servers and isn't a culler.
+c.HubGuard.act_beside = ["tester"]
 c.HubGuard.hub_db_url = "hub"
 c.HubGuardCull.idle_timeout_s = {idle_timeout_s}
 c.HubGuardCull.rules = [{{"name": "long experiments", "users": "dora", "idle_timeout_s": 86400}}]

@@ -86,7 +86,7 @@ class AlertsPage(Page):
         )
 
     def evidence(self, alert: AlertShape) -> list[tuple[str, str]]:
-        """What the alert rests on, as (label, value)."""
+        """What the alert is based on, as (label, value)."""
         unit = SIGNALS[alert.signal].unit
         rows = [("Last reading", say(alert.value, unit)), ("Worst", say(alert.worst, unit))]
         if alert.limit is not None:

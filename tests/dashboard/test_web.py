@@ -96,6 +96,16 @@ async def test_health_answers_503_and_not_ok_when_nothing_works(site_of: Callabl
         assert (await site.ask("health/live")).status == 200
 
 
+async def test_metrics_are_open_where_the_settings_say_so_and_nothing_else_is(site_of: Callable[..., Site]) -> None:
+    site = site_of(guard_with(made_up(4)))
+    assert (await site.ask("metrics")).status == 401
+    site.guard.settings.guard.authenticate_prometheus = False
+    answer = await site.ask("metrics")
+    assert answer.status == 200
+    assert "student" not in answer.text
+    assert (await site.ask("api/v1/status")).status == 401
+
+
 async def test_a_guard_without_its_journal_is_live_and_not_ready(site_of: Callable[..., Site]) -> None:
     site = site_of(guard_with(made_up(4)))
     assert (await site.ask("health/ready")).status == 200
