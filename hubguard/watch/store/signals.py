@@ -77,9 +77,8 @@ class SignalStore:
         with self.journal.reading() as connection:
             for row in connection.execute(query):
                 at = row.at.timestamp()
-                for key, values in _values(row.samples).items():
-                    if keys is None or key in keys:
-                        by_key.setdefault(key, []).append(Sample(at, *values))
+                for key, values in _values(row.samples, keys).items():
+                    by_key.setdefault(key, []).append(Sample(at, *values))
         return {key: tuple(samples) for key, samples in by_key.items()}
 
     def forget_samples(self, now: datetime, keep_days: int) -> int:
@@ -102,13 +101,17 @@ def _text(samples: Mapping[str, Sample]) -> str:
     return json.dumps(plain, separators=(",", ":"), allow_nan=False)
 
 
-def _values(text: str) -> dict[str, tuple[float, float, float]]:
+def _values(text: str, keys: Collection[str] | None) -> dict[str, tuple[float, float, float]]:
+    """What ``_text`` wrote of these ``keys``, None: of all."""
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     values: dict[str, tuple[float, float, float]] = {}
-    for key, value in plain.items() if isinstance(plain, dict) else ():
+    if not isinstance(plain, dict):
+        return values
+    for key in plain if keys is None else [key for key in keys if key in plain]:
+        value = plain[key]
         three = value if isinstance(value, list) else [value] * 3
         if len(three) == 3 and all(isinstance(number, (int, float)) and math.isfinite(number) for number in three):
             values[str(key)] = (float(three[0]), float(three[1]), float(three[2]))
