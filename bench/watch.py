@@ -83,7 +83,7 @@ def rules_ms() -> float:
 
 
 def store(days: int) -> tuple[float, float]:
-    """(MB of the file after so many days, ms to read one signal's whole time for a chart)."""
+    """(MB of the file after ``days``, ms to read one signal's whole time for a chart)."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "journal.sqlite"
         journal = open_journal(f"sqlite:///{file}")

@@ -105,6 +105,7 @@ async def test_the_process_is_started_once_and_knows_what_was_set(hub: TestbedHu
         "classes": ["hubguard.staging.spawner.LittleSpawner", "jupyterhub.spawner.Spawner"],
         "settings": {},
         "start_s": 90,
+        "failures_limit": 0,
     }
     # The role is one that this hub knows all of, and holds it all.
     assert set(SCOPES) - {ACCESS} <= set(whoami.data["scopes"])

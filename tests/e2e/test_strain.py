@@ -109,7 +109,7 @@ async def test_slow_bodies_without_end_stop_neither_pages_nor_the_guards_own_req
             _, writer = await asyncio.open_connection("127.0.0.1", service.port)
             writers.append(writer)
             writer.write(sent)
-        assert await service.ask("health") == 200
+        assert await service.ask("health/live") == 200
         before = service.asked
         assert await service.ask("api/v1/status", "anns-token") == 200
         assert service.asked == before + 1
@@ -124,7 +124,7 @@ async def test_slow_bodies_without_end_stop_neither_pages_nor_the_guards_own_req
 async def test_a_signal_that_means_nothing_here_ends_nothing_and_one_that_ends_ends_cleanly(service: Service) -> None:
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
         service.process.send_signal(getattr(signal, name))
-    assert await service.ask("health") == 200
+    assert await service.ask("health/live") == 200
     assert service.process.poll() is None
     service.process.send_signal(signal.SIGQUIT)
     assert await asyncio.to_thread(service.process.wait, 20) == 0
