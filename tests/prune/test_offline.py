@@ -392,6 +392,23 @@ def test_whoever_joined_a_group_that_the_plan_protected_is_kept_whatever_is_set_
     assert applied.skipped == ((joined.user, "the user is in a protected group"),)
 
 
+def test_whoever_got_a_protected_role_through_a_group_since_the_plan_is_kept(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url, protection=Protection(roles=("tutor",)))
+    joined = plan.deletions[0]
+    execute(
+        url,
+        "INSERT INTO groups (id, name) VALUES (77, 'tutors')",
+        "INSERT INTO roles (id, name, description, scopes, managed_by_auth) VALUES (77, 'tutor', '', '[]', 0)",
+        "INSERT INTO group_role_map (group_id, role_id, managed_by_auth) VALUES (77, 77, 0)",
+        f"INSERT INTO user_group_map (user_id, group_id) VALUES ({joined.id}, 77)",
+    )
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.skipped == ((joined.user, "the user has a protected role"),)
+
+
 def test_a_second_time_the_same_plan_deletes_nobody(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     plan = plan_for(url)

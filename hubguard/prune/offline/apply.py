@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from hubguard.hub.accounts import NAMED
 from hubguard.hub.nouns import Account, AccountServer, UndoUser
-from hubguard.hub.tables import as_name, as_time
+from hubguard.hub.tables import as_name, as_time, groups_and_roles
 from hubguard.journal.model import Exemption
 from hubguard.prune import undo_file as prune_undo_file
 from hubguard.prune.decide import plan as prune_plan
@@ -182,7 +182,8 @@ def _accounts(
 ) -> dict[str, Account]:
     """These users as they are now, by name."""
     users, spawners, tokens = tables["users"], tables["spawners"], tables["api_tokens"]
-    memberships = {name: _memberships(connection, tables, name, wanted) for name in ("user_group_map", "user_role_map")}
+    # As the plan was made: who has got a protected role since, through a group, must be kept like who has it themselves.
+    groups, roles = groups_and_roles(connection, wanted)
     servers: dict[int, list[AccountServer]] = {}
     used: dict[int, object] = {}
     accounts = {}
@@ -207,28 +208,14 @@ def _accounts(
                 admin=bool(admin),
                 created=as_time(database.reader, created),
                 last_activity=as_time(database.reader, last_activity),
-                groups=tuple(sorted(memberships["user_group_map"].get(id_, ()))),
-                roles=tuple(sorted(memberships["user_role_map"].get(id_, ()))),
+                groups=groups[id_],
+                roles=roles[id_],
                 servers=tuple(sorted(servers.get(id_, ()), key=lambda server: server.name)),
                 servers_whole=True,
                 token_used_at=as_time(database.reader, used.get(id_)),
                 id=id_,
             )
     return accounts
-
-
-def _memberships(
-    connection: Connection, tables: Tables, name: str, wanted: Mapping[int, Deletion]
-) -> dict[int, list[str]]:
-    _, (column, target) = prune_rows.MAPS[name]
-    map_, names = tables[name], prune_rows.names_by_id(connection, tables[target])
-    memberships: dict[int, list[str]] = {}
-    for batch in prune_rows.batches(wanted):
-        statement = sa.select(map_.c.user_id, map_.c[column]).where(prune_rows.these(map_.c.user_id, batch))
-        for user_id, id_ in connection.execute(statement):
-            if id_ in names:
-                memberships.setdefault(user_id, []).append(names[id_])
-    return memberships
 
 
 def _undo_users(connection: Connection, tables: Tables, gone: Mapping[int, Rows], useless: Rows) -> Iterator[UndoUser]:
