@@ -34,6 +34,7 @@ from offline_hubs import delete, dump, fill
 
 from hubguard.errors import HubGuardError, OfflineRefused, UndoError
 from hubguard.hub.accounts import read_undo_users
+from hubguard.hub.nouns import UndoUser
 from hubguard.hub.read_only import ReadOnly
 from hubguard.prune import undo_file
 from hubguard.prune.decide.plan import OFFLINE_STORAGE, digest_of, from_dict, to_dict
@@ -171,6 +172,7 @@ def restore(url: str, applied: Applied, **options: Any) -> Restored:
         "now": lambda: NOW,
         "hub_api_url": None,
         "acknowledged": UNSEEN,
+        "sha256": applied.undo_sha256,
         **options,
     }
     return restore_offline(url, Path(), applied.undo_file, **settings)
@@ -312,7 +314,7 @@ def test_a_role_that_came_through_a_group_comes_back_through_it_alone(
     assert applied.undo_file is not None
     head, _ = undo_file.read(applied.undo_file)
     written = undo_file.write(tmp_path / "online", head, users)
-    assert restore(url, replace(applied, undo_file=written.path)).restored
+    assert restore(url, replace(applied, undo_file=written.path, undo_sha256=None)).restored
     assert ask(url, "SELECT * FROM user_role_map ORDER BY user_id, role_id") == before
 
 
@@ -330,7 +332,7 @@ def test_no_undo_file_gives_anybody_the_role_of_an_admin(new_hub: Callable[[], s
             rows["user_role_map"] = (*rows.get("user_role_map", ()), own)
         forged.append(replace(user, roles=(*user.roles, "admin") if user.name else (), rows=rows))
     written = undo_file.write(tmp_path / "forged", head, forged)
-    restored = restore(url, replace(applied, undo_file=written.path))
+    restored = restore(url, replace(applied, undo_file=written.path, undo_sha256=None))
     assert restored.restored
     assert any("no undo file makes one" in note for note in restored.notes)
     admins = "SELECT users.name FROM users JOIN user_role_map ON user_id = users.id JOIN roles ON role_id = roles.id"
@@ -978,7 +980,7 @@ def test_a_server_comes_back_as_stopped_whatever_the_undo_file_says_it_ran_as(
     written = undo_file.write(tmp_path / "forged", head, forged)
     execute(url, "INSERT INTO servers (id, port) VALUES (4000, 1)")
 
-    restored = restore(url, replace(applied, undo_file=written.path))
+    restored = restore(url, replace(applied, undo_file=written.path, undo_sha256=None))
 
     assert restored.rows["spawners"]
     assert ask(url, "SELECT count(*) FROM spawners WHERE server_id = 4000") == [(0,)]
@@ -995,9 +997,133 @@ def test_nobody_comes_back_as_an_admin(new_hub: Callable[[], str], tmp_path: Pat
         rows["users"] = tuple({**row, "admin": True} for row in rows.get("users", ()))
         forged.append(replace(user, rows=rows))
     written = undo_file.write(tmp_path / "forged", head, forged)
-    assert restore(url, replace(applied, undo_file=written.path)).restored
+    assert restore(url, replace(applied, undo_file=written.path, undo_sha256=None)).restored
     admins = {name for (name,) in ask(url, "SELECT name FROM users WHERE admin")}
     assert not admins & set(applied.deleted)
+
+
+def forged(applied: Applied, folder: Path, change: Callable[[UndoUser, dict[str, Any]], list[UndoUser]]) -> Applied:
+    """Its undo file, with what ``change`` makes of each user and their rows: every checksum in it is right."""
+    assert applied.undo_file is not None
+    head, users = undo_file.read(applied.undo_file)
+    changed = [one for user in users for one in change(user, dict(user.rows or {}))]
+    return replace(applied, undo_file=undo_file.write(folder / "forged", head, changed).path, undo_sha256=None)
+
+
+def users_row(user: UndoUser, rows: dict[str, Any], **columns: Any) -> list[UndoUser]:
+    return [replace(user, rows={**rows, "users": tuple({**row, **columns} for row in rows.get("users", ()))})]
+
+
+def with_rows(user: UndoUser, rows: dict[str, Any], *, of_nobody: bool = False, **more: Any) -> list[UndoUser]:
+    return [user if bool(user.name) == of_nobody else replace(user, rows={**rows, **more})]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda user, _: [user, user] if user.name else [user], id="a user twice"),
+        pytest.param(lambda user, rows: users_row(user, rows, name="stranger"), id="another's row"),
+        pytest.param(
+            lambda user, rows: with_rows(user, rows, users=({**rows.get("users", ({},))[0], "name": "x"},) * 2),
+            id="two rows",
+        ),
+        *(
+            pytest.param(lambda user, rows, id_=id_: users_row(user, rows, id=id_), id=f"the id {id_!r}")
+            for id_ in (None, "7", 1.5, True, 2**70)
+        ),
+        pytest.param(lambda user, rows: users_row(user, rows, created="yesterday"), id="no time"),
+        pytest.param(lambda user, rows: users_row(user, rows, state="\ud800"), id="no text"),
+        pytest.param(lambda user, rows: with_rows(user, rows, users=({"name": user.name},)), id="no cookie"),
+        pytest.param(lambda user, rows: with_rows(user, rows, user_role_map=({"user_id": 1},)), id="no role"),
+        pytest.param(lambda user, rows: with_rows(user, rows, spawners=({"id": 1},)), id="a spawner of nobody's"),
+        pytest.param(lambda user, rows: with_rows(user, rows, api_tokens=({"id": 1},)), id="a token without a hash"),
+        pytest.param(
+            lambda user, rows: with_rows(user, rows, of_nobody=True, named=({"table": "x", "id": 1, "name": "x"},)),
+            id="a name in no table",
+        ),
+        pytest.param(
+            lambda user, rows: with_rows(user, rows, of_nobody=True, named=({"table": "users", "name": "x"},)),
+            id="a name without an id",
+        ),
+    ],
+)
+def test_rows_that_hubguard_never_writes_keep_everybody_away_whatever_the_checksum_says(
+    new_hub: Callable[[], str], tmp_path: Path, change: Callable[[UndoUser, dict[str, Any]], list[UndoUser]]
+) -> None:
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    before = dump(url)
+    with pytest.raises(UndoError, match="as HubGuard never writes it"):
+        restore(url, forged(applied, tmp_path, change))
+    assert dump(url) == before
+
+
+def test_an_undo_file_that_nothing_vouches_for_gives_nobody_access_as_others(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    """Tokens of people and services who are there, and shares of their servers."""
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    ((victim_id, victim, spawner_id, spawner),) = ask(
+        url,
+        "SELECT users.id, users.name, spawners.id, spawners.name FROM users JOIN spawners ON user_id = users.id LIMIT 1",
+    )
+    ((service_id, service),) = ask(url, "SELECT id, name FROM services WHERE name = 'cull'")
+    assert applied.undo_file is not None
+    _, users = undo_file.read(applied.undo_file)
+    token = next(row for user in users for row in (user.rows or {}).get("api_tokens", ()))
+    evil = [
+        {**token, "id": 8001, "hashed": "evil-1", "client_id": "jupyterhub", "user_id": victim_id, "service_id": None},
+        {**token, "id": 8002, "hashed": "evil-2", "client_id": "jupyterhub", "user_id": None, "service_id": service_id},
+    ]
+    names = (
+        {"table": "users", "id": victim_id, "name": victim},
+        {"table": "services", "id": service_id, "name": service},
+        {"table": "spawners", "id": spawner_id, "name": spawner, "user_id": victim_id},
+    )
+    share = {"id": 8003, "created_at": str(LAST_USED), "group_id": None, "scopes": "[]", "expires_at": None}
+    share.update(owner_id=victim_id, spawner_id=spawner_id)
+
+    def change(user: UndoUser, rows: dict[str, Any]) -> list[UndoUser]:
+        if not user.name:
+            more = {"named": (*rows.get("named", ()), *names), "api_tokens": (*rows.get("api_tokens", ()), *evil)}
+            return with_rows(user, rows, of_nobody=True, **more)
+        shares = ({**share, "user_id": rows["users"][0]["id"]},) * (user.name == applied.deleted[0])
+        return with_rows(user, rows, api_tokens=(*rows.get("api_tokens", ()), *evil), shares=shares)
+
+    restored = restore(url, forged(applied, tmp_path, change))
+
+    assert restored.restored
+    assert ask(url, "SELECT count(*) FROM api_tokens WHERE hashed LIKE 'evil-%'") == [(0,)]
+    assert ask(url, "SELECT count(*) FROM shares WHERE id = 8003") == [(0,)]
+    assert any("nothing vouches for the undo file" in note for note in restored.notes)
+
+
+@pytest.mark.parametrize("map_", ["user_role_map", "group_role_map", "service_role_map"])
+def test_no_undo_file_gives_a_role_to_anybody_who_is_there(
+    new_hub: Callable[[], str], tmp_path: Path, map_: str
+) -> None:
+    """As a row that led nowhere, though both ends are there."""
+    url = new_hub()
+    applied = apply(url, plan_for(url), tmp_path / "undo")
+    kind = map_.partition("_")[0]
+    ((admin_id,),) = ask(url, "SELECT id FROM roles WHERE name = 'admin'")
+    (id_, name), *_ = ask(
+        url,
+        f"SELECT id, name FROM {kind}s WHERE id NOT IN (SELECT {kind}_id FROM {map_} WHERE role_id = {admin_id})",
+    )
+    before = dump(url)[map_]
+    names = ({"table": f"{kind}s", "id": id_, "name": name}, {"table": "roles", "id": admin_id, "name": "admin"})
+    row = {f"{kind}_id": id_, "role_id": admin_id, "managed_by_auth": False}
+
+    def change(user: UndoUser, rows: dict[str, Any]) -> list[UndoUser]:
+        if user.name:
+            return []
+        return [replace(user, rows={**rows, "named": (*rows.get("named", ()), *names), map_: (row,)})]
+
+    restore(url, forged(applied, tmp_path, change))
+
+    assert dump(url)[map_] == before
 
 
 def test_without_room_for_the_undo_file_nothing_is_deleted(new_hub: Callable[[], str], tmp_path: Path) -> None:

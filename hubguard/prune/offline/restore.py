@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from hubguard.errors import OfflineRefused
+from hubguard.errors import OfflineRefused, UndoError
 from hubguard.hub.accounts import NAMED
 from hubguard.hub.nouns import UndoUser
 from hubguard.prune import undo_file
@@ -25,9 +25,13 @@ from hubguard.prune.model import UndoHead
 from hubguard.prune.offline import rows as prune_rows
 from hubguard.prune.offline.alone import opened
 from hubguard.prune.offline.database import HUB_TABLES, Database, Tables
+from hubguard.prune.offline.undo_rows import unlike_ours
 
 _CREDENTIALS = ("api_tokens", "oauth_codes", "share_codes")
 """What lets somebody in who has its text: comes back only when asked for."""
+
+_GIVES_ACCESS = frozenset({*_CREDENTIALS, "shares"})
+"""What lets others act for its owner, or use their servers."""
 
 _UNIQUE: Mapping[str, str] = {"api_tokens": "hashed", "share_codes": "hashed", "oauth_clients": "identifier"}
 
@@ -72,8 +76,9 @@ def restore_offline(
     users log in again, and what is left out then isn't brought back by a second time. Servers come back as stopped: what they
     ran as is gone. ``hub_api_url`` is where the hub would answer, None: not known; ``also_at`` are further such addresses.
     ``acknowledged`` names what of the hub can't be seen (see in_use.cautions). ``sha256`` is the file's checksum where it was
-    noted. ``from_other_database``: the file may be of another database, such as a hub's that has moved. Nobody comes back as
-    an admin: no admin is ever deleted. A dry run takes it all back at the end.
+    noted; None: nothing vouches for the file, and no tokens, codes or shares come back that belong to anybody else than those
+    who come back. ``from_other_database``: the file may be of another database, such as a hub's that has moved. Nobody comes
+    back as an admin: no admin is ever deleted. A dry run takes it all back at the end.
 
     Raises UndoError for a file that isn't as it was written, and OfflineRefused, with nothing changed, where the hub uses
     the database, the file has no rows, or they are of another kind of database or another revision of the hub's tables.
@@ -81,6 +86,11 @@ def restore_offline(
     tell = progress or (lambda step: None)
     tell("Checking the undo file")
     head, users = undo_file.read(undo_path, sha256=sha256)
+    if why := unlike_ours(users):
+        raise UndoError(
+            f"The undo file {undo_path} {why}, as HubGuard never writes it. Nobody is brought back by it; use a copy of it"
+            " that is as it was written."
+        )
     database = Database(url, folder)
     _refuse_file(database, head, users)
     if database.place != head.database and not from_other_database:
@@ -99,7 +109,7 @@ def restore_offline(
     ):
         tell("Bringing back")
         _refuse_columns(database, tables, users)
-        plan = _plan(connection, tables, users, with_tokens=with_tokens)
+        plan = _plan(connection, tables, users, with_tokens=with_tokens, vouched=sha256 is not None)
         counts = _write(database, connection, tables, plan)
     tell("Nothing was changed" if dry_run else "Done")
     notes = list(seen)
@@ -205,10 +215,14 @@ class _Restoration:
     """The rows to put in, by table, what points to nothing in them first; and what stays out, with why."""
 
     there: _There
+    vouched: bool
+    """Whether it is known that the file is as it was written."""
     rows: dict[str, list[Row]] = field(default_factory=dict)
     pointing: list[tuple[int, str, Any]] = field(default_factory=list)
     """Spawners that stayed, by id, with the column of each that gets a value back if it has none now."""
     coming: list[UndoUser] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    """Of those who are coming."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     out: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -217,6 +231,9 @@ class _Restoration:
         row, unique = dict(old), _UNIQUE.get(name, "")
         if unique and row[unique] in self.there.unique[name]:
             self.out[name, "they are there"] += 1
+            return
+        if not self.vouched and name in _GIVES_ACCESS and not self._belongs_to_who_comes(name, old):
+            self.out[name, "they belong to somebody who didn't come back, and nothing vouches for the undo file"] += 1
             return
         for column, target in prune_rows.POINTERS.get(name, ()):
             if row[column] is not None:
@@ -233,6 +250,10 @@ class _Restoration:
         if name in self.there.ids:
             self.there.ids[name][_called(name, row)] = row["id"]
         self.rows.setdefault(name, []).append(row)
+
+    def _belongs_to_who_comes(self, name: str, row: Row) -> bool:
+        owner = row[prune_rows.OWNER[name]]
+        return owner is not None and row.get("service_id") is None and self.there.called("users", owner) in self.names
 
     def put_memberships(self, user: UndoUser, name: str, names: Iterable[str]) -> None:
         """Put the user into the groups, or give them the roles, of these names; roles that came through a group stay out."""
@@ -263,14 +284,16 @@ class _Restoration:
             self.pointing.append((now_id, column, old[column]))
 
 
-def _plan(connection: Connection, tables: Tables, users: Sequence[UndoUser], *, with_tokens: bool) -> _Restoration:
+def _plan(
+    connection: Connection, tables: Tables, users: Sequence[UndoUser], *, with_tokens: bool, vouched: bool
+) -> _Restoration:
     """What to put in, and what not; nothing is written yet. A row points to what is planned before it, or was there."""
-    plan = _Restoration(_There(connection, tables, users))
+    plan = _Restoration(_There(connection, tables, users), vouched)
     there, coming = plan.there, plan.coming
     cookies = sa.select(tables["users"].c.cookie_id, tables["users"].c.name)
     known: dict[str, str] = {row[0]: row[1] for row in connection.execute(cookies)}
     for user in users:
-        mine = [row for row in _of(user, "users") if row["name"] == user.name]
+        mine = _of(user, "users")
         if not user.name:
             continue
         if user.name in there.ids["users"]:
@@ -281,6 +304,7 @@ def _plan(connection: Connection, tables: Tables, users: Sequence[UndoUser], *, 
             plan.skipped.append((user.name, f"they are there, and called {known[mine[0]['cookie_id']]} now"))
         else:
             coming.append(user)
+            plan.names.add(user.name)
     for user in coming:
         plan.put("users", {**_of(user, "users")[0], "admin": False})
     for user in coming:
@@ -331,7 +355,9 @@ def _plan_useless(
         pairs = {tuple(pair) for pair in connection.execute(sa.select(*(tables[name].c[column] for column in columns)))}
         pairs.update(tuple(row[column] for column in columns) for row in plan.rows.get(name, ()))
         for row in useless[name]:
-            if not all(plan.there.is_as_it_was(target, row[column]) for column, target in ends):
+            if all(plan.there.now(target, row[column]) is not None for column, target in ends):
+                plan.out[name, "they lead somewhere, so they weren't of no use"] += 1
+            elif not all(plan.there.is_as_it_was(target, row[column]) for column, target in ends):
                 plan.out[name, "they led nowhere, and would be somebody's now"] += 1
             elif tuple(row[column] for column in columns) not in pairs:
                 plan.rows.setdefault(name, []).append(row)

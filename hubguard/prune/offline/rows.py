@@ -59,10 +59,11 @@ _POINTING = (
 )
 """Columns that point to what is deleted."""
 
-_OWNER: Mapping[str, str] = {
+OWNER: Mapping[str, str] = {
     **dict.fromkeys(("spawners", "api_tokens", "oauth_codes"), "user_id"),
     **dict.fromkeys(("shares", "share_codes"), "owner_id"),
 }
+"""By table, the column that says whose a row is."""
 
 _DELETED = ("share_codes", "shares", "api_tokens", "oauth_codes", "user_role_map", "user_group_map", "spawners")
 # Last, since others point to them.
@@ -336,7 +337,7 @@ def _sources(tables: Tables) -> dict[str, list[tuple[sa.Select[Any], sa.ColumnEl
         table = tables[name]
         joined = table.join(mine, table.c[column] == mine.c[spawner_column])
         statement = sa.select(table).select_from(joined)
-        if (owner := _OWNER.get(name)) is not None:
+        if (owner := OWNER.get(name)) is not None:
             # Nearly all are their owner's, and found as theirs.
             statement = statement.where(table.c[owner].is_distinct_from(mine.c.user_id))
         return statement, mine.c.user_id.label("hubguard_owner")
