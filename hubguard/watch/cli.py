@@ -230,7 +230,7 @@ def _say_silences(silences: Sequence[Silence], context: Context, *, as_one: bool
         return
     lines = [
         f"{silence.id}  {silence.rule or 'all alerts'}{(silence.subject and f' of {silence.subject}') or ''} until"
-        f" {stamp(silence.until)} UTC, by {silence.actor}{silence.why and f': {silence.why}'}"
+        f" {stamp(silence.until)}, by {silence.actor}{silence.why and f': {silence.why}'}"
         for silence in silences
     ]
     context.say("\n".join(lines) or "Nothing is silenced.")

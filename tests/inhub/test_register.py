@@ -20,7 +20,7 @@ from traitlets.config.loader import LazyConfigValue, PyFileConfigLoader
 
 from hubguard import understudy
 from hubguard.inhub import CUSTOM_SCOPES, SCOPES, handover, named_users, register, runs_a_culler
-from hubguard.inhub.late import LONGEST, LateRegistration, Members, _out_of_reach, _sections
+from hubguard.inhub.late import LONGEST, LateRegistration, Members, _environ, _out_of_reach, _sections
 from hubguard.inhub.named_users import add_names_of_the_hub, packed, unpacked
 
 pytestmark = pytest.mark.hub
@@ -912,3 +912,20 @@ def test_what_the_hubs_database_needs_beside_its_url_is_passed_on(monkeypatch):
     told_badly = json.loads(LateRegistration()(hub))
     assert told_badly["hub"]["db_arguments"] == {}
     assert told_badly["errors"][0][0] == "JupyterHub.db_kwargs"
+
+
+def test_the_variables_that_receivers_name_are_passed_on_and_no_others(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLACK_URL", "PD_KEY", "OTHER", "HUBGUARD_X"):
+        monkeypatch.setenv(name, f"of {name}")
+    receivers: Any = {"ops": {"kind": "slack", "url_env": "SLACK_URL"}, "b": {"routing_key_env": "PD_KEY", "x_env": 5}}
+    for given in (receivers, {**receivers, "wrong": "OTHER"}):
+        app = SimpleNamespace(config=Config(HubGuardWatch={"receivers": given}))
+        passed = _environ(app, [])
+        assert (
+            passed.items()
+            >= {"SLACK_URL": "of SLACK_URL", "PD_KEY": "of PD_KEY", "HUBGUARD_X": "of HUBGUARD_X"}.items()
+        )
+        assert "OTHER" not in passed
+    for wrong in ("SLACK_URL", None, ["SLACK_URL"]):
+        assert "SLACK_URL" not in _environ(SimpleNamespace(config=Config(HubGuardWatch={"receivers": wrong})), [])
+    assert "SLACK_URL" not in _environ(SimpleNamespace(config=Config()), [])

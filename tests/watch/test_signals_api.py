@@ -109,3 +109,36 @@ async def test_a_silence_that_makes_no_sense_is_refused(site: Site, rule: str, u
     with pytest.raises(HubGuardError, match=says.replace("?", r"\?")):
         await site.guard.watch.silence(rule, None, until, "ann", "")  # type: ignore[arg-type]
     assert await site.guard.watch.silences() == ()
+
+
+async def test_silences_over_the_api_are_made_listed_and_ended(site: Site):
+    made = await site.post("api/v1/silences", "owner", {"rule": "DiskLow", "for_s": 7200, "why": "being enlarged"})
+    assert made.status == 200
+    (listed,) = (await site.ask("api/v1/silences", "reader")).json
+    assert (listed["rule"], listed["subject"], listed["actor"]) == ("DiskLow", None, "ann")
+    assert (await site.ask("api/v1/silences/1", "reader", method="DELETE")).status == 403
+    assert (await site.ask("api/v1/silences/1", "actor", method="DELETE")).status in {200, 204}
+    assert (await site.ask("api/v1/silences", "reader")).json == []
+    for number in ("1", "2"):
+        gone = await site.ask(f"api/v1/silences/{number}", "actor", method="DELETE")
+        assert (gone.status, "is in force" in gone.json["message"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"rule": "DiskLo", "for_s": 60}, "Nothing silenced: no alert 'DiskLo'. Did you mean DiskLow?"),
+        ({"rule": "DiskLow"}, "until: give either this or for_s"),
+        ({"rule": "DiskLow", "for_s": 60, "until": "2027-01-01"}, "until: give either this or for_s"),
+        (
+            {"rule": "DiskLow", "until": "2020-01-01"},
+            "Nothing silenced: the time must be in the future, and within a year.",
+        ),
+        ({"rule": "DiskLow", "for_s": 1e9}, "for_s: must be a number above 0"),
+    ],
+)
+async def test_a_silence_over_the_api_that_makes_no_sense_is_refused(site: Site, body: object, says: str):
+    answer = await site.post("api/v1/silences", "actor", body)
+    assert answer.status == 400
+    assert answer.json["message"].startswith(says)
+    assert await site.guard.watch.silences() == ()

@@ -13,7 +13,7 @@ from hubguard.watch.model import AlertRow, Change, Severity, Silence
 AT_ONCE_MOST = 5
 """Maximum notices that a receiver of people gets one by one. If more are due, they come as one digest."""
 
-TOGETHER_MOST = 100
+TOGETHER_MOST = 50
 """Maximum notices in one request. With texts cut to their limits that stays far below the 512 KB that receivers take."""
 
 FIRST_BACK_OFF_S = 10.0

@@ -34,8 +34,8 @@ class Poster:
     def __init__(self, url: str, taken: Taken, secrets: tuple[str, ...] = (), token: str = "") -> None:
         self._url = url
         self._taken = taken
-        # The longest first, so that no rest of it stays; a URL's path is often the secret itself.
-        self._secrets = sorted({url, *secrets, token} - {""}, key=len, reverse=True)
+        # The longest first, so that no rest of it stays.
+        self._secrets = sorted({url, *secrets, token} - {"", "/"}, key=len, reverse=True)
         self._http = HTTPClient(timeout_s=REQUEST_S, largest=LARGEST_ANSWER, token=token, scheme="Bearer")
 
     async def post(self, body: object) -> Result:

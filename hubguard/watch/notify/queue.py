@@ -16,7 +16,16 @@ from hubguard.model import Finding, FindingKind
 from hubguard.pacing.clock import Clock
 from hubguard.watch.decide.alert import Rule
 from hubguard.watch.decide.message import Message, message_of
-from hubguard.watch.decide.notice import TRY_FOR_S, Notice, Result, back_off_s, batches, heard_of, next_try_at
+from hubguard.watch.decide.notice import (
+    TOGETHER_MOST,
+    TRY_FOR_S,
+    Notice,
+    Result,
+    back_off_s,
+    batches,
+    heard_of,
+    next_try_at,
+)
 from hubguard.watch.model import AlertRow, Change, Silence
 from hubguard.watch.notify.choose import Named
 from hubguard.watch.store.notices import AsyncNotices
@@ -181,13 +190,13 @@ class Notices:
         self._reminded_s[named.name] = self._clock.monotonic_s()
         now = self._clock.now()
         alerts = list(heard_of(await self._store.firing(named.name), silences, now))
-        if not alerts:
-            return
-        result = await self._send(named, [self._message(alert, Change.RAISED) for alert in alerts])
-        if result.delivered:
+        for start in range(0, len(alerts), TOGETHER_MOST):
+            some = alerts[start : start + TOGETHER_MOST]
+            result = await self._send(named, [self._message(alert, Change.RAISED) for alert in some])
+            if not result.delivered:
+                self._fails(named, result, self._clock.now())
+                return
             self._works(named)
-        else:
-            self._fails(named, result, self._clock.now())
 
     def _is_to_be_reminded(self, named: Named) -> bool:
         every_s, last_s = named.receiver.repeat_s, self._reminded_s.get(named.name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
+from hubguard.hub.http import Answer
 from hubguard.watch.decide.message import Message, lines_of, subject_of
 from hubguard.watch.decide.notice import Result, Together
 from hubguard.watch.notify.http import Poster
@@ -24,7 +26,8 @@ class Slack:
     repeat_s = None
 
     def __init__(self, url: str) -> None:
-        self._poster = Poster(url, lambda answer: answer.status == 200 and bytes(answer.body).strip() == b"ok")
+        # Who knows the path can post.
+        self._poster = Poster(url, _taken, (urlsplit(url).path,))
 
     async def send(self, messages: Sequence[Message]) -> Result:
         """What came of it."""
@@ -33,6 +36,10 @@ class Slack:
     async def close(self) -> None:
         """Close its connections."""
         await self._poster.close()
+
+
+def _taken(answer: Answer) -> bool:
+    return answer.status == 200 and bytes(answer.body).strip() == b"ok"
 
 
 def body_of(messages: Sequence[Message]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
 from hubguard.watch.decide.message import Message
 from hubguard.watch.decide.notice import Result, Together
@@ -24,7 +25,7 @@ class Webhook:
 
     def __init__(self, url: str, receiver: str, token: str = "") -> None:
         self._receiver = receiver
-        self._poster = Poster(url, lambda answer: True, token=token)
+        self._poster = Poster(url, lambda answer: True, (urlsplit(url).path,), token)
 
     async def send(self, messages: Sequence[Message]) -> Result:
         """What came of it."""
