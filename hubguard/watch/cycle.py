@@ -65,7 +65,7 @@ class WatchStatus:
 class Watch:
     """Reads signals, raises and resolves alerts. ``rules`` are those in force, by name; ``history`` is what was read of late.
 
-    ``failed_starts`` are those that the hub's process reported. ``on_change`` is called with each transition once it is kept.
+    ``failed_starts`` are those that the hub's process reported.
     """
 
     name = "watching"
@@ -80,7 +80,6 @@ class Watch:
         keep_days: int,
         failed_starts: FailedStarts | None = None,
         receivers: Callable[[Severity, str, str], Sequence[str]] = lambda severity, rule, subject: (),
-        on_change: Callable[[Transition], None] = lambda transition: None,
     ) -> None:
         self.rules: Mapping[str, Rule] = {rule.name: rule for rule in rules}
         self.history = History()
@@ -93,7 +92,6 @@ class Watch:
         self._clock = clock
         self._keep_days = keep_days
         self._receivers = receivers
-        self._on_change = on_change
         self._alerts: Alerts = {}
         self._readings: dict[SignalSource, SourceReading] = {}
         self._read_at: datetime | None = None
@@ -246,7 +244,6 @@ class Watch:
             transition = self._unkept[0]
             await self._keep_transition(transition)  # a journal that isn't available leaves it for the next turn
             del self._unkept[0]
-            self._on_change(transition)
         await self.incidents.follow_calm(self._alerts.values(), self._clock.now(), self._mandate.fence)
         if changes:
             await self._remember()

@@ -15,11 +15,13 @@ from doubles.hub import MemoryHub
 from doubles.hub_db import MemoryHubDB
 from virtual_time import VirtualClock
 
-from hubguard.errors import HubDBError, HubFailed, HubRefused, HubUnreachable
+from hubguard.errors import BudgetExhausted, HubDBError, HubFailed, HubRefused, HubUnreachable
+from hubguard.hub.nouns import TokenOwner
 from hubguard.pacing.clock import SystemClock
 from hubguard.watch.cycle import READ_S
 from hubguard.watch.decide.failed_starts import FailedStarts
 from hubguard.watch.model import SignalSource
+from hubguard.watch.observe import hub as observed_hub
 from hubguard.watch.observe import machine
 from hubguard.watch.observe.database import SILENT_S, DatabaseReader
 from hubguard.watch.observe.guard import GuardReader
@@ -38,6 +40,34 @@ async def test_a_hub_that_answers_is_up_and_one_that_fails_or_is_silent_is_down(
     assert await reader.read() == {"hub_up": 0.0}
     hub.fault = lambda request: HubFailed("The hub failed.", status=500)
     assert await reader.read() == {"hub_up": 0.0}
+
+
+async def test_a_hub_that_hangs_is_down_before_the_reading_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = MemoryHub()
+
+    async def hangs() -> TokenOwner:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(hub, "whoami", hangs)
+    monkeypatch.setattr(observed_hub, "SILENT_S", 0.01)
+    assert await HubReader(hub, VirtualClock()).read() == {"hub_up": 0.0}
+    assert READ_S > 5.0
+
+
+async def test_a_hub_that_is_down_stays_so_while_the_breaker_keeps_requests_away() -> None:
+    hub = MemoryHub()
+    reader = HubReader(hub, VirtualClock())
+    refused: list[Exception] = [HubUnreachable("No answer."), BudgetExhausted("The breaker is open.")]
+    hub.fault = lambda request: refused[0]  # type: ignore[assignment, return-value]
+    assert await reader.read() == {"hub_up": 0.0}
+    refused.pop(0)
+    assert await reader.read() == {"hub_up": 0.0}
+    hub.fault = None
+    assert (await reader.read())["hub_up"] == 1.0
+    hub.fault = lambda request: refused[0]  # type: ignore[assignment, return-value]
+    with pytest.raises(SourceUnavailable, match="Nothing was sent"):
+        await reader.read()
 
 
 async def test_a_hub_that_refuses_our_token_is_not_called_down() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from guarded import ask, mode
@@ -35,6 +38,7 @@ async def watched(shared_hub: MakeHub) -> TestbedHub:
         "c.HubGuard.hub_db_url = 'hub'",
         "c.HubGuardCull.idle_timeout_s = 0",
         "c.HubGuard.read_proxy = True",
+        "c.HubGuard.authenticate_prometheus = False",
         external_proxy=True,
         population=PEOPLE,
     )
@@ -109,3 +113,30 @@ async def test_the_hubs_own_process_tells_who_is_hit_by_a_failed_start_and_why(w
         return any(one["user"] == "bad" and one["message"] == "no image of that name" for one in found["failures"])
 
     await watched.wait_for(told, "the report", 20)
+
+
+async def firing(hub: TestbedHub) -> str:
+    """The alerts as anybody may read them, without the hub's word on who asks."""
+    async with aiohttp.ClientSession() as session, session.get(f"{hub.url}services/hubguard/metrics") as answer:
+        return "\n".join(line for line in (await answer.text()).splitlines() if line.startswith("hubguard_alert{"))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.long
+async def test_a_hub_that_hangs_raises_an_alert_and_its_return_ends_it(watched: TestbedHub):
+    """SIGSTOP: its port takes connections, and nothing is ever answered."""
+    assert watched.pid is not None
+    os.kill(watched.pid, signal.SIGSTOP)
+    try:
+
+        async def raised() -> bool:
+            return 'alertname="HubDown"' in await firing(watched)
+
+        await watched.wait_for(raised, "the alert", 200)
+    finally:
+        os.kill(watched.pid, signal.SIGCONT)
+
+    async def over() -> bool:
+        return 'alertname="HubDown"' not in await firing(watched)
+
+    await watched.wait_for(over, "its end", 200)

@@ -215,7 +215,7 @@ class Rule:
 
     ``why`` says in one sentence why it is watched, ``first`` the first thing to do, with the command or page. It is raised
     when its condition has held for ``for_s`` seconds and in ``looks`` readings, and resolved when it has ended for
-    ``clear_for_s``. ``checked``: a synthetic check runs when it is raised.
+    ``clear_for_s``.
     """
 
     name: str
@@ -227,7 +227,6 @@ class Rule:
     for_s: float
     clear_for_s: float
     looks: int = 3
-    checked: bool = False
 
 
 LOST_S = 86400.0

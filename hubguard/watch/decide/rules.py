@@ -18,7 +18,6 @@ RULES: tuple[Rule, ...] = (
         "Look at the hub's log, for example with `kubectl logs deploy/hub` or `journalctl -u jupyterhub`.",
         for_s=90.0,
         clear_for_s=60.0,
-        checked=True,
     ),
     Rule(
         "HubSlow",
@@ -29,7 +28,6 @@ RULES: tuple[Rule, ...] = (
         "Open Limits to see whether HubGuard's own requests slow down, then look at the hub's CPU and its database.",
         for_s=300.0,
         clear_for_s=300.0,
-        checked=True,
     ),
     Rule(
         "HubErrors",
@@ -100,11 +98,10 @@ RULES: tuple[Rule, ...] = (
         ),
         "{value} of the starts in the last half hour failed.",
         "Failed starts are what users notice first.",
-        "Open Alerts for the causes and the users who are hit, or run `hubguard alerts starts`.",
+        "Run `hubguard alerts starts` for the causes and the users who are hit.",
         for_s=60.0,
         clear_for_s=600.0,
         looks=2,
-        checked=True,
     ),
     Rule(
         "HubNearExit",
@@ -123,7 +120,6 @@ RULES: tuple[Rule, ...] = (
         for_s=0.0,
         clear_for_s=300.0,
         looks=1,
-        checked=True,
     ),
     Rule(
         "UsersGone",
@@ -155,7 +151,6 @@ RULES: tuple[Rule, ...] = (
         "Open Drift for the state of the proxy. If it is gone, start it again: HubGuard has the hub fill its table.",
         for_s=60.0,
         clear_for_s=60.0,
-        checked=True,
     ),
     Rule(
         "RoutesMissing",
@@ -166,7 +161,6 @@ RULES: tuple[Rule, ...] = (
         "Open Drift and repair route-missing, or run `hubguard drift --repair route-missing`.",
         for_s=120.0,
         clear_for_s=60.0,
-        checked=True,
     ),
     Rule(
         "ProxyRestarts",
@@ -274,7 +268,6 @@ RULES: tuple[Rule, ...] = (
         "Open Drift: it names the servers that don't answer and the routes that lead nowhere.",
         for_s=60.0,
         clear_for_s=300.0,
-        checked=True,
     ),
     Rule(
         "PortsUsed",
