@@ -244,7 +244,8 @@ class Watch:
             transition = self._unkept[0]
             await self._keep_transition(transition)  # a journal that isn't available leaves it for the next turn
             del self._unkept[0]
-        await self.incidents.follow_calm(self._alerts.values(), self._clock.now(), self._mandate.fence)
+        urgent = any(self.rules[alert.rule].severity is Severity.NOW for alert in self._alerts.values() if alert.raised)
+        await self.incidents.follow_calm(self._clock.now(), self._mandate.fence, urgent=urgent)
         if changes:
             await self._remember()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from hubguard.journal.asynchronous import AsyncJournal
@@ -15,7 +14,7 @@ from hubguard.watch.store.incidents import AsyncIncidents, IncidentStore
 from hubguard.watch.store.signals import SignalStore, step_for
 
 CALM_S = 600.0
-"""Seconds without any of its alerts after which an incident that HubGuard opened is over."""
+"""Seconds without an alert to act on now after which an incident that HubGuard opened is over."""
 
 BEFORE = timedelta(minutes=15)
 """Time before an incident that belongs to its story: what led to it."""
@@ -52,15 +51,18 @@ class Incidents:
             )
         return None if self.current is None else self.current.id
 
-    async def follow_calm(self, alerts: Iterable[Alert], now: datetime, fence: int) -> None:
-        """Close the one that HubGuard opened, once no alert has been raised for a while. One opened by hand stays open."""
-        if self.current is None or self.current.opened_by != HUBGUARD or any(alert.raised for alert in alerts):
+    async def follow_calm(self, now: datetime, fence: int, *, urgent: bool) -> None:
+        """Close the one that HubGuard opened, once nothing has been ``urgent`` for a while. One opened by hand stays open.
+
+        ``urgent``: an alert to act on now is raised. Others may last for days, and keep no incident open.
+        """
+        if self.current is None or self.current.opened_by != HUBGUARD or urgent:
             self._calm_since = None
             return
         self._calm_since = self._calm_since or now
         if now - self._calm_since >= timedelta(seconds=CALM_S):
             await self.close(
-                self.current.id, HUBGUARD, now, "recovered: no alert was raised for 10 minutes", fence=fence
+                self.current.id, HUBGUARD, now, "recovered: no alert to act on now for 10 minutes", fence=fence
             )
 
     async def open_by_hand(self, title: str, by: str, now: datetime) -> Incident:

@@ -79,6 +79,17 @@ async def test_a_hub_that_is_down_raises_an_alert_and_opens_an_incident_and_both
     assert closed.startswith("incident 1 closed: recovered")
 
 
+async def test_an_alert_that_can_wait_keeps_no_incident_open() -> None:
+    world = World()
+    world.hub.values = {**DOWN, "disk_free_share:/srv": 0.08}
+    await world.pass_s(400)
+    assert set(world.firing()) == {"HubDown", "DiskLow"}
+    world.hub.values = {**UP, "disk_free_share:/srv": 0.08}
+    await world.pass_s(120 + CALM_S)
+    assert world.firing() == ["DiskLow"]
+    assert world.watch.incidents.current is None
+
+
 async def test_a_guard_that_takes_over_neither_raises_an_alert_again_nor_forgets_it() -> None:
     world = World()
     world.hub.values = DOWN
