@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 from traitlets import Any, Dict, Float, Int, List, Unicode, validate
 
-from hubguard.errors import ConfigError
 from hubguard.settings import Section
 from hubguard.watch.decide.adjust import problems_of
 from hubguard.watch.decide.receivers import hide_secrets, read_receivers
@@ -54,15 +53,22 @@ class HubGuardWatch(Section):
         return hide_secrets(proposal["value"])
 
     def notes(self) -> list[str]:
-        """What is wrong with each receiver that can't be used."""
-        return [problem.note for problem in read_receivers(self.receivers)[1]]
+        """What is wrong here: receivers, alerts and a URL that can't be used. Everything else goes on, culling above all."""
+        notes = [problem.note for problem in read_receivers(self.receivers)[1]]
+        for name, why in problems_of(self.alerts):
+            notes.append(f"HubGuardWatch.alerts[{name!r}]: {why}. This line changes nothing.")
+        url = self.proxy_metrics_url
+        if url and not _is_url(url):
+            notes.append(
+                f"HubGuardWatch.proxy_metrics_url: {url!r} is no URL such as http://127.0.0.1:8002/metrics. The proxy's"
+                " metrics aren't read."
+            )
+        return notes
 
-    def problems(self) -> list[ConfigError]:
-        """Every alert that isn't there, every change that it can't take, and a URL that is none."""
-        url, problems = self.proxy_metrics_url, list[ConfigError]()
-        if url and (urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname):
-            text = f"{url!r} is no URL such as http://127.0.0.1:8002/metrics"
-            problems.append(ConfigError("HubGuardWatch.proxy_metrics_url", text))
-        return problems + [
-            ConfigError(f"HubGuardWatch.alerts[{where!r}]", why) for where, why in problems_of(self.alerts)
-        ]
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
