@@ -25,7 +25,7 @@ from hubguard.watch.cycle import Watch
 from hubguard.watch.decide.history import level_for
 from hubguard.watch.decide.sentence import say
 from hubguard.watch.decide.signals import SIGNALS
-from hubguard.watch.model import AlertRow, Incident, Sample, Silence, signal_key, split_key
+from hubguard.watch.model import AlertRow, Incident, Sample, Silence, Story, signal_key, split_key
 from hubguard.watch.shapes import AlertShape, describe, describe_source
 from hubguard.web.chart import Chart, Span
 from hubguard.web.openapi import Param, Refused
@@ -263,6 +263,13 @@ class OpenIncident(Page):
         self.redirect(self.here(f"incidents/{incident.id}"), status=303)
 
 
+ALWAYS_CHARTED = ("hub_latency_seconds", "servers_running", "proxy_errors_per_minute")
+"""The signals on every incident's page, as far as they were measured."""
+
+CHARTS_MOST = 8
+"""Maximum charts on an incident's page."""
+
+
 class IncidentPage(Page):
     """One incident: what happened, what it meant, who did what."""
 
@@ -273,7 +280,28 @@ class IncidentPage(Page):
     async def get(self, id_: str) -> None:
         status = self.site.status()
         story = await self.watch.incidents.story(int(id_), status.at)
-        await self.show(f"incidents/{id_}", {**self.common(status), "story": story, "incident": story.incident})
+        assert story.incident is not None
+        live = {**self.common(status), "story": story, "incident": story.incident}
+        live["charts"] = await self._charts(story, story.incident, status.at)
+        await self.show(f"incidents/{id_}", live, poll=story.incident.closed_at is None, live_every=CHARTS_EVERY)
+
+    async def _charts(self, story: Story, incident: Incident, now: datetime) -> list[Chart]:
+        """What its alerts are about, and the signals that tell most of any incident, over its time and what led to it."""
+        keys: list[str] = []
+        for alert in story.alerts:
+            rule = rule_named(alert.rule, self.watch.rules)
+            if rule is not None and alert.incident == incident.id:
+                keys.append(signal_key(rule.condition.signal, alert.subject))
+        keys = list(dict.fromkeys([*keys, *ALWAYS_CHARTED]))[:CHARTS_MOST]
+        step_s, samples = await self.watch.samples(story.since, story.until, set(keys))
+        begun, ended = incident.opened_at.timestamp(), (incident.closed_at or now).timestamp()
+        charts = []
+        for key in keys:
+            name, subject = split_key(key)
+            some, spans = samples.get(key, ()), (Span(begun, ended, "incident"),)
+            if some:
+                charts.append(draw_signal(SIGNALS[name], subject, some, story.since, story.until, step_s, spans=spans))
+        return charts
 
 
 class ChangeIncident(Page):
