@@ -21,12 +21,12 @@ from hubguard.hub.tables import (
     HAS_NAME,
     USERS_AT_ONCE,
     Names,
-    as_name,
     as_object,
-    as_time,
+    as_times,
     clients,
     codes,
     groups_and_roles,
+    has_name,
     has_shares,
     known_revision,
     servers,
@@ -141,12 +141,12 @@ _POINTS_TO: Mapping[str, tuple[tuple[str, str], ...]] = {
 class _Hanging:
     """What hangs on users, by their ids, as it is read."""
 
-    def __init__(self, db: ReadOnly) -> None:
-        self._db = db
+    def __init__(self) -> None:
         self._servers: dict[int, list[AccountServer]] = defaultdict(list)
         self._tokens: dict[int, int] = defaultdict(int)
         # As the driver gives it: texts sort as the times do, and only the last one has to be made one.
         self._used: dict[int, Any] = {}
+        self._unreadable: set[int] = set()
         self._shares: dict[int, int] = defaultdict(int)
 
     def take(self, kind: str, rows: Iterable[Any], ids: Collection[int] | None = None) -> None:
@@ -156,13 +156,19 @@ class _Hanging:
         """
         if kind == "spawners":
             for _, user_id, name, server_id, last_activity, keeps_state in rows:
-                at = as_time(self._db, last_activity)
-                server = AccountServer(name or "", server_id is not None, None, at, bool(keeps_state))
+                (at,), known = as_times(last_activity)
+                if not known:
+                    self._unreadable.add(user_id)
+                name = name if isinstance(name, str) else ""  # noqa: PLW2901
+                server = AccountServer(name, server_id is not None, None, at, bool(keeps_state))
                 self._servers[user_id].append(server)
         elif kind == "tokens":
             for _, user_id, used in rows:
                 self._tokens[user_id] += 1
-                if used is not None and (user_id not in self._used or self._used[user_id] < used):
+                before = self._used.get(user_id, used)
+                if type(before) is not type(used) or not _may_be_a_time(used):
+                    self._unreadable.add(user_id)
+                elif used is not None and before <= used:
                     self._used[user_id] = used
         else:
             for _, owner_id, user_id in rows:
@@ -172,27 +178,34 @@ class _Hanging:
 
     def account(self, row: Any, groups: tuple[str, ...], roles: tuple[str, ...]) -> Account:
         """The user of that row."""
-        id_, name, admin, created, last_activity = row
+        id_, name, admin, *stored = row
+        (created, last_activity, used), known = as_times(*stored, self._used.get(id_))
         return Account(
-            name=as_name(self._db, name),
+            name=name,
             admin=bool(admin),
-            created=as_time(self._db, created),
-            last_activity=as_time(self._db, last_activity),
+            created=created,
+            last_activity=last_activity,
             groups=groups,
             roles=roles,
             servers=tuple(sorted(self._servers.get(id_, ()), key=lambda server: server.name)),
             servers_whole=True,
             tokens=self._tokens.get(id_, 0),
-            token_used_at=as_time(self._db, self._used.get(id_)),
+            token_used_at=used,
             shares=self._shares.get(id_, 0),
             id=id_,
+            times_known=known and id_ not in self._unreadable,
         )
+
+
+def _may_be_a_time(used: object) -> bool:
+    """Whether a token's last use sorts as a time does. A text that isn't one would hide behind the others."""
+    return not isinstance(used, str) or (len(used) >= len("2026-01-01 00:00:00") and used[:4].isdigit())
 
 
 def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | None) -> Accounts:
     """What :meth:`HubDB.accounts` returns."""
     began_s = time.monotonic()
-    hanging = _Hanging(db)
+    hanging = _Hanging()
     with db.transaction() as connection:
         revision = known_revision(db, connection)
         users_total = connection.execute(_USERS_TOTAL).scalar_one()
@@ -200,7 +213,7 @@ def read_accounts(db: ReadOnly, since: datetime | None, names: Sequence[str] | N
     rows_read: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = []
     batches = _everybody(db, since) if names is None else _these(db, names, kinds, hanging)
     for rows, (groups, roles) in batches:
-        rows_read.extend((row, groups[row[0]], roles[row[0]]) for row in rows)
+        rows_read.extend((row, groups[row[0]], roles[row[0]]) for row in rows if has_name(row[1]))
     if names is None and rows_read:
         for kind in kinds:
             for piece in _pieces(db, kind):
@@ -221,7 +234,7 @@ def read_users_made(db: ReadOnly, names: Sequence[str]) -> dict[str, datetime | 
     with db.transaction() as connection:
         known_revision(db, connection)
         rows = connection.execute(_THESE_USERS, {"names": list(names)}).all()
-    made = {as_name(db, name): as_time(db, created) for _, name, _, created, _ in rows}
+    made = {name: as_times(created)[0][0] for _, name, _, created, _ in rows}
     # MySQL takes letters of either case for the same.
     return {name: made[name] for name in names if name in made}
 
@@ -245,7 +258,7 @@ def read_undo_users(db: ReadOnly, names: Sequence[str]) -> tuple[UndoUser, ...]:
             rest = {table: _rows(connection, statement, asked) for table, statement in statements.items()}
             names_of = groups_and_roles(connection, ids)
             named = named_rows(connection, _pointed_to(rest, set(ids), set(asked["spawner_ids"])))
-        users.extend(_undo_users(db, user_rows, spawner_rows, rest, names_of))
+        users.extend(_undo_users(user_rows, spawner_rows, rest, names_of))
         if named:
             users.append(UndoUser(name="", rows={NAMED: tuple(map(_kept, named))}))
     wanted = {*names, ""}  # MySQL takes letters of either case for the same
@@ -285,7 +298,6 @@ def _pointed_to(
 
 
 def _undo_users(
-    db: ReadOnly,
     user_rows: Sequence[Mapping[Any, Any]],
     spawner_rows: Sequence[Mapping[Any, Any]],
     rest: Mapping[str, Sequence[Mapping[Any, Any]]],
@@ -314,7 +326,7 @@ def _undo_users(
     for row in user_rows:
         id_ = row["id"]
         yield UndoUser(
-            name=as_name(db, row["name"]),
+            name=row["name"],
             groups=groups[id_],
             roles=roles[id_],
             servers=tuple(sorted(kept[id_], key=lambda server: server.name)),

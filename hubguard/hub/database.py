@@ -27,13 +27,13 @@ from hubguard.hub.tables import (
     REVISIONS,
     USERS_AT_ONCE,
     Names,
-    as_name,
     as_object,
-    as_time,
+    as_times,
     codes,
     group_roles,
     groups,
     groups_and_roles,
+    has_name,
     has_shares,
     known_revision,
     roles,
@@ -136,8 +136,8 @@ class HubState:
     ``servers`` holds every server that has an address there, sorted by (user, name), with groups, roles and options. What
     is pending is in the hub's memory only, and a server has its address from the first moment of its start to the last of
     its stop: so each is given as ready and without a pending, and some may be starting or stopping. Ask the hub itself
-    before acting on a server. MySQL keeps whole seconds: there, ``started`` is up to a second away from what the hub's API
-    tells.
+    before acting on a server. A server with a time that can't be read is given with neither. MySQL keeps whole seconds:
+    there, ``started`` is up to a second away from what the hub's API tells.
 
     ``users_total`` is how many users the hub has, ``revision`` the Alembic revision of its tables, ``took_s`` how many
     seconds the reading took.
@@ -167,7 +167,8 @@ class HubDB(Protocol):
     async def inactive_users(self, since: datetime) -> tuple[User, ...]:
         """Every user who was never active, or not from ``since`` on, by name, with what runs for them (see HubState).
 
-        It is read bit by bit, so one who becomes active meanwhile may be among them. Raises HubDBError.
+        It is read bit by bit, so one who becomes active meanwhile may be among them. Who has a time that can't be read is
+        left out. Raises HubDBError.
         """
 
     async def accounts(self, since: datetime | None, names: Sequence[str] | None = None) -> Accounts:
@@ -290,9 +291,9 @@ class SQLHubDB(HubDB):
         targets, states = {}, {}
         for _, user, _, name, _, _, _, proto, ip, port, state in rows:
             if target := _target(proto, ip, port):
-                targets[user, name or ""] = target
+                targets[user, _server_name(name)] = target
             if kept := as_object(state):
-                states[user, name or ""] = kept
+                states[user, _server_name(name)] = kept
         return HubState(servers, users_total, revision, time.monotonic() - began_s, targets, states)
 
     def _orm_counts(self) -> ORMCounts:
@@ -323,14 +324,17 @@ class SQLHubDB(HubDB):
                 asked = {"after": after, "since": since.replace(tzinfo=None)}
                 rows = connection.execute(_INACTIVE, asked).all()
                 groups, roles = groups_and_roles(connection, {row[0] for row in rows})
-            for id_, name, admin, created, last_activity in rows:
+            for id_, name, admin, *stored in rows:
+                (created, last_activity), known = as_times(*stored)
+                if not known or not has_name(name):
+                    continue
                 user = User(
-                    name=as_name(self._db, name),
+                    name=name,
                     admin=bool(admin),
                     groups=groups[id_],
                     roles=roles[id_],
-                    created=as_time(self._db, created),
-                    last_activity=as_time(self._db, last_activity),
+                    created=created,
+                    last_activity=last_activity,
                     servers=tuple(servers[name]),
                 )
                 # Again, as times: SQLite has compared them as texts.
@@ -342,22 +346,30 @@ class SQLHubDB(HubDB):
 
     def _servers(self, rows: Sequence[Any], memberships: tuple[Names, Names]) -> tuple[Server, ...]:
         groups, roles = memberships
-        servers = (
-            Server(
-                user=as_name(self._db, user),
-                name=name or "",
+        servers = []
+        for id_, user, admin, name, started, last_activity, options, *_ in rows:
+            if not has_name(user):
+                continue
+            times, known = as_times(started, last_activity)
+            server = Server(
+                user=user,
+                name=_server_name(name),
                 ready=True,
                 pending=None,
-                started=as_time(self._db, started),
-                last_activity=as_time(self._db, last_activity),
+                # One time alone would be taken for the last use, which the other may be.
+                started=times[0] if known else None,
+                last_activity=times[1] if known else None,
                 admin=bool(admin),
                 groups=groups[id_],
                 roles=roles[id_],
                 options=as_object(options),
             )
-            for id_, user, admin, name, started, last_activity, options, *_ in rows
-        )
+            servers.append(server)
         return tuple(sorted(servers, key=lambda server: server.key))
+
+
+def _server_name(name: object) -> str:
+    return name if isinstance(name, str) else ""
 
 
 def _target(proto: object, ip: object, port: object) -> str | None:

@@ -64,6 +64,8 @@ class Account:
     token_used_at: datetime | None = None
     shares: int | None = None
     id: int | None = None
+    times_known: bool = True
+    """Whether no time of theirs, their servers' and tokens' was unreadable. If one was, a None may hide a use."""
 
 
 @dataclass(frozen=True, slots=True)

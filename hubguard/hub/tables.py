@@ -90,7 +90,8 @@ def groups_and_roles(connection: Connection, ids: Iterable[int]) -> tuple[Names,
         names: dict[int, set[str]] = {id_: set() for id_ in ordered}
         for first in range(0, len(ordered), USERS_AT_ONCE):
             for id_, name in connection.execute(statement, {"ids": ordered[first : first + USERS_AT_ONCE]}):
-                names[id_].add(name)
+                if isinstance(name, str):  # the hub's tables allow groups without a name
+                    names[id_].add(name)
         both.append({id_: tuple(sorted(of_user)) for id_, of_user in names.items()})
     return both[0], both[1]
 
@@ -113,28 +114,34 @@ def has_shares(connection: Connection) -> bool:
     return sa.inspect(connection).has_table(shares.name)
 
 
-def as_name(db: ReadOnly, name: Any) -> str:
-    """A user's name. Raises HubDBError for none."""
-    if not isinstance(name, str) or not name:
-        raise db.trouble("holds a user without a name", "Nothing is concluded from it.")
-    return name
+def has_name(name: object) -> bool:
+    """Whether that is a user's name: SQLite keeps bytes in a column of texts, too."""
+    return isinstance(name, str) and name != ""
 
 
-def as_time(db: ReadOnly, value: Any) -> datetime | None:
-    """A time as the driver returns it, UTC-aware: the hub writes UTC, without saying so. Raises HubDBError for no time."""
-    if value is None:
-        return None
-    try:
-        at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise db.trouble(f"holds {str(value)[:40]!r} instead of a time", "Nothing is concluded from it.") from None
-    return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
+def as_times(*values: Any) -> tuple[list[datetime | None], bool]:
+    """Times of one row as the driver returns them, UTC-aware (the hub writes UTC), and whether all of them can be read.
+
+    One that can't be read is None like one that isn't there; nothing may be concluded from that None.
+    """
+    times: list[datetime | None] = []
+    known = True
+    for value in values:
+        at = None
+        try:
+            if value is not None:
+                at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+                at = at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
+        except (TypeError, ValueError, OverflowError):
+            at, known = None, False
+        times.append(at)
+    return times, known
 
 
 def as_object(text: str | None) -> Mapping[str, object] | None:
     """What the hub keeps as JSON; it writes nothing for an empty object, and None stands for what can't be read."""
     try:
         value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

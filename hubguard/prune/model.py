@@ -30,7 +30,7 @@ class PruneReason(str, Enum):
     SERVER_ACTIVE = "server-active"  # a server of theirs runs or is pending
     TOKEN_USED = "token-used"  # noqa: S105
     CALLER = "caller"
-    NO_TIMES = "no-times"  # neither activity nor creation is known
+    NO_TIMES = "no-times"  # neither activity nor creation is known, or a time can't be read
     CANT_TELL = "cant-tell"  # what a criterion or a protection asks for isn't told (groups, roles, creation)
 
 

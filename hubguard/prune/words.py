@@ -85,7 +85,7 @@ _KEPT: Mapping[PruneReason, str] = {
     PruneReason.SERVER_ACTIVE: "one of their servers is running or pending",
     PruneReason.TOKEN_USED: "one of their tokens was used recently",
     PruneReason.CALLER: "they make this plan",
-    PruneReason.NO_TIMES: "neither their activity nor their creation is known",
+    PruneReason.NO_TIMES: "it is unknown when they were active",
     PruneReason.CANT_TELL: "their groups, roles or creation are unknown, and the criteria or protections need them",
 }
 
@@ -228,7 +228,8 @@ class UserShape:
     """A user, and whether they are stale. ``reasons`` has the one for which they are, or all that keep them.
 
     ``reason`` is the first of these, ``sentence`` says it in words. ``idle_since`` is what the limit counts from, ``due_at``
-    when it is or was reached. ``servers_whole``: servers that don't run are listed, too. What is unknown is null.
+    when it is or was reached. ``servers_whole``: servers that don't run are listed, too. What is unknown is null;
+    if ``times_known`` is false, a time in the hub's database can't be read, and a null may hide a use.
     """
 
     user: str
@@ -247,6 +248,7 @@ class UserShape:
     roles: tuple[str, ...] | None
     servers: tuple[AccountServer, ...]
     servers_whole: bool
+    times_known: bool
     tokens: int | None
     token_used_at: datetime | None
     shares: int | None

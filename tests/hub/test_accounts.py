@@ -28,7 +28,8 @@ from hubguard.hub.database import HubDB, SQLHubDB
 from hubguard.hub.nouns import Account, AccountServer, UndoServer, UndoUser
 from hubguard.pacing.budget import Budget
 from hubguard.prune import undo_file
-from hubguard.prune.model import UndoHead
+from hubguard.prune.decide.stale import judge
+from hubguard.prune.model import Protection, PruneReason, StaleCriteria, UndoHead, Use
 from hubguard.prune.offline import restore_offline
 from hubguard.prune.restore import Restorer
 from hubguard.staging.hub import TestbedHub
@@ -397,14 +398,27 @@ async def test_tables_of_a_revision_that_nobody_has_looked_at_are_not_read(url: 
                 await reading
 
 
-@pytest.mark.parametrize("column", ["users.last_activity", "users.created", "api_tokens.last_activity"])
-async def test_a_time_that_is_none_makes_the_reading_fail(tmp_path: Path, column: str):
+@pytest.mark.parametrize(
+    "column", ["users.last_activity", "users.created", "spawners.last_activity", "api_tokens.last_activity"]
+)
+@pytest.mark.parametrize("nonsense", ["'yesterday'", "17", "''"])
+async def test_of_who_has_a_time_that_is_none_the_times_arent_known_and_others_are_told(
+    tmp_path: Path, column: str, nonsense: str
+):
     url = made(f"sqlite:///{tmp_path / 'x.sqlite'}")
     table, name = column.split(".")
+    own = "name = 'gone'" if table == "users" else "user_id = (SELECT id FROM users WHERE name = 'gone')"
     with changing(url) as connection:
-        connection.exec_driver_sql(f"UPDATE {table} SET {name} = 'yesterday'")
-    with opened(url) as db, pytest.raises(HubDBError, match="instead of a time"):
-        await db.accounts(None)
+        first = f"SELECT min(rowid) FROM {table} WHERE {own}"
+        connection.exec_driver_sql(f"UPDATE {table} SET {name} = {nonsense} WHERE rowid = ({first})")
+    with opened(url) as db:
+        accounts = (await db.accounts(None)).accounts
+        (gone,) = (await db.accounts(None, ["gone"])).accounts
+    assert len(accounts) == len(POPULATION.users)
+    assert [account.name for account in accounts if not account.times_known] == ["gone"]
+    assert not gone.times_known
+    verdicts = judge([gone], StaleCriteria(1.0, 1.0), Protection(), (), {"gone": Use(active_at=USED)}, NOW)
+    assert [verdict.reasons for verdict in verdicts] == [(PruneReason.NO_TIMES,)]
 
 
 async def test_no_transaction_grows_with_the_hub(tmp_path: Path, monkeypatch):

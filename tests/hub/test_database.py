@@ -433,15 +433,55 @@ async def test_a_time_may_come_without_a_fraction(tmp_path: Path):
         assert "exactly" in {user.name for user in await db.inactive_users(at + timedelta(microseconds=1))}
 
 
-@pytest.mark.parametrize("nonsense", ["yesterday", 17, ""])
-async def test_a_time_that_is_none_makes_the_reading_fail_rather_than_count_as_unknown(
-    tmp_path: Path, nonsense: object
+NONSENSE = ["yesterday", 17, "", b"\xff", "0001-01-01T00:00:00+14:00"]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("column", ["started", "last_activity"])
+async def test_a_server_with_a_time_that_is_none_has_neither_and_costs_no_others(
+    tmp_path: Path, column: str, nonsense: object
+):
+    """The other time alone would be taken for its last use."""
+    url = sqlite_url(tmp_path)
+    with opened(url) as db:
+        before = (await db.read()).servers
+        with changing(url) as connection:
+            connection.execute(sa.text(f"UPDATE spawners SET {column} = :t WHERE name = 'gpu'"), {"t": nonsense})
+        after = (await db.read()).servers
+    odd = [replace(s, started=None, last_activity=None) if s.name == "gpu" else s for s in before]
+    assert list(after) == odd
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("column", ["created", "last_activity"])
+async def test_a_user_with_a_time_that_is_none_isnt_inactive_and_costs_no_others(
+    tmp_path: Path, column: str, nonsense: object
 ):
     url = sqlite_url(tmp_path)
+    with opened(url) as db:
+        before = await db.inactive_users(NOW)
+        with changing(url) as connection:
+            connection.execute(sa.text(f"UPDATE users SET {column} = :t WHERE name = 'gone'"), {"t": nonsense})
+        after = await db.inactive_users(NOW)
+    assert list(after) == [user for user in before if user.name != "gone"]
+
+
+async def test_names_that_are_no_texts_cost_no_others(tmp_path: Path):
+    url = sqlite_url(tmp_path)
     with changing(url) as connection:
-        connection.execute(sa.text("UPDATE spawners SET started = :t WHERE name = 'gpu'"), {"t": nonsense})
-    with opened(url) as db, pytest.raises(HubDBError, match="instead of a time"):
-        await db.read()
+        connection.execute(sa.text("UPDATE users SET name = :n WHERE name = 'sleeper'"), {"n": b"\xff"})
+        connection.execute(sa.text("INSERT INTO groups (id, name) VALUES (9001, NULL), (9002, :n)"), {"n": b"\xff"})
+        connection.exec_driver_sql(
+            "INSERT INTO user_group_map (user_id, group_id)"
+            " SELECT users.id, groups.id FROM users, groups WHERE users.name = 'boss' AND groups.id > 9000"
+        )
+    with opened(url) as db:
+        servers, inactive = (await db.read()).servers, await db.inactive_users(NOW)
+        accounts = (await db.accounts(None)).accounts
+    assert "boss" in {server.user for server in servers}
+    assert "gone" in {user.name for user in inactive}
+    assert {"boss", "gone"} <= {account.name for account in accounts}
+    assert all(isinstance(account.name, str) for account in accounts)
 
 
 @pytest.mark.parametrize(("stored", "told"), [(None, {}), ("{", None), ("[1]", None), ('{"a": [1]}', {"a": [1]})])

@@ -411,6 +411,19 @@ def test_whoever_got_a_protected_role_through_a_group_since_the_plan_is_kept(
     assert applied.skipped == ((joined.user, "the user has a protected role"),)
 
 
+def test_whose_time_became_unreadable_since_the_plan_is_kept_and_the_others_go(
+    new_hub: Callable[[], str], tmp_path: Path
+) -> None:
+    url = new_hub()
+    plan = plan_for(url)
+    odd = plan.deletions[0]
+    execute(url, f"UPDATE users SET last_activity = 'yesterday' WHERE id = {odd.id}")
+    assert odd.user not in {deletion.user for deletion in plan_for(url).deletions}
+    applied = apply(url, plan, tmp_path / "undo")
+    assert applied.skipped == ((odd.user, "it is unknown when the user was active"),)
+    assert set(applied.deleted) == {deletion.user for deletion in plan.deletions[1:]}
+
+
 def test_a_second_time_the_same_plan_deletes_nobody(new_hub: Callable[[], str], tmp_path: Path) -> None:
     url = new_hub()
     plan = plan_for(url)

@@ -101,9 +101,7 @@ def test_what_cant_be_told_is_said_so() -> None:
     assert said(replace(ANN, groups=None), groups=("staff",)) == (
         "Kept: their groups, roles or creation are unknown, and the criteria or protections need them."
     )
-    assert said(replace(ANN, created=None, last_activity=None)) == (
-        "Kept: neither their activity nor their creation is known."
-    )
+    assert said(replace(ANN, created=None, last_activity=None)) == ("Kept: it is unknown when they were active.")
 
 
 @pytest.mark.parametrize("reason", list(PruneReason))

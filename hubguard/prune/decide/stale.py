@@ -130,6 +130,8 @@ def second_look(
         return _MADE_ANEW
     if deletion.created is not None and account.created is not None and abs(account.created - deletion.created) > SAME:
         return _MADE_ANEW
+    if not account.times_known:
+        return _SPARED[PruneReason.NO_TIMES]
     was, is_now = deletion.last_activity, account.last_activity
     if was is not None and is_now is None:
         return _MADE_ANEW
@@ -190,7 +192,7 @@ _SPARED: Mapping[PruneReason, str] = {
     PruneReason.TOKEN_USED: "one of the user's tokens was used recently",
     PruneReason.CALLER: "the user is the one who asks",
     PruneReason.CANT_TELL: "the user's groups, roles or creation are unknown, and the criteria or protections need them",
-    PruneReason.NO_TIMES: "neither the user's activity nor their creation is known",
+    PruneReason.NO_TIMES: "it is unknown when the user was active",
     PruneReason.ACTIVE: "the user was active in the meantime",
     PruneReason.NOT_ASKED_FOR: "the user is no longer among those that were asked for",
 }
@@ -293,9 +295,11 @@ def _idle_since(account: Account, use: Use) -> tuple[datetime | None, PruneReaso
     """What the limit counts from, and which: the last real use, or the creation of who was never active.
 
     Use that the journal has no record of isn't denied: a stop of our own counts as use then, since a server was started
-    before it.
+    before it. Of who has a time that can't be read, nothing counts.
     """
     active_at = account.last_activity
+    if not account.times_known:
+        return None, PruneReason.INACTIVE
     if active_at is not None and use.active_at is not None:
         stamped = any(begins - STAMPED <= active_at <= ends + STAMPED for begins, ends in use.stops)
         active_at = use.active_at if stamped else max(active_at, use.active_at)

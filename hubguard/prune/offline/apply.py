@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from hubguard.hub.accounts import NAMED
 from hubguard.hub.nouns import Account, AccountServer, UndoUser
-from hubguard.hub.tables import as_name, as_time, groups_and_roles
+from hubguard.hub.tables import as_times, groups_and_roles
 from hubguard.journal.model import Exemption
 from hubguard.prune import undo_file as prune_undo_file
 from hubguard.prune.decide import plan as prune_plan
@@ -159,7 +159,7 @@ def _look_again(
     """Who still is to be deleted, by id; who isn't, each with why; and who isn't there any more."""
     ids = {name: id_ for id_, name in prune_rows.names_by_id(connection, tables["users"]).items()}
     wanted = {ids[deletion.user]: deletion for deletion in plan.deletions if deletion.user in ids}
-    accounts = _accounts(database, connection, tables, wanted)
+    accounts = _accounts(connection, tables, wanted)
     protection = prune_plan.protected(plan, protection)
     going: dict[int, str] = {}
     skipped: list[tuple[str, str]] = []
@@ -177,9 +177,7 @@ def _look_again(
     return going, tuple(skipped), tuple(absent)
 
 
-def _accounts(
-    database: Database, connection: Connection, tables: Tables, wanted: Mapping[int, Deletion]
-) -> dict[str, Account]:
+def _accounts(connection: Connection, tables: Tables, wanted: Mapping[int, Deletion]) -> dict[str, Account]:
     """These users as they are now, by name."""
     users, spawners, tokens = tables["users"], tables["spawners"], tables["api_tokens"]
     # As the plan was made: who has got a protected role since, through a group, must be kept like who has it themselves.
@@ -200,20 +198,22 @@ def _accounts(
         )
         used.update({row[0]: row[1] for row in connection.execute(last_used)})
         columns_of_user = (users.c.id, users.c.name, users.c.admin, users.c.created, users.c.last_activity)
-        for id_, name, admin, created, last_activity in connection.execute(
+        for id_, name, admin, *stored in connection.execute(
             sa.select(*columns_of_user).where(prune_rows.these(users.c.id, batch))
         ).all():
+            (created, last_activity, used_at), known = as_times(*stored, used.get(id_))
             accounts[name] = Account(
-                name=as_name(database.reader, name),
+                name=name,
                 admin=bool(admin),
-                created=as_time(database.reader, created),
-                last_activity=as_time(database.reader, last_activity),
+                created=created,
+                last_activity=last_activity,
                 groups=groups[id_],
                 roles=roles[id_],
                 servers=tuple(sorted(servers.get(id_, ()), key=lambda server: server.name)),
                 servers_whole=True,
-                token_used_at=as_time(database.reader, used.get(id_)),
+                token_used_at=used_at,
                 id=id_,
+                times_known=known,
             )
     return accounts
 
