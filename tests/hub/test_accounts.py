@@ -576,6 +576,7 @@ async def test_what_a_hub_deletes_comes_back_offline_row_by_row_from_a_file_of_t
         now=later,
         hub_api_url=hub.api_url,
         acknowledged=["processes-not-seen"],
+        sha256=written.sha256,
         from_other_database=True,
     )
     assert sorted(restored.restored) == sorted(names)
