@@ -165,10 +165,12 @@ class _Hanging:
         elif kind == "tokens":
             for _, user_id, used in rows:
                 self._tokens[user_id] += 1
+                if used is None:
+                    continue
                 before = self._used.get(user_id, used)
                 if type(before) is not type(used) or not _may_be_a_time(used):
                     self._unreadable.add(user_id)
-                elif used is not None and before <= used:
+                elif before <= used:
                     self._used[user_id] = used
         else:
             for _, owner_id, user_id in rows:

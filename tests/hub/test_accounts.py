@@ -398,6 +398,22 @@ async def test_tables_of_a_revision_that_nobody_has_looked_at_are_not_read(url: 
                 await reading
 
 
+async def test_a_token_that_was_never_used_hides_no_use_and_none_is_unknown_for_it(tmp_path: Path):
+    url = made(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    with changing(url) as connection:
+        own = "(SELECT id FROM users WHERE name = 'gone')"
+        connection.exec_driver_sql(f"UPDATE api_tokens SET last_activity = NULL WHERE user_id = {own}")
+        for id_, at in ((9101, "'2026-01-02 03:04:05.000000'"), (9102, "NULL")):
+            connection.exec_driver_sql(
+                "INSERT INTO api_tokens (id, user_id, hashed, prefix, client_id, last_activity)"
+                f" VALUES ({id_}, {own}, 'h{id_}', 'p', 'jupyterhub', {at})"
+            )
+    with opened(url) as db:
+        (gone,) = (await db.accounts(None, ["gone"])).accounts
+    assert gone.times_known
+    assert gone.token_used_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
 @pytest.mark.parametrize(
     "column", ["users.last_activity", "users.created", "spawners.last_activity", "api_tokens.last_activity"]
 )
