@@ -48,11 +48,6 @@ class Condition(Protocol):
         """The name of the signal that is judged."""
         ...
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The names of all signals without which nothing can be said."""
-        ...
-
     def judge(self, history: History, subject: str, now: float) -> Judgement | None:
         """The judgement at ``now`` (unix time); None if the signals aren't fresh or don't reach back far enough."""
         ...
@@ -73,11 +68,6 @@ class Level:
     below: bool = False
     beside: str = ""
     least: float = 0.0
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signal, and the one beside it."""
-        return (self.signal, self.beside) if self.beside else (self.signal,)
 
     def judge(self, history: History, subject: str, now: float) -> Judgement | None:
         """Judge the mean over the time."""
@@ -111,11 +101,6 @@ class Forecast:
     from_share: float = 0.0
     from_value: float | None = None
     sure_share: float | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signal, and that of its limit."""
-        return (self.signal, self.limit_signal) if self.limit_signal and self.limit is None else (self.signal,)
 
     def judge(self, history: History, subject: str, now: float) -> Judgement | None:
         """Judge the time left. A trend counts only if half of the time that it is drawn over is there."""
@@ -159,11 +144,6 @@ class Fall:
     within_s: float
     least: float
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signal alone."""
-        return (self.signal,)
-
     def judge(self, history: History, subject: str, now: float) -> Judgement | None:
         """Judge the newest against the highest."""
         key = signal_key(self.signal, subject)
@@ -187,11 +167,6 @@ class Jump:
     share: float
     within_s: float
     least: float
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signal alone."""
-        return (self.signal,)
 
     def judge(self, history: History, subject: str, now: float) -> Judgement | None:
         """Judge the newest against the lowest."""
